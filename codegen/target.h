@@ -1,0 +1,36 @@
+// What a target is: it turns PLANNED graphs into a plan and code.  The list: targets.def.
+#ifndef CODEGEN_TARGET_H
+#define CODEGEN_TARGET_H
+#include "ir/ir.h"
+#include "runtime/abi.h"
+
+typedef struct {
+    const char *cpu;         // cpu target: "native", "avx512", "avx2", "sse2" (baseline x86-64); NULL = native
+    const char *cache_dir;   // compiled code by content; NULL: $XDG_CACHE_HOME/moec or ~/.cache/moec; "": no cache
+    int         threads;     // for compiling; 0: number of cores
+    const char *info_json;   // copied into the plan
+} CompileOpts;
+
+// A compiled set of programs.  Owns the plan block and the code.
+typedef struct Compiled Compiled;
+typedef struct { int kernels, compiled, cached, reference; double seconds; } CompileStats;
+
+typedef struct {
+    const char *name, *doc;
+    bool (*available)(const char **why_not);
+    // Programs of one plan share parameters, states and the persistent arena.  NULL after diag_error.
+    Compiled *(*compile)(Graph *const *programs, int n, const CompileOpts *opts, Diag *d);
+    // Ahead of time: objects and the plan as files in dir, for the system's cc.  false after diag_error.
+    bool (*emit_objects)(Graph *const *programs, int n, const CompileOpts *opts, const char *dir, Diag *d);
+    // Text of what was emitted: what = "llvm", "asm", "plan".  false: this target has no such form.
+    bool (*dump)(Graph *const *programs, int n, const CompileOpts *opts, const char *what, Str *out, Diag *d);
+} Target;
+extern const Target *const targets[];          // NULL-terminated; from targets.def
+const Target *target_find(const char *name);
+
+const RtPlan *compiled_plan(const Compiled *c);
+RtKernelFn   *compiled_kernel(const Compiled *c, int kernel);    // address of plan kernel i
+CompileStats  compiled_stats(const Compiled *c);
+void          compiled_free(Compiled *c);
+
+#endif

@@ -1,0 +1,75 @@
+// What a pass is.  The list: passes.def; the order and its reasons: pipeline.c; who runs and watches them: runner.c.
+#ifndef PASSES_PASS_H
+#define PASSES_PASS_H
+#include "ir/build.h"
+#include "ir/ir.h"
+
+typedef struct {
+    double fma_flops;          // one core, f32
+    double dram_bytes;         // per second, all cores
+    int64_t l1_bytes, l2_bytes, l3_bytes;
+    int cores, lanes;          // lanes: f32 per vector register
+} Machine;
+
+// What the user's blocks say that passes need (from frontend; strings interned).
+typedef struct {
+    const char *dtype;                       // "f32" "bf16" "f16"
+    const char *recompute;                   // "none" "cheap" "layer" (train.recompute)
+    const char *optimizer;                   // "adamw" "adam" "sgd"
+    double beta1, beta2, eps, decay, momentum;
+    bool   decay_all;
+    double clip;                             // 0: none
+    double lr_expert;
+    bool   average_token;                    // train.average = "token"
+    int64_t waves;                           // passes of a step (gradient accumulation)
+} TrainOpts;
+
+typedef struct {
+    Arena *scratch;            // emptied after every pass
+    Diag  *diag;
+    FILE  *trace;              // the pass's own chatter; NULL unless MOE_DEBUG asks for it
+    const Machine *machine;
+    const TrainOpts *train;    // NULL: no training graph
+    // optimizer: the second program it makes.  Input graph is @pass; it leaves *update.
+    Graph **update;
+} PassCtx;
+
+// Rewrites g in place.  True if it changed anything.  After an error was reported to cx->diag the runner stops.
+typedef bool PassFn(Graph *g, PassCtx *cx);
+
+typedef struct {
+    const char *name, *doc;
+    PassFn *run;
+    int needs, leaves;         // Stage, or ANY_STAGE / SAME_STAGE
+    const char *fn_name;
+} PassInfo;
+enum { ANY_STAGE = -1, SAME_STAGE = -1 };
+extern const PassInfo pass_info[];
+extern const int n_passes;
+const PassInfo *pass_find(const char *name);
+
+// Pipelines are data: NULL-terminated lists of names.
+extern const char *const pipeline_train[];      // @pass: ends PLANNED
+extern const char *const pipeline_update[];     // @update
+extern const char *const pipeline_forward[];    // eval, run
+// NULL, or why `names` breaks an order constraint (text in a).
+const char *pipeline_check(Arena *a, const char *const *names);
+
+typedef struct {
+    const char *after;          // stop after this pass; NULL: run all
+    const char *const *disable; // NULL-terminated, or NULL
+    bool verify_each;           // graph_check after every pass (always on in debug builds)
+    bool time;                  // print time and node counts per pass to `log`
+    FILE *log;
+    // called after each pass (index in pipeline) and once before the first with name "input"; for dumps
+    void (*seen)(void *self, const char *pass, const Graph *g, double seconds);
+    void *self;
+} RunOpts;
+
+// Runs the pipeline on *g (which MOE_DEBUG=roundtrip may replace by its re-parsed equal).  false after diag_error.
+// MOE_DEBUG=semantics: evaluates before and after on random inputs and compares (bitwise from `contract` on).
+bool passes_run(Graph **g, const char *const *pipeline, PassCtx *cx, const RunOpts *opts);
+
+#define TRACE(cx, ...) do { if ((cx)->trace) fprintf((cx)->trace, __VA_ARGS__); } while (0)
+
+#endif

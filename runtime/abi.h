@@ -1,0 +1,138 @@
+// THE WAIST: what compiler and runtime agree on.  Element types, tensor views, kernel signature, plan format.
+// Whoever changes this file changes both sides, and says so in the commit (and counts RT_PLAN_VERSION up).
+#ifndef RUNTIME_ABI_H
+#define RUNTIME_ABI_H
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+// ---- element types --------------------------------------------------------------------------------------
+
+typedef enum {
+    F32, BF16, F16,        // floating point that graphs may hold
+    I32, U32, I8, U8,
+    BOOL,                  // one byte, 0 or 1
+    F64, I64,              // only in files and in the double-precision reference evaluator, never in a plan
+    DTYPE_COUNT
+} DType;
+
+static inline int dtype_bytes(DType t) {
+    static const uint8_t bytes[DTYPE_COUNT] = {4, 2, 2, 4, 4, 1, 1, 1, 8, 8};
+    return bytes[t];
+}
+static inline const char *dtype_name(DType t) {
+    static const char *const name[DTYPE_COUNT] = {"f32", "bf16", "f16", "i32", "u32", "i8", "u8", "bool", "f64", "i64"};
+    return name[t];
+}
+static inline bool dtype_is_float(DType t) { return t <= F16 || t == F64; }
+
+enum { MAX_DIM = 8 };
+
+// A dense row-major tensor in memory; dim[] are actual sizes.  Owns nothing.
+typedef struct {
+    DType   dtype;
+    int     ndim;
+    int64_t dim[MAX_DIM];
+    void   *data;
+} Tensor;
+
+// ---- kernels --------------------------------------------------------------------------------------------
+
+// One call = one task of one phase of one step.  Tasks of a phase are independent and may run on any thread in
+// any order; phases are separated by barriers.  What a task computes depends on sizes only, never on the thread.
+typedef struct {
+    void *const   *arg;       // base addresses of the step's operands, then results (order: the step's args)
+    const int64_t *sym;       // current value of each row symbol of the plan, by index (RtSym)
+    int32_t        task, n_tasks, phase, thread;
+    void          *scratch;   // RT_SCRATCH_BYTES private to the thread, 64-byte aligned, contents undefined
+    const void    *data;      // the kernel's constant block (RtKernel.data), or NULL
+} RtCall;
+typedef void RtKernelFn(const RtCall *c);
+
+enum { RT_SCRATCH_BYTES = 4 << 20, RT_MAX_PHASES = 4 };
+
+// ---- plan -----------------------------------------------------------------------------------------------
+// One position-independent block: RtPlan, then tables; every reference is a byte offset from the block's start
+// (RtSpan) or an index into a table.  Built in memory by the JIT, linked as a constant array into a trainer.
+
+enum { RT_PLAN_MAGIC = 0x6365f06d, RT_PLAN_VERSION = 1 };
+
+typedef struct { uint32_t offset, n; } RtSpan;   // n entries (bytes for text) at offset
+
+typedef enum { RT_PERSISTENT, RT_STEP, RT_CONST, RT_ARENAS } RtArenaKind;
+
+// How many tasks a phase has: ceil(n * (sym < 0 ? 1 : value of sym) / grain) * times
+typedef struct { int64_t n, grain, times; int32_t sym, pad; } RtTasks;
+
+typedef struct {
+    uint32_t name;          // text offset
+    int32_t  leaves;        // 0: not cut into leaves
+    int64_t  bound;         // largest value; arenas are sized for it
+    int64_t  fixed;         // >= 0: always this value.  -1: see `from`
+    int32_t  from_arena;    // ragged rows: i32 offsets array of the route: value = offsets[from_index] there;
+    int32_t  from_index;    //   read again after each step that writes it.  from_arena < 0: the host sets it (T of `run`)
+    int64_t  from_offset;
+} RtSym;
+
+typedef enum { RT_PARAM, RT_STATE, RT_GRAD, RT_INPUT, RT_OUTPUT } RtRole;
+typedef enum { RT_INIT_ZEROS, RT_INIT_CONST, RT_INIT_NORMAL, RT_INIT_TRUNC_NORMAL, RT_INIT_UNIFORM,
+               RT_INIT_RANDOM_INT, RT_INIT_COPY } RtInitKind;
+
+typedef struct {
+    uint32_t name;          // text offset; canonical path: layers.3.ffn.experts.w1, adam.m/NAME, grad/NAME, ...
+    uint8_t  dtype, ndim, role, init;
+    uint8_t  arena;         // RT_PERSISTENT or RT_STEP
+    uint8_t  saved;         // part of checkpoints
+    uint8_t  experts;       // 1: axis 0 counts experts; checkpoints hold one tensor per expert (NAME with the number
+                            //    before its last segment: layers.3.ffn.experts.17.w1)
+    uint8_t  kind;          // outputs: RtOutputKind
+    int64_t  dim[MAX_DIM];  // bound sizes
+    int32_t  dim_sym[MAX_DIM];   // >= 0: dim[i] is scaled by that symbol (dim[i] = n * bound; size now = n * value)
+    int64_t  offset, bytes;
+    double   init_a, init_b;     // const: a; normal: std a; trunc_normal: std a, cut at b std; uniform: bound a; random_int: n = a
+    uint32_t init_from;     // RT_INIT_COPY: name of the source tensor
+    uint32_t init_name;     // text hashed into the random key instead of `name` (copies, tied draws); usually = name
+    float    weight;        // losses: factor in the objective
+    uint32_t span;          // index into spans
+} RtTensor;
+
+typedef enum { RT_OUT_LOSS, RT_OUT_METRIC, RT_OUT_RESULT } RtOutputKind;
+
+typedef struct { uint32_t symbol, n_phases; RtSpan data; } RtKernel;      // symbol: text offset of the code's name
+
+typedef struct { int64_t offset; uint32_t arena, pad; } RtArg;
+
+typedef struct {
+    uint32_t kernel, first_arg, n_args, span;
+    RtTasks  tasks[RT_MAX_PHASES];
+    int32_t  defines_sym;   // >= 0: this step writes the offsets of that symbol
+    uint32_t op;            // text offset: op or template name, for traces
+    uint32_t path;          // text offset: layers.3.ffn
+    uint32_t pad;
+    double   flops, bytes;  // of one execution at bound sizes: for MFU and traces
+} RtStep;
+
+typedef struct { uint32_t name, first_step, n_steps, pad; int64_t step_bytes; } RtProgram;  // pass update eval run
+typedef struct { uint32_t file, line, column, pad; } RtSource;                             // file: text offset
+
+typedef struct {
+    uint32_t magic, version, bytes, flags;
+    uint64_t graph_hash;
+    int64_t  persistent_bytes, step_bytes, lower_bound_bytes;
+    uint32_t arithmetic;    // text offset: name of the arithmetic ("f32-fma", "f32-mul-add"): part of a run's identity
+    uint32_t info;          // text offset: JSON the compiler leaves for the runtime: model name, settings, counts
+    RtSpan   text, syms, tensors, kernels, args, steps, programs, sources, consts;
+} RtPlan;
+
+#define RT_TABLE(plan, Type, span) ((const Type *)((const char *)(plan) + (plan)->span.offset))
+#define RT_TEXT(plan, at) ((const char *)(plan) + (plan)->text.offset + (at))
+
+// ---- the same bits: trees -------------------------------------------------------------------------------
+// tree(lo,hi) = tree(lo,mid) + tree(mid,hi), mid - lo the largest power of two below hi - lo.
+static inline int64_t tree_split(int64_t n) {   // n >= 2: the size of the left part
+    int64_t p = 1;
+    while (p * 2 < n) p *= 2;
+    return p;
+}
+
+#endif
