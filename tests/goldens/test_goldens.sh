@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Reference results of other systems must be reproduced by compiled code and by the meaning of the ops.
+# MOEC_GOLDENS=DIR names another set laid out alike: hf/*/, train/ (or train*/).  Every case found is run.
+set -u
+goldens=${MOEC_GOLDENS:-tests/goldens}
+passed=0 failed=0 skipped=0
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+one() { # NAME COMMAND...
+    name=$1
+    shift
+    if "$@" >"$log" 2>&1; then
+        passed=$((passed + 1))
+        echo "ok   $name: $(tail -n 1 "$log")"
+    elif grep -q 'no model of models/ reads' "$log"; then
+        skipped=$((skipped + 1))
+        echo "skip $name: $(tail -n 1 "$log")"
+    else
+        failed=$((failed + 1))
+        echo "FAIL $name: $*"
+        tail -n 25 "$log"
+    fi
+}
+
+for dir in "$goldens"/hf/*/; do
+    [ -f "$dir/reference.safetensors" ] || continue
+    one "$(basename "$dir")" "$MOEC" verify "$dir"
+    one "$(basename "$dir") (ref, f64)" "$MOEC" verify --target ref --f64 "$dir"
+done
+for dir in "$goldens"/train*/; do
+    [ -f "$dir/batches.safetensors" ] || continue
+    one "$(basename "$dir")" "$MOEC" verify --train "$dir"
+done
+echo "$passed passed, $failed failed, $skipped skipped"
+[ $failed = 0 ] && [ $((passed + skipped)) -gt 0 ]
