@@ -42,15 +42,17 @@ typedef struct {
     int   ndim;
     const Poly *dim[MAX_DIM];
     RouteVal *rows;         // not NULL: grouped, f32[E|*, ...]: dim[] are the axes after the row axis
-    bool  expert_rows;      // inside each_expert: axis 0 is the row axis of the expert (rows != NULL then)
+    bool  expert_rows;      // inside each_expert: dim[0] is the row axis of the expert, poly_sym(rows->sym->name)
 } LType;
 
-typedef struct {
+typedef struct TVal {
     Value *v;               // in the graph; NULL in a check-only elaboration after an error
     LType  type;
     bool   leafy;
     bool   per_expert;      // inside each_expert: a parameter w[H, D] that is [E, H, D] in the graph
     const char *what;       // name in the text, for messages, or NULL
+    const struct TVal *transpose_of;    // made by .T from this one: a matmul reads that transposed instead
+    bool  keeps_all;        // places in a queue without an end (generate.dropless): below any capacity
 } TVal;
 
 typedef struct Val Val;
@@ -96,6 +98,10 @@ struct Lower {
     bool   training;
     bool   random_eval;
     bool   inference;       // `run`: S and context are row symbols
+    bool   dropless;        // generate.dropless, at inference: every choice is kept
+    const Poly *sequence;   // the sequence axis of the input `tokens`, to which `past` belongs; NULL: none has it
+    RouteVal *expert;       // inside each_expert: the route of its rows (set and reset by the interpreter), else NULL
+    int    n_routes;        // routes made so far (names of the row symbols: R0, R1, ..)
     DType  float_type;      // what `x[B, D]` without an element type means: train.dtype
     int64_t n_leaves, n_waves;
     int    n_streams;       // random draws so far
@@ -143,5 +149,8 @@ Val      lower_operator(Lower *lw, Span at, const char *op, const Val *a, const 
 typedef enum { IX_AT, IX_RANGE, IX_ALL, IX_REST } IndexKind;                // x[3], x[a..b], x[:], x[...]
 typedef struct { IndexKind kind; Val from, to; Span at; } Index;            // V_NONE: open end
 Val      lower_index(Lower *lw, Span at, const Val *x, const Index *index, int n_index);   // tensors only
+// For `loss` and `metric`: false after an error if `v` needs step_sum(..) & co. and the step has several waves, so
+// that their sums exist only after the last one (in @update).
+bool     lower_needs_no_step_sum(Lower *lw, Span at, const char *what, const Value *v);
 
 #endif
