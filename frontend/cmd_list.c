@@ -27,14 +27,14 @@ int cmd_ops(Cli *c) {
             print_op(&op_info[op]);
             return EXIT_DONE;
         }
-        const char *known[OP_COUNT];
-        for (int i = 0; i < OP_COUNT; i++) known[i] = op_info[i].name;
-        const char *near = did_you_mean(c->args.at[0], known, OP_COUNT);
+        const char *known[N_OPS];
+        for (int i = 0; i < N_OPS; i++) known[i] = op_info[i].name;
+        const char *near = did_you_mean(c->args.at[0], known, N_OPS);
         return near ? cli_fail(c, "there is no op '%s'; did you mean '%s'?", c->args.at[0], near)
                     : cli_fail(c, "there is no op '%s'; moec ops lists them", c->args.at[0]);
     }
     printf("%-18s %-20s %s\n", "op", "gradient", "what it does");
-    for (int i = 0; i < OP_COUNT; i++) printf("%-18s %-20s %s\n", op_info[i].name, op_info[i].grad_name, op_info[i].doc);
+    for (int i = 0; i < N_OPS; i++) printf("%-18s %-20s %s\n", op_info[i].name, op_info[i].grad_name, op_info[i].doc);
     return EXIT_DONE;
 }
 

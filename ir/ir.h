@@ -87,7 +87,7 @@ typedef enum {
 #define OP(NAME, ...) OP_##NAME,
 #include "ir/ops.def"
 #undef OP
-    OP_COUNT
+    N_OPS
 } Op;
 
 // All attributes there are.  An op uses those its row lists; the others stay 0.
@@ -136,7 +136,7 @@ typedef struct {
     int        attrs[12];         // ATTR_x + 1, zero-terminated
     int        traits;
 } OpInfo;
-extern const OpInfo op_info[OP_COUNT];
+extern const OpInfo op_info[N_OPS];
 
 int  op_n_outs(Op op);                          // named results (ATTENTION_GRAD and FUSED have more: Node.n_out holds)
 bool op_find(const char *name, Op *op);         // by text name

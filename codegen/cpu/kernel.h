@@ -1,0 +1,67 @@
+// What a CPU kernel template is, and how it registers: one row of kernels.def.
+//
+// A template serves one op.  `describe` says what the code depends on and how the work is cut; `emit` writes the body
+// of one RtKernelFn with the helpers of cg.h.  Equal keys share one kernel, so everything the code depends on belongs
+// into the key; offsets, names and paths never do.
+//
+//     args of a step:   operands | results | offsets of ragged symbols | workspace
+#ifndef CODEGEN_CPU_KERNEL_H
+#define CODEGEN_CPU_KERNEL_H
+#include "ir/ir.h"
+
+typedef struct Cg Cg;
+
+enum { KERNEL_MAX_RAGGED = 4 };
+
+typedef struct KernelNode {
+    const Node *node;                        // op, attributes, operands and results with their types
+    int n_ragged;
+    const Sym *ragged[KERNEL_MAX_RAGGED];    // ragged symbols its types mention (those it defines itself left out)
+    int n_plain;
+    const Sym *plain[KERNEL_MAX_RAGGED];     // plain symbols its types mention, and their numbers in RtCall.sym
+    int plain_index[KERNEL_MAX_RAGGED];
+} KernelNode;
+
+// How many tasks a phase has: ceil(n * value of sym / grain) * times.  sym NULL: n alone.
+typedef struct { int64_t n, grain, times; const Sym *sym; } TaskCount;
+
+typedef struct KernelDesc {
+    Str       key;                  // canonical text; op, operand and result types and attributes are already in it
+    int       n_phases;             // 1 unless set
+    TaskCount tasks[RT_MAX_PHASES];
+    int64_t   workspace;            // bytes shared by the tasks and phases of one step; contents undefined at its start
+    double    flops, bytes;         // of one execution at bound sizes; bytes is preset to operands + results
+} KernelDesc;
+
+// Fills d.  Presets: key, n_phases = 1, one task per phase, bytes.  false: this node has no fast form, the op's
+// reference meaning runs instead.
+typedef bool DescribeFn(const KernelNode *k, KernelDesc *d);
+// Emits the body.  The builder stands in the function's first block; emit leaves it in the block that returns.
+typedef void EmitFn(Cg *cg, const KernelNode *k);
+
+typedef struct {
+    Op op;
+    DescribeFn *describe;
+    EmitFn     *emit;
+} KernelTemplate;
+const KernelTemplate *kernel_template(Op op);         // NULL: none
+
+#define KERNEL(OP, describe, emit) DescribeFn describe; EmitFn emit;
+#include "codegen/cpu/kernels.def"
+#undef KERNEL
+
+static inline int kernel_n_args(const KernelNode *k) { return k->node->n_in + k->node->n_out; }
+static inline const Type *kernel_arg_type(const KernelNode *k, int i) {
+    const Node *n = k->node;
+    return i < n->n_in ? &n->in[i]->type : &n->out[i - n->n_in].type;
+}
+
+// Tasks over the rows of t (all dimensions but the last), `grain` rows each.  At most one of them may vary with a
+// plain or ragged symbol.
+TaskCount tasks_of_rows(const Type *t, int64_t grain);
+static inline TaskCount tasks_fixed(int64_t n) { return (TaskCount){n, 1, 1, NULL}; }
+int64_t rows_bound(const Type *t);                    // product of all dimensions but the last, at bound
+// Rows so that a task touches about 16 KiB; from sizes only.
+int64_t rows_grain(const Type *t, int64_t bytes_per_row);
+
+#endif
