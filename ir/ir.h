@@ -213,6 +213,7 @@ const char *node_str(const Node *n);                         // one line, for gd
 void  graph_show(const Graph *g);                            // to stderr, for gdb
 // Reads what graph_print wrote: any number of graphs.  NULL after diag_error.
 Graph **graphs_parse(Arena *a, Diag *d, uint32_t file, int *n_graphs);
+bool  node_check(const Node *n, Diag *d);                     // one node: operands, types as its shape rule says, check rule
 bool  graph_check(const Graph *g, Diag *d);                  // the verifier: false after diag_error naming the node
 void  node_was_made(const Node *n);                          // called for each new node; exists to be stopped at
 
