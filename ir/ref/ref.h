@@ -8,18 +8,28 @@
 #include <stdlib.h>
 #include <string.h>
 #include "ir/ir.h"
+#include "ir/vmath.h"
 
 #ifdef REF_F64
 typedef double real;
 #define REF(name) ref64_##name
 #define REAL_FMA fma
+#define REAL_EXP exp
+#define REAL_LOG log
 #define REAL_DTYPE F64
 #else
 typedef float real;
 #define REF(name) ref_##name
 #define REAL_FMA fmaf
+#define REAL_EXP vm_exp       // as compiled code computes them
+#define REAL_LOG vm_log
 #define REAL_DTYPE F32
 #endif
+
+// Every meaning a row of the table names.
+#define OP(NAME, TEXT, SHAPE, MEANING, ...) RefKernel REF(MEANING);
+#include "ir/ops.def"
+#undef OP
 
 static inline int64_t n_elements(const Tensor *t) {
     int64_t n = 1;
