@@ -1,0 +1,62 @@
+// Runs a program: one parallel region, in which every thread walks all steps.
+//
+//   step 0, phase 0:  tasks 0 .. n   handed out by one shared counter        barrier
+//   step 0, phase 1:  ...                                                    barrier
+//   step 1, ...                      a step that defines a row symbol: thread 0 reads it again, barrier
+//
+// What a task computes depends on sizes only and tasks of a phase are independent, so it doesn't matter which
+// thread takes which, nor how many there are.  The counter of the next phase is reset while this one runs: the
+// threads use two in turn, and whoever is in phase j has passed the barrier behind phase j - 1.
+#include "runtime/exec.h"
+
+#include <omp.h>
+
+#include "runtime/trace.h"
+
+static int64_t count_tasks(const RtPlanInstance *p, const RtTasks *t) {
+    int64_t n = t->sym < 0 ? t->n : t->n * p->sym[t->sym];
+    return (n + t->grain - 1) / t->grain * t->times;
+}
+
+static void run_thread(RtPlanInstance *p, const RtProgram *program, int thread) {
+    const RtKernel *kernel = RT_TABLE(p->plan, RtKernel, kernels);
+    RtCall call = {.sym = p->sym, .thread = thread, .scratch = p->scratch + (size_t)thread * RT_SCRATCH_BYTES};
+    int turn = 0;
+    for (uint32_t i = program->first_step; i < program->first_step + program->n_steps; i++) {
+        const RtStep *step = &p->step[i];
+        RtKernelFn *run = p->kernel[step->kernel];
+        call.arg = p->arg + step->first_arg;
+        call.data = p->kernel_data[step->kernel];
+        for (uint32_t phase = 0; phase < kernel[step->kernel].n_phases; phase++) {
+            int64_t n = count_tasks(p, &step->tasks[phase]);
+            if (n == 0) continue;
+            call.phase = (int32_t)phase;
+            call.n_tasks = (int32_t)n;
+            if (thread == 0) atomic_store_explicit(&p->next[turn ^ 1], 0, memory_order_relaxed);
+            RtTraceEvent event = {.step = (int32_t)i, .phase = (int32_t)phase};
+            if (p->trace) event.begin_ns = rt_now_ns();
+            for (int task; (task = atomic_fetch_add_explicit(&p->next[turn], 1, memory_order_relaxed)) < n;) {
+                call.task = task;
+                run(&call);
+                event.tasks++;
+            }
+            if (p->trace && event.tasks) {
+                event.end_ns = rt_now_ns();
+                rt_trace_add(p->trace, thread, event);
+            }
+#pragma omp barrier
+            turn ^= 1;
+        }
+        if (step->defines_sym >= 0) {
+            if (thread == 0) rt_read_sym(p, step->defines_sym);
+#pragma omp barrier
+        }
+    }
+}
+
+void rt_run(RtPlanInstance *p, int program) {
+    atomic_store(&p->next[0], 0);
+    atomic_store(&p->next[1], 0);
+#pragma omp parallel num_threads(p->threads)
+    run_thread(p, &p->program[program], omp_get_thread_num());
+}

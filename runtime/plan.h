@@ -1,0 +1,59 @@
+// A plan made ready to run: checked, its arenas allocated, its constants and argument addresses filled in.
+#ifndef RUNTIME_PLAN_H
+#define RUNTIME_PLAN_H
+#include <stdatomic.h>
+#include <stdint.h>
+#include "runtime/abi.h"
+#include "runtime/status.h"
+
+struct RtTrace;
+
+typedef struct RtPlanInstance {
+    const RtPlan      *plan;            // borrowed: must live as long
+    RtKernelFn *const *kernel;          // borrowed; one per plan kernel
+    const RtTensor    *tensor;
+    const RtStep      *step;
+    const RtProgram   *program;
+    int      n_tensors, n_programs, n_syms;
+    int      threads;
+    unsigned char *arena[RT_ARENAS];
+    size_t   arena_bytes[RT_ARENAS];
+    int64_t *sym;                       // current values
+    void   **arg;                       // plan args as addresses
+    const void **kernel_data;
+    unsigned char *scratch;             // threads * RT_SCRATCH_BYTES
+    uint32_t *by_name;                  // tensor numbers, sorted by name
+    struct RtTrace *trace;              // NULL: nothing is recorded
+    _Alignas(64) atomic_int next[2];    // next task of this phase; of the following one
+} RtPlanInstance;
+
+// Everything a plan says about itself is checked against its own size; `available` is the size of the block.
+RtStatus rt_plan_check(const RtPlan *plan, size_t available, RtError *e);
+
+// threads 0: one per core.  Tensors start as zeros; rt_init gives parameters and states their first values.
+RtStatus rt_plan_open(const RtPlan *plan, RtKernelFn *const *kernels, int threads, RtPlanInstance **out, RtError *e);
+void     rt_plan_close(RtPlanInstance *p);       // NULL is fine
+
+int             rt_program(const RtPlanInstance *p, const char *name);            // number, or -1
+const RtTensor *rt_tensor(const RtPlanInstance *p, const char *name);             // NULL: there is none
+const char     *rt_tensor_name(const RtPlanInstance *p, const RtTensor *t);
+const char     *rt_tensor_nearest(const RtPlanInstance *p, const char *name);     // for "did you mean"; NULL: nothing near
+void           *rt_tensor_data(const RtPlanInstance *p, const RtTensor *t);
+Tensor          rt_tensor_view(const RtPlanInstance *p, const RtTensor *t);       // with its actual sizes
+int64_t         rt_tensor_elements(const RtPlanInstance *p, const RtTensor *t);   // with its actual sizes
+// Outputs of a program.  One called PROGRAM/NAME belongs to that program, any other to the programs whose steps
+// touch it; rt_output_name leaves PROGRAM/ out.
+bool            rt_is_output_of(const RtPlanInstance *p, int program, const RtTensor *t);
+const char     *rt_output_name(const RtPlanInstance *p, const RtTensor *t);
+const RtTensor *rt_output(const RtPlanInstance *p, int program, const char *name);   // NULL: there is none
+
+int     rt_sym(const RtPlanInstance *p, const char *name);                        // number of a row symbol, or -1
+void    rt_set_sym(RtPlanInstance *p, int sym, int64_t value);                    // 0 <= value <= bound
+
+// A symbol whose offsets a step has just written: takes its new value.
+void    rt_read_sym(RtPlanInstance *p, int sym);
+
+int64_t rt_parameters(const RtPlanInstance *p);                                   // elements of all PARAM tensors
+double  rt_program_flops(const RtPlanInstance *p, int program);
+
+#endif
