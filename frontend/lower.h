@@ -12,20 +12,7 @@
 #include "frontend/ast.h"
 #include "ir/build.h"
 
-// ---- exact numbers and symbolic ints ---------------------------------------------------------------------
-// A number is an exact rational (num/den in lowest terms, den > 0), or a double once exactness was lost.
-typedef struct { bool exact; int64_t num, den; double f; } Num;
-Num    num_int(int64_t n);
-Num    num_double(double f);
-double num_value(Num a);
-bool   num_is_int(Num a, int64_t *out);
-Num    num_add(Num a, Num b);
-Num    num_sub(Num a, Num b);
-Num    num_mul(Num a, Num b);
-Num    num_div(Num a, Num b);     // b = 0: inf/nan as double
-int    num_cmp(Num a, Num b);
-const char *num_text(Arena *a, Num n);
-
+// ---- symbolic ints (exact numbers: num.h) ------------------------------------------------------------------
 // A polynomial with rational coefficients over the symbols inputs bind (B, S, U, past) and opaque atoms
 // (floor/ceil/round/min/max of such).  Immutable, in normal form, hash-consed in lw: equal iff same pointer.
 typedef struct Poly Poly;
