@@ -39,8 +39,12 @@ typedef struct {
     const HfRules *r;
     const HfParam *param;
     int n_params;
+    int *slot;                 // hash table of parameter names: number + 1, or 0
+    size_t n_slots;
     const HfTensor *tensor;
     int n_tensors;
+    const int *some;           // the tensors whose names begin with the prefix of the scope
+    int n_some;
     HfMatches *out;
     bool *used;                // per tensor: matched by a row or ignored
     const char *why;           // why the last evaluation gave nothing; NULL: the path doesn't exist
@@ -89,17 +93,13 @@ static const char *fixed_text(Match *m, const char *inside, const Binding *b) {
     if (v && v->kind == H_LIST && at >= 0 && at < v->n) {
         item = v->item[at];
         v = &item;
-    } else if (v && at < 0 && v->kind == H_LIST) {
-        return NULL;
     } else if (!v) {
         int64_t number;
         const char *word = NULL;
         if (!m->r->lookup || !m->r->lookup(m->r->self, intern(name), &number, &word)) return NULL;
         return word ? word : arena_printf(m->r->arena, "%lld", (long long)number);
-    } else if (at < 0) {
-        // bound by an enclosing scope of this pattern: the capture must repeat it
-        return v->kind == H_WORD ? NULL : NULL;
     }
+    if (v->kind != H_NUMBER && v->kind != H_WORD) return NULL;
     return v->kind == H_NUMBER ? arena_printf(m->r->arena, "%lld", (long long)v->number) : v->text;
 }
 
@@ -169,9 +169,21 @@ static const char *match_pattern(Match *m, const char *p, const char *text, bool
 // ---- the right side -------------------------------------------------------------------------------------------
 
 static int find_param(const Match *m, const char *path) {
-    for (int i = 0; i < m->n_params; i++)
-        if (!strcmp(m->param[i].name, path)) return i;
+    size_t mask = m->n_slots - 1;
+    for (size_t i = str_hash(path, strlen(path), 0) & mask; m->slot[i]; i = (i + 1) & mask)
+        if (!strcmp(m->param[m->slot[i] - 1].name, path)) return m->slot[i] - 1;
     return -1;
+}
+
+static void index_params(Match *m) {
+    for (m->n_slots = 16; m->n_slots < 3 * (size_t)m->n_params; m->n_slots *= 2) {}
+    m->slot = arena_array(m->r->arena, int, m->n_slots);
+    for (int p = 0; p < m->n_params; p++) {
+        const char *name = m->param[p].name;
+        size_t i = str_hash(name, strlen(name), 0) & (m->n_slots - 1);
+        while (m->slot[i]) i = (i + 1) & (m->n_slots - 1);
+        m->slot[i] = p + 1;
+    }
 }
 
 static bool eval(Match *m, const Expr *x, const char *subject, const Binding *b, HVal *out);
@@ -395,10 +407,10 @@ static void match_entries(Match *m, const Entries *entries, const char *prefix, 
 static void match_row(Match *m, const Entry *e, const char *prefix, const char *subject, const Binding *outer) {
     Arena *a = m->r->arena;
     const char *pattern = arena_printf(a, "%s%s", prefix, e->left->name);
-    for (int i = 0; i < m->n_tensors; i++) {
+    for (int k = 0; k < m->n_some; k++) {
+        int i = m->some[k];
         const Binding *b = outer;
         if (!match_pattern(m, pattern, m->tensor[i].name, true, false, &b)) continue;
-        // the subject of the enclosing scope may depend on captures of the prefix
         HfView *v;
         m->why = NULL;
         if (eval_view(m, e->right, subject, b, &v)) add_match(m, e, i, v);
@@ -413,21 +425,33 @@ static void match_row(Match *m, const Entry *e, const char *prefix, const char *
 static void match_scope(Match *m, const Entry *e, const char *prefix, const char *subject, const Binding *outer) {
     Arena *a = m->r->arena;
     const char *pattern = arena_printf(a, "%s%s", prefix, e->left->name);
-    VEC(const char *) done = {0};
-    for (int i = 0; i < m->n_tensors; i++) {
+    const int *some = m->some;
+    int n_some = m->n_some;
+    typedef struct { const char *literal; const Binding *b; VEC(int) tensors; } Group;
+    VEC(Group) groups = {0};
+    for (int k = 0; k < n_some; k++) {
         const Binding *b = outer;
-        const char *text = m->tensor[i].name, *rest = match_pattern(m, pattern, text, false, false, &b);
+        const char *text = m->tensor[some[k]].name, *rest = match_pattern(m, pattern, text, false, false, &b);
         if (!rest) continue;
-        const char *literal = arena_strndup(a, text, (size_t)(rest - text));
-        bool seen = false;
-        for (int k = 0; k < done.n; k++) seen |= !strcmp(done.at[k], literal);
-        if (seen) continue;
-        vec_push(a, &done, literal);
+        size_t n = (size_t)(rest - text);
+        int g = groups.n - 1;                                  // mostly the last: files list layer by layer
+        while (g >= 0 && (strncmp(groups.at[g].literal, text, n) != 0 || groups.at[g].literal[n])) g--;
+        if (g < 0) {
+            vec_push(a, &groups, ((Group){.literal = arena_strndup(a, text, n), .b = b}));
+            g = groups.n - 1;
+        }
+        vec_push(a, &groups.at[g].tensors, some[k]);
+    }
+    for (int g = 0; g < groups.n; g++) {
         HVal v;
         m->why = NULL;
-        if (eval(m, e->right, subject, b, &v) && (v.kind == H_PATH || v.kind == H_VIEW) && v.text)
-            match_entries(m, &e->body, literal, v.text, b);
+        if (!eval(m, e->right, subject, groups.at[g].b, &v) || (v.kind != H_PATH && v.kind != H_VIEW) || !v.text) continue;
+        m->some = groups.at[g].tensors.at;
+        m->n_some = groups.at[g].tensors.n;
+        match_entries(m, &e->body, groups.at[g].literal, v.text, groups.at[g].b);
     }
+    m->some = some;
+    m->n_some = n_some;
 }
 
 static void ignore_pattern(Match *m, const Expr *x, const char *prefix, const Binding *outer) {
@@ -550,6 +574,11 @@ bool hf_match(const HfRules *r, const HfTensor *tensor, int n_tensors, const HfP
     }
     Match m = {.r = r, .param = param, .n_params = n_params, .tensor = tensor, .n_tensors = n_tensors, .out = out,
                .used = arena_array(r->arena, bool, n_tensors + 1)};
+    index_params(&m);
+    int *all = arena_array(r->arena, int, n_tensors + 1);
+    for (int i = 0; i < n_tensors; i++) all[i] = i;
+    m.some = all;
+    m.n_some = n_tensors;
     match_entries(&m, &block->entries, "", "", NULL);
     if (r->complete && !m.failed) check_cover(&m, block->at);
     return !m.failed;
