@@ -14,15 +14,35 @@
 typedef double real;
 #define REF(name) ref64_##name
 #define REAL_FMA fma
+#define REAL_SQRT sqrt
+#define REAL_FLOOR floor
+#define REAL_ROUND rint
+#define REAL_ABS fabs
 #define REAL_EXP exp
 #define REAL_LOG log
+#define REAL_LOG1P log1p
+#define REAL_TANH tanh
+#define REAL_SIGMOID(x) (1 / (1 + exp(-(x))))
+#define REAL_ERF erf
+#define REAL_SIN sin
+#define REAL_COS cos
 #define REAL_DTYPE F64
 #else
 typedef float real;
 #define REF(name) ref_##name
 #define REAL_FMA fmaf
-#define REAL_EXP vm_exp       // as compiled code computes them
+#define REAL_SQRT sqrtf
+#define REAL_FLOOR floorf
+#define REAL_ROUND rintf
+#define REAL_ABS fabsf
+#define REAL_EXP vm_exp       // as compiled code computes them: the same bits
 #define REAL_LOG vm_log
+#define REAL_LOG1P vm_log1p
+#define REAL_TANH vm_tanh
+#define REAL_SIGMOID vm_sigmoid
+#define REAL_ERF vm_erf
+#define REAL_SIN vm_sin
+#define REAL_COS vm_cos
 #define REAL_DTYPE F32
 #endif
 
@@ -52,5 +72,7 @@ real REF(tree_of_chunks)(const real *x, int64_t n, int64_t stride);
 // Sum along contiguous columns: 16 lanes, lane l adds columns l, l+16, .., then lanes fold 8, 4, 2, 1.
 real REF(lanes_sum)(const real *x, int64_t n);
 real REF(tree_sum)(const real *x, int64_t n, int64_t stride);     // the leaf tree
+// The same trees over n rows of `cols` contiguous numbers at once: row 0 becomes their sum; x is overwritten.
+void REF(tree_rows)(real *x, int64_t n, int64_t cols);
 
 #endif
