@@ -1,0 +1,362 @@
+// Products of matrices out of tiles.
+#include "codegen/cpu/product.h"
+#include <assert.h>
+#include <stdio.h>
+
+enum {
+    PACKED_BYTES = 512 << 10,      // of B in scratch: half of a small second-level cache
+    LONG_K = 8192, K_BLOCK = 4096, // longer chains are cut, so that a panel fits the scratch
+    A_BYTES = 1536 << 10,          // at most for the copied rows of a tile
+    SUM_ROWS = 256,                // rows packed at once by sums over rows
+    STRIP = LANES                  // columns of a strip
+};
+
+static int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+static LV bytes_at(Cg *cg, LV base, int64_t n) { return n ? cg_bytes(cg, base, cg_int(cg, n)) : base; }
+
+// Narrow matrices get panels of one vector.
+static int panel_vecs(const CpuTarget *t, int64_t N) {
+    int vecs = tile_size(t).vecs;
+    return N <= LANES ? 1 : vecs;
+}
+
+int rows_panels(const CpuTarget *t, int64_t N) {
+    int panel = panel_vecs(t, N) * LANES;
+    return (int)((N + panel - 1) / panel);
+}
+
+// ---- rows times a matrix --------------------------------------------------------------------------------------
+
+static int64_t k_block_of(const Rows *r) { return r->K > LONG_K ? K_BLOCK : r->K; }
+static bool copies_a(const Rows *r) { return r->ta || r->a_type != F32; }
+
+bool rows_possible(const Rows *r) {
+    if (r->K > LONG_K && r->y_type != F32) return false;              // a cut chain is continued from y
+    return !copies_a(r) || TILE_MAX_ROWS * (up(r->K, LANES) + LANES) * 4 <= A_BYTES;
+}
+
+int rows_groups(int64_t runs, int64_t rows, int64_t K, int64_t N, bool rows_vary) {
+    int64_t panels = (N + 31) / 32, want = (64 + runs - 1) / runs;
+    double work = 2.0 * (double)rows * (double)K * (double)N;         // of a run
+    int64_t most = (int64_t)(work / 2e6);                             // a task has 2 Mflop ..
+    int64_t few = K * N * 4 / (256 << 10);                            // .. or, with few rows, 256 KiB of the matrix
+    if (rows_vary || rows <= 4 * TILE_MAX_ROWS) most = most > few ? most : few;
+    if (want > most) want = most;
+    if (want > panels) want = panels;
+    return want < 1 ? 1 : (int)want;
+}
+
+void rows_begin(Cg *cg, Rows *r) {
+    TileSize size = tile_size(cg->target);
+    r->vecs = panel_vecs(cg->target, r->N);
+    r->panel = r->vecs * LANES;
+    r->n_panels = rows_panels(cg->target, r->N);
+    r->n_whole = (int)(r->N / r->panel);
+    r->tail = (int)(r->N % r->panel);
+    r->k_block = k_block_of(r);
+    r->panel_bytes = up(r->k_block, LANES) * r->panel * 4;
+    r->block = (int)(PACKED_BYTES / (r->panel_bytes ? r->panel_bytes : 1));
+    if (r->block > r->n_panels) r->block = r->n_panels;
+    if (r->block < 1) r->block = 1;
+    r->direct = !r->tb && r->min_rows <= size.rows;
+    r->packed = r->tb || r->max_rows > size.rows;
+    r->copy_a = copies_a(r);
+    r->a_row = r->ta ? 1 : r->copy_a ? up(r->K, LANES) + LANES : r->K;
+    r->a_k = r->ta ? STRIP : 1;
+    int64_t a_bytes = !r->copy_a ? 0 : r->ta ? up(r->K * STRIP * 4, 64) : up(size.rows * r->a_row * 4, 64);
+    r->at_panels = up(r->scratch_used, 64) + a_bytes;
+    assert(r->at_panels + r->block * r->panel_bytes <= RT_SCRATCH_BYTES);
+
+    TileSpec s = {.vecs = r->vecs, .cols = r->panel, .a_row = r->a_row, .a_k = r->a_k, .c_row = r->y_row,
+                  .b_type = F32, .c_type = r->y_type, .reload = r->K > LONG_K};
+    unsigned small = r->heights & tile_all_heights(r->max_rows < size.rows ? (int)r->max_rows : size.rows);
+    bool f32 = r->b_type == F32;
+    unsigned heights = r->packed ? r->heights : small;
+    if ((r->packed || f32) && r->n_whole) tile_functions(cg, &r->whole, &s, "tile", heights);
+    TileSpec last = s;
+    last.cols = r->tail;
+    last.mask_b = true;
+    if ((r->packed || f32) && r->tail) tile_functions(cg, &r->last, &last, "tile_last", heights);
+    if (r->direct) {
+        r->direct_whole = r->whole;
+        r->direct_last = r->last;
+        s.b_type = last.b_type = r->b_type;
+        s.reload = last.reload = false;
+        if (!f32 && r->n_whole) tile_functions(cg, &r->direct_whole, &s, "direct", small);
+        if (!f32 && r->tail) tile_functions(cg, &r->direct_last, &last, "direct_last", small);
+        for (int h = 1; h <= size.rows; h++) {
+            TileSpec wide = s;
+            wide.vecs = tile_vecs(cg->target, h);
+            wide.cols = wide.vecs * LANES;
+            char name[32];
+            snprintf(name, sizeof name, "wide%d", wide.vecs);
+            if ((small >> h & 1) && wide.vecs > r->vecs && wide.cols <= r->N)
+                tile_functions(cg, &r->wide[h], &wide, name, 1u << h);
+        }
+    }
+    if (r->packed && r->n_whole) r->pack = pack_function(cg, "pack", r->b_type, r->vecs, r->panel, r->tb);
+    if (r->packed && r->tail) r->pack_last = pack_function(cg, "pack_last", r->b_type, r->vecs, r->tail, r->tb);
+    if (r->copy_a) r->copy = r->ta ? strip_function(cg, "strip", r->a_type)
+                                   : copy_rows_function(cg, "copy_rows", r->a_type, r->K, r->a_row);
+}
+
+// The rows of a tile, as the tile reads them.
+static LV tile_rows(Cg *cg, const Rows *r, const RowsRun *u, LV first, LV height) {
+    LV a_step = u->a_step ? u->a_step : cg_int(cg, r->K);
+    if (!r->copy_a) return cg_at(cg, F32, u->a, cg_mul(cg, first, a_step));
+    LV to = bytes_at(cg, cg->scratch, up(r->scratch_used, 64));
+    if (r->ta) strip_call(cg, &r->copy, to, cg_at(cg, r->a_type, u->a, first), u->k, a_step, height);
+    else pack_call(cg, &r->copy, to, cg_at(cg, r->a_type, u->a, cg_mul(cg, first, a_step)), height, a_step);
+    return to;
+}
+
+static LV y_at(Cg *cg, const Rows *r, const RowsRun *u, LV row, LV col) {
+    return cg_at(cg, r->y_type, u->y, cg_add(cg, cg_muli(cg, row, r->y_row), col));
+}
+
+// At most one tile of rows: B is read as it lies, in pieces as wide as the registers allow.
+static void run_direct(Cg *cg, Rows *r, const RowsRun *u) {
+    LV zero = cg_int(cg, 0), b_k = cg_int(cg, r->N), a = tile_rows(cg, r, u, zero, u->n);
+    LV col = cg_muli(cg, u->lo, r->panel), end = cg_muli(cg, cg_min(cg, u->hi, cg_int(cg, r->n_whole)), r->panel);
+    for (int vecs = TILE_MAX_VECS; vecs > r->vecs; vecs /= 2) {
+        bool used = false;
+        for (int h = 1; h <= TILE_MAX_ROWS; h++) used |= r->wide[h].fn[h] && r->wide[h].spec.vecs == vecs;
+        if (!used) continue;
+        TileSet set = {0};
+        LV fits = cg_bool(cg, false);
+        for (int h = 1; h <= TILE_MAX_ROWS; h++) {
+            if (!r->wide[h].fn[h] || r->wide[h].spec.vecs != vecs) continue;
+            set.fn[h] = r->wide[h].fn[h];
+            set.type = r->wide[h].type;
+            fits = LLVMBuildOr(cg->b, fits, cg_eq(cg, u->n, cg_int(cg, h)), "");
+        }
+        int64_t cols = vecs * LANES;
+        LV wide_end = cg_select(cg, fits, cg_addi(cg, end, 1 - cols), zero);
+        CgLoop l;
+        cg_for(cg, &l, col, wide_end, cols);
+        tile_call(cg, &set, u->n, &(TileCall){.a = a, .b = cg_at(cg, r->b_type, u->b, l.i), .k = u->k, .b_k = b_k,
+                                              .c = y_at(cg, r, u, zero, l.i)});
+        cg_end(cg, &l);
+        col = l.i;
+    }
+    if (r->n_whole) {
+        CgLoop l;
+        cg_for(cg, &l, col, end, r->panel);
+        tile_call(cg, &r->direct_whole, u->n, &(TileCall){.a = a, .b = cg_at(cg, r->b_type, u->b, l.i), .k = u->k,
+                                                          .b_k = b_k, .c = y_at(cg, r, u, zero, l.i)});
+        cg_end(cg, &l);
+    }
+    if (r->tail) {
+        CgIf f;
+        LV at = cg_int(cg, r->n_whole * r->panel);
+        cg_if(cg, &f, cg_eq(cg, u->hi, cg_int(cg, r->n_panels)));
+        tile_call(cg, &r->direct_last, u->n, &(TileCall){.a = a, .b = cg_at(cg, r->b_type, u->b, at), .k = u->k,
+                                                         .b_k = b_k, .c = y_at(cg, r, u, zero, at)});
+        cg_endif(cg, &f);
+    }
+}
+
+static LV panel_at(Cg *cg, const Rows *r, LV index) {
+    return cg_bytes(cg, bytes_at(cg, cg->scratch, r->at_panels), cg_muli(cg, index, r->panel_bytes));
+}
+
+static void pack_block(Cg *cg, Rows *r, const RowsRun *u, LV p0, LV p1, LV k0, LV n_k) {
+    LV step = r->tb ? u->k : cg_int(cg, r->N), whole = cg_min(cg, p1, cg_int(cg, r->n_whole));
+    for (int part = 0; part < 2; part++) {
+        if (part ? !r->tail : !r->n_whole) continue;
+        CgLoop l;
+        cg_for(cg, &l, part ? cg_max(cg, p0, whole) : p0, part ? p1 : whole, 1);
+        LV col = cg_muli(cg, l.i, r->panel);
+        LV at = r->tb ? cg_add(cg, cg_mul(cg, col, step), k0) : cg_add(cg, cg_mul(cg, k0, step), col);
+        pack_call(cg, part ? &r->pack_last : &r->pack, panel_at(cg, r, cg_sub(cg, l.i, p0)),
+                  cg_at(cg, r->b_type, u->b, at), n_k, step);
+        cg_end(cg, &l);
+    }
+}
+
+// Blocks of panels; for each, all tiles of rows pass by, and a tile meets one panel after the other.
+static void run_packed(Cg *cg, Rows *r, const RowsRun *u) {
+    CgLoop block, cut, tile;
+    cg_for(cg, &block, u->lo, u->hi, r->block);
+    LV p0 = block.i, p1 = cg_min(cg, cg_addi(cg, p0, r->block), u->hi), b_k = cg_int(cg, r->panel);
+    LV k0 = cg_int(cg, 0), n_k = u->k;
+    if (r->K > LONG_K) {
+        cg_for(cg, &cut, k0, u->k, r->k_block);
+        k0 = cut.i;
+        n_k = cg_min(cg, cg_sub(cg, u->k, k0), cg_int(cg, r->k_block));
+    }
+    pack_block(cg, r, u, p0, p1, k0, n_k);
+    TileCut rows = tile_cut(cg, u->n, tile_size(cg->target).rows);
+    cg_for(cg, &tile, cg_int(cg, 0), rows.tiles, 1);
+    LV first = tile_first(cg, &rows, tile.i), height = tile_height(cg, &rows, tile.i);
+    LV a = cg_at(cg, F32, tile_rows(cg, r, u, first, height), cg_muli(cg, k0, r->a_k));
+    LV whole = cg_min(cg, p1, cg_int(cg, r->n_whole));
+    for (int part = 0; part < 2; part++) {
+        if (part ? !r->tail : !r->n_whole) continue;
+        CgLoop l;
+        cg_for(cg, &l, part ? cg_max(cg, p0, whole) : p0, part ? p1 : whole, 1);
+        LV c = y_at(cg, r, u, first, cg_muli(cg, l.i, r->panel));
+        LV init = r->K > LONG_K ? cg_select(cg, cg_lt(cg, cg_int(cg, 0), k0), c, LLVMConstNull(cg->ptr)) : NULL;
+        tile_call(cg, part ? &r->last : &r->whole, height,
+                  &(TileCall){.a = a, .b = panel_at(cg, r, cg_sub(cg, l.i, p0)), .k = n_k, .b_k = b_k, .c = c, .init = init});
+        cg_end(cg, &l);
+    }
+    cg_end(cg, &tile);
+    if (r->K > LONG_K) cg_end(cg, &cut);
+    cg_end(cg, &block);
+}
+
+void rows_run(Cg *cg, Rows *r, const RowsRun *u) {
+    CgIf some, few;
+    cg_if(cg, &some, cg_lt(cg, cg_int(cg, 0), u->n));
+    if (r->direct && r->packed) {
+        cg_if(cg, &few, cg_lt(cg, u->n, cg_int(cg, tile_size(cg->target).rows + 1)));
+        run_direct(cg, r, u);
+        cg_else(cg, &few);
+        run_packed(cg, r, u);
+        cg_endif(cg, &few);
+    } else if (r->direct) {
+        run_direct(cg, r, u);
+    } else {
+        run_packed(cg, r, u);
+    }
+    cg_endif(cg, &some);
+}
+
+// ---- sums over rows ---------------------------------------------------------------------------------------------
+
+SumCut sums_cut(int64_t M, int64_t N, int64_t matrices) {
+    SumCut c = {.m = 112, .n = 128};
+    for (;;) {
+        c.runs = (M + c.m - 1) / c.m;
+        c.groups = (N + c.n - 1) / c.n;
+        if (matrices * c.runs * c.groups >= 16 || (c.m == 28 && c.n == 32)) break;
+        if (c.n > c.m) c.n /= 2;                        // few matrices: smaller pieces, so that there are 16 tasks
+        else c.m /= 2;
+    }
+    c.m = (M + c.runs - 1) / c.runs;
+    return c;
+}
+
+// Scratch:  stack of tiles, one level for each power of two of leaves | strips of a | panels of b
+void sums_begin(Cg *cg, Sums *s, int64_t matrices) {
+    TileSize size = tile_size(cg->target);
+    int levels = 1;
+    while ((1 << levels) <= s->leaves) levels++;
+    s->cut = sums_cut(s->M, s->N, matrices);
+    s->vecs = panel_vecs(cg->target, s->N);
+    s->panel = s->vecs * LANES;
+    s->tiles = (s->cut.m + size.rows - 1) / size.rows;
+    s->panels = (s->cut.n + s->panel - 1) / s->panel;
+    s->slot = (int64_t)size.rows * s->panel;
+    s->level = s->slot * s->tiles * s->panels;
+    s->at_slots = up(s->scratch_used, 64);
+    s->at_a = s->at_slots + levels * s->level * 4;
+    s->at_b = s->at_a + s->tiles * SUM_ROWS * STRIP * 4;
+    assert(s->at_b + s->panels * SUM_ROWS * s->panel * 4 <= RT_SCRATCH_BYTES);
+    TileSpec spec = {.vecs = s->vecs, .cols = s->panel, .a_row = 1, .a_k = STRIP, .c_row = s->panel, .b_type = F32,
+                     .c_type = F32, .reload = true, .merge = true, .merge_step = s->level};
+    int64_t rest = s->M % s->cut.m;
+    tile_functions(cg, &s->tile, &spec, "sum", tile_heights(s->cut.m, size.rows) | tile_heights(rest, size.rows));
+    int tail = (int)(s->N % s->panel);
+    if (s->N >= s->panel) s->pack = pack_function(cg, "pack", s->b_type, s->vecs, s->panel, false);
+    if (tail) s->pack_last = pack_function(cg, "pack_last", s->b_type, s->vecs, tail, false);
+    s->strip = strip_function(cg, "strip", s->a_type);
+}
+
+// What a task computes: rows m0 .. of the result in tiles, panels p0 .. p1-1.
+typedef struct { LV m0, p0, p1, panels; TileCut cut; } SumPart;
+
+// Where the task's tile (t, p) lies in a level of the stack.
+static LV slot_at(Cg *cg, const Sums *s, LV level, LV t, LV p) {
+    LV n = cg_add(cg, cg_muli(cg, t, s->panels), p);
+    LV at = cg_add(cg, cg_muli(cg, level, s->level), cg_muli(cg, n, s->slot));
+    return cg_at(cg, F32, bytes_at(cg, cg->scratch, s->at_slots), at);
+}
+static LV strip_at(Cg *cg, const Sums *s, LV t) {
+    return cg_bytes(cg, bytes_at(cg, cg->scratch, s->at_a), cg_muli(cg, t, SUM_ROWS * STRIP * 4));
+}
+static LV sum_panel_at(Cg *cg, const Sums *s, LV p) {
+    return cg_bytes(cg, bytes_at(cg, cg->scratch, s->at_b), cg_muli(cg, p, (int64_t)SUM_ROWS * s->panel * 4));
+}
+
+static LV bits_set(Cg *cg, LV x) { return cg_intrinsic(cg, "llvm.ctpop", &cg->i64, 1, &x, 1); }
+static LV trailing_zeros(Cg *cg, LV x) {                       // x is not 0
+    LV args[2] = {x, cg_bool(cg, true)};
+    return cg_intrinsic(cg, "llvm.cttz", &cg->i64, 1, args, 2);
+}
+
+// Packs n rows from `begin` of both operands for the part.
+static void pack_sums(Cg *cg, Sums *s, const SumPart *part, LV a, LV b, LV begin, LV n) {
+    LV whole = cg_min(cg, part->p1, cg_int(cg, s->N / s->panel)), b_row = cg_muli(cg, begin, s->N);
+    for (int last = 0; last < 2; last++) {
+        if (last ? !s->pack_last.fn : !s->pack.fn) continue;
+        CgLoop l;
+        cg_for(cg, &l, last ? cg_max(cg, part->p0, whole) : part->p0, last ? part->p1 : whole, 1);
+        LV at = cg_add(cg, b_row, cg_muli(cg, l.i, s->panel));
+        pack_call(cg, last ? &s->pack_last : &s->pack, sum_panel_at(cg, s, cg_sub(cg, l.i, part->p0)),
+                  cg_at(cg, s->b_type, b, at), n, cg_int(cg, s->N));
+        cg_end(cg, &l);
+    }
+    CgLoop l;
+    cg_for(cg, &l, cg_int(cg, 0), part->cut.tiles, 1);
+    LV col = cg_add(cg, part->m0, tile_first(cg, &part->cut, l.i));
+    strip_call(cg, &s->strip, strip_at(cg, s, l.i), cg_at(cg, s->a_type, a, cg_add(cg, cg_muli(cg, begin, s->M), col)),
+               n, cg_int(cg, s->M), tile_height(cg, &part->cut, l.i));
+    cg_end(cg, &l);
+}
+
+static void begin_tiles(Cg *cg, const SumPart *part, CgLoop *t, CgLoop *p) {
+    cg_for(cg, t, cg_int(cg, 0), part->cut.tiles, 1);
+    cg_for(cg, p, cg_int(cg, 0), part->panels, 1);
+}
+
+// The finished tiles, at the bottom of the stack, go to y.
+static void store_sums(Cg *cg, Sums *s, const SumPart *part, LV y) {
+    CgLoop t, p, row;
+    begin_tiles(cg, part, &t, &p);
+    LV from = slot_at(cg, s, cg_int(cg, 0), t.i, p.i), col = cg_muli(cg, cg_add(cg, part->p0, p.i), s->panel);
+    LV first = cg_add(cg, part->m0, tile_first(cg, &part->cut, t.i));
+    cg_for(cg, &row, cg_int(cg, 0), tile_height(cg, &part->cut, t.i), 1);
+    LV to = cg_add(cg, cg_muli(cg, cg_add(cg, first, row.i), s->N), col);
+    for (int v = 0; v < s->vecs; v++) {
+        LV x = cg_load_vec(cg, F32, from, cg_addi(cg, cg_muli(cg, row.i, s->panel), v * LANES), NULL);
+        LV mask = s->N % s->panel ? cg_tail_mask(cg, cg_sub(cg, cg_int(cg, s->N - v * LANES), col)) : NULL;
+        cg_store_vec(cg, s->y_type, x, y, cg_addi(cg, to, v * LANES), mask);
+    }
+    cg_end(cg, &row);
+    cg_end(cg, &p);
+    cg_end(cg, &t);
+}
+
+// The stack is that of a binary counter: before leaf l it holds one sum for each bit of l; a finished leaf adds those
+// its carry runs through, the last leaf all.
+void sums_run(Cg *cg, Sums *s, LV a, LV b, LV y, LV run, LV group, LeafRows *rows, void *self) {
+    LV zero = cg_int(cg, 0);
+    SumPart part = {.m0 = cg_muli(cg, run, s->cut.m), .p0 = cg_muli(cg, group, s->cut.n / s->panel)};
+    part.cut = tile_cut(cg, cg_min(cg, cg_int(cg, s->cut.m), cg_sub(cg, cg_int(cg, s->M), part.m0)),
+                        tile_size(cg->target).rows);
+    part.p1 = cg_min(cg, cg_addi(cg, part.p0, s->panels), cg_int(cg, rows_panels(cg->target, s->N)));
+    part.panels = cg_sub(cg, part.p1, part.p0);
+    CgLoop leaf, block, t, p;
+    cg_for(cg, &leaf, zero, cg_int(cg, s->leaves), 1);
+    LV begin, end;
+    rows(self, cg, leaf.i, &begin, &end);
+    LV n = cg_sub(cg, end, begin), top = bits_set(cg, leaf.i);
+    LV merges = cg_select(cg, cg_eq(cg, leaf.i, cg_int(cg, s->leaves - 1)), top, trailing_zeros(cg, cg_addi(cg, leaf.i, 1)));
+    cg_for(cg, &block, zero, cg_max(cg, n, cg_int(cg, 1)), SUM_ROWS);              // a leaf without rows counts as +0
+    LV left = cg_sub(cg, n, block.i), n_k = cg_min(cg, left, cg_int(cg, SUM_ROWS));
+    pack_sums(cg, s, &part, a, b, cg_add(cg, begin, block.i), n_k);
+    LV n_merge = cg_select(cg, cg_lt(cg, left, cg_int(cg, SUM_ROWS + 1)), merges, zero);
+    begin_tiles(cg, &part, &t, &p);
+    LV init = cg_select(cg, cg_eq(cg, block.i, zero), LLVMConstNull(cg->ptr), slot_at(cg, s, top, t.i, p.i));
+    tile_call(cg, &s->tile, tile_height(cg, &part.cut, t.i),
+              &(TileCall){.a = strip_at(cg, s, t.i), .b = sum_panel_at(cg, s, p.i), .k = n_k, .b_k = cg_int(cg, s->panel),
+                          .c = slot_at(cg, s, cg_sub(cg, top, n_merge), t.i, p.i), .init = init,
+                          .n_merge = n_merge, .merge = slot_at(cg, s, cg_addi(cg, top, -1), t.i, p.i)});
+    cg_end(cg, &p);
+    cg_end(cg, &t);
+    cg_end(cg, &block);
+    cg_end(cg, &leaf);
+    store_sums(cg, s, &part, y);
+}

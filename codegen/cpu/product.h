@@ -1,0 +1,66 @@
+// Products of matrices out of tiles: rows times a matrix, and sums over rows.  What matmul, grouped_matmul, their
+// gradients and head_loss share; the kernels say which rows, which matrix, which part a task takes.
+#ifndef CODEGEN_CPU_PRODUCT_H
+#define CODEGEN_CPU_PRODUCT_H
+#include "codegen/cpu/tile.h"
+
+// ---- y[n, N] = a[n, K] b[K, N] --------------------------------------------------------------------------------
+// B is packed into panels held in scratch while a run of rows passes by; a single tile of rows reads B as it lies.
+typedef struct {
+    // given
+    DType   a_type, b_type, y_type;
+    bool    ta, tb;            // ta: a is stored [K, rows]; tb: b is stored [N, K]
+    int64_t K, N;              // K: largest; N is known
+    int64_t y_row;             // elements between rows of y
+    int64_t min_rows, max_rows;      // of a run
+    unsigned heights;          // tile heights that can occur
+    int64_t scratch_used;      // bytes at the start of the scratch that are not ours
+    // made by rows_begin
+    int     vecs, panel, n_panels, n_whole, tail;        // vectors and columns of a panel, panels, whole ones, columns of the last
+    int64_t k_block, block;    // k of a panel packed at once, panels packed at once
+    bool    copy_a, direct, packed;
+    int64_t a_row, a_k, panel_bytes, at_panels;
+    TileSet whole, last, direct_whole, direct_last, wide[TILE_MAX_ROWS + 1];
+    PackFunction pack, pack_last, copy;
+} Rows;
+
+bool rows_possible(const Rows *r);                 // false: sizes beyond the scratch
+void rows_begin(Cg *cg, Rows *r);
+// One run of n rows and panels lo .. hi-1.  a: its first row (ta: its first column, a_step: elements between the rows
+// of a as stored); b: element (0, 0) of the matrix.
+typedef struct { LV a, a_step, b, y, n, k, lo, hi; } RowsRun;
+void rows_run(Cg *cg, Rows *r, const RowsRun *run);
+int  rows_panels(const CpuTarget *t, int64_t N);   // panels of N columns
+enum { ROWS_RUN = 252 };                           // rows of a task: a multiple of every tile height's table row
+
+// How many groups of panels a task's matrix is cut into, so that there are enough tasks and none is tiny.
+int rows_groups(int64_t runs, int64_t rows, int64_t K, int64_t N, bool rows_vary);
+
+// ---- y[M, N] = tree over leaves of sum over rows of a[row, M] b[row, N] ----------------------------------------
+// A task computes m x n elements of the result; the cut depends on sizes only, not on the machine.
+typedef struct { int64_t m, n, runs, groups; } SumCut;
+SumCut sums_cut(int64_t M, int64_t N, int64_t matrices);
+
+typedef struct {
+    // given
+    DType   a_type, b_type, y_type;
+    int64_t M, N;
+    int     leaves;
+    int64_t scratch_used;
+    // made by sums_begin
+    SumCut  cut;
+    int     vecs, panel;
+    int64_t tiles, panels;                       // most of a task
+    int64_t slot, level;                         // floats of a tile, of a level of the stack
+    int64_t at_slots, at_a, at_b;
+    TileSet tile;
+    PackFunction pack, pack_last, strip;
+} Sums;
+
+void sums_begin(Cg *cg, Sums *s, int64_t matrices);
+// begin .. end-1: the rows of a leaf.
+typedef void LeafRows(void *self, Cg *cg, LV leaf, LV *begin, LV *end);
+// y: the matrix; run, group: which part of it.
+void sums_run(Cg *cg, Sums *s, LV a, LV b, LV y, LV run, LV group, LeafRows *rows, void *self);
+
+#endif

@@ -1,0 +1,338 @@
+// The register tile and the packing of its operands.
+#include "codegen/cpu/tile.h"
+#include <assert.h>
+#include <stdio.h>
+
+// What fits the vector registers of each width.  A <16 x float> takes 64 / vector_bytes of them.
+static const struct { int vector_bytes; TileSize size; } tile_table[] = {
+    {64, {14, 2}},      // 28 sums, 2 of B, 1 of A
+    {32, {6, 1}},       // 12, 2, 1
+    {16, {2, 1}},       // 8, 4, 1
+};
+
+TileSize tile_size(const CpuTarget *t) {
+    for (size_t i = 0; i < sizeof tile_table / sizeof tile_table[0]; i++)
+        if (t->vector_bytes >= tile_table[i].vector_bytes) return tile_table[i].size;
+    return tile_table[2].size;
+}
+
+int tile_vecs(const CpuTarget *t, int height) {
+    int per_vec = 64 / t->vector_bytes, least = tile_size(t).vecs;
+    for (int vecs = TILE_MAX_VECS; vecs > least; vecs /= 2)
+        if (height * vecs * per_vec + per_vec + 2 <= t->n_registers) return vecs;
+    return least;
+}
+
+LV tile_mask(Cg *cg, int live) {
+    if (live >= LANES) return NULL;
+    LV lane[LANES];
+    for (int i = 0; i < LANES; i++) lane[i] = LLVMConstInt(cg->i1, i < live, 0);
+    return LLVMConstVector(lane, LANES);
+}
+
+void tile_noinline(Cg *cg, LV fn) {
+    unsigned kind = LLVMGetEnumAttributeKindForName("noinline", 8);
+    LLVMAddAttributeAtIndex(fn, LLVMAttributeFunctionIndex, LLVMCreateEnumAttribute(cg->cx, kind, 0));
+}
+
+static LV offset(Cg *cg, LV base, int64_t elements) {
+    return elements ? cg_bytes(cg, base, cg_int(cg, elements * 4)) : base;
+}
+
+// ---- the tile ---------------------------------------------------------------------------------------------
+
+enum { P_A, P_B, P_K, P_B_K, P_C, P_INIT, P_N_MERGE, P_MERGE, N_PARAMS };
+
+// One step of the chain for all sums.
+static void tile_step(Cg *cg, const TileSpec *s, int height, LV a, int64_t k, LV b, LV *acc) {
+    LV bv[TILE_MAX_VECS];
+    for (int v = 0; v < s->vecs; v++) {
+        LV mask = s->mask_b ? tile_mask(cg, s->cols - v * LANES) : NULL;
+        bv[v] = cg_load_vec(cg, s->b_type, b, cg_int(cg, v * LANES), mask);
+    }
+    for (int i = 0; i < height; i++) {
+        LV x = cg_splat(cg, cg_load(cg, cg->f32, offset(cg, a, i * s->a_row + k * s->a_k), 4));
+        for (int v = 0; v < s->vecs; v++) acc[i * s->vecs + v] = cg_fma(cg, x, bv[v], acc[i * s->vecs + v]);
+    }
+}
+
+// n sums in registers, chained over k; unrolled because a step is short when the tile is small.
+static void tile_chain(Cg *cg, const TileSpec *s, int height, LV fn, LV *acc) {
+    int n = height * s->vecs, unroll = n >= 16 ? 2 : 4;
+    LV k = LLVMGetParam(fn, P_K), step = cg_mul(cg, LLVMGetParam(fn, P_B_K), cg_int(cg, dtype_bytes(s->b_type)));
+    LV most = LLVMBuildAnd(cg->b, k, cg_int(cg, -unroll), "");
+    LV carry[CG_MAX_CARRY], lo = cg_int(cg, 0), hi = most;
+    for (int i = 0; i < n; i++) carry[i] = acc[i];
+    carry[n] = LLVMGetParam(fn, P_A);
+    carry[n + 1] = LLVMGetParam(fn, P_B);
+    for (int u = unroll; u >= 1; u = u > 1 ? 1 : 0) {        // then the steps that are left, one by one
+        CgLoop l;
+        cg_loop_begin(cg, &l, lo, hi, u, n + 2, carry);
+        for (int i = 0; i < n; i++) acc[i] = l.carry[i];
+        LV a = l.carry[n], b = l.carry[n + 1];
+        for (int j = 0; j < u; j++) {
+            tile_step(cg, s, height, a, j, b, acc);
+            b = cg_bytes(cg, b, step);
+        }
+        for (int i = 0; i < n; i++) carry[i] = acc[i];
+        carry[n] = offset(cg, a, u * s->a_k);
+        carry[n + 1] = b;
+        cg_loop_end(cg, &l, carry);
+        for (int i = 0; i < n + 2; i++) carry[i] = l.carry[i];
+        lo = l.i;
+        hi = k;
+    }
+    for (int i = 0; i < n; i++) acc[i] = carry[i];
+}
+
+static LV emit_tile(Cg *cg, const TileSpec *s, const char *name, int height, LT *type) {
+    CgFunction f;
+    LT params[N_PARAMS] = {cg->ptr, cg->ptr, cg->i64, cg->i64, cg->ptr, cg->ptr, cg->i64, cg->ptr};
+    char text[64];
+    snprintf(text, sizeof text, "%s_%d", name, height);
+    cg_function_begin(cg, &f, text, cg->void_t, params, N_PARAMS);
+    tile_noinline(cg, f.fn);
+    *type = f.type;
+    int n = height * s->vecs;
+    assert(n + 2 <= CG_MAX_CARRY);
+    LV acc[CG_MAX_CARRY], c = LLVMGetParam(f.fn, P_C), zero = cg_vec(cg, 0);
+    for (int i = 0; i < n; i++) acc[i] = zero;
+    if (s->reload) {
+        LV zeros[CG_MAX_CARRY], held[CG_MAX_CARRY];
+        CgIf again;
+        LV init = LLVMGetParam(f.fn, P_INIT);
+        cg_if(cg, &again, LLVMBuildIsNotNull(cg->b, init, ""));
+        for (int i = 0; i < n; i++) {
+            int row = i / s->vecs, v = i % s->vecs;
+            held[i] = cg_load_vec(cg, F32, init, cg_int(cg, row * s->c_row + v * LANES),
+                                  tile_mask(cg, s->cols - v * LANES));
+            zeros[i] = zero;
+        }
+        cg_else(cg, &again);
+        cg_endif_join(cg, &again, n, held, zeros, acc);
+    }
+    tile_chain(cg, s, height, f.fn, acc);
+    if (s->merge) {
+        CgLoop l;
+        LV carry[CG_MAX_CARRY];
+        for (int i = 0; i < n; i++) carry[i] = acc[i];
+        carry[n] = LLVMGetParam(f.fn, P_MERGE);
+        cg_loop_begin(cg, &l, cg_int(cg, 0), LLVMGetParam(f.fn, P_N_MERGE), 1, n + 1, carry);
+        for (int i = 0; i < n; i++) {
+            int row = i / s->vecs, v = i % s->vecs;
+            LV left = cg_load_vec(cg, F32, l.carry[n], cg_int(cg, row * s->c_row + v * LANES), NULL);
+            carry[i] = cg_fadd(cg, left, l.carry[i]);
+        }
+        carry[n] = offset(cg, l.carry[n], -s->merge_step);
+        cg_loop_end(cg, &l, carry);
+        for (int i = 0; i < n; i++) acc[i] = l.carry[i];
+    }
+    for (int i = 0; i < n; i++) {
+        int row = i / s->vecs, v = i % s->vecs;
+        LV mask = tile_mask(cg, s->cols - v * LANES);
+        if (s->store) s->store(s->self, cg, acc[i], c, row, v * LANES, mask);
+        else cg_store_vec(cg, s->c_type, acc[i], c, cg_int(cg, row * s->c_row + v * LANES), mask);
+    }
+    cg_function_end(cg, &f);
+    return f.fn;
+}
+
+void tile_functions(Cg *cg, TileSet *set, const TileSpec *spec, const char *name, unsigned heights) {
+    *set = (TileSet){.spec = *spec};
+    for (int h = 1; h <= TILE_MAX_ROWS; h++)
+        if (heights >> h & 1) set->fn[h] = emit_tile(cg, spec, name, h, &set->type);
+}
+
+void tile_call_fixed(Cg *cg, const TileSet *set, int height, const TileCall *c) {
+    LV null = LLVMConstNull(cg->ptr);
+    LV args[N_PARAMS] = {c->a, c->b, c->k, c->b_k, c->c, c->init ? c->init : null,
+                         c->n_merge ? c->n_merge : cg_int(cg, 0), c->merge ? c->merge : null};
+    assert(set->fn[height]);
+    cg_call(cg, set->type, set->fn[height], args, N_PARAMS);
+}
+
+void tile_call(Cg *cg, const TileSet *set, LV height, const TileCall *c) {
+    int n = 0, only = 0;
+    for (int h = 1; h <= TILE_MAX_ROWS; h++)
+        if (set->fn[h]) n++, only = h;
+    if (n == 1) {
+        tile_call_fixed(cg, set, only, c);
+        return;
+    }
+    LV fn = LLVMGetBasicBlockParent(LLVMGetInsertBlock(cg->b));
+    LLVMBasicBlockRef done = LLVMAppendBasicBlockInContext(cg->cx, fn, "called");
+    LV sw = LLVMBuildSwitch(cg->b, height, done, (unsigned)n);
+    for (int h = 1; h <= TILE_MAX_ROWS; h++) {
+        if (!set->fn[h]) continue;
+        LLVMBasicBlockRef at = LLVMInsertBasicBlockInContext(cg->cx, done, "height");
+        LLVMAddCase(sw, cg_int(cg, h), at);
+        LLVMPositionBuilderAtEnd(cg->b, at);
+        tile_call_fixed(cg, set, h, c);
+        LLVMBuildBr(cg->b, done);
+    }
+    LLVMPositionBuilderAtEnd(cg->b, done);
+}
+
+// ---- cutting rows into tiles --------------------------------------------------------------------------------
+
+TileCut tile_cut(Cg *cg, LV n, int rows) {
+    TileCut cut = {.tiles = cg_div(cg, cg_addi(cg, n, rows - 1), cg_int(cg, rows))};
+    LV tiles = cg_max(cg, cut.tiles, cg_int(cg, 1));         // n = 0: no tile, and no division by it
+    cut.base = cg_div(cg, n, tiles);
+    cut.extra = cg_rem(cg, n, tiles);
+    return cut;
+}
+
+LV tile_height(Cg *cg, const TileCut *cut, LV tile) {
+    return cg_add(cg, cut->base, LLVMBuildZExt(cg->b, cg_lt(cg, tile, cut->extra), cg->i64, ""));
+}
+
+LV tile_first(Cg *cg, const TileCut *cut, LV tile) {
+    return cg_add(cg, cg_mul(cg, tile, cut->base), cg_min(cg, tile, cut->extra));
+}
+
+unsigned tile_heights(int64_t n, int rows) {
+    if (n <= 0) return 0;
+    int64_t tiles = (n + rows - 1) / rows, base = n / tiles, extra = n % tiles;
+    return (extra ? 1u << (base + 1) : 0) | 1u << base;
+}
+
+// ---- packing ------------------------------------------------------------------------------------------------
+
+// One of the four steps of a transpose: pairs of vectors `apart` apart; mask tells which lanes of the pair go where.
+static LV shuffle(Cg *cg, LV a, LV b, const int lane[16]) {
+    LV mask[LANES];
+    for (int i = 0; i < LANES; i++) mask[i] = cg_int32(cg, lane[i]);
+    return LLVMBuildShuffleVector(cg->b, a, b, LLVMConstVector(mask, LANES), "");
+}
+
+// Blocks of 1, 2, 4, 8 lanes change places between vectors that are as far apart.
+void tile_transpose(Cg *cg, LV rows[16]) {
+    for (int d = 1; d < LANES; d *= 2) {
+        int low[LANES], high[LANES];
+        for (int i = 0; i < LANES; i++) {
+            bool second = i / d % 2;
+            low[i] = second ? LANES + i - d : i;
+            high[i] = second ? LANES + i : i + d;
+        }
+        for (int i = 0; i < LANES; i++) {
+            if (i / d % 2) continue;
+            LV a = rows[i], b = rows[i + d];
+            rows[i] = shuffle(cg, a, b, low);
+            rows[i + d] = shuffle(cg, a, b, high);
+        }
+    }
+}
+
+static void begin_pack(Cg *cg, CgFunction *f, PackFunction *p, const char *name) {
+    LT params[4] = {cg->ptr, cg->ptr, cg->i64, cg->i64};
+    cg_function_begin(cg, f, name, cg->void_t, params, 4);
+    tile_noinline(cg, f->fn);
+    *p = (PackFunction){f->type, f->fn};
+}
+
+static void end_pack(Cg *cg, CgFunction *f) { cg_function_end(cg, f); }
+
+// 16 k of each group of 16 columns at a time: loaded along k, transposed, stored along the columns.
+static void pack_transposed(Cg *cg, LV fn, DType t, int vecs, int cols) {
+    LV to = LLVMGetParam(fn, 0), from = LLVMGetParam(fn, 1), k = LLVMGetParam(fn, 2), step = LLVMGetParam(fn, 3);
+    LV whole = LLVMBuildAnd(cg->b, k, cg_int(cg, -LANES), "");
+    for (int part = 0; part < 2; part++) {                    // whole blocks, then the rest under a mask
+        CgLoop l;
+        LV mask = part ? cg_tail_mask(cg, cg_sub(cg, k, whole)) : NULL;
+        cg_for(cg, &l, part ? whole : cg_int(cg, 0), part ? k : whole, LANES);
+        for (int v = 0; v < vecs; v++) {
+            LV x[LANES];
+            for (int j = 0; j < LANES; j++) {
+                int col = v * LANES + j < cols ? v * LANES + j : cols - 1;
+                LV at = cg_at(cg, t, from, cg_muli(cg, step, col));
+                x[j] = cg_load_vec(cg, t, at, l.i, mask);
+            }
+            tile_transpose(cg, x);
+            LV row = cg_at(cg, F32, to, cg_muli(cg, l.i, vecs * LANES));
+            for (int j = 0; j < LANES; j++)
+                cg_store_vec(cg, F32, x[j], row, cg_int(cg, (j * vecs + v) * LANES), NULL);
+        }
+        cg_end(cg, &l);
+    }
+}
+
+static void pack_plain(Cg *cg, LV fn, DType t, int vecs, int cols) {
+    LV k = LLVMGetParam(fn, 2), step = cg_muli(cg, LLVMGetParam(fn, 3), dtype_bytes(t));
+    LV carry[2] = {LLVMGetParam(fn, 0), LLVMGetParam(fn, 1)}, lo = cg_int(cg, 0), hi = LLVMBuildAnd(cg->b, k, cg_int(cg, -4), "");
+    for (int unroll = 4; unroll >= 1; unroll -= 3) {
+        CgLoop l;
+        cg_loop_begin(cg, &l, lo, hi, unroll, 2, carry);
+        LV from = l.carry[1];
+        for (int u = 0; u < unroll; u++) {
+            for (int v = 0; v < vecs; v++) {
+                LV x = cols <= v * LANES ? cg_vec(cg, 0)
+                     : cg_load_vec(cg, t, from, cg_int(cg, v * LANES), tile_mask(cg, cols - v * LANES));
+                cg_store_vec(cg, F32, x, l.carry[0], cg_int(cg, (u * vecs + v) * LANES), NULL);
+            }
+            from = cg_bytes(cg, from, step);
+        }
+        carry[0] = offset(cg, l.carry[0], unroll * vecs * LANES);
+        carry[1] = from;
+        cg_loop_end(cg, &l, carry);
+        carry[0] = l.carry[0];
+        carry[1] = l.carry[1];
+        lo = l.i;
+        hi = k;
+    }
+}
+
+PackFunction pack_function(Cg *cg, const char *name, DType t, int vecs, int cols, bool transposed) {
+    CgFunction f;
+    PackFunction p;
+    begin_pack(cg, &f, &p, name);
+    (transposed ? pack_transposed : pack_plain)(cg, f.fn, t, vecs, cols);
+    end_pack(cg, &f);
+    return p;
+}
+
+PackFunction copy_rows_function(Cg *cg, const char *name, DType t, int64_t cols, int64_t to_step) {
+    CgFunction f;
+    PackFunction p;
+    begin_pack(cg, &f, &p, name);
+    LV to = LLVMGetParam(f.fn, 0), from = LLVMGetParam(f.fn, 1), n = LLVMGetParam(f.fn, 2), step = LLVMGetParam(f.fn, 3);
+    CgLoop row, col;
+    cg_for(cg, &row, cg_int(cg, 0), n, 1);
+    LV to_row = cg_at(cg, F32, to, cg_muli(cg, row.i, to_step)), from_row = cg_at(cg, t, from, cg_mul(cg, row.i, step));
+    int64_t whole = cols / LANES * LANES;
+    cg_for(cg, &col, cg_int(cg, 0), cg_int(cg, whole), LANES);
+    cg_store_vec(cg, F32, cg_load_vec(cg, t, from_row, col.i, NULL), to_row, col.i, NULL);
+    cg_end(cg, &col);
+    LV mask = tile_mask(cg, (int)(cols - whole)), at = cg_int(cg, whole);
+    if (whole < cols) cg_store_vec(cg, F32, cg_load_vec(cg, t, from_row, at, mask), to_row, at, mask);
+    cg_end(cg, &row);
+    end_pack(cg, &f);
+    return p;
+}
+
+PackFunction strip_function(Cg *cg, const char *name, DType t) {
+    CgFunction f;
+    LT params[5] = {cg->ptr, cg->ptr, cg->i64, cg->i64, cg->i64};
+    cg_function_begin(cg, &f, name, cg->void_t, params, 5);
+    tile_noinline(cg, f.fn);
+    LV step = cg_muli(cg, LLVMGetParam(f.fn, 3), dtype_bytes(t)), mask = cg_tail_mask(cg, LLVMGetParam(f.fn, 4));
+    LV carry[2] = {LLVMGetParam(f.fn, 0), LLVMGetParam(f.fn, 1)};
+    CgLoop l;
+    cg_loop_begin(cg, &l, cg_int(cg, 0), LLVMGetParam(f.fn, 2), 1, 2, carry);
+    cg_store_vec(cg, F32, cg_load_vec(cg, t, l.carry[1], cg_int(cg, 0), mask), l.carry[0], cg_int(cg, 0), NULL);
+    carry[0] = offset(cg, l.carry[0], LANES);
+    carry[1] = cg_bytes(cg, l.carry[1], step);
+    cg_loop_end(cg, &l, carry);
+    cg_function_end(cg, &f);
+    return (PackFunction){f.type, f.fn};
+}
+
+void strip_call(Cg *cg, const PackFunction *f, LV strip, LV source, LV k, LV step, LV live) {
+    LV args[5] = {strip, source, k, step, live};
+    cg_call(cg, f->type, f->fn, args, 5);
+}
+
+void pack_call(Cg *cg, const PackFunction *f, LV panel, LV source, LV k, LV step) {
+    LV args[4] = {panel, source, k, step};
+    cg_call(cg, f->type, f->fn, args, 4);
+}

@@ -1,0 +1,75 @@
+// The register tile every contraction is made of, and the packing around it.
+//
+//     C[height x cols] = A[height x k] B[k x cols]        each element one chain c = fma(a, b, c) over ascending k
+//
+// A is read by broadcasts at constant strides, B as vectors of 16 columns.  B is packed into panels: [k][panel] f32,
+// as wide as the tile.  A tile is a static function of its module, one for each height that can occur.
+#ifndef CODEGEN_CPU_TILE_H
+#define CODEGEN_CPU_TILE_H
+#include "codegen/cpu/cg.h"
+
+enum { TILE_MAX_ROWS = 14, TILE_MAX_VECS = 8 };
+
+// Tallest and widest tile of a machine: rows * vecs + vecs + 1 vectors must fit its registers.
+typedef struct { int rows, vecs; } TileSize;
+TileSize tile_size(const CpuTarget *t);
+int      tile_vecs(const CpuTarget *t, int height);       // widest tile of this height: 1, 2, 4 or 8 vectors
+
+// Called for each vector of a finished tile; the default stores it to C.  col is a multiple of 16.
+typedef void TileStore(void *self, Cg *cg, LV x, LV c, int row, int col, LV mask);
+
+typedef struct {
+    int     vecs, cols;        // vectors of 16 columns; live columns (the rest is neither read by masked loads nor stored)
+    int64_t a_row, a_k;        // elements from a row of A to the next, from a k to the next
+    int64_t c_row;             // elements from a row of C to the next
+    DType   b_type, c_type;    // A is f32
+    bool    mask_b;            // B is not a panel: loads stay inside cols
+    bool    reload;            // the chain may continue from a tile in memory (init)
+    bool    merge;             // after the chain the tiles at merge, merge - merge_step, .. are added (n_merge of them)
+    int64_t merge_step;        // elements
+    TileStore *store;          // NULL: to C
+    void   *self;
+} TileSpec;
+
+typedef struct {
+    TileSpec spec;
+    LT       type;
+    LV       fn[TILE_MAX_ROWS + 1];      // by height; NULL where not asked for
+} TileSet;
+
+// Emits the functions for the heights whose bit is set.
+void tile_functions(Cg *cg, TileSet *set, const TileSpec *spec, const char *name, unsigned heights);
+
+typedef struct {
+    LV a, b, k, b_k, c;        // b_k: elements from a k of B to the next
+    LV init;                   // address of the tile (rows c_row apart) the chain continues; NULL or null: from zero
+    LV n_merge, merge;         // NULL: none
+} TileCall;
+void tile_call(Cg *cg, const TileSet *set, LV height, const TileCall *c);     // dispatches on the height
+void tile_call_fixed(Cg *cg, const TileSet *set, int height, const TileCall *c);
+
+// Rows cut into ceil(n / rows) tiles of nearly equal height: the first `extra` have base + 1 rows, the others base.
+typedef struct { LV tiles, base, extra; } TileCut;
+TileCut  tile_cut(Cg *cg, LV n, int rows);
+LV       tile_height(Cg *cg, const TileCut *cut, LV tile);
+LV       tile_first(Cg *cg, const TileCut *cut, LV tile);     // first row of a tile
+unsigned tile_heights(int64_t n, int rows);                   // the heights that occur for n rows
+static inline unsigned tile_all_heights(int rows) { return (2u << rows) - 2; }
+
+// Functions that pack k x cols of B into a panel of vecs * 16 columns; k of the panel rounds up to 16.
+//     f(panel, source, k, step)        source: element (0, 0); step: elements between rows of the source
+// transposed: the source holds columns as rows.  Columns from cols on are copies of live ones or zeros.
+typedef struct { LT type; LV fn; } PackFunction;
+PackFunction pack_function(Cg *cg, const char *name, DType t, int vecs, int cols, bool transposed);
+void         pack_call(Cg *cg, const PackFunction *f, LV panel, LV source, LV k, LV step);
+// f(to, source, n, step): copies n rows of `cols` elements, `to_step` apart, as f32.
+PackFunction copy_rows_function(Cg *cg, const char *name, DType t, int64_t cols, int64_t to_step);
+// f(strip, source, k, step, live): strip [k][16] of the first `live` of 16 columns, the others 0: A of a transposed product.
+PackFunction strip_function(Cg *cg, const char *name, DType t);
+void         strip_call(Cg *cg, const PackFunction *f, LV strip, LV source, LV k, LV step, LV live);
+
+LV   tile_mask(Cg *cg, int live);                             // constant mask of the first `live` of 16 lanes; NULL: all
+void tile_transpose(Cg *cg, LV rows[16]);                     // 16 vectors as a 16 x 16 block
+void tile_noinline(Cg *cg, LV fn);
+
+#endif
