@@ -7,7 +7,12 @@
 #define CODEGEN_CPU_CG_H
 #include <llvm-c/Core.h>
 #include <llvm-c/TargetMachine.h>
-#include "codegen/cpu/kernel.h"
+#include "codegen/kernel.h"
+
+#define KERNEL(OP, describe, emit) DescribeFn describe; EmitFn emit;
+#include "codegen/cpu/kernels.def"
+#undef KERNEL
+const KernelTemplate *cpu_template(Op op);             // NULL: none
 
 typedef LLVMValueRef LV;
 typedef LLVMTypeRef  LT;

@@ -1,12 +1,12 @@
-// What a CPU kernel template is, and how it registers: one row of kernels.def.
+// What a kernel template is.  CPU templates register by a row of cpu/kernels.def.
 //
 // A template serves one op.  `describe` says what the code depends on and how the work is cut; `emit` writes the body
-// of one RtKernelFn with the helpers of cg.h.  Equal keys share one kernel, so everything the code depends on belongs
-// into the key; offsets, names and paths never do.
+// of one RtKernelFn with the helpers of cpu/cg.h.  Equal keys share one kernel, so everything the code depends on belongs
+// into the key; offsets, names and paths never do.  Nor does the bound of a ragged symbol: a template that uses it adds it.
 //
 //     args of a step:   operands | results | offsets of ragged symbols | workspace
-#ifndef CODEGEN_CPU_KERNEL_H
-#define CODEGEN_CPU_KERNEL_H
+#ifndef CODEGEN_KERNEL_H
+#define CODEGEN_KERNEL_H
 #include "ir/ir.h"
 
 typedef struct Cg Cg;
@@ -44,12 +44,6 @@ typedef struct {
     DescribeFn *describe;
     EmitFn     *emit;
 } KernelTemplate;
-const KernelTemplate *kernel_template(Op op);         // NULL: none
-
-#define KERNEL(OP, describe, emit) DescribeFn describe; EmitFn emit;
-#include "codegen/cpu/kernels.def"
-#undef KERNEL
-
 static inline int kernel_n_args(const KernelNode *k) { return k->node->n_in + k->node->n_out; }
 static inline const Type *kernel_arg_type(const KernelNode *k, int i) {
     const Node *n = k->node;
