@@ -1,0 +1,857 @@
+// PLANNED graphs become one plan.
+//
+//     values      where each lives: the offset plan-memory gave it, a persistent tensor, a constant, or its operand's place
+//     kernels     one per distinct key
+//     steps       one per node that computes; then copies for what leaves the graph and could not be written in place
+//
+// Values that leave a graph (outputs, gradients of a single-pass step, updates) are made where they belong when that is
+// legal: their producer then writes the persistent buffer and no copy step follows.
+#include "codegen/emit_plan.h"
+#include <assert.h>
+#include <stdio.h>
+#include <string.h>
+#include "codegen/interp/ref_kernel.h"
+#include "ir/base/vec.h"
+
+typedef struct { int64_t offset; int arena; } Loc;
+enum { NOWHERE = -1 };
+
+typedef struct {
+    const Graph *g;
+    Loc *loc;              // by value id
+    int64_t workspace;     // largest of its steps
+    int first_step, n_steps;
+} Prog;
+
+typedef struct {
+    const Sym *sym;
+    int index;
+} SymSlot;
+
+// From interned texts and from keys to numbers; open addressing.
+typedef struct {
+    const void **key;
+    int64_t *value;
+    int n, cap;
+} Map;
+
+typedef struct {
+    RtTensor t;
+    const char *name;
+    int64_t ordinal;       // outputs: which of this name in its program
+} TensorSlot;
+
+typedef struct {
+    Arena *a;
+    Diag  *d;
+    const PlanOpts *opts;
+    Str text;
+    Map texts, keys, names, places;        // by text, kernel key, tensor name, source position
+    VEC(SymSlot) sym_slots;
+    VEC(RtSym) syms;
+    VEC(TensorSlot) tensors;
+    VEC(PlanKernel) kernels;
+    VEC(RtKernel) rt_kernels;
+    VEC(RtArg) args;
+    VEC(RtStep) steps;
+    VEC(RtProgram) programs;
+    VEC(RtSource) sources;
+    char *consts;
+    size_t n_consts, cap_consts;
+    int64_t persistent;
+    Prog *prog;            // being emitted
+} Plan;
+
+// ---- pieces of the block --------------------------------------------------------------------------------
+
+static int64_t map_get(const Map *m, const void *key, int64_t none) {
+    if (!m->cap) return none;
+    for (size_t i = str_hash(&key, sizeof key, 0) & (size_t)(m->cap - 1);; i = (i + 1) & (size_t)(m->cap - 1)) {
+        if (!m->key[i]) return none;
+        if (m->key[i] == key) return m->value[i];
+    }
+}
+
+static void map_put(Arena *a, Map *m, const void *key, int64_t value) {
+    if (m->n * 2 >= m->cap) {
+        Map old = *m;
+        *m = (Map){.cap = old.cap ? old.cap * 2 : 64};
+        m->key = arena_array(a, const void *, m->cap);
+        m->value = arena_array(a, int64_t, m->cap);
+        for (int i = 0; i < old.cap; i++)
+            if (old.key[i]) map_put(a, m, old.key[i], old.value[i]);
+    }
+    size_t i = str_hash(&key, sizeof key, 0) & (size_t)(m->cap - 1);
+    while (m->key[i]) i = (i + 1) & (size_t)(m->cap - 1);
+    m->key[i] = key;
+    m->value[i] = value;
+    m->n++;
+}
+
+static uint32_t add_text(Plan *p, const char *text) {
+    if (!text || !*text) return 0;                    // offset 0 is the empty text
+    text = intern(text);
+    int64_t at = map_get(&p->texts, text, -1);
+    if (at < 0) {
+        at = (int64_t)p->text.n;
+        str_add_n(&p->text, text, strlen(text) + 1);
+        map_put(p->a, &p->texts, text, at);
+    }
+    return (uint32_t)at;
+}
+
+static int64_t add_const_bytes(Plan *p, const void *bytes, size_t n) {
+    size_t at = (p->n_consts + 63) & ~(size_t)63;
+    if (at + n > p->cap_consts) {
+        size_t cap = (at + n) * 2 + 4096;
+        char *more = arena_alloc(p->a, cap);
+        if (p->n_consts) memcpy(more, p->consts, p->n_consts);
+        p->consts = more;
+        p->cap_consts = cap;
+    }
+    memcpy(p->consts + at, bytes, n);
+    p->n_consts = at + n;
+    return (int64_t)at;
+}
+
+static int64_t add_persistent(Plan *p, int64_t bytes) {
+    int64_t align = bytes > (2 << 20) ? 4096 : 64;
+    int64_t at = (p->persistent + align - 1) / align * align;
+    p->persistent = at + bytes;
+    return at;
+}
+
+static uint32_t add_span(Plan *p, Span at) {
+    const void *key = (const void *)(((uintptr_t)at.file << 40 | at.begin) + 1);
+    int64_t number = map_get(&p->places, key, -1);
+    if (number >= 0) return (uint32_t)number;
+    RtSource s = {0};
+    if (at.file) {
+        int line = 0, column = 0;
+        diag_line_column(p->d, at, &line, &column);
+        s = (RtSource){add_text(p, diag_file_name(p->d, at.file)), (uint32_t)line, (uint32_t)column, 0};
+    }
+    vec_push(p->a, &p->sources, s);
+    map_put(p->a, &p->places, key, p->sources.n - 1);
+    return (uint32_t)p->sources.n - 1;
+}
+
+// Leaf and plain symbols of all programs share an entry by name; ragged ones have their own.
+static int sym_index(Plan *p, const Sym *s) {
+    for (int i = 0; i < p->sym_slots.n; i++)
+        if (p->sym_slots.at[i].sym == s) return p->sym_slots.at[i].index;
+    int index = -1;
+    for (int i = 0; s->kind != SYM_RAGGED && i < p->sym_slots.n; i++) {
+        const Sym *t = p->sym_slots.at[i].sym;
+        if (t->kind == s->kind && t->name == s->name && t->bound == s->bound) index = p->sym_slots.at[i].index;
+    }
+    if (index < 0) {
+        RtSym r = {.name = add_text(p, s->name), .bound = s->bound, .fixed = -1, .from_arena = -1,
+                   .leaves = s->kind == SYM_LEAF ? (int32_t)s->bound : s->kind == SYM_RAGGED ? s->leaves : 0};
+        if (s->kind == SYM_LEAF) r.fixed = s->bound;
+        vec_push(p->a, &p->syms, r);
+        index = p->syms.n - 1;
+    }
+    SymSlot slot = {s, index};
+    vec_push(p->a, &p->sym_slots, slot);
+    return index;
+}
+
+// ---- tensors --------------------------------------------------------------------------------------------
+
+static bool same_shape(const RtTensor *a, const RtTensor *b) {
+    return a->dtype == b->dtype && a->ndim == b->ndim && !memcmp(a->dim, b->dim, sizeof a->dim) &&
+           !memcmp(a->dim_sym, b->dim_sym, sizeof a->dim_sym);
+}
+
+// Of anything but outputs; -1: none.
+static int find_tensor(const Plan *p, const char *name) { return (int)map_get(&p->names, intern(name), -1); }
+
+static RtTensor tensor_of_type(Plan *p, const Type *t, const char *name, RtRole role, Span at) {
+    RtTensor x = {.name = add_text(p, name), .dtype = (uint8_t)t->dtype, .ndim = t->ndim, .role = (uint8_t)role,
+                  .arena = RT_PERSISTENT, .bytes = type_bytes(t), .span = add_span(p, at)};
+    x.init_name = x.name;
+    for (int i = 0; i < MAX_DIM; i++) x.dim_sym[i] = -1;
+    for (int i = 0; i < t->ndim; i++) {
+        x.dim[i] = dim_bound(t->dim[i]);
+        if (t->dim[i].sym) x.dim_sym[i] = sym_index(p, t->dim[i].sym);
+    }
+    return x;
+}
+
+static int init_kind(const char *name) {
+    static const char *const kinds[] = {"zeros", "const", "normal", "trunc_normal", "uniform", "random_int", "copy"};
+    for (int i = 0; name && i < (int)(sizeof kinds / sizeof *kinds); i++)
+        if (!strcmp(name, kinds[i])) return i;
+    return RT_INIT_ZEROS;
+}
+
+// The persistent tensor of a name: made at first sight, shared by all programs after that.  -1 after diag_error.
+static int named_tensor(Plan *p, const Type *t, const char *name, RtRole role, const Node *n) {
+    int i = find_tensor(p, name);
+    RtTensor x = tensor_of_type(p, t, name, role, n->at);
+    if (i >= 0) {
+        if (same_shape(&p->tensors.at[i].t, &x)) {
+            // a gradient may be known before its parameter's own node is seen; the declaring node says more
+            if (p->tensors.at[i].t.role == role || role == RT_GRAD) return i;
+            if (role == RT_STATE && p->tensors.at[i].t.role == RT_GRAD) return i;
+        }
+        diag_error(p->d, n->at, "`%s` is used as %s and as another tensor of the same name", name, type_text(p->a, t));
+        return -1;
+    }
+    if (role == RT_PARAM || role == RT_STATE) {
+        x.init = (uint8_t)init_kind(n->attr.init);
+        x.init_a = n->attr.init_a;
+        x.init_b = n->attr.init_b;
+        x.saved = 1;
+        x.experts = n->attr.group && !strcmp(n->attr.group, "expert") && t->ndim > 1;
+        if (x.init == RT_INIT_COPY) x.init_from = x.init_name = add_text(p, n->attr.init_from);
+    }
+    x.offset = add_persistent(p, x.bytes);
+    TensorSlot slot = {x, name, 0};
+    vec_push(p->a, &p->tensors, slot);
+    map_put(p->a, &p->names, intern(name), p->tensors.n - 1);
+    return p->tensors.n - 1;
+}
+
+static Loc tensor_loc(const Plan *p, int i) { return (Loc){p->tensors.at[i].t.offset, RT_PERSISTENT}; }
+
+static bool is_grad_name(const char *name) { return !strncmp(name, "grad/", 5); }
+
+static int source_tensor(Plan *p, const Node *n) {
+    RtRole role = n->op == OP_PARAM ? RT_PARAM : n->op == OP_INPUT ? RT_INPUT : is_grad_name(n->attr.name) ? RT_GRAD : RT_STATE;
+    return named_tensor(p, &n->out[0].type, n->attr.name, role, n);
+}
+
+static int output_tensor(Plan *p, const Node *n, int64_t ordinal) {
+    RtOutputKind kind = n->op == OP_LOSS ? RT_OUT_LOSS : n->op == OP_METRIC ? RT_OUT_METRIC : RT_OUT_RESULT;
+    RtTensor x = tensor_of_type(p, &n->in[0]->type, n->attr.name, RT_OUTPUT, n->at);
+    x.kind = (uint8_t)kind;
+    x.weight = n->op == OP_LOSS ? (float)n->attr.weight : 0;
+    if (n->op == OP_LOSS) x.init_a = n->attr.until;
+    for (int i = 0; i < p->tensors.n; i++) {
+        const TensorSlot *s = &p->tensors.at[i];
+        if (s->t.role == RT_OUTPUT && s->ordinal == ordinal && !strcmp(s->name, n->attr.name) && s->t.kind == x.kind &&
+            same_shape(&s->t, &x) && s->t.weight == x.weight)
+            return i;
+    }
+    x.offset = add_persistent(p, x.bytes);
+    TensorSlot slot = {x, n->attr.name, ordinal};
+    vec_push(p->a, &p->tensors, slot);
+    return p->tensors.n - 1;
+}
+
+// Gradients, optimizer states and the like of a tensor of experts are cut by expert too.
+static void mark_experts(Plan *p) {
+    for (int i = 0; i < p->tensors.n; i++) {
+        RtTensor *t = &p->tensors.at[i].t;
+        const char *slash = strchr(p->tensors.at[i].name, '/');
+        if (t->role == RT_PARAM || t->role >= RT_INPUT || !slash) continue;
+        int of = find_tensor(p, slash + 1);
+        if (of >= 0 && p->tensors.at[of].t.experts && t->ndim == p->tensors.at[of].t.ndim) t->experts = 1;
+    }
+}
+
+// ---- kernels --------------------------------------------------------------------------------------------
+
+static void note_sym(Plan *p, KernelNode *k, const Sym *s) {
+    if (!s || s->kind == SYM_LEAF) return;
+    if (s->kind == SYM_PLAIN) {
+        for (int i = 0; i < k->n_plain; i++)
+            if (k->plain[i] == s) return;
+        assert(k->n_plain < KERNEL_MAX_RAGGED);
+        k->plain[k->n_plain] = s;
+        k->plain_index[k->n_plain++] = sym_index(p, s);
+        return;
+    }
+    if (s->extent && s->extent->node == k->node) return;        // defined here
+    if (k->node->op == OP_ROUTE && k->node->attr.sym == s) return;
+    for (int i = 0; i < k->n_ragged; i++)
+        if (k->ragged[i] == s) return;
+    assert(k->n_ragged < KERNEL_MAX_RAGGED);
+    k->ragged[k->n_ragged++] = s;
+}
+
+static void note_type(Plan *p, KernelNode *k, const Type *t) {
+    for (int i = 0; i < t->ndim; i++) note_sym(p, k, t->dim[i].sym);
+}
+
+static void note_node(Plan *p, KernelNode *k, const Node *n) {
+    for (int i = 0; i < n->n_in; i++) note_type(p, k, &n->in[i]->type);
+    for (int i = 0; i < n->n_out; i++) note_type(p, k, &n->out[i].type);
+    for (int i = 0; i < n->attr.dims.n; i++) note_sym(p, k, n->attr.dims.at[i].sym);
+    note_sym(p, k, n->attr.sym);
+    const Graph *region[] = {n->attr.body, n->attr.epilogue};
+    for (int r = 0; r < 2; r++) {
+        if (!region[r]) continue;
+        for_each_node(region[r], m) note_node(p, k, m);
+    }
+}
+
+static void key_sym(Str *s, const KernelNode *k, const Sym *sym) {
+    for (int i = 0; i < k->n_plain; i++)
+        if (k->plain[i] == sym) {
+            str_printf(s, "P%d", k->plain_index[i]);
+            return;
+        }
+    for (int i = 0; i < k->n_ragged; i++)
+        if (k->ragged[i] == sym) {
+            str_printf(s, "R%d(%d,%d)", i, sym->groups, sym->leaves);
+            return;
+        }
+    str_printf(s, "D(%d,%d)", sym->groups, sym->leaves);        // defined by the node
+}
+
+static void key_dim(Str *s, const KernelNode *k, Dim d) {
+    if (d.sym && d.sym->kind == SYM_LEAF) {
+        str_printf(s, "%lldL%lld", (long long)d.n, (long long)d.sym->bound);
+        return;
+    }
+    str_printf(s, "%lld", (long long)d.n);
+    if (d.sym) key_sym(s, k, d.sym);
+}
+
+static void key_type(Str *s, const KernelNode *k, const Type *t) {
+    str_add(s, dtype_name(t->dtype));
+    str_add(s, "[");
+    for (int i = 0; i < t->ndim; i++) {
+        if (i) str_add(s, ",");
+        key_dim(s, k, t->dim[i]);
+    }
+    str_add(s, "]");
+}
+
+static void key_body(Str *s, const KernelNode *k, const Graph *body);
+
+static void key_attrs(Str *s, const KernelNode *k, const Node *n) {
+    static const Attrs none;
+    for (int i = 0; i < ATTR_COUNT; i++) {
+        const char *at = (const char *)&n->attr + attr_info[i].offset, *zero = (const char *)&none + attr_info[i].offset;
+        switch (attr_info[i].kind) {
+        case A_INT:
+            if (memcmp(at, zero, sizeof(int64_t))) str_printf(s, " %s=%lld", attr_info[i].name, (long long)*(const int64_t *)at);
+            break;
+        case A_REAL:
+            if (memcmp(at, zero, sizeof(double))) str_printf(s, " %s=%a", attr_info[i].name, *(const double *)at);
+            break;
+        case A_NAME:
+            if (*(const Name *)at && i == ATTR_chain) str_printf(s, " %s=%s", attr_info[i].name, *(const Name *)at);
+            break;
+        case A_INTS: {
+            const Ints *v = (const Ints *)at;
+            for (int j = 0; j < v->n; j++) str_printf(s, "%s%lld", j ? "," : " ints=", (long long)v->at[j]);
+            if (v->n) str_printf(s, "(%s)", attr_info[i].name);
+            break;
+        }
+        case A_DIMS: {
+            const Dims *v = (const Dims *)at;
+            for (int j = 0; j < v->n; j++) {
+                str_add(s, j ? "," : " dims=");
+                key_dim(s, k, v->at[j]);
+            }
+            break;
+        }
+        case A_DATA: {
+            const Data *data = *(const DataP *)at;
+            if (data) str_printf(s, " data=%016llx", (unsigned long long)data->hash);
+            break;
+        }
+        case A_SYM:
+            if (*(const SymP *)at) {
+                str_add(s, " sym=");
+                if ((*(const SymP *)at)->kind == SYM_LEAF) str_printf(s, "L%lld", (long long)(*(const SymP *)at)->bound);
+                else key_sym(s, k, *(const SymP *)at);
+            }
+            break;
+        case A_GRAPH:
+            if (*(const GraphP *)at) {
+                str_printf(s, " %s=", attr_info[i].name);
+                key_body(s, k, *(const GraphP *)at);
+            }
+            break;
+        }
+    }
+}
+
+static void key_body(Str *s, const KernelNode *k, const Graph *body) {
+    graph_number((Graph *)body);
+    str_add(s, "{");
+    for_each_node(body, n) {
+        for (int i = 0; i < n->n_out; i++) {
+            str_printf(s, "%%%d:", n->out[i].id);
+            key_type(s, k, &n->out[i].type);
+        }
+        str_printf(s, "=%s", op_info[n->op].name);
+        for (int i = 0; i < n->n_in; i++) str_printf(s, " %%%d", n->in[i]->id);
+        key_attrs(s, k, n);
+        str_add(s, ";");
+    }
+    str_add(s, "}");
+}
+
+double node_flops(const Node *n) {
+    double rows = 1, out = n->n_out ? (double)type_bound_elements(&n->out[0].type) : 0;
+    const Type *a = n->n_in ? &n->in[0]->type : NULL;
+    switch (n->op) {
+    case OP_MATMUL: case OP_GROUPED_MATMUL: {
+        int last = a->ndim - (n->op == OP_MATMUL && n->attr.ta ? 2 : 1);
+        return 2.0 * out * (double)dim_bound(a->dim[last]) * (n->attr.pair ? 2 : 1);
+    }
+    case OP_MATMUL_DW: case OP_GROUPED_DW:
+        rows = (double)rows_bound(a);
+        return 2.0 * rows * (double)type_cols(a) * (double)type_cols(&n->in[1]->type);
+    case OP_ATTENTION: case OP_ATTENTION_GRAD: {
+        const Type *q = a, *k = &n->in[1]->type;       // q [.., S, H, A], k [.., C, Hk, A]
+        double scores = (double)rows_bound(q) * (double)dim_bound(k->dim[k->ndim - 3]);
+        double pairs = n->attr.causal ? 0.5 : 1;
+        double width = (double)type_cols(q) + (double)type_cols(&n->in[2]->type);
+        return 2 * scores * pairs * width * (n->op == OP_ATTENTION ? 1 : 2.5);
+    }
+    case OP_HEAD_LOSS: case OP_HEAD_LOSS_GRAD:
+        return 2.0 * (double)rows_bound(a) * (double)type_bound_elements(&n->in[1]->type) * (n->op == OP_HEAD_LOSS ? 1 : 3);
+    case OP_FUSED: case OP_GATE: {
+        double flops = 0;
+        for_each_node(n->attr.body, m) {
+            if (m->op == OP_ARG || m->op == OP_CONST || m->op == OP_YIELD) continue;
+            flops += node_flops(m);
+        }
+        return flops;
+    }
+    default:
+        for (int i = 0; i < n->n_in; i++) {
+            double size = (double)type_bound_elements(&n->in[i]->type);
+            if (size > out && n->op != OP_GATHER_ROWS && n->op != OP_SLICE) out = size;
+        }
+        return op_is(n->op, VIEW) || n->op == OP_COPY || n->op == OP_CONCAT || n->op == OP_GATHER_ROWS ? 0 : out;
+    }
+}
+
+// A node that moves a slice reads no more than it writes.
+static double node_bytes(const KernelNode *k) {
+    const Node *n = k->node;
+    double out = 0, in = 0;
+    for (int i = 0; i < n->n_out; i++) out += (double)type_bytes(&n->out[i].type);
+    for (int i = 0; i < n->n_in; i++) in += (double)type_bytes(&n->in[i]->type);
+    if (n->op == OP_GATHER_ROWS || n->op == OP_SLICE || n->op == OP_TAKE) in = out;
+    if (n->op == OP_CACHE) in = out = (double)type_bytes(&n->in[1]->type);
+    return in + out;
+}
+
+static uint64_t key_hash(const char *key) { return str_hash(key, strlen(key), 0xcbf29ce484222325u); }
+
+// The kernel of a node: an equal one that is there, or a new one.  desc is filled in both cases.
+static int kernel_of(Plan *p, KernelNode *k, KernelDesc *desc) {
+    const Node *n = k->node;
+    *desc = (KernelDesc){.key = {.arena = p->a}, .n_phases = 1};
+    for (int i = 0; i < RT_MAX_PHASES; i++) desc->tasks[i] = tasks_fixed(1);
+    Str *key = &desc->key;
+    str_add(key, op_info[n->op].name);
+    for (int i = 0; i < kernel_n_args(k); i++) {
+        str_add(key, i == n->n_in ? " -> " : " ");
+        key_type(key, k, kernel_arg_type(k, i));
+    }
+    key_attrs(key, k, n);
+    desc->bytes = node_bytes(k);
+    const KernelTemplate *t = p->opts->template_of ? p->opts->template_of(n->op) : NULL;
+    KernelDesc fresh = *desc;
+    if (t && !t->describe(k, desc)) {
+        *desc = fresh;
+        t = NULL;
+    }
+    if (desc->flops == 0) desc->flops = node_flops(n);
+    void *data = NULL;
+    size_t bytes = 0;
+    if (t) {
+        for (int i = 0; i < desc->n_phases; i++)
+            str_printf(key, " phase %lld/%lld", (long long)desc->tasks[i].grain, (long long)desc->tasks[i].times);
+        if (desc->workspace) str_add(key, " workspace");
+    } else {
+        data = ref_kernel_data(p->a, k, &bytes);
+        str_printf(key, " ref %016llx", (unsigned long long)str_hash(data, bytes, 0));
+    }
+    const char *text = intern(key->text);
+    int64_t there = map_get(&p->keys, text, -1);
+    if (there >= 0) return (int)there;
+    map_put(p->a, &p->keys, text, p->kernels.n);
+    const char *symbol = t ? arena_printf(p->a, "moec_%s_%016llx", op_info[n->op].name, (unsigned long long)key_hash(text))
+                           : REF_KERNEL_SYMBOL;
+    PlanKernel kernel = {.key = text, .symbol = symbol, .made_by = t, .node = *k, .n_phases = desc->n_phases};
+    RtKernel rt = {.symbol = add_text(p, symbol), .n_phases = (uint32_t)desc->n_phases};
+    if (data) rt.data = (RtSpan){(uint32_t)add_const_bytes(p, data, bytes), (uint32_t)bytes};    // moved by finish
+    vec_push(p->a, &p->kernels, kernel);
+    vec_push(p->a, &p->rt_kernels, rt);
+    return p->kernels.n - 1;
+}
+
+static RtTasks rt_tasks(Plan *p, TaskCount t) {
+    RtTasks r = {.n = t.n, .grain = t.grain, .times = t.times, .sym = -1};
+    if (t.sym && t.sym->kind == SYM_LEAF) r.n *= t.sym->bound;
+    else if (t.sym) r.sym = sym_index(p, t.sym);
+    return r;
+}
+
+// ---- steps ----------------------------------------------------------------------------------------------
+
+static Loc loc_of(const Plan *p, const Value *v) {
+    Loc l = p->prog->loc[v->id];
+    assert(l.arena != NOWHERE);
+    return l;
+}
+
+static void push_arg(Plan *p, Loc l) {
+    RtArg arg = {.offset = l.offset, .arena = (uint32_t)l.arena};
+    vec_push(p->a, &p->args, arg);
+}
+
+enum { WORKSPACE_MARK = 0x7fff };      // offset is set when the size of all step buffers is known
+
+// One step: node n with its operands and results at the given places.
+static void add_step(Plan *p, const Node *n, const Loc *loc) {
+    KernelNode *k = arena_new(p->a, KernelNode);
+    k->node = n;
+    note_node(p, k, n);
+    KernelDesc desc;
+    RtStep step = {.kernel = (uint32_t)kernel_of(p, k, &desc), .first_arg = (uint32_t)p->args.n, .span = add_span(p, n->at),
+                   .defines_sym = -1, .op = add_text(p, op_info[n->op].name), .path = add_text(p, n->path),
+                   .flops = desc.flops, .bytes = desc.bytes};
+    for (int i = 0; i < kernel_n_args(k); i++) push_arg(p, loc[i]);
+    for (int i = 0; i < k->n_ragged; i++) push_arg(p, loc_of(p, k->ragged[i]->extent));
+    if (desc.workspace) {
+        push_arg(p, (Loc){0, WORKSPACE_MARK});
+        if (desc.workspace > p->prog->workspace) p->prog->workspace = desc.workspace;
+    }
+    step.n_args = (uint32_t)p->args.n - step.first_arg;
+    for (int i = 0; i < RT_MAX_PHASES; i++) step.tasks[i] = rt_tasks(p, desc.tasks[i]);
+    for (int i = 0; i < p->prog->g->n_syms; i++) {
+        const Sym *s = p->prog->g->sym[i];
+        if (s->kind == SYM_RAGGED && s->extent && s->extent->node == n) {
+            if (step.defines_sym >= 0) diag_error(p->d, n->at, "a step can define the rows of one route, this one has two");
+            step.defines_sym = sym_index(p, s);
+        }
+    }
+    vec_push(p->a, &p->steps, step);
+    p->prog->n_steps++;
+}
+
+// A node that no graph holds, for steps the plan adds: operands are stand-ins of the given types.
+static Node *stand_in(Plan *p, const Node *like, Op op, int n_in, const Type *const *types, const Type *result) {
+    Node *n = arena_new(p->a, Node);
+    *n = (Node){.op = op, .n_in = (int16_t)n_in, .n_out = 1, .at = like->at, .path = like->path};
+    n->in = arena_array(p->a, Value *, n_in);
+    for (int i = 0; i < n_in; i++) {
+        n->in[i] = arena_new(p->a, Value);
+        n->in[i]->type = *types[i];
+    }
+    n->out = arena_new(p->a, Value);
+    n->out[0] = (Value){.node = n, .type = *result};
+    return n;
+}
+
+static void add_copy(Plan *p, const Node *like, const Type *t, Loc from, Loc to) {
+    if (from.arena == to.arena && from.offset == to.offset) return;
+    add_step(p, stand_in(p, like, OP_COPY, 1, &t, t), (Loc[]){from, to});
+}
+
+static void body_add(Arena *a, Graph *body, Node *n) {
+    (void)a;
+    n->graph = body;
+    n->prev = body->last;
+    if (body->last) body->last->next = n; else body->first = n;
+    body->last = n;
+    body->n_nodes++;
+}
+
+static Value *body_node(Arena *a, Graph *body, Op op, int n_in, Value *const *in, const Type *t, Attrs attr) {
+    Node *n = arena_new(a, Node);
+    *n = (Node){.op = op, .n_in = (int16_t)n_in, .n_out = t ? 1 : 0, .attr = attr};
+    n->in = arena_array(a, Value *, n_in ? n_in : 1);
+    for (int i = 0; i < n_in; i++) n->in[i] = in[i];
+    if (t) {
+        n->out = arena_new(a, Value);
+        n->out[0] = (Value){.node = n, .type = *t};
+    }
+    body_add(a, body, n);
+    return n->out;
+}
+
+// grad = wave == 0 ? d : grad + d, in place.
+static void add_accumulate(Plan *p, const Node *acc, Loc grad) {
+    const Type *t = &acc->in[0]->type;
+    Type i32 = type_make(I32, 0, NULL), bool_type = type_make(BOOL, 0, NULL);
+    Node like = {.at = acc->at, .attr = {.name = intern("wave")}};
+    int wave = named_tensor(p, &i32, "wave", RT_INPUT, &like);
+    if (wave < 0) return;
+    Graph *body = graph_new(p->a, "body");
+    body->parent = (Graph *)p->prog->g;
+    Arena *a = p->a;
+    Value *d = body_node(a, body, OP_ARG, 0, NULL, t, (Attrs){.k = 0, .dtype = t->dtype, .dims = dims_of(t)});
+    Value *old = body_node(a, body, OP_ARG, 0, NULL, t, (Attrs){.k = 1, .dtype = t->dtype, .dims = dims_of(t)});
+    Value *w = body_node(a, body, OP_ARG, 0, NULL, &i32, (Attrs){.k = 2, .dtype = I32});
+    Value *zero = body_node(a, body, OP_CONST, 0, NULL, &i32, (Attrs){.dtype = I32});
+    Value *first = body_node(a, body, OP_EQ, 2, (Value *[]){w, zero}, &bool_type, (Attrs){0});
+    Value *sum = body_node(a, body, OP_ADD, 2, (Value *[]){old, d}, t, (Attrs){0});
+    Value *next = body_node(a, body, OP_SELECT, 3, (Value *[]){first, d, sum}, t, (Attrs){0});
+    body_node(a, body, OP_YIELD, 1, (Value *[]){next}, NULL, (Attrs){0});
+    Node *n = stand_in(p, acc, OP_FUSED, 3, (const Type *[]){t, t, &i32}, t);
+    n->attr.body = body;
+    add_step(p, n, (Loc[]){loc_of(p, acc->in[0]), grad, tensor_loc(p, wave), grad});
+}
+
+// ---- places ---------------------------------------------------------------------------------------------
+
+// Ops whose result is their operand's memory.
+static bool is_alias(const Node *n) { return n->op == OP_RESHAPE || n->op == OP_STOP_GRADIENT; }
+
+static const Value *base_of(const Value *v) {
+    while (is_alias(v->node)) v = v->node->in[0];
+    return v;
+}
+
+static Loc const_loc(Plan *p, const Node *n) {
+    const Type *t = &n->out[0].type;
+    int64_t count = type_bound_elements(t);
+    const Data *data = n->attr.data;
+    char *bytes = arena_alloc(p->a, (size_t)type_bytes(t) + 1);
+    for (int64_t i = 0; i < count; i++) {
+        double x = n->attr.value;
+        if (data) {
+            const void *at = data->tensor.data;
+            int64_t j = data->tensor.ndim ? i : 0;
+            x = data->tensor.dtype == F32 ? (double)((const float *)at)[j]
+              : data->tensor.dtype == BOOL ? ((const uint8_t *)at)[j] : ((const int32_t *)at)[j];
+        }
+        switch (t->dtype) {
+        case F32: ((float *)bytes)[i] = (float)x; break;
+        case BF16: {
+            float f = (float)x;
+            uint32_t u;
+            memcpy(&u, &f, sizeof u);
+            ((uint16_t *)bytes)[i] = (uint16_t)(f != f ? (u >> 16 | 0x40) : (u + 0x7fff + (u >> 16 & 1)) >> 16);
+            break;
+        }
+        case F16: ((_Float16 *)bytes)[i] = (_Float16)x; break;
+        case I32: ((int32_t *)bytes)[i] = (int32_t)x; break;
+        case U32: ((uint32_t *)bytes)[i] = (uint32_t)x; break;
+        case BOOL: bytes[i] = x != 0; break;
+        default: bytes[i] = (char)(int)x; break;
+        }
+    }
+    return (Loc){add_const_bytes(p, bytes, (size_t)type_bytes(t)), RT_CONST};
+}
+
+// A value made by a step of this graph, which may be made elsewhere instead.
+static bool is_movable(const Value *v) {
+    const Node *n = v->node;
+    return !op_is(n->op, SOURCE) && !is_alias(n) && n->op != OP_CACHE;
+}
+
+// In place: the step that makes v reads the tensor at most elementwise, and nobody reads the tensor's old contents later.
+static bool may_overwrite(const Graph *g, const Value *v, const char *name) {
+    const Node *maker = v->node;
+    if (maker->op != OP_FUSED && !op_is(maker->op, ELEMENTWISE)) return false;
+    if (maker->op == OP_FUSED)
+        for_each_node(maker->attr.body, n)
+            if (n->op != OP_ARG && n->op != OP_CONST && n->op != OP_YIELD && !op_is(n->op, ELEMENTWISE)) return false;
+    for_each_node(g, n) {
+        for (int i = 0; i < n->n_in; i++) {
+            const Value *base = base_of(n->in[i]);
+            const Node *source = base->node;
+            if ((source->op != OP_PARAM && source->op != OP_STATE) || source->attr.name != name) continue;
+            if (n->id > maker->id && !is_alias(n)) return false;
+            if (n == maker && !type_eq(&n->in[i]->type, &v->type)) return false;
+        }
+    }
+    return true;
+}
+
+static Name accumulated_name(Plan *p, const Node *n) { return intern(arena_printf(p->a, "grad/%s", n->attr.name)); }
+
+// Sets loc for every value of the program, tensors for what it reads and leaves.  moved[id]: not at its own offset.
+static void place_values(Plan *p, Graph *g) {
+    Prog *prog = p->prog;
+    int n_values = graph_number(g);
+    prog->loc = arena_array(p->a, Loc, n_values);
+    bool *moved = arena_array(p->a, bool, n_values);
+    for (int i = 0; i < n_values; i++) prog->loc[i].arena = NOWHERE;
+    for_each_node(g, n) {
+        if (n->op == OP_PARAM || n->op == OP_STATE || n->op == OP_INPUT) {
+            int t = source_tensor(p, n);
+            if (t < 0) return;
+            prog->loc[n->out[0].id] = tensor_loc(p, t);
+        } else if (n->op == OP_CONST) {
+            prog->loc[n->out[0].id] = const_loc(p, n);
+        } else {
+            for (int i = 0; i < n->n_out; i++)
+                if (n->out[i].arena >= 0) prog->loc[n->out[i].id] = (Loc){n->out[i].offset, n->out[i].arena};
+        }
+    }
+    // offsets of routes live in persistent memory: whoever has rows of that symbol may read them
+    for (int i = 0; i < g->n_syms; i++) {
+        const Sym *s = g->sym[i];
+        if (s->kind != SYM_RAGGED || !s->extent) continue;
+        const Value *v = base_of(s->extent);
+        if (!is_movable(v)) continue;
+        prog->loc[v->id] = (Loc){add_persistent(p, type_bytes(&v->type)), RT_PERSISTENT};
+        moved[v->id] = true;
+    }
+    int64_t ordinal = 0;
+    for_each_node(g, n) {
+        bool output = n->op == OP_LOSS || n->op == OP_METRIC || n->op == OP_RETURN;
+        if (!output && n->op != OP_ACCUMULATE && n->op != OP_UPDATE) continue;
+        const Value *v = base_of(n->in[0]);
+        int t;
+        if (output) {
+            ordinal = 0;
+            for_each_node(g, m)
+                if (m == n) break;
+                else if (m->op == n->op && m->attr.name == n->attr.name) ordinal++;
+            t = output_tensor(p, n, ordinal);
+        } else if (n->op == OP_ACCUMULATE) {
+            t = named_tensor(p, &n->in[0]->type, accumulated_name(p, n), RT_GRAD, n);
+        } else {
+            t = find_tensor(p, n->attr.name);
+            if (t < 0) t = named_tensor(p, &n->in[0]->type, n->attr.name, RT_STATE, n);
+        }
+        if (t < 0) return;
+        n->flags = t;                                  // until its step is emitted
+        if (!is_movable(v) || moved[v->id]) continue;
+        if (n->op == OP_ACCUMULATE && p->opts->waves != 1) continue;
+        if (n->op == OP_UPDATE && !may_overwrite(g, v, n->attr.name)) continue;
+        prog->loc[v->id] = tensor_loc(p, t);
+        moved[v->id] = true;
+    }
+    for_each_node(g, n) {
+        if (is_alias(n)) prog->loc[n->out[0].id] = prog->loc[n->in[0]->id];
+        if (n->op == OP_CACHE) prog->loc[n->out[0].id] = prog->loc[n->in[0]->id];
+    }
+}
+
+static void emit_program(Plan *p, Graph *g) {
+    Prog *prog = p->prog;
+    prog->first_step = p->steps.n;
+    place_values(p, g);
+    if (diag_n_errors(p->d)) return;
+    for_each_node(g, n) {
+        switch (n->op) {
+        case OP_PARAM: case OP_STATE: case OP_INPUT: case OP_CONST: case OP_RESHAPE: case OP_STOP_GRADIENT: case OP_UPDATE:
+            break;
+        case OP_LOSS: case OP_METRIC: case OP_RETURN:
+            add_copy(p, n, &n->in[0]->type, loc_of(p, n->in[0]), tensor_loc(p, n->flags));
+            break;
+        case OP_ACCUMULATE:
+            if (p->opts->waves == 1) add_copy(p, n, &n->in[0]->type, loc_of(p, n->in[0]), tensor_loc(p, n->flags));
+            else add_accumulate(p, n, tensor_loc(p, n->flags));
+            break;
+        default: {
+            Loc loc[4 * MAX_NAMED + 32];
+            assert(n->n_in + n->n_out <= (int)(sizeof loc / sizeof *loc));
+            for (int i = 0; i < n->n_in; i++) loc[i] = loc_of(p, n->in[i]);
+            for (int i = 0; i < n->n_out; i++) loc[n->n_in + i] = loc_of(p, &n->out[i]);
+            add_step(p, n, loc);
+        }
+        }
+    }
+    // reads see the old contents, so updates come last; one that reads a tensor which another writes is saved first
+    int64_t extra = g->arena_bytes;
+    for_each_node(g, n) {
+        if (n->op != OP_UPDATE) continue;
+        const Node *source = base_of(n->in[0])->node;
+        if (source->op != OP_STATE && source->op != OP_PARAM) continue;
+        extra = (extra + 63) & ~INT64_C(63);
+        add_copy(p, n, &n->in[0]->type, loc_of(p, n->in[0]), (Loc){extra, RT_STEP});
+        prog->loc[n->in[0]->id] = (Loc){extra, RT_STEP};
+        extra += type_bytes(&n->in[0]->type);
+    }
+    for_each_node(g, n)
+        if (n->op == OP_UPDATE) add_copy(p, n, &n->in[0]->type, loc_of(p, n->in[0]), tensor_loc(p, n->flags));
+    for (int i = 0; i < g->n_syms; i++) {
+        const Sym *s = g->sym[i];
+        if (s->kind != SYM_RAGGED || !s->extent) continue;
+        RtSym *r = &p->syms.at[sym_index(p, s)];
+        Loc l = loc_of(p, s->extent);
+        r->from_arena = l.arena;
+        r->from_offset = l.offset;
+        r->from_index = s->groups * s->leaves;
+    }
+    int64_t workspace = (extra + 63) & ~INT64_C(63);
+    for (int i = prog->first_step; i < p->steps.n; i++)
+        for (uint32_t j = 0; j < p->steps.at[i].n_args; j++) {
+            RtArg *arg = &p->args.at[p->steps.at[i].first_arg + j];
+            if (arg->arena == WORKSPACE_MARK) *arg = (RtArg){.offset = workspace, .arena = RT_STEP};
+        }
+    RtProgram r = {.name = add_text(p, g->name), .first_step = (uint32_t)prog->first_step,
+                   .n_steps = (uint32_t)(p->steps.n - prog->first_step), .step_bytes = workspace + prog->workspace};
+    vec_push(p->a, &p->programs, r);
+}
+
+// ---- the block ------------------------------------------------------------------------------------------
+
+static RtSpan put(char *block, size_t *at, const void *items, size_t size, int n) {
+    *at = (*at + 63) & ~(size_t)63;
+    RtSpan s = {(uint32_t)*at, (uint32_t)n};
+    if (block && n) memcpy(block + *at, items, size * (size_t)n);
+    *at += size * (size_t)n;
+    return s;
+}
+
+static size_t layout(Plan *p, RtPlan *r, const RtTensor *tensors, char *block) {
+    size_t at = sizeof(RtPlan);
+    r->text = put(block, &at, p->text.text, 1, (int)p->text.n);
+    r->syms = put(block, &at, p->syms.at, sizeof(RtSym), p->syms.n);
+    r->tensors = put(block, &at, tensors, sizeof(RtTensor), p->tensors.n);
+    r->kernels = put(block, &at, p->rt_kernels.at, sizeof(RtKernel), p->rt_kernels.n);
+    r->args = put(block, &at, p->args.at, sizeof(RtArg), p->args.n);
+    r->steps = put(block, &at, p->steps.at, sizeof(RtStep), p->steps.n);
+    r->programs = put(block, &at, p->programs.at, sizeof(RtProgram), p->programs.n);
+    r->sources = put(block, &at, p->sources.at, sizeof(RtSource), p->sources.n);
+    r->consts = put(block, &at, p->consts, 1, (int)p->n_consts);
+    return (at + 63) & ~(size_t)63;
+}
+
+static RtPlan *finish(Plan *p, Graph *const *programs, int n) {
+    RtPlan r = {.magic = RT_PLAN_MAGIC, .version = RT_PLAN_VERSION, .persistent_bytes = p->persistent};
+    r.arithmetic = add_text(p, p->opts->arithmetic);
+    r.info = add_text(p, p->opts->info_json ? p->opts->info_json : "{}");
+    for (int i = 0; i < n; i++) {
+        uint64_t h = graph_hash(programs[i]);
+        r.graph_hash = str_hash(&h, sizeof h, r.graph_hash);
+        if (programs[i]->lower_bound_bytes > r.lower_bound_bytes) r.lower_bound_bytes = programs[i]->lower_bound_bytes;
+        if (p->programs.at[i].step_bytes > r.step_bytes) r.step_bytes = p->programs.at[i].step_bytes;
+    }
+    RtTensor *tensors = arena_array(p->a, RtTensor, p->tensors.n + 1);
+    for (int i = 0; i < p->tensors.n; i++) tensors[i] = p->tensors.at[i].t;
+    size_t bytes = layout(p, &r, tensors, NULL);
+    for (int i = 0; i < p->rt_kernels.n; i++)
+        if (p->rt_kernels.at[i].data.n) p->rt_kernels.at[i].data.offset += r.consts.offset;
+    char *raw = arena_alloc(p->a, bytes + 64);
+    char *block = (char *)(((uintptr_t)raw + 63) & ~(uintptr_t)63);
+    layout(p, &r, tensors, block);
+    r.bytes = (uint32_t)bytes;
+    memcpy(block, &r, sizeof r);
+    return (RtPlan *)block;
+}
+
+EmittedPlan *emit_plan(Arena *a, Graph *const *programs, int n, const PlanOpts *opts, Diag *d) {
+    Plan *p = arena_new(a, Plan);
+    *p = (Plan){.a = a, .d = d, .opts = opts, .text = {.arena = a}};
+    str_add_n(&p->text, "", 1);
+    add_span(p, (Span){0});
+    for (int i = 0; i < n; i++)                        // fixed and host-set symbols first: their numbers go into code
+        for (int j = 0; j < programs[i]->n_syms; j++)
+            if (programs[i]->sym[j]->kind != SYM_RAGGED) sym_index(p, programs[i]->sym[j]);
+    for (int i = 0; i < n; i++)                        // then parameters, in the order of the text
+        for_each_node(programs[i], m)
+            if (m->op == OP_PARAM && source_tensor(p, m) < 0) return NULL;
+    for (int i = 0; i < n; i++) {
+        p->prog = arena_new(a, Prog);
+        p->prog->g = programs[i];
+        emit_program(p, programs[i]);
+        if (diag_n_errors(d)) return NULL;
+    }
+    mark_experts(p);
+    EmittedPlan *e = arena_new(a, EmittedPlan);
+    e->plan = finish(p, programs, n);
+    e->n_kernels = p->kernels.n;
+    e->kernel = p->kernels.at;
+    return e;
+}
