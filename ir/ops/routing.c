@@ -1,4 +1,4 @@
-// Shapes, checks and gradients of selection, rows by index, routing and caches.  Their meaning: ir/ref/routing.c.
+// Shapes, checks and gradients of selection, rows by index and routing.  Their meaning: ir/ref/routing.c.
 #include <assert.h>
 
 #include "ir/ops/rules.h"
@@ -214,22 +214,5 @@ bool shape_row_group(const Node *n, Type *out, Diag *d) {
         return false;
     }
     out[0] = type_make(I32, 1, &(Dim){1, rows});
-    return true;
-}
-
-// ---- cache ----------------------------------------------------------------------------------------------
-
-bool shape_cache(const Node *n, Type *out, Diag *d) {
-    const Type *pool = in_type(n, 0), *rows = in_type(n, 1);
-    bool fits = n->attr.sym && rows->ndim == pool->ndim + 1 && dim_is_1(rows->dim[0]) && !pool->dim[0].sym &&
-                n->attr.sym->bound <= pool->dim[0].n;
-    for (int i = 2; fits && i < rows->ndim; i++) fits = dim_eq(rows->dim[i], pool->dim[i - 1]);
-    if (!fits) {
-        diag_error(d, n->at, "cache needs a pool [bound, ..] for rows [1, S, ..] of one sequence, but got %s and %s",
-                   rule_type(n, pool), rule_type(n, rows));
-        return false;
-    }
-    out[0] = *rows;
-    out[0].dim[1] = (Dim){1, n->attr.sym};
     return true;
 }

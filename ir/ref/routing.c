@@ -257,16 +257,3 @@ void REF(sinkhorn)(const Attrs *attr, int n_in, const Tensor *in, int n_out, Ten
     free(r);
     free(c);
 }
-
-// ---- cache ----------------------------------------------------------------------------------------------
-
-// The pool is written in place; where the result is not the pool's own memory it is copied out.
-void REF(cache)(const Attrs *attr, int n_in, const Tensor *in, int n_out, Tensor *out) {
-    (void)attr; (void)n_in; (void)n_out;
-    const Tensor *pool = &in[0], *rows = &in[1];
-    int64_t C = out[0].dim[1], S = rows->dim[1], per_row = S ? n_elements(rows) / S : 0;
-    size_t bytes = (size_t)per_row * element_bytes(pool);
-    assert(S <= C && C <= pool->dim[0]);
-    memcpy((char *)pool->data + (size_t)(C - S) * bytes, rows->data, (size_t)S * bytes);
-    if (out[0].data != pool->data) memcpy(out[0].data, pool->data, (size_t)C * bytes);
-}
