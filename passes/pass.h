@@ -22,6 +22,7 @@ typedef struct {
     double lr_expert;
     bool   average_token;                    // train.average = "token"
     int64_t waves;                           // passes of a step (gradient accumulation)
+    bool   return_grads;                     // @pass returns "grad.NAME" instead of accumulating (moec verify)
 } TrainOpts;
 
 typedef struct {
@@ -44,6 +45,9 @@ typedef struct {
     const char *fn_name;
 } PassInfo;
 enum { ANY_STAGE = -1, SAME_STAGE = -1 };
+#define PASS(name, fn, needs, leaves, doc) PassFn fn;
+#include "passes/passes.def"
+#undef PASS
 extern const PassInfo pass_info[];
 extern const int n_passes;
 const PassInfo *pass_find(const char *name);

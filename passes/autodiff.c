@@ -1,0 +1,198 @@
+// Reverse-mode differentiation: the chain rule and nothing else.
+//
+//     %y = f %x                %y  = f %x
+//     loss %y           =>     loss %y
+//                              %dy = const 1, per leaf
+//                              %dx = <gradient rule of f>(%dy)
+//
+// Gradients are sums over leaves: each leaf's loss is seeded with its weight, and dividing by the number of leaves
+// (or of labels) happens once, in the optimizer.  A loss without the leaf axis is the same for all leaves of the
+// pass, so it is seeded with weight * leaves.
+//
+// One sweep forward finds which values depend on a parameter through differentiable ops, so nothing is built that
+// nobody wants.  One sweep backward calls the gradient rule of each node that some gradient reaches.  A value with
+// several readers gets the left fold of their gradients in reverse list order; that fixes how sums associate.
+//
+// It names no op but the losses where it starts, the parameters where it ends, and what it builds there.
+#include <assert.h>
+#include <string.h>
+#include "passes/util.h"
+
+typedef struct {
+    Graph   *g;
+    PassCtx *cx;
+    Builder  b;
+    bool    *need;        // [value id] depends on a trained parameter, differentiably
+    Value  **grad;        // [value id] its gradient so far, or NULL
+    int      n_values;    // values of the forward graph
+    Value   *label_counts;    // train.average = "token": f32[L,1], made on demand
+} Autodiff;
+
+static bool is_trained(const Node *n) {
+    return n->op == OP_PARAM && !n->attr.frozen && dtype_is_float((DType)n->attr.dtype);
+}
+
+static bool is_flat(Op op) { return !strcmp(op_info[op].grad_name, "zero"); }
+static bool has_no_gradient(Op op) { return !strcmp(op_info[op].grad_name, "none"); }
+
+static void find_needed(Autodiff *ad) {
+    for_each_node(ad->g, n) {
+        bool need = is_trained(n);
+        for (int i = 0; i < n->n_in && !is_flat(n->op); i++) need |= ad->need[n->in[i]->id];
+        for (int i = 0; i < n->n_out; i++)
+            ad->need[n->out[i].id] = need && dtype_is_float(n->out[i].type.dtype);
+    }
+}
+
+static void add_gradient(Autodiff *ad, const Value *v, Value *d) {
+    Value **at = &ad->grad[v->id];
+    *at = *at ? build_binary(&ad->b, OP_ADD, *at, d) : d;
+}
+
+// ---- seeds ----
+
+// The labels of each leaf that count: f32[L,1].
+static Value *label_counts(Autodiff *ad) {
+    if (ad->label_counts) return ad->label_counts;
+    const Node *labels = NULL;
+    for_each_node(ad->g, n)
+        if (n->op == OP_INPUT && !strcmp(n->attr.name, "labels")) labels = n;
+    if (!labels) {
+        diag_error(ad->cx->diag, (Span){0}, "train.average = \"token\" needs a model that reads labels");
+        return NULL;
+    }
+    Builder *b = &ad->b;
+    Value *v = (Value *)&labels->out[0];
+    Value *is_label = build_unary(b, OP_NOT, build_binary(b, OP_EQ, v, build_const(b, -100, I32)));
+    Dims flat = {2, {v->type.dim[0], dim_n(1)}};
+    for (int i = 1; i < v->type.ndim; i++) flat.at[1].n *= v->type.dim[i].n;
+    Value *ones = build_reshape(b, build_cast(b, is_label, F32), &flat);
+    return ad->label_counts = build_sum(b, ones, &(Ints){1, {1}});
+}
+
+static Node *find_input(Graph *g, const char *name) {
+    for_each_node(g, n)
+        if (n->op == OP_INPUT && !strcmp(n->attr.name, name)) return n;
+    return NULL;
+}
+
+// 1.0 up to step `until`, then 0: f32[].  Steps count from 1 in the text, the input "rng" holds them from 0.
+static Value *is_running(Autodiff *ad, double until) {
+    Builder *b = &ad->b;
+    Node *rng = find_input(ad->g, "rng");
+    if (!rng) {
+        Builder first = builder_before(ad->g, ad->g->first);
+        rng = build(&first, OP_INPUT, INS(NULL), .name = intern("rng"), .dtype = I32, .dims = {1, {dim_n(4)}});
+    }
+    Value *step = make(b, OP_SLICE, INS(&rng->out[0]), .axis = 0, .begin = 2, .end = 3);
+    Value *runs = build_binary(b, OP_LT, build_reshape(b, step, &(Dims){0}), build_const(b, until, I32));
+    return build_cast(b, runs, F32);
+}
+
+static void seed(Autodiff *ad, const Node *loss) {
+    const Value *x = loss->in[0];
+    bool leafy = type_is_leafy(&x->type);
+    Sym *leaf = ad->g->leaf;
+    double weight = loss->attr.weight * (leafy || !leaf ? 1 : (double)leaf->bound);
+    Builder *b = &ad->b;
+    Value *d = build_const(b, weight, F32);
+    if (loss->attr.until > 0) d = build_binary(b, OP_MUL, d, is_running(ad, loss->attr.until));
+    Dims dims = dims_of(&x->type);
+    if (ad->cx->train->average_token) {
+        Value *count = label_counts(ad);
+        if (!count) return;
+        if (!leafy) {     // all labels of the pass; the weight holds the factor `leaves` no more
+            Value *all = build_reshape(b, build_sum(b, count, &(Ints){1, {0}}), &(Dims){0});
+            d = build_binary(b, OP_MUL, build_scale(b, d, 1.0 / (leaf ? (double)leaf->bound : 1)), all);
+        } else {
+            d = build_binary(b, OP_MUL, build_reshape(b, count, &dims), d);
+        }
+    }
+    add_gradient(ad, x, build_broadcast(b, d, &dims));
+}
+
+// ---- the walk ----
+
+static void leave(Autodiff *ad, const Node *param) {
+    Value *d = ad->grad[param->out[0].id];
+    Builder b = builder_after(ad->g, d->node);      // as early as possible: the gradient's memory is free then
+    b.at = param->at;
+    b.path = param->path;
+    b.backward = true;
+    if (ad->cx->train->return_grads) {
+        const char *name = intern(arena_printf(ad->cx->scratch, "grad.%s", param->attr.name));
+        build(&b, OP_RETURN, INS(d), .name = name);
+    } else {
+        build(&b, OP_ACCUMULATE, INS(d), .name = param->attr.name);
+    }
+}
+
+// False after an error.
+static bool step_back(Autodiff *ad, const Node *n) {
+    enum { FEW = 16 };
+    Value *dout_few[FEW], *din_few[FEW];
+    bool need_few[FEW];
+    const OpInfo *info = &op_info[n->op];
+    bool is_few = n->n_in <= FEW && n->n_out <= FEW;
+    Arena *a = ad->cx->scratch;
+    Value **dout = is_few ? dout_few : arena_array(a, Value *, n->n_out);
+    Value **din = is_few ? din_few : arena_array(a, Value *, n->n_in);
+    bool *need = is_few ? need_few : arena_array(a, bool, n->n_in);
+    bool is_reached = false, is_wanted = false;
+    for (int i = 0; i < n->n_out; i++) {
+        dout[i] = ad->grad[n->out[i].id];
+        is_reached |= dout[i] != NULL;
+    }
+    if (!is_reached) return true;
+    for (int i = 0; i < n->n_in; i++) {
+        din[i] = NULL;
+        need[i] = ad->need[n->in[i]->id];
+        is_wanted |= need[i];
+    }
+    if (!is_wanted) return true;
+    if (has_no_gradient(n->op)) {
+        diag_error(ad->cx->diag, n->at, "%s can't be differentiated, but a parameter's gradient flows through it",
+                   info->name);
+        diag_note(ad->cx->diag, n->at, "stop_gradient(..) of its operand or its result says that it is meant as a constant");
+        return false;
+    }
+    ad->b.at = n->at;
+    ad->b.path = n->path;
+    info->grad(&ad->b, n, dout, need, din);
+    for (int i = 0; i < n->n_in; i++) {
+        if (!need[i] || !din[i]) continue;
+        assert(type_eq(&din[i]->type, &n->in[i]->type));
+        add_gradient(ad, n->in[i], din[i]);
+    }
+    return true;
+}
+
+bool pass_autodiff(Graph *g, PassCtx *cx) {
+    if (!cx->train || !g->last) return false;
+    Autodiff ad = {.g = g, .cx = cx, .b = builder_end(g, cx->diag), .n_values = graph_number(g)};
+    ad.b.backward = true;
+    ad.need = arena_array(cx->scratch, bool, ad.n_values + 1);
+    ad.grad = arena_array(cx->scratch, Value *, ad.n_values + 1);
+    find_needed(&ad);
+
+    int n_before = g->n_nodes;
+    Node *last = g->last;
+    for (Node *n = last; n; n = n->prev) {
+        if (n->backward) continue;               // an ACCUMULATE may stand before its parameter's reader
+        if (n->op == OP_LOSS) {
+            if (!ad.need[n->in[0]->id]) continue;
+            ad.b.at = n->at;
+            ad.b.path = n->path;
+            seed(&ad, n);
+        } else if (is_trained(n)) {
+            if (ad.grad[n->out[0].id])
+                leave(&ad, n);
+            else
+                diag_warning(cx->diag, n->at, "parameter %s gets no gradient: no loss depends on it", n->attr.name);
+        } else if (!step_back(&ad, n)) {
+            return true;
+        }
+    }
+    TRACE(cx, "autodiff: %d nodes, %d with gradients\n", n_before, g->n_nodes);
+    return g->n_nodes != n_before;
+}

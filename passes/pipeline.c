@@ -1,0 +1,71 @@
+// The pipelines, and what must come before what.
+#include <string.h>
+#include "passes/pass.h"
+
+const PassInfo pass_info[] = {
+#define PASS(name, fn, needs, leaves, doc) {name, doc, fn, needs, leaves, #fn},
+#include "passes/passes.def"
+#undef PASS
+};
+const int n_passes = (int)(sizeof pass_info / sizeof *pass_info);
+
+// simplify runs a second time after autodiff: gradient rules write the general case (sums over nothing, products
+// with 1) and repeat forward work that is there already.
+const char *const pipeline_train[] = {"simplify", "fuse-gating", "precision", "autodiff", "optimizer", "simplify",
+                                      "contract", "partition", "recompute", "fuse", "layout", "schedule-a2a",
+                                      "plan-memory", NULL};
+const char *const pipeline_update[] = {"simplify", "contract", "partition", "fuse", "layout", "schedule-a2a",
+                                       "plan-memory", NULL};
+const char *const pipeline_forward[] = {"simplify", "fuse-gating", "precision", "contract", "partition", "fuse",
+                                        "layout", "schedule-a2a", "plan-memory", NULL};
+
+// No `then` may stand anywhere before a `first`.
+static const struct { const char *first, *then, *because; } pass_order[] = {
+    {"simplify",    "autodiff",     "head_loss is recognised in the forward graph, before its gradient exists"},
+    {"fuse-gating", "partition",    "the matcher looks for whole tensors, not shards"},
+    {"precision",   "autodiff",     "autodiff differentiates the casts, so gradients of parameters come out in f32"},
+    {"autodiff",    "optimizer",    "the optimizer updates the parameters that have a gradient"},
+    {"autodiff",    "contract",     "fma has no gradient rule"},
+    {"optimizer",   "contract",     "updates leave the pass before its arithmetic is fixed"},
+    {"simplify",    "contract",     "simplify may change the order of products; from contract on nothing changes a bit"},
+    {"contract",    "fuse",         "whether a product and a sum meet in one body must not decide how they are rounded"},
+    {"contract",    "recompute",    "a clone must compute what its original does"},
+    {"simplify",    "recompute",    "merging equal nodes would undo the clones"},
+    {"partition",   "recompute",    "exchanges are never done twice: they must be there to be seen"},
+    {"recompute",   "fuse",         "clones are fused into the backward bodies that read them"},
+    {"partition",   "schedule-a2a", "there is no exchange to schedule until tensors are split"},
+    {"fuse",        "plan-memory",  "values inside bodies have no memory"},
+    {"layout",      "plan-memory",  "a layout may change the size of a buffer"},
+    {"schedule-a2a", "plan-memory", "what lives at the same time follows from the order"},
+};
+
+const PassInfo *pass_find(const char *name) {
+    for (int i = 0; i < n_passes; i++)
+        if (!strcmp(pass_info[i].name, name)) return &pass_info[i];
+    return NULL;
+}
+
+const char *pipeline_check(Arena *a, const char *const *names) {
+    int stage = WHOLE;
+    bool stage_is_known = false;            // a list for a graph read from a file may begin in any stage
+    for (int i = 0; names[i]; i++) {
+        const PassInfo *p = pass_find(names[i]);
+        if (!p) return arena_printf(a, "there is no pass '%s'", names[i]);
+        if (p->needs != ANY_STAGE && stage_is_known && p->needs != stage)
+            return arena_printf(a, "%s needs stage %s, but the graph is in stage %s there", p->name,
+                                stage_name[p->needs], stage_name[stage]);
+        if (p->needs != ANY_STAGE || p->leaves != SAME_STAGE) {
+            stage = p->leaves != SAME_STAGE ? p->leaves : p->needs;
+            stage_is_known = true;
+        }
+        for (size_t k = 0; k < sizeof pass_order / sizeof *pass_order; k++) {
+            if (strcmp(names[i], pass_order[k].then)) continue;
+            for (int j = i + 1; names[j]; j++) {
+                if (!strcmp(names[j], pass_order[k].first))
+                    return arena_printf(a, "%s must come before %s: %s", pass_order[k].first, pass_order[k].then,
+                                        pass_order[k].because);
+            }
+        }
+    }
+    return NULL;
+}

@@ -1,0 +1,138 @@
+// What several passes need.
+#include "passes/util.h"
+#include <assert.h>
+#include <string.h>
+
+Node *node_clone(Builder *b, const Node *n, Value *const *ins) {
+    Arena *a = b->g->arena;
+    Value **in = arena_array(a, Value *, n->n_in + 1);
+    memcpy(in, ins, sizeof *in * (size_t)n->n_in);
+    Type *types = arena_array(a, Type, n->n_out + 1);
+    for (int i = 0; i < n->n_out; i++) types[i] = n->out[i].type;
+    Builder at = *b;
+    at.at = n->at;
+    at.path = n->path;
+    at.backward = n->backward || b->backward;
+    Node *copy = build_typed(&at, n->op, in, &n->attr, n->n_out, types);
+    for (int i = 0; i < n->n_out; i++) copy->out[i].name = n->out[i].name;
+    return copy;
+}
+
+static bool data_equal(const Data *x, const Data *y) {
+    if (x == y) return true;
+    if (!x || !y || x->hash != y->hash || x->bytes != y->bytes || x->tensor.dtype != y->tensor.dtype) return false;
+    if (x->tensor.ndim != y->tensor.ndim) return false;
+    for (int i = 0; i < x->tensor.ndim; i++)
+        if (x->tensor.dim[i] != y->tensor.dim[i]) return false;
+    return !memcmp(x->tensor.data, y->tensor.data, (size_t)x->bytes);
+}
+
+static bool dims_equal(const Dims *x, const Dims *y) {
+    if (x->n != y->n) return false;
+    for (int i = 0; i < x->n; i++)
+        if (!dim_eq(x->at[i], y->at[i])) return false;
+    return true;
+}
+
+static bool ints_equal(const Ints *x, const Ints *y) {
+    return x->n == y->n && !memcmp(x->at, y->at, sizeof *x->at * (size_t)x->n);
+}
+
+bool attrs_equal(Op op, const Attrs *x, const Attrs *y) {
+    for (const int *id = op_info[op].attrs; *id; id++) {
+        const AttrInfo *info = &attr_info[*id - 1];
+        const void *p = (const char *)x + info->offset, *q = (const char *)y + info->offset;
+        bool same = false;
+        switch (info->kind) {
+        case A_INT:   same = *(const int64_t *)p == *(const int64_t *)q; break;
+        case A_REAL:  same = !memcmp(p, q, sizeof(double)); break;         // by bits: 0 and -0 differ
+        case A_NAME:
+        case A_SYM:
+        case A_GRAPH: same = *(void *const *)p == *(void *const *)q; break;
+        case A_INTS:  same = ints_equal(p, q); break;
+        case A_DIMS:  same = dims_equal(p, q); break;
+        case A_DATA:  same = data_equal(*(Data *const *)p, *(Data *const *)q); break;
+        }
+        if (!same) return false;
+    }
+    return true;
+}
+
+static bool data_is_uniform(const Data *data, double *number) {
+    int bytes = dtype_bytes(data->tensor.dtype);
+    int64_t n = data->bytes / bytes;
+    const char *p = data->tensor.data;
+    for (int64_t i = 1; i < n; i++)
+        if (memcmp(p, p + i * bytes, (size_t)bytes)) return false;
+    if (!n) return false;
+    switch (data->tensor.dtype) {
+    case F32:  *number = *(const float *)(const void *)p; return true;
+    case I32:  *number = *(const int32_t *)(const void *)p; return true;
+    case BOOL: *number = *(const uint8_t *)(const void *)p; return true;
+    default:   return false;
+    }
+}
+
+bool value_is_number(const Value *v, double *number) {
+    const Node *n = v->node;
+    while (n->op == OP_BROADCAST || n->op == OP_RESHAPE || n->op == OP_STOP_GRADIENT) n = n->in[0]->node;
+    if (n->op != OP_CONST) return false;
+    if (n->attr.data) return data_is_uniform(n->attr.data, number);
+    *number = n->attr.value;
+    return true;
+}
+
+bool value_is_scalar_const(const Value *v, double *number) {
+    if (v->node->op != OP_CONST || v->node->attr.data || v->type.ndim) return false;
+    *number = v->node->attr.value;
+    return true;
+}
+
+Graph *region_new(Graph *g, const char *name) {
+    Graph *body = graph_new(g->arena, name);
+    body->parent = g;
+    body->leaf = g->leaf;
+    body->stage = g->stage;
+    return body;
+}
+
+void marks_clear(Graph *g) {
+    for_each_node(g, n)
+        for (int i = 0; i < n->n_out; i++) n->out[i].mark = NULL;
+}
+
+void node_move_behind(Node *n, Node *place) {
+    Graph *g = n->graph;
+    assert(place->graph == g && place != n);
+    if (place->next == n) return;
+    *(n->prev ? &n->prev->next : &g->first) = n->next;
+    *(n->next ? &n->next->prev : &g->last) = n->prev;
+    n->prev = place;
+    n->next = place->next;
+    *(place->next ? &place->next->prev : &g->last) = n;
+    place->next = n;
+}
+
+static int map_slot(const PtrMap *m, const void *key) {
+    uint64_t h = ((uint64_t)(uintptr_t)key >> 4) * 0x9e3779b97f4a7c15ULL;
+    int i = (int)(h >> 32) & (m->cap - 1);
+    while (m->key[i] && m->key[i] != key) i = (i + 1) & (m->cap - 1);
+    return i;
+}
+
+void map_put(PtrMap *m, const void *key, void *value) {
+    if (m->n * 2 >= m->cap) {
+        PtrMap bigger = {.arena = m->arena, .cap = m->cap ? m->cap * 2 : 64};
+        bigger.key = arena_array(m->arena, const void *, bigger.cap);
+        bigger.at = arena_array(m->arena, void *, bigger.cap);
+        for (int i = 0; i < m->cap; i++)
+            if (m->key[i]) map_put(&bigger, m->key[i], m->at[i]);
+        *m = bigger;
+    }
+    int i = map_slot(m, key);
+    m->n += !m->key[i];
+    m->key[i] = key;
+    m->at[i] = value;
+}
+
+void *map_get(const PtrMap *m, const void *key) { return m->cap ? m->at[map_slot(m, key)] : NULL; }
