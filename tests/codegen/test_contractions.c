@@ -1,0 +1,294 @@
+// Compiled contractions against their meaning: the same bits where the target has fma, nearly the same where not.
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <cmocka.h>
+#include <math.h>
+#include "codegen/cpu/product.h"
+#include "ir/ref/ref.h"
+#include "tests/codegen/one_kernel.h"
+
+static uint64_t state = 1;
+static uint32_t draw(void) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(state >> 33);
+}
+static int64_t between(int64_t lo, int64_t hi) { return lo + draw() % (uint64_t)(hi - lo + 1); }
+static float number(void) { return (float)(draw() % 20001) / 10000.0f - 1.0f; }
+
+static Sym leaf_sym(int64_t n) { return (Sym){.name = "L", .kind = SYM_LEAF, .bound = n}; }
+static Dim num(int64_t n) { return (Dim){n, NULL}; }
+static Dim sym(Sym *s) { return (Dim){1, s}; }
+
+typedef struct { const CpuTarget *target; void *scratch; } Setup;
+
+// A case: one node, tensors of actual sizes, floats always f32 here (bf16 operands are rounded to).
+typedef struct {
+    OneKernel o;
+    Tensor    t[ONE_MAX], want[ONE_MAX];
+    int64_t   sym[8];
+    void     *extra[4];
+    int       n_extra;
+} Case;
+
+static int64_t size_now(const Case *c, Dim d) {
+    if (!d.sym) return d.n;
+    if (d.sym->kind == SYM_LEAF) return d.n * d.sym->bound;
+    return d.n * c->sym[d.sym->id];
+}
+
+static Tensor tensor_of(const Case *c, const Type *type) {
+    Tensor t = {.dtype = type->dtype == BF16 ? F32 : type->dtype, .ndim = type->ndim};
+    int64_t n = 1;
+    for (int i = 0; i < t.ndim; i++) n *= t.dim[i] = size_now(c, type->dim[i]);
+    t.data = calloc((size_t)n + 16, (size_t)dtype_bytes(t.dtype));
+    return t;
+}
+
+static float to_bf16(float x) {
+    uint32_t u;
+    memcpy(&u, &x, 4);
+    u = (u + 0x7fff + (u >> 16 & 1)) & 0xffff0000u;
+    memcpy(&x, &u, 4);
+    return x;
+}
+
+// As the kernel sees it: bf16 in two bytes.  Guard bytes behind show stores that went too far.
+enum { GUARD = 64 };
+static void *memory_of(const Tensor *t, DType dtype) {
+    int64_t n = n_elements(t), bytes = n * dtype_bytes(dtype);
+    unsigned char *m = aligned_alloc(64, (size_t)((bytes + GUARD + 63) / 64 * 64));
+    memset(m + bytes, 0xa5, GUARD);
+    for (int64_t i = 0; dtype == BF16 && i < n; i++) {
+        uint32_t u;
+        memcpy(&u, (float *)t->data + i, 4);
+        ((uint16_t *)(void *)m)[i] = (uint16_t)(u >> 16);
+    }
+    if (dtype != BF16) memcpy(m, t->data, (size_t)bytes);
+    return m;
+}
+
+static void fill(const Case *c, int i) {
+    const Type *type = kernel_arg_type(&c->o.k, i);
+    int64_t n = n_elements(&c->t[i]);
+    if (!dtype_is_float(type->dtype)) return;
+    for (int64_t j = 0; j < n; j++) reals(&c->t[i])[j] = type->dtype == BF16 ? to_bf16(number()) : number();
+}
+
+static void compare(const Setup *s, const Case *c, int i, void *memory) {
+    const Type *type = kernel_arg_type(&c->o.k, i);
+    const Tensor *want = &c->t[i];
+    int64_t n = n_elements(want), wrong = 0;
+    for (int64_t j = 0; j < n; j++) {
+        float w = reals(want)[j], g;
+        if (type->dtype == BF16) {
+            uint32_t u = (uint32_t)((uint16_t *)memory)[j] << 16;
+            memcpy(&g, &u, 4);
+            w = to_bf16(w);
+        } else {
+            g = ((float *)memory)[j];
+        }
+        bool same = memcmp(&w, &g, 4) == 0 || (isnan(w) && isnan(g));
+        if (!s->target->fma) same = same || fabsf(w - g) <= 1e-4f * (1 + fabsf(w)) || (type->dtype == BF16 && fabsf(w - g) <= 0.01f * (1 + fabsf(w)));
+        if (!same && wrong++ < 4)
+            print_message("result %d element %lld of %lld: %.9g, should be %.9g\n", i - c->o.node.n_in, (long long)j, (long long)n, (double)g, (double)w);
+    }
+    assert_int_equal(wrong, 0);
+    unsigned char *end = (unsigned char *)memory + n * dtype_bytes(type->dtype);
+    for (int j = 0; j < GUARD; j++) assert_int_equal(end[j], 0xa5);
+}
+
+// Compiles, runs kernel and meaning, compares all results.  prepare fills integer operands.
+static void check(const Setup *s, Case *c, DescribeFn *describe, EmitFn *emit, RefKernel *ref,
+                  void (*prepare)(Case *c)) {
+    OneKernel *o = &c->o;
+    assert_true(one_compile(o, s->target, describe, emit));
+    int n_args = kernel_n_args(&o->k), n_in = o->node.n_in;
+    void *arg[ONE_MAX + 8];
+    for (int i = 0; i < n_args; i++) {
+        c->t[i] = tensor_of(c, kernel_arg_type(&o->k, i));
+        if (i < n_in) fill(c, i);
+    }
+    if (prepare) prepare(c);
+    for (int i = 0; i < n_args; i++) {
+        arg[i] = memory_of(&c->t[i], kernel_arg_type(&o->k, i)->dtype);
+        if (i >= n_in) {
+            int64_t bytes = n_elements(&c->t[i]) * dtype_bytes(kernel_arg_type(&o->k, i)->dtype);
+            memset(arg[i], 0x7f, (size_t)bytes);
+        }
+    }
+    for (int i = 0; i < c->n_extra; i++) arg[n_args + i] = c->extra[i];
+    void *workspace = aligned_alloc(64, (size_t)(o->d.workspace + 63) / 64 * 64 + 64);
+    memset(workspace, 0x7f, (size_t)o->d.workspace);
+    arg[n_args + c->n_extra] = workspace;
+    memset(s->scratch, 0x7f, RT_SCRATCH_BYTES);
+    one_run(o, arg, c->sym, s->scratch);
+    ref(&o->node.attr, n_in, c->t, o->node.n_out, c->t + n_in);
+    for (int i = n_in; i < n_args; i++) compare(s, c, i, arg[i]);
+    for (int i = 0; i < n_args; i++) {
+        free(arg[i]);
+        free(c->t[i].data);
+    }
+    free(workspace);
+    one_free(o);
+}
+
+// ---- matmul -----------------------------------------------------------------------------------------------------
+
+static void matmul_case(const Setup *s, DType t, int64_t batch, bool shared, int64_t M, int64_t K, int64_t N, bool ta,
+                        bool tb) {
+    Case c = {0};
+    c.o.node.op = OP_MATMUL;
+    c.o.node.attr = (Attrs){.ta = ta, .tb = tb};
+    one_in(&c.o, ONE_TYPE(t, num(batch), num(ta ? K : M), num(ta ? M : K)));
+    if (shared) one_in(&c.o, ONE_TYPE(t, num(tb ? N : K), num(tb ? K : N)));
+    else one_in(&c.o, ONE_TYPE(t, num(batch), num(tb ? N : K), num(tb ? K : N)));
+    one_out(&c.o, ONE_TYPE(t, num(batch), num(M), num(N)));
+    check(s, &c, describe_matmul, emit_matmul, ref_matmul, NULL);
+}
+
+static void test_matmul_sizes(void **st) {
+    static const int64_t sizes[][3] = {{1, 1, 1}, {1, 7, 5}, {2, 64, 256}, {3, 16, 40}, {5, 100, 33}, {14, 33, 64}, {15, 32, 31},
+                                       {28, 128, 96}, {63, 17, 32}, {253, 65, 100}, {300, 48, 8}, {505, 20, 300}, {4, 300, 1000}};
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
+        for (int tb = 0; tb < 2; tb++) matmul_case(*st, F32, 1, true, sizes[i][0], sizes[i][1], sizes[i][2], false, tb);
+}
+
+static void test_matmul_random(void **st) {
+    for (int i = 0; i < 12; i++) {
+        DType t = i % 3 == 2 ? BF16 : F32;
+        matmul_case(*st, t, between(1, 3), draw() & 1, between(1, 40), between(1, 70), between(1, 80), draw() & 1, draw() & 1);
+    }
+    matmul_case(*st, BF16, 1, true, 100, 64, 96, false, false);
+    matmul_case(*st, F32, 1, true, 20, 8200, 40, false, false);      // a chain that is cut
+    matmul_case(*st, F32, 1, true, 3, 8200, 40, false, true);
+}
+
+static void dynamic_rows(const Setup *s, int64_t bound, int64_t now, int64_t K, int64_t N, bool tb) {
+    Sym rows = {.name = "S", .kind = SYM_PLAIN, .bound = bound, .id = 2};
+    Case c = {.sym[2] = now};
+    c.o.node.op = OP_MATMUL;
+    c.o.node.attr.tb = tb;
+    one_in(&c.o, ONE_TYPE(F32, num(1), sym(&rows), num(K)));
+    one_in(&c.o, ONE_TYPE(F32, num(tb ? N : K), num(tb ? K : N)));
+    one_out(&c.o, ONE_TYPE(F32, num(1), sym(&rows), num(N)));
+    check(s, &c, describe_matmul, emit_matmul, ref_matmul, NULL);
+}
+
+static void test_matmul_rows_vary(void **st) {
+    static const int64_t now[] = {0, 1, 2, 5, 9, 14, 15, 252, 259, 512};
+    for (size_t i = 0; i < sizeof now / sizeof now[0]; i++) dynamic_rows(*st, 512, now[i], 24, 200, i & 1);
+}
+
+static void dw_case(const Setup *s, DType t, int64_t leaves, int64_t rows, int64_t M, int64_t N) {
+    Sym leaf = leaf_sym(leaves);
+    Case c = {0};
+    c.o.node.op = OP_MATMUL_DW;
+    c.o.node.attr.leaves = leaves;
+    one_in(&c.o, ONE_TYPE(t, sym(&leaf), num(rows), num(M)));
+    one_in(&c.o, ONE_TYPE(t, sym(&leaf), num(rows), num(N)));
+    one_out(&c.o, ONE_TYPE(t, num(M), num(N)));
+    check(s, &c, describe_matmul_dw, emit_matmul_dw, ref_matmul_dw, NULL);
+}
+
+static void test_matmul_dw(void **st) {
+    static const int64_t leaves[] = {1, 2, 3, 4, 7, 8};
+    for (size_t i = 0; i < sizeof leaves / sizeof leaves[0]; i++) {
+        dw_case(*st, F32, leaves[i], between(1, 30), between(1, 150), between(1, 150));
+        dw_case(*st, i % 2 ? BF16 : F32, leaves[i], between(1, 30), between(1, 20), between(1, 20));
+    }
+    dw_case(*st, F32, 2, 600, 128, 256);      // leaves longer than a packed block
+    dw_case(*st, F32, 4, 256, 113, 32);
+}
+
+// ---- grouped ----------------------------------------------------------------------------------------------------
+
+// Rows of each (expert, leaf): a few, none, or all with one expert.
+static int32_t *make_offsets(int experts, int leaves, int64_t bound, int kind) {
+    int n = experts * leaves;
+    int32_t *at = calloc((size_t)n + 1, sizeof *at);
+    int64_t left = bound, only = between(0, n - 1);
+    for (int i = 0; i < n; i++) {
+        int64_t take = kind == 0 ? between(0, 2 * bound / n) : kind == 1 ? (i == only ? bound : 0) : kind == 2 ? bound / n : 0;
+        if (take > left) take = left;
+        left -= take;
+        at[i + 1] = at[i] + (int32_t)take;
+    }
+    return at;
+}
+
+static const int32_t *offsets_now;
+static int offsets_arg, offsets_n;
+static void put_offsets(Case *c) { memcpy(c->t[offsets_arg].data, offsets_now, sizeof(int32_t) * (size_t)offsets_n); }
+
+static void grouped_case(const Setup *s, DType t, int experts, int leaves, int64_t bound, int kind, int64_t K, int64_t N,
+                         bool tb, bool dw, bool fixed) {
+    Sym rows = {.name = "R", .kind = SYM_RAGGED, .bound = bound, .groups = experts, .leaves = leaves, .id = 3};
+    Case c = {0};
+    int32_t *offsets = make_offsets(experts, leaves, bound, kind);
+    offsets_now = offsets;
+    offsets_arg = 2;
+    offsets_n = experts * leaves + 1;
+    c.sym[3] = offsets[experts * leaves];
+    c.extra[0] = offsets;
+    c.n_extra = fixed ? 0 : 1;
+    Dim r = fixed ? num(bound) : sym(&rows);
+    c.o.node.attr.tb = tb;
+    one_in(&c.o, ONE_TYPE(t, r, num(K)));
+    if (dw) one_in(&c.o, ONE_TYPE(t, r, num(N)));
+    else one_in(&c.o, ONE_TYPE(t, num(experts), num(tb ? N : K), num(tb ? K : N)));
+    one_in(&c.o, ONE_TYPE(I32, num(experts * leaves + 1)));
+    if (dw) one_out(&c.o, ONE_TYPE(t, num(experts), num(K), num(N)));
+    else one_out(&c.o, ONE_TYPE(t, r, num(N)));
+    if (dw) check(s, &c, describe_grouped_dw, emit_grouped_dw, ref_grouped_dw, put_offsets);
+    else check(s, &c, describe_grouped_matmul, emit_grouped_matmul, ref_grouped_matmul, put_offsets);
+    free(offsets);
+}
+
+static void test_grouped_matmul(void **st) {
+    for (int kind = 0; kind < 4; kind++)
+        for (int tb = 0; tb < 2; tb++) {
+            grouped_case(*st, F32, 4, 1, 100, kind, 33, 70, tb, false, false);
+            grouped_case(*st, kind == 2 ? BF16 : F32, 8, 4, 600, kind, 64, 64, tb, false, false);
+        }
+    grouped_case(*st, F32, 3, 8, 40, 1, 16, 20, false, false, true);
+    grouped_case(*st, F32, 4, 2, 9, 0, 40, 256, false, false, false);
+}
+
+static void test_grouped_dw(void **st) {
+    static const int leaves[] = {1, 4, 8, 3};
+    for (int kind = 0; kind < 4; kind++)
+        for (int i = 0; i < 4; i++)
+            grouped_case(*st, kind == 2 ? BF16 : F32, i ? 3 : 8, leaves[i], 700, kind, between(1, 60), between(1, 60), false, true, false);
+    grouped_case(*st, F32, 2, 2, 1500, 1, 130, 130, false, true, false);
+}
+
+static int set_up(void **st, const char *name) {
+    Setup *s = calloc(1, sizeof *s);
+    s->target = one_target(name);
+    s->scratch = aligned_alloc(64, RT_SCRATCH_BYTES);
+    *st = s;
+    return 0;
+}
+static int tear_down(void **st) {
+    free(((Setup *)*st)->scratch);
+    free(*st);
+    return 0;
+}
+static int avx512(void **st) { return set_up(st, "avx512"); }
+static int avx2(void **st) { return set_up(st, "avx2"); }
+static int sse2(void **st) { return set_up(st, "sse2"); }
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_matmul_sizes), cmocka_unit_test(test_matmul_random), cmocka_unit_test(test_matmul_rows_vary),
+        cmocka_unit_test(test_matmul_dw), cmocka_unit_test(test_grouped_matmul), cmocka_unit_test(test_grouped_dw),
+    };
+    int failed = cmocka_run_group_tests_name("sse2", tests, sse2, tear_down);
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+        failed += cmocka_run_group_tests_name("avx2", tests, avx2, tear_down);
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
+        failed += cmocka_run_group_tests_name("avx512", tests, avx512, tear_down);
+    return failed != 0;
+}
