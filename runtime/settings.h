@@ -15,7 +15,7 @@ typedef struct { double value; RtUnit unit; } RtQuantity;          // {0} = none
 
 typedef enum { SCHEDULE_COSINE, SCHEDULE_LINEAR, SCHEDULE_CONSTANT, SCHEDULE_INVERSE_SQRT, SCHEDULE_WSD,
                SCHEDULE_WARMUP_LOG, SCHEDULE_KINDS } RtScheduleKind;
-typedef enum { SHAPE_LINEAR, SHAPE_COSINE, SHAPE_EXPONENTIAL, SHAPE_MINUS_SQRT, SHAPE_KINDS } RtDecayShape;
+typedef enum { SHAPE_LINEAR, SHAPE_COSINE, SHAPE_EXPONENTIAL, SHAPE_SQRT, SHAPE_KINDS } RtDecayShape;
 typedef struct {
     RtScheduleKind kind;
     RtQuantity warmup, length, decay;  // length {0}: train.length
