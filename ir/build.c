@@ -163,6 +163,19 @@ static Node *refuse(const Builder *b, Diag *d, const Node *n) {
     abort();
 }
 
+// Rows that a route inside a region defines are known outside by the region's result.
+static void lift_extents(Node *n) {
+    const Graph *root = n->graph;
+    while (root->parent) root = root->parent;
+    const Node *yield = n->attr.body->last;
+    for (int s = 0; s < root->n_syms; s++)
+        for (int i = 0; i < n->n_out; i++)
+            if (root->sym[s]->extent == yield->in[i]) {
+                root->sym[s]->extent = &n->out[i];
+                break;
+            }
+}
+
 static Node *build_any(Builder *b, Op op, Value *const *ins, const Attrs *attrs, int n_out, const Type *types) {
     Arena *a = b->g->arena;
     int n_in = 0;
@@ -196,6 +209,7 @@ static Node *build_any(Builder *b, Op op, Value *const *ins, const Attrs *attrs,
     for (int i = 0; i < n_in; i++) n->in[i]->n_uses++;
     insert(b->g, n, b->before);
     if (op == OP_ROUTE && n->attr.sym) n->attr.sym->extent = &n->out[0];
+    if (n->attr.body) lift_extents(n);
     node_was_made(n);
     return n;
 }

@@ -44,6 +44,15 @@ static void add_real(Str *s, double x) {
     str_add(s, text);
 }
 
+static void add_float(Str *s, float x) {
+    char text[40];
+    for (int digits = 6; digits <= 9; digits++) {
+        snprintf(text, sizeof text, "%.*g", digits, (double)x);
+        if (strtof(text, NULL) == x) break;
+    }
+    str_add(s, isnan(x) ? "nan" : text);
+}
+
 static void add_quoted(Str *s, const char *text) {
     str_add(s, "\"");
     for (; *text; text++) {
@@ -62,7 +71,7 @@ static void add_elements(Str *s, const Tensor *t, int64_t n) {
     str_add(s, "[");
     for (int64_t i = 0; i < n; i++) {
         if (i) str_add(s, ", ");
-        if (t->dtype == F32) add_real(s, ((const float *)t->data)[i]);
+        if (t->dtype == F32) add_float(s, ((const float *)t->data)[i]);
         else if (t->dtype == I32) str_printf(s, "%d", ((const int32_t *)t->data)[i]);
         else str_printf(s, "%d", ((const uint8_t *)t->data)[i]);
     }
@@ -150,6 +159,7 @@ static void add_notes(const Printer *p, const Node *n) {
         const Value *v = &n->out[i];
         if (n->graph->stage != PLANNED && v->arena < 0) continue;
         if (v->arena < 0) str_add(s, " &-");
+        else if (v->offset < 0) str_printf(s, " &%s", arena[v->arena]);       // placed later, when plans are made
         else str_printf(s, " &%s+0x%llx", arena[v->arena], (unsigned long long)v->offset);
     }
     if (n->path) str_printf(s, " !%s", n->path);
