@@ -72,6 +72,7 @@ struct RouteVal {
     Value *offsets, *row_of, *slot_of;     // of the ROUTE node
     Value *token_of;        // i32[R]: row -> token, counted over all leaves
     Value *row_weight;      // f32[R,1]: made once on demand by gates()/combine()
+    Value *row_group;       // i32[R], the expert of each row: made once on demand
     Sym *sym;               // the rows' symbol R
 };
 
