@@ -609,34 +609,7 @@ static const Value *base_of(const Value *v) {
 
 static Loc const_loc(Plan *p, const Node *n) {
     const Type *t = &n->out[0].type;
-    int64_t count = type_bound_elements(t);
-    const Data *data = n->attr.data;
-    char *bytes = arena_alloc(p->a, (size_t)type_bytes(t) + 1);
-    for (int64_t i = 0; i < count; i++) {
-        double x = n->attr.value;
-        if (data) {
-            const void *at = data->tensor.data;
-            int64_t j = data->tensor.ndim ? i : 0;
-            x = data->tensor.dtype == F32 ? (double)((const float *)at)[j]
-              : data->tensor.dtype == BOOL ? ((const uint8_t *)at)[j] : ((const int32_t *)at)[j];
-        }
-        switch (t->dtype) {
-        case F32: ((float *)bytes)[i] = (float)x; break;
-        case BF16: {
-            float f = (float)x;
-            uint32_t u;
-            memcpy(&u, &f, sizeof u);
-            ((uint16_t *)bytes)[i] = (uint16_t)(f != f ? (u >> 16 | 0x40) : (u + 0x7fff + (u >> 16 & 1)) >> 16);
-            break;
-        }
-        case F16: ((_Float16 *)bytes)[i] = (_Float16)x; break;
-        case I32: ((int32_t *)bytes)[i] = (int32_t)x; break;
-        case U32: ((uint32_t *)bytes)[i] = (uint32_t)x; break;
-        case BOOL: bytes[i] = x != 0; break;
-        default: bytes[i] = (char)(int)x; break;
-        }
-    }
-    return (Loc){add_const_bytes(p, bytes, (size_t)type_bytes(t)), RT_CONST};
+    return (Loc){add_const_bytes(p, const_elements(p->a, n, t->dtype), (size_t)type_bytes(t)), RT_CONST};
 }
 
 // A value made by a step of this graph, which may be made elsewhere instead.
@@ -769,6 +742,10 @@ static void emit_program(Plan *p, Graph *g) {
         if (s->kind != SYM_RAGGED || !s->extent) continue;
         RtSym *r = &p->syms.at[sym_index(p, s)];
         Loc l = loc_of(p, s->extent);
+        if (l.arena == RT_CONST) {                     // expert choice: every expert takes its fill
+            r->fixed = ((const int32_t *)(p->consts + l.offset))[s->groups * s->leaves];
+            continue;
+        }
         r->from_arena = l.arena;
         r->from_offset = l.offset;
         r->from_index = s->groups * s->leaves;

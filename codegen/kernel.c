@@ -1,5 +1,6 @@
-// How work is cut into tasks: from sizes only, never from threads.
+// How work is cut into tasks: from sizes only, never from threads.  Contents of constants.
 #include "codegen/kernel.h"
+#include <string.h>
 
 int64_t rows_bound(const Type *t) {
     int64_t n = 1;
@@ -24,4 +25,38 @@ int64_t rows_grain(const Type *t, int64_t bytes_per_row) {
     if (grain < 1) grain = 1;
     if (grain > rows) grain = rows > 0 ? rows : 1;
     return grain;
+}
+
+static double data_element(const Tensor *t, int64_t i) {
+    if (!t->ndim) i = 0;
+    switch (t->dtype) {
+    case F32: return (double)((const float *)t->data)[i];
+    case I32: return ((const int32_t *)t->data)[i];
+    default: return ((const uint8_t *)t->data)[i];
+    }
+}
+
+void *const_elements(Arena *a, const Node *n, DType t) {
+    int64_t count = type_bound_elements(&n->out[0].type);
+    char *to = arena_alloc(a, (size_t)(count * dtype_bytes(t)) + 1);
+    for (int64_t i = 0; i < count; i++) {
+        double x = n->attr.data ? data_element(&n->attr.data->tensor, i) : n->attr.value;
+        switch (t) {
+        case F32: ((float *)to)[i] = (float)x; break;
+        case BF16: {
+            float f = (float)x;
+            uint32_t bits;
+            memcpy(&bits, &f, sizeof bits);
+            ((uint16_t *)to)[i] = (uint16_t)(f != f ? (bits >> 16 | 0x40) : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+            break;
+        }
+        case F16: ((_Float16 *)to)[i] = (_Float16)(float)x; break;
+        case I32: ((int32_t *)to)[i] = (int32_t)x; break;
+        case U32: ((uint32_t *)to)[i] = (uint32_t)x; break;
+        case I8: ((int8_t *)to)[i] = (int8_t)x; break;
+        case U8: ((uint8_t *)to)[i] = (uint8_t)x; break;
+        default: to[i] = x != 0; break;
+        }
+    }
+    return to;
 }

@@ -58,4 +58,7 @@ int64_t rows_bound(const Type *t);                    // product of all dimensio
 // Rows so that a task touches about 16 KiB; from sizes only.
 int64_t rows_grain(const Type *t, int64_t bytes_per_row);
 
+// The elements of a CONST node as dtype t, in a.
+void *const_elements(Arena *a, const Node *n, DType t);
+
 #endif

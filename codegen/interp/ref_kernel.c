@@ -5,7 +5,7 @@
 //     RefHead | syms | values | nodes (with attributes) | operand numbers | constants
 //
 // A value lives in an argument of the step, in temporary memory, or in the block (constants).  Floats narrower than f32
-// and narrow integers are widened to temporaries: reference meanings know f32, i32 and bool only.
+// are widened to temporaries, as reference meanings want them.
 #include "codegen/interp/ref_kernel.h"
 #include <assert.h>
 #include <stdlib.h>
@@ -107,7 +107,7 @@ static int32_t sym_number(Maker *m, const Sym *s) {
     return m->n_syms++;
 }
 
-static bool is_narrow(DType t) { return t == BF16 || t == F16 || t == I8 || t == U8; }
+static bool is_narrow(DType t) { return t == BF16 || t == F16; }
 
 static int64_t temp_new(Maker *m, int64_t bytes) {
     int64_t at = m->temp;
@@ -125,27 +125,14 @@ static int32_t add_value(Maker *m, const Type *t, Place place, int arg) {
 }
 
 static int32_t add_const(Maker *m, const Node *n) {
-    const Data *data = n->attr.data;
-    if (!data) {                             // a scalar
-        Data *scalar = arena_new(m->a, Data);
-        scalar->tensor = (Tensor){.dtype = dtype_is_float(n->out[0].type.dtype) ? F32 : n->out[0].type.dtype == BOOL ? BOOL : I32};
-        scalar->bytes = 4;
-        scalar->tensor.data = arena_alloc(m->a, 4);
-        if (scalar->tensor.dtype == F32) *(float *)scalar->tensor.data = (float)n->attr.value;
-        else if (scalar->tensor.dtype == BOOL) *(uint8_t *)scalar->tensor.data = n->attr.value != 0;
-        else *(int32_t *)scalar->tensor.data = (int32_t)n->attr.value;
-        data = scalar;
-    }
     Type t = n->out[0].type;
-    if (t.dtype == BF16 || t.dtype == F16) {   // rounded, but kept wide
-        Data *rounded = arena_new(m->a, Data);
-        *rounded = *data;
-        rounded->tensor.data = arena_alloc(m->a, (size_t)data->bytes + 1);
-        memcpy(rounded->tensor.data, data->tensor.data, (size_t)data->bytes);
-        round_to(t.dtype, rounded->tensor.data, data->bytes / 4);
-        data = rounded;
-    }
-    if (is_narrow(t.dtype)) t.dtype = data->tensor.dtype;
+    Data *data = arena_new(m->a, Data);
+    int64_t count = type_bound_elements(&t);
+    bool narrow_type = is_narrow(t.dtype);
+    if (narrow_type) t.dtype = F32;            // rounded, but kept wide
+    data->bytes = count * dtype_bytes(t.dtype);
+    data->tensor = (Tensor){.dtype = t.dtype, .data = const_elements(m->a, n, t.dtype)};
+    if (narrow_type) round_to(n->out[0].type.dtype, data->tensor.data, count);
     int32_t v = add_value(m, &t, AT_CONST, 0);
     m->values.at[v].at = m->data.n;
     vec_push(m->a, &m->data, data);
@@ -241,24 +228,21 @@ void *ref_kernel_data(Arena *a, const KernelNode *k, size_t *bytes) {
 
 // ---- running it -----------------------------------------------------------------------------------------
 
-static void widen(DType t, const void *from, void *to, int64_t n) {
-    switch (t) {
-    case BF16: for (int64_t i = 0; i < n; i++) ((float *)to)[i] = bf16_to_f32(((const uint16_t *)from)[i]); break;
-    case F16: for (int64_t i = 0; i < n; i++) ((float *)to)[i] = (float)((const _Float16 *)from)[i]; break;
-    case I8: for (int64_t i = 0; i < n; i++) ((int32_t *)to)[i] = ((const int8_t *)from)[i]; break;
-    default: for (int64_t i = 0; i < n; i++) ((int32_t *)to)[i] = ((const uint8_t *)from)[i]; break;
-    }
+static void widen(DType t, const void *from, float *to, int64_t n) {
+    if (t == BF16)
+        for (int64_t i = 0; i < n; i++) to[i] = bf16_to_f32(((const uint16_t *)from)[i]);
+    else
+        for (int64_t i = 0; i < n; i++) to[i] = (float)((const _Float16 *)from)[i];
 }
 
-static void narrow(DType t, const void *from, void *to, int64_t n) {
-    switch (t) {
-    case BF16: for (int64_t i = 0; i < n; i++) ((uint16_t *)to)[i] = f32_to_bf16(((const float *)from)[i]); break;
-    case F16: for (int64_t i = 0; i < n; i++) ((_Float16 *)to)[i] = (_Float16)((const float *)from)[i]; break;
-    default: for (int64_t i = 0; i < n; i++) ((uint8_t *)to)[i] = (uint8_t)((const int32_t *)from)[i]; break;
-    }
+static void narrow(DType t, const float *from, void *to, int64_t n) {
+    if (t == BF16)
+        for (int64_t i = 0; i < n; i++) ((uint16_t *)to)[i] = f32_to_bf16(from[i]);
+    else
+        for (int64_t i = 0; i < n; i++) ((_Float16 *)to)[i] = (_Float16)from[i];
 }
 
-static DType wide_dtype(DType t) { return t == BF16 || t == F16 ? F32 : t == I8 || t == U8 ? I32 : t; }
+static DType wide_dtype(DType t) { return is_narrow(t) ? F32 : t; }
 
 typedef struct {
     const RtCall *c;

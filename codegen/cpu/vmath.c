@@ -1,0 +1,57 @@
+// The functions of ir/vmath.def as LLVM code, sixteen lanes at a time.
+#include <math.h>
+#include "codegen/cpu/cg.h"
+
+#define V  LV
+#define VI LV
+#define VB LV
+#define VM(name) vec_##name
+#define VM_ENV  Cg *cg,
+#define VM_PASS cg,
+#define VM_INF INFINITY
+#define VM_NAN NAN
+#define K(c)  cg_vec(cg, c)
+#define IK(c) cg_vec_int(cg, c)
+#define ADD(p, q) cg_fadd(cg, p, q)
+#define SUB(p, q) cg_fsub(cg, p, q)
+#define MUL(p, q) cg_fmul(cg, p, q)
+#define DIV(p, q) cg_fdiv(cg, p, q)
+#define FMA(p, q, r) cg_fma(cg, p, q, r)
+#define LT(p, q) LLVMBuildFCmp(cg->b, LLVMRealOLT, p, q, "")
+#define GT(p, q) LLVMBuildFCmp(cg->b, LLVMRealOGT, p, q, "")
+#define EQ(p, q) LLVMBuildFCmp(cg->b, LLVMRealOEQ, p, q, "")
+#define SEL(p, q, r)  cg_select(cg, p, q, r)
+#define ISEL(p, q, r) cg_select(cg, p, q, r)
+#define BITS(p)  LLVMBuildBitCast(cg->b, p, cg->vi32, "")
+#define FLOAT(p) LLVMBuildBitCast(cg->b, p, cg->vf32, "")
+#define IADD(p, q) LLVMBuildAdd(cg->b, p, q, "")
+#define ISUB(p, q) LLVMBuildSub(cg->b, p, q, "")
+#define IAND(p, q) LLVMBuildAnd(cg->b, p, q, "")
+#define IOR(p, q)  LLVMBuildOr(cg->b, p, q, "")
+#define ISHL(p, q) LLVMBuildShl(cg->b, p, IK(q), "")
+#define ISAR(p, q) LLVMBuildAShr(cg->b, p, IK(q), "")
+#define ITOF(p) LLVMBuildSIToFP(cg->b, p, cg->vf32, "")
+#include "ir/vmath.def"
+
+LV cg_exp(Cg *cg, LV x) { return vec_exp(cg, x); }
+LV cg_log(Cg *cg, LV x) { return vec_log(cg, x); }
+LV cg_log1p(Cg *cg, LV x) { return vec_log1p(cg, x); }
+LV cg_tanh(Cg *cg, LV x) { return vec_tanh(cg, x); }
+LV cg_sigmoid(Cg *cg, LV x) { return vec_sigmoid(cg, x); }
+LV cg_erf(Cg *cg, LV x) { return vec_erf(cg, x); }
+
+// One lane after the other through the C library, in double, as vm_sin does.
+static LV lane_by_lane(Cg *cg, const char *name, LV x) {
+    LT type = LLVMFunctionType(cg->f64, &cg->f64, 1, false);
+    LV fn = cg_extern(cg, name, type), y = LLVMGetPoison(cg->vf32);
+    for (int i = 0; i < LANES; i++) {
+        LV lane = LLVMBuildExtractElement(cg->b, x, cg_int32(cg, i), "");
+        LV wide = LLVMBuildFPExt(cg->b, lane, cg->f64, "");
+        LV r = LLVMBuildFPTrunc(cg->b, cg_call(cg, type, fn, &wide, 1), cg->f32, "");
+        y = LLVMBuildInsertElement(cg->b, y, r, cg_int32(cg, i), "");
+    }
+    return y;
+}
+
+LV cg_sin(Cg *cg, LV x) { return lane_by_lane(cg, "sin", x); }
+LV cg_cos(Cg *cg, LV x) { return lane_by_lane(cg, "cos", x); }
