@@ -1,4 +1,4 @@
-// Shapes, checks and gradients of contractions.  Their meaning and the order of every sum: ir/ref/contraction.c.
+// Shapes, checks and gradients of contractions.  Their meaning and order of sums: ir/ref/contraction.c.
 #include <assert.h>
 
 #include "ir/ops/rules.h"
@@ -19,17 +19,20 @@ static Dim dim_back(const Type *t, int axis) { return t->dim[t->ndim - axis]; }
 bool shape_matmul(const Node *n, Type *out, Diag *d) {
     const Type *a = in_type(n, 0), *b = in_type(n, 1);
     int ta = n->attr.ta != 0, tb = n->attr.tb != 0;
-    bool fits = a->ndim >= 2 && b->ndim >= 2 && (b->ndim == 2 || (a->ndim == b->ndim && same_dims(a, b, a->ndim - 2)));
+    bool fits = a->ndim >= 2 && b->ndim >= 2 &&
+                (b->ndim == 2 || (a->ndim == b->ndim && same_dims(a, b, a->ndim - 2)));
     if (!fits) {
-        diag_error(d, n->at, "matmul needs two matrices, batches of equal size, or rows and a matrix, but got %s and %s",
-                   rule_type(n, a), rule_type(n, b));
+        diag_error(
+            d, n->at,
+            "matmul needs two matrices, batches of equal size, or rows and a matrix, but got %s and %s",
+            rule_type(n, a), rule_type(n, b));
         return false;
     }
     Dim ka = dim_back(a, ta ? 2 : 1), kb = dim_back(b, tb ? 1 : 2);
     if (!dim_eq(ka, kb)) {
         Arena *m = n->graph->arena;
-        diag_error(d, n->at, "matmul sums over an axis of size %s in %s but %s in %s", dim_text(m, ka), rule_type(n, a),
-                   dim_text(m, kb), rule_type(n, b));
+        diag_error(d, n->at, "matmul sums over an axis of size %s in %s but %s in %s", dim_text(m, ka),
+                   rule_type(n, a), dim_text(m, kb), rule_type(n, b));
         return false;
     }
     out[0] = *a;
@@ -70,7 +73,8 @@ void grad_matmul(Builder *b, const Node *n, Value *const *dout, const bool *need
     }
     if (need[1]) {
         if (batched) {
-            din[1] = tb ? make(b, OP_MATMUL, INS(d, x), .ta = 1, .tb = ta) : make(b, OP_MATMUL, INS(x, d), .ta = !ta);
+            din[1] = tb ? make(b, OP_MATMUL, INS(d, x), .ta = 1, .tb = ta)
+                        : make(b, OP_MATMUL, INS(x, d), .ta = !ta);
         } else {
             Value *rows = ta ? swap_last(b, x) : x;
             din[1] = tb ? sum_over_rows(b, d, rows) : sum_over_rows(b, rows, d);
@@ -81,7 +85,8 @@ void grad_matmul(Builder *b, const Node *n, Value *const *dout, const bool *need
 bool shape_matmul_dw(const Node *n, Type *out, Diag *d) {
     const Type *a = in_type(n, 0), *b = in_type(n, 1);
     if (a->ndim < 2 || a->ndim != b->ndim || !same_dims(a, b, a->ndim - 1)) {
-        diag_error(d, n->at, "matmul_dw needs the same rows twice, but got %s and %s", rule_type(n, a), rule_type(n, b));
+        diag_error(d, n->at, "matmul_dw needs the same rows twice, but got %s and %s", rule_type(n, a),
+                   rule_type(n, b));
         return false;
     }
     out[0] = type_make(a->dtype, 2, (Dim[]){dim_back(a, 1), dim_back(b, 1)});
@@ -96,8 +101,8 @@ static bool is_grouped(const Node *n, const Type *x, const Type *offsets, Diag *
     if (x->ndim == 2 && rows && x->dim[0].n == 1 && offsets->ndim == 1 &&
         dim_eq(offsets->dim[0], dim_n((int64_t)rows->groups * rows->leaves + 1)))
         return true;
-    diag_error(d, n->at, "%s needs rows grouped by expert and their offsets, but got %s and %s", op_info[n->op].name,
-               rule_type(n, x), rule_type(n, offsets));
+    diag_error(d, n->at, "%s needs rows grouped by expert and their offsets, but got %s and %s",
+               op_info[n->op].name, rule_type(n, x), rule_type(n, offsets));
     return false;
 }
 
@@ -105,7 +110,8 @@ bool shape_grouped_matmul(const Node *n, Type *out, Diag *d) {
     const Type *x = in_type(n, 0), *w = in_type(n, 1);
     int tb = n->attr.tb != 0;
     if (!is_grouped(n, x, in_type(n, 2), d)) return false;
-    if (w->ndim != 3 || !dim_eq(w->dim[0], dim_n(type_ragged(x)->groups)) || !dim_eq(w->dim[tb ? 2 : 1], x->dim[1])) {
+    if (w->ndim != 3 || !dim_eq(w->dim[0], dim_n(type_ragged(x)->groups)) ||
+        !dim_eq(w->dim[tb ? 2 : 1], x->dim[1])) {
         diag_error(d, n->at, "grouped_matmul needs one matrix for each of %d groups of rows %s, but got %s%s",
                    type_ragged(x)->groups, rule_type(n, x), rule_type(n, w), tb ? ", read transposed" : "");
         return false;
@@ -120,14 +126,17 @@ void grad_grouped_matmul(Builder *b, const Node *n, Value *const *dout, const bo
     int tb = n->attr.tb != 0;
     if (!d) return;
     if (need[0]) din[0] = make(b, OP_GROUPED_MATMUL, INS(d, w, offsets), .tb = !tb);
-    if (need[1]) din[1] = tb ? make(b, OP_GROUPED_DW, INS(d, x, offsets), 0) : make(b, OP_GROUPED_DW, INS(x, d, offsets), 0);
+    if (need[1])
+        din[1] = tb ? make(b, OP_GROUPED_DW, INS(d, x, offsets), 0)
+                    : make(b, OP_GROUPED_DW, INS(x, d, offsets), 0);
 }
 
 bool shape_grouped_dw(const Node *n, Type *out, Diag *d) {
     const Type *a = in_type(n, 0), *b = in_type(n, 1);
     if (!is_grouped(n, a, in_type(n, 2), d) || !is_grouped(n, b, in_type(n, 2), d)) return false;
     if (!dim_eq(a->dim[0], b->dim[0])) {
-        diag_error(d, n->at, "grouped_dw needs the same rows twice, but got %s and %s", rule_type(n, a), rule_type(n, b));
+        diag_error(d, n->at, "grouped_dw needs the same rows twice, but got %s and %s", rule_type(n, a),
+                   rule_type(n, b));
         return false;
     }
     out[0] = type_make(a->dtype, 3, (Dim[]){dim_n(type_ragged(a)->groups), a->dim[1], b->dim[1]});
@@ -160,22 +169,24 @@ static Type attention_o(const Node *n) {
 
 static bool attention_operands(const Node *n, int more, Diag *d) {
     if (n->attr.has < 0 || n->attr.has > 15 || n->n_in != 3 + n_options(n) + more) {
-        diag_error(d, n->at, "%s with has = %lld takes %d operands, not %d", op_info[n->op].name, (long long)n->attr.has,
-                   3 + n_options(n) + more, n->n_in);
+        diag_error(d, n->at, "%s with has = %lld takes %d operands, not %d", op_info[n->op].name,
+                   (long long)n->attr.has, 3 + n_options(n) + more, n->n_in);
         return false;
     }
     const Type *q = in_type(n, 0), *k = in_type(n, 1), *v = in_type(n, 2);
     if (q->ndim < 3 || k->ndim != q->ndim || v->ndim != q->ndim || !same_dims(q, k, q->ndim - 3) ||
         !same_dims(k, v, k->ndim - 1) || !dim_eq(dim_back(q, 1), dim_back(k, 1))) {
-        diag_error(d, n->at, "attention needs q [.., S, H, A], k [.., C, Hk, A] and v [.., C, Hk, V], but got %s, %s and %s",
-                   rule_type(n, q), rule_type(n, k), rule_type(n, v));
+        diag_error(
+            d, n->at,
+            "attention needs q [.., S, H, A], k [.., C, Hk, A] and v [.., C, Hk, V], but got %s, %s and %s",
+            rule_type(n, q), rule_type(n, k), rule_type(n, v));
         return false;
     }
     Dim H = dim_back(q, 2), Hk = dim_back(k, 2);
     if (H.sym || Hk.sym || Hk.n < 1 || H.n % Hk.n) {
         Arena *m = n->graph->arena;
-        diag_error(d, n->at, "attention has %s query heads, which must be a multiple of its %s key heads", dim_text(m, H),
-                   dim_text(m, Hk));
+        diag_error(d, n->at, "attention has %s query heads, which must be a multiple of its %s key heads",
+                   dim_text(m, H), dim_text(m, Hk));
         return false;
     }
     return true;
@@ -193,10 +204,11 @@ static bool option_fits(const Node *n, int i, const char *what, int dtype, Type 
     const Type *t = in_type(n, i);
     bool fits = t->ndim <= want.ndim && (dtype < 0 ? dtype_is_float(t->dtype) : t->dtype == (DType)dtype);
     for (int j = 0; fits && j < t->ndim; j++)
-        fits = dim_is_1(t->dim[t->ndim - 1 - j]) || dim_eq(t->dim[t->ndim - 1 - j], want.dim[want.ndim - 1 - j]);
+        fits = dim_is_1(dim_back(t, j + 1)) || dim_eq(dim_back(t, j + 1), dim_back(&want, j + 1));
     if (fits) return true;
     want.dtype = dtype < 0 ? F32 : (DType)dtype;
-    diag_error(d, n->at, "'%s' of attention must broadcast to %s, but is %s", what, rule_type(n, &want), rule_type(n, t));
+    diag_error(d, n->at, "'%s' of attention must broadcast to %s, but is %s", what, rule_type(n, &want),
+               rule_type(n, t));
     return false;
 }
 
@@ -215,18 +227,21 @@ bool check_attention(const Node *n, Diag *d) {
     int i = 3, has = (int)n->attr.has;
     Type keys = type_make(BOOL, q->ndim - 2, k->dim), heads = type_make(F32, 1, &q->dim[q->ndim - 2]);
     if (n->attr.window < 0) {
-        diag_error(d, n->at, "attention's window is %lld, but must not be negative", (long long)n->attr.window);
+        diag_error(d, n->at, "attention's window is %lld, but must not be negative",
+                   (long long)n->attr.window);
         return false;
     }
     if ((has & HAS_SINKS)) {
         if (in_type(n, i)->ndim != 1 || !dim_eq(in_type(n, i)->dim[0], heads.dim[0])) {
-            diag_error(d, n->at, "'sinks' of attention must be %s, but is %s", rule_type(n, &heads), rule_type(n, in_type(n, i)));
+            diag_error(d, n->at, "'sinks' of attention must be %s, but is %s", rule_type(n, &heads),
+                       rule_type(n, in_type(n, i)));
             return false;
         }
         i++;
     }
     if ((has & HAS_BIAS)) {
-        if (in_type(n, i)->ndim < 3 || !option_fits(n, i, "bias", -1, attention_scores(n, F32), d)) return false;
+        if (in_type(n, i)->ndim < 3 || !option_fits(n, i, "bias", -1, attention_scores(n, F32), d))
+            return false;
         i++;
     }
     const Type *last;
@@ -247,15 +262,17 @@ bool shape_attention_grad(const Node *n, Type *out, Diag *d) {
     if (!attention_operands(n, 3, d)) return false;
     int i = 3, j = 3, after = 3 + n_options(n);
     Type o = attention_o(n), lse = type_make(F32, o.ndim - 1, o.dim);
-    if (!type_eq(in_type(n, after), &o) || !type_eq(in_type(n, after + 1), &lse) || !type_eq(in_type(n, after + 2), &o)) {
-        diag_error(d, n->at, "attention_grad needs o, lse and do of %s and %s, but got %s, %s and %s", rule_type(n, &o),
-                   rule_type(n, &lse), rule_type(n, in_type(n, after)), rule_type(n, in_type(n, after + 1)),
-                   rule_type(n, in_type(n, after + 2)));
+    if (!type_eq(in_type(n, after), &o) || !type_eq(in_type(n, after + 1), &lse) ||
+        !type_eq(in_type(n, after + 2), &o)) {
+        diag_error(d, n->at, "attention_grad needs o, lse and do of %s and %s, but got %s, %s and %s",
+                   rule_type(n, &o), rule_type(n, &lse), rule_type(n, in_type(n, after)),
+                   rule_type(n, in_type(n, after + 1)), rule_type(n, in_type(n, after + 2)));
         return false;
     }
     int results = 3 + ((n->attr.has & HAS_SINKS) != 0) + ((n->attr.has & HAS_BIAS) != 0);
     if (n->n_out != results) {
-        diag_error(d, n->at, "attention_grad with has = %lld gives %d results, not %d", (long long)n->attr.has, results, n->n_out);
+        diag_error(d, n->at, "attention_grad with has = %lld gives %d results, not %d",
+                   (long long)n->attr.has, results, n->n_out);
         return false;
     }
     for (int t = 0; t < 3; t++) out[t] = *in_type(n, t);
@@ -288,7 +305,8 @@ void grad_attention(Builder *b, const Node *n, Value *const *dout, const bool *n
         types[n_out] = attention_scores(n, in_type(n, 3 + sinks)->dtype);
         n_out++;
     }
-    Attrs attr = {.causal = n->attr.causal, .window = n->attr.window, .scale = n->attr.scale, .has = n->attr.has};
+    Attrs attr = {
+        .causal = n->attr.causal, .window = n->attr.window, .scale = n->attr.scale, .has = n->attr.has};
     Node *g = build_typed(b, OP_ATTENTION_GRAD, ins, &attr, n_out, types);
     if (!g) return;
     for (int i = 0; i < 3; i++)
@@ -304,8 +322,8 @@ static bool head_operands(const Node *n, Diag *d) {
     if (x->ndim >= 2 && w->ndim == 2 && dim_eq(dim_back(x, 1), w->dim[1]) && label->ndim == x->ndim - 1 &&
         same_dims(x, label, label->ndim))
         return true;
-    diag_error(d, n->at, "%s needs x [.., D], w [V, D] and label [..], but got %s, %s and %s", op_info[n->op].name,
-               rule_type(n, x), rule_type(n, w), rule_type(n, label));
+    diag_error(d, n->at, "%s needs x [.., D], w [V, D] and label [..], but got %s, %s and %s",
+               op_info[n->op].name, rule_type(n, x), rule_type(n, w), rule_type(n, label));
     return false;
 }
 
@@ -326,8 +344,8 @@ bool shape_head_loss_grad(const Node *n, Type *out, Diag *d) {
     if (!head_operands(n, d)) return false;
     Type number = one_per_row(in_type(n, 0));
     if (!type_eq(in_type(n, 3), &number) || !type_eq(in_type(n, 4), &number)) {
-        diag_error(d, n->at, "head_loss_grad needs lse and dnll of %s, but got %s and %s", rule_type(n, &number),
-                   rule_type(n, in_type(n, 3)), rule_type(n, in_type(n, 4)));
+        diag_error(d, n->at, "head_loss_grad needs lse and dnll of %s, but got %s and %s",
+                   rule_type(n, &number), rule_type(n, in_type(n, 3)), rule_type(n, in_type(n, 4)));
         return false;
     }
     out[0] = *in_type(n, 0);
@@ -351,7 +369,8 @@ static bool patches_of(const Type *image, const Attrs *attr, Type *out) {
     if (image->ndim < 3 || attr->kernel.n != 2 || attr->stride < 1 || attr->pad < 0) return false;
     Dim C = dim_back(image, 3), H = dim_back(image, 2), W = dim_back(image, 1);
     int64_t kh = attr->kernel.at[0], kw = attr->kernel.at[1];
-    if (C.sym || H.sym || W.sym || kh < 1 || kw < 1 || H.n + 2 * attr->pad < kh || W.n + 2 * attr->pad < kw) return false;
+    if (C.sym || H.sym || W.sym || kh < 1 || kw < 1 || H.n + 2 * attr->pad < kh || W.n + 2 * attr->pad < kw)
+        return false;
     *out = *image;
     out->dim[image->ndim - 3] = dim_n((H.n + 2 * attr->pad - kh) / attr->stride + 1);
     out->dim[image->ndim - 2] = dim_n((W.n + 2 * attr->pad - kw) / attr->stride + 1);
@@ -361,8 +380,10 @@ static bool patches_of(const Type *image, const Attrs *attr, Type *out) {
 
 bool shape_patches(const Node *n, Type *out, Diag *d) {
     if (patches_of(in_type(n, 0), &n->attr, &out[0])) return true;
-    diag_error(d, n->at, "patches needs an image [.., C, H, W] of constant size, not smaller than its kernel, but got %s",
-               rule_type(n, in_type(n, 0)));
+    diag_error(
+        d, n->at,
+        "patches needs an image [.., C, H, W] of constant size, not smaller than its kernel, but got %s",
+        rule_type(n, in_type(n, 0)));
     return false;
 }
 
@@ -372,7 +393,8 @@ bool shape_fold(const Node *n, Type *out, Diag *d) {
         out[0] = image;
         return true;
     }
-    diag_error(d, n->at, "fold needs the patches of an image %s, but got %s", rule_type(n, &image), rule_type(n, in_type(n, 0)));
+    diag_error(d, n->at, "fold needs the patches of an image %s, but got %s", rule_type(n, &image),
+               rule_type(n, in_type(n, 0)));
     return false;
 }
 
@@ -384,5 +406,6 @@ void grad_patches(Builder *b, const Node *n, Value *const *dout, const bool *nee
 
 void grad_fold(Builder *b, const Node *n, Value *const *dout, const bool *need, Value **din) {
     if (!dout[0] || !need[0]) return;
-    din[0] = make(b, OP_PATCHES, INS(dout[0]), .kernel = n->attr.kernel, .stride = n->attr.stride, .pad = n->attr.pad);
+    din[0] = make(b, OP_PATCHES, INS(dout[0]), .kernel = n->attr.kernel, .stride = n->attr.stride,
+                  .pad = n->attr.pad);
 }

@@ -11,7 +11,8 @@ static bool same_rows(const Type *a, const Type *b, int n) {
 
 static bool last_is_number(const Node *n, const Type *t, Diag *d) {
     if (t->ndim >= 1 && !t->dim[t->ndim - 1].sym) return true;
-    diag_error(d, n->at, "%s needs a last axis of constant size, but got %s", op_info[n->op].name, rule_type(n, t));
+    diag_error(d, n->at, "%s needs a last axis of constant size, but got %s", op_info[n->op].name,
+               rule_type(n, t));
     return false;
 }
 
@@ -32,7 +33,8 @@ bool shape_topk(const Node *n, Type *out, Diag *d) {
 bool check_topk(const Node *n, Diag *d) {
     int64_t cols = type_cols(in_type(n, 0)), k = n->attr.k;
     if (k >= 1 && k <= cols) return true;
-    diag_error(d, n->at, "topk keeps %lld of %lld entries, but k must be 1 to %lld", (long long)k, (long long)cols, (long long)cols);
+    diag_error(d, n->at, "topk keeps %lld of %lld entries, but k must be 1 to %lld", (long long)k,
+               (long long)cols, (long long)cols);
     return false;
 }
 
@@ -44,8 +46,8 @@ void grad_topk(Builder *b, const Node *n, Value *const *dout, const bool *need, 
 bool check_rows_match(const Node *n, Diag *d) {
     const Type *x = in_type(n, 0), *index = in_type(n, 1);
     if (x->ndim == index->ndim && same_rows(x, index, x->ndim - 1)) return true;
-    diag_error(d, n->at, "%s needs an index for each row, but got %s and %s", op_info[n->op].name, rule_type(n, x),
-               rule_type(n, index));
+    diag_error(d, n->at, "%s needs an index for each row, but got %s and %s", op_info[n->op].name,
+               rule_type(n, x), rule_type(n, index));
     return false;
 }
 
@@ -65,8 +67,8 @@ bool shape_put(const Node *n, Type *out, Diag *d) {
     const Type *v = in_type(n, 0), *index = in_type(n, 1);
     if (!last_is_number(n, v, d)) return false;
     if (v->ndim != index->ndim || !same_rows(v, index, v->ndim) || n->attr.n < 1) {
-        diag_error(d, n->at, "put needs an index for each value and n >= 1, but got %s, %s and n = %lld", rule_type(n, v),
-                   rule_type(n, index), (long long)n->attr.n);
+        diag_error(d, n->at, "put needs an index for each value and n >= 1, but got %s, %s and n = %lld",
+                   rule_type(n, v), rule_type(n, index), (long long)n->attr.n);
         return false;
     }
     out[0] = *v;
@@ -83,8 +85,8 @@ void grad_put(Builder *b, const Node *n, Value *const *dout, const bool *need, V
 bool shape_gather_rows(const Node *n, Type *out, Diag *d) {
     const Type *x = in_type(n, 0), *index = in_type(n, 1);
     if (x->ndim < 2 || index->ndim >= MAX_DIM) {
-        diag_error(d, n->at, "gather_rows needs rows and an index of at most %d axes, but got %s and %s", MAX_DIM - 1,
-                   rule_type(n, x), rule_type(n, index));
+        diag_error(d, n->at, "gather_rows needs rows and an index of at most %d axes, but got %s and %s",
+                   MAX_DIM - 1, rule_type(n, x), rule_type(n, index));
         return false;
     }
     out[0] = *index;
@@ -93,8 +95,8 @@ bool shape_gather_rows(const Node *n, Type *out, Diag *d) {
     return true;
 }
 
-// The rows of x that the index names, if it is one of the two maps of a route (each other's inverse): then no two
-// sources meet, and the gradient is a gather by the other map.
+// The other of a route's two maps (each other's inverse), if the index is one of them and x the rows it names:
+// then no two sources meet, and the gradient is a gather by that map.
 static Value *inverse_of(const Value *index, const Type *x) {
     const Node *route = index->node;
     if (!route || route->op != OP_ROUTE || index->index == 0) return NULL;
@@ -117,7 +119,8 @@ void grad_gather_rows(Builder *b, const Node *n, Value *const *dout, const bool 
         return;
     }
     const Node *group = index->node;
-    if (group && group->op == OP_ROW_GROUP && x->ndim == 2 && dim_eq(x->dim[0], dim_n(group->attr.sym->groups))) {
+    if (group && group->op == OP_ROW_GROUP && x->ndim == 2 &&
+        dim_eq(x->dim[0], dim_n(group->attr.sym->groups))) {
         din[0] = make(b, OP_GROUPED_SUM, INS(d, group->in[0]), 0);
         return;
     }
@@ -133,14 +136,17 @@ bool shape_scatter_add_rows(const Node *n, Type *out, Diag *d) {
     if (v->ndim != index->ndim + 1 || !same_rows(v, index, index->ndim) || dims->n < 1 || n->n_in > 3 ||
         !dim_eq(dims->at[dims->n - 1], v->dim[v->ndim - 1])) {
         Type want = type_of_dims(v->dtype, dims);
-        diag_error(d, n->at, "scatter_add_rows needs an index for each row and as many columns as its result, but got "
-                   "%s and %s for %s", rule_type(n, v), rule_type(n, index), rule_type(n, &want));
+        diag_error(d, n->at,
+                   "scatter_add_rows needs an index for each row and as many columns as its result, but got "
+                   "%s and %s for %s",
+                   rule_type(n, v), rule_type(n, index), rule_type(n, &want));
         return false;
     }
     out[0] = type_of_dims(v->dtype, dims);
     Sym *rows = type_ragged(v);
     if (n->n_in == 2 && rows && rows->leaves > 1 && !type_is_leafy(&out[0]) && !type_ragged(&out[0])) {
-        diag_error(d, n->at, "scatter_add_rows of grouped rows %s to %s, which has no leaves, needs their offsets",
+        diag_error(d, n->at,
+                   "scatter_add_rows of grouped rows %s to %s, which has no leaves, needs their offsets",
                    rule_type(n, v), rule_type(n, &out[0]));
         return false;
     }
@@ -172,9 +178,10 @@ bool shape_count(const Node *n, Type *out, Diag *d) {
 bool shape_queue(const Node *n, Type *out, Diag *d) {
     const Type *e = in_type(n, 0);
     if (!is_choices(n, e, d)) return false;
-    if (n->n_in > 2 || (n->n_in == 2 && (in_type(n, 1)->ndim != e->ndim || !same_rows(e, in_type(n, 1), e->ndim)))) {
-        diag_error(d, n->at, "queue needs one priority per choice, but got %s for %s", rule_type(n, in_type(n, 1)),
-                   rule_type(n, e));
+    if (n->n_in > 2 ||
+        (n->n_in == 2 && (in_type(n, 1)->ndim != e->ndim || !same_rows(e, in_type(n, 1), e->ndim)))) {
+        diag_error(d, n->at, "queue needs one priority per choice, but got %s for %s",
+                   rule_type(n, in_type(n, 1)), rule_type(n, e));
         return false;
     }
     out[0] = *e;
@@ -198,10 +205,12 @@ bool check_route(const Node *n, Diag *d) {
     if (rows && rows->kind == SYM_RAGGED && rows->groups == n->attr.experts && rows->leaves == leaves &&
         rows->bound >= 0 && rows->bound <= type_bound_elements(e))
         return true;
-    diag_error(d, n->at, "route of %s must define rows of %lld groups and %lld leaves, at most %lld, but its symbol has "
-               "%d groups, %d leaves and bound %lld", rule_type(n, e), (long long)n->attr.experts, (long long)leaves,
-               (long long)type_bound_elements(e), rows ? rows->groups : 0, rows ? rows->leaves : 0,
-               rows ? (long long)rows->bound : 0);
+    diag_error(
+        d, n->at,
+        "route of %s must define rows of %lld groups and %lld leaves, at most %lld, but its symbol has "
+        "%d groups, %d leaves and bound %lld",
+        rule_type(n, e), (long long)n->attr.experts, (long long)leaves, (long long)type_bound_elements(e),
+        rows ? rows->groups : 0, rows ? rows->leaves : 0, rows ? (long long)rows->bound : 0);
     return false;
 }
 

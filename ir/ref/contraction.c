@@ -1,38 +1,42 @@
 // The meaning of contractions.  Compiled kernels follow the orders below exactly.
 //
-// matmul, grouped_matmul      y = one chain c = fma(a[k], b[k], c) from +0, k ascending.
-// matmul_dw                   per leaf such a chain over the leaf's rows, ascending; then the leaf tree.
-// grouped_dw                  per (expert, leaf) such a chain over its rows; then, per expert, the leaf tree.  A segment
-//                             without rows is +0 and takes part in the tree.
-// grouped_sum                 per (expert, leaf) chunks of 64 rows from the segment's first row, added in order from the
-//                             first; chunks meet in the tree of abi.h; then the leaf tree.
+// matmul, grouped_matmul   y = one chain c = fma(a[k], b[k], c) from +0, k ascending.
+// matmul_dw                per leaf such a chain over the leaf's rows, ascending; then the leaf tree.
+// grouped_dw               per (expert, leaf) such a chain over its rows; then, per expert, the leaf tree.
+//                          A segment without rows is +0 and takes part in the tree.
+// grouped_sum              per (expert, leaf) chunks of 64 rows from the segment's first row, added in order;
+//                          chunks meet in the tree of abi.h; then the leaf tree.
 //
-// attention, for each query i and query head h (key head g = h * Hk / H), keys cut into segments of 512 and those into
-// blocks of 64, both counted from key 0:
-//   s_j   = (chain over A of q * k_j) * scale, then + bias_ij                 visible keys only, others: -inf
-//   a segment starts with m = -inf, l = 0, o = 0; its blocks in ascending order, those without a visible key skipped:
-//     m'  = max(m, the block's largest s);  r = exp(m - m') (0 for the first block)
+// attention, for each query i and query head h (key head g = h * Hk / H); keys are cut into segments of 512
+// and those into blocks of 64, both counted from key 0:
+//   s_j = (chain over A of q * k_j) * scale, then + bias_ij;  visible keys only
+//   a segment starts with m = -inf, l = 0, o = 0; its blocks follow, ascending, if they hold a visible key:
+//     m'  = max(m, the block's largest s);  r = exp(m - m'), or 0 if m = -inf
 //     p_j = exp(s_j - m'), 0 where not visible
-//     l   = fma(l, r, lanes(p))                 lanes: 16 lanes of columns l, l+16, .., folded 8-4-2-1, over all 64 places
+//     l   = fma(l, r, lanes(p)): lane x of 16 adds p_x, p_x+16, ..; lanes fold 8-4-2-1; all 64 places
 //     o   = o * r, then o = fma(p_j, v_j, o) for the visible j, ascending
-//   segments meet in the tree of abi.h:  m = max(ma, mb), ra = exp(ma - m), rb = exp(mb - m),
-//     l = fma(lb, rb, la * ra), o = fma(ob, rb, oa * ra); a segment without a visible key changes nothing
-//   a sink joins last:  m' = max(m, sink), r = exp(m - m'), l = fma(l, r, exp(sink - m')), o = o * r
-//   o     = o * (1 / l), lse = m + log(l);  no key visible: o = 0, and lse = the sink or -inf
+//   segments meet in the tree of abi.h; one without a visible key changes nothing, else
+//     m = max(ma, mb), ra = exp(ma - m) (0 if ma = -inf), rb = exp(mb - m)
+//     l = fma(lb, rb, la * ra), o = fma(ob, rb, oa * ra)
+//   a sink joins last:  m' = max(m, sink), r as above, l = fma(l, r, exp(sink - m')), o = o * r
+//   o = o * (1 / l), lse = m + log(l);  no key visible: o = 0, and lse = the sink or -inf
 //
-// attention_grad:  s as above, p = exp(s - lse) (0 where lse = -inf), D = lanes(do * o),
-//   dp = chain over V of do * v_j;  ds = p * (dp - D);  t = ds * scale
-//   dq    chain fma(t, k_j, .) over keys ascending
-//   dk dv chain fma(t, q_i, .), fma(p, do_i, .) over the query heads of the key head ascending, in each queries ascending
-//   dbias = ds;  dsinks = -(exp(sink - lse) * D)
+// attention_grad: s as above, p = exp(s - lse), D = lanes(do * o); visible keys, queries with lse > -inf only
+//   dp    = chain over V of do * v_j;  ds = p * (dp - D);  t = ds * scale
+//   dq    chain fma(t, k_j, .) over keys, ascending
+//   dk dv chains fma(t, q_i, .), fma(p, do_i, .) over the query heads of the key head, in each over queries
+//   dbias = ds (0 where not visible);  dsinks = -(exp(sink - lse) * D)
 //
-// head_loss:  logits = chains over D; m = largest, lse = m + log(lanes(exp(logit - m))); nll = lse - logit of the label.
-// head_loss_grad:  g = (exp(logit - lse) - (1 at the label)) * dnll;  dx = chain over V ascending; dw = matmul_dw of g, x.
+// head_loss: logits = chains over D; m = the largest, lse = m + log(lanes(exp(logit - m)));
+//   nll = lse - logit of the label.
+// head_loss_grad: g = (exp(logit - lse) - (1 at the label, else 0)) * dnll;  dx = chain over V;
+//   dw = matmul_dw of g and x.
 #include <assert.h>
 #include "ir/ref/ref.h"
 
 // Where the machine has an fma instruction the hot loops use it; the result is the same bit for bit.
-#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__SANITIZE_ADDRESS__) &&                       \
+    !defined(__SANITIZE_THREAD__)
 #define HOT __attribute__((target_clones("arch=x86-64-v3", "default")))
 #else
 #define HOT
@@ -41,7 +45,8 @@
 enum { BLOCK = 64, SEGMENT = 512, ROW_CHUNK = 64 };
 
 // c [M,N] continues its chains over k: a[i*ai + k*ak] * b[k*N + j].
-HOT static void chains(int64_t M, int64_t N, int64_t K, const real *a, int64_t ai, int64_t ak, const real *b, real *c) {
+HOT static void chains(int64_t M, int64_t N, int64_t K, const real *a, int64_t ai, int64_t ak, const real *b,
+                       real *c) {
     for (int64_t i = 0; i < M; i++)
         for (int64_t k = 0; k < K; k++) {
             real x = a[i * ai + k * ak];
@@ -85,14 +90,17 @@ void REF(matmul)(const Attrs *attr, int n_in, const Tensor *in, int n_out, Tenso
     for (int64_t g = 0; g < batch; g++) {
         const real *right = reals(b) + (b->ndim == 2 ? 0 : g * K * N);
         if (bt && (g == 0 || b->ndim != 2)) transpose(bt, right, N, K);
-        chains(M, N, K, reals(a) + g * M * K, attr->ta ? 1 : K, attr->ta ? M : 1, bt ? bt : right, reals(y) + g * M * N);
+        chains(M, N, K, reals(a) + g * M * K, attr->ta ? 1 : K, attr->ta ? M : 1, bt ? bt : right,
+               reals(y) + g * M * N);
     }
     free(bt);
 }
 
 void REF(matmul_dw)(const Attrs *attr, int n_in, const Tensor *in, int n_out, Tensor *out) {
-    (void)n_in; (void)n_out;
-    int64_t M = n_cols(&in[0]), N = n_cols(&in[1]), rows = n_rows(&in[0]), leaves = attr->leaves > 1 ? attr->leaves : 1;
+    (void)n_in;
+    (void)n_out;
+    int64_t M = n_cols(&in[0]), N = n_cols(&in[1]), rows = n_rows(&in[0]),
+            leaves = attr->leaves > 1 ? attr->leaves : 1;
     assert(rows % leaves == 0);
     int64_t run = rows / leaves;
     real *part = reals_new(leaves * M * N);
@@ -163,8 +171,14 @@ typedef struct {
 enum { HAS_SINKS = 1, HAS_BIAS = 2, HAS_VALID = 4, HAS_DOCUMENTS = 8 };
 
 static Attention attention_of(const Attrs *attr, const Tensor *in) {
-    Attention p = {.q = &in[0], .k = &in[1], .v = &in[2], .batch = 1, .n_used = 3, .causal = attr->causal != 0,
-                   .window = attr->window, .scale = (real)attr->scale};
+    Attention p = {.q = &in[0],
+                   .k = &in[1],
+                   .v = &in[2],
+                   .batch = 1,
+                   .n_used = 3,
+                   .causal = attr->causal != 0,
+                   .window = attr->window,
+                   .scale = (real)attr->scale};
     int n = p.q->ndim;
     for (int i = 0; i + 3 < n; i++) p.batch *= p.q->dim[i];
     p.S = p.q->dim[n - 3], p.H = p.q->dim[n - 2], p.A = p.q->dim[n - 1];
@@ -176,8 +190,8 @@ static Attention attention_of(const Attrs *attr, const Tensor *in) {
     return p;
 }
 
-// Which of t's leading blocks batch element b reads: axes of t before its last `inner` ones are aligned to the right
-// of q's batch axes; those of size 1, and missing ones, are shared.
+// Which of t's leading blocks batch element b reads: axes of t before its last `inner` ones are aligned to
+// the right of q's batch axes; those of size 1, and missing ones, are shared.
 static int64_t batch_of(const Attention *p, const Tensor *t, int inner, int64_t b) {
     int lead = p->q->ndim - 3, own = t->ndim - inner;
     int64_t at = 0, stride = 1;
@@ -190,10 +204,12 @@ static int64_t batch_of(const Attention *p, const Tensor *t, int inner, int64_t 
     return at;
 }
 
-static const real *query(const Attention *p, const Tensor *t, int64_t b, int64_t h, int64_t i) {   // t [.., S, H, *]
+// The row of t [.., S, H, *].
+static const real *query(const Attention *p, const Tensor *t, int64_t b, int64_t h, int64_t i) {
     return reals(t) + ((b * p->S + i) * p->H + h) * n_cols(t);
 }
-static const real *key(const Attention *p, const Tensor *t, int64_t b, int64_t h, int64_t j) {     // t [.., C, Hk, *]
+// The row of t [.., C, Hk, *] that query head h reads.
+static const real *key(const Attention *p, const Tensor *t, int64_t b, int64_t h, int64_t j) {
     return reals(t) + ((b * p->C + j) * p->Hk + h * p->Hk / p->H) * n_cols(t);
 }
 
@@ -221,7 +237,7 @@ static real score(const Attention *p, int64_t b, int64_t h, int64_t i, int64_t j
     return s;
 }
 
-// Running softmax of one query: largest score, sum of exponentials and weighted sum of values, both relative to m.
+// Running softmax of one query: largest score m; sum of exponentials, weighted sum of values relative to it.
 typedef struct { real m, l, *o; } Running;
 
 static void attend_block(const Attention *p, int64_t b, int64_t h, int64_t i, int64_t first, Running *r) {
@@ -307,7 +323,8 @@ void REF(attention_grad)(const Attrs *attr, int n_in, const Tensor *in, int n_ou
         for (int64_t h = 0; h < p.H; h++)
             for (int64_t i = 0; i < p.S; i++) {
                 int64_t at = (b * p.S + i) * p.H + h;
-                const real *go = query(&p, d_o, b, h, i), *oo = query(&p, o, b, h, i), *q = query(&p, p.q, b, h, i);
+                const real *go = query(&p, d_o, b, h, i), *oo = query(&p, o, b, h, i),
+                           *q = query(&p, p.q, b, h, i);
                 for (int64_t c = 0; c < p.V; c++) product[c] = go[c] * oo[c];
                 real z = reals(lse)[at], D = REF(lanes_sum)(product, p.V);
                 if (dsinks) dsinks[at] = -(REAL_EXP(reals(p.sinks)[h] - z) * D);
@@ -383,18 +400,20 @@ void REF(head_loss_grad)(const Attrs *attr, int n_in, const Tensor *in, int n_ou
 
 // ---- convolution as a matmul ----------------------------------------------------------------------------
 
-// Pairs each place of the windows with its pixel, ascending (window, channel, y, x); places in the padding have none.
+// Pairs each place of the windows with its pixel, ascending (window, channel, y, x); padding has no pixel.
 static void windows(const Attrs *attr, const Tensor *image, const Tensor *patches,
                     void (*visit)(real *pixel, real *place)) {
     int64_t C = image->dim[image->ndim - 3], H = image->dim[image->ndim - 2], W = image->dim[image->ndim - 1];
     int64_t OH = patches->dim[patches->ndim - 3], OW = patches->dim[patches->ndim - 2];
-    int64_t kh = attr->kernel.at[0], kw = attr->kernel.at[1], size = C * H * W, n = size ? n_elements(image) / size : 0;
+    int64_t kh = attr->kernel.at[0], kw = attr->kernel.at[1], size = C * H * W,
+            n = size ? n_elements(image) / size : 0;
     real *place = reals(patches);
     for (int64_t b = 0; b < n; b++)
         for (int64_t w = 0; w < OH * OW; w++)
             for (int64_t c = 0; c < C; c++)
                 for (int64_t t = 0; t < kh * kw; t++, place++) {
-                    int64_t y = w / OW * attr->stride + t / kw - attr->pad, x = w % OW * attr->stride + t % kw - attr->pad;
+                    int64_t y = w / OW * attr->stride + t / kw - attr->pad,
+                            x = w % OW * attr->stride + t % kw - attr->pad;
                     bool inside = y >= 0 && y < H && x >= 0 && x < W;
                     visit(inside ? reals(image) + b * size + (c * H + y) * W + x : NULL, place);
                 }

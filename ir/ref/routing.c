@@ -110,9 +110,9 @@ static void scatter_run(Tensor *y, const Tensor *v, const int32_t *index, int64_
     }
 }
 
-// One order for all: from zero, ascending source row.  Where the target is no data of a leaf (a parameter's
-// gradient) that happens in each leaf by itself, and the leaves meet in their tree; rows of a leaf lie together,
-// or, in grouped rows, between the offsets of each (expert, leaf).
+// One order for all: from zero, ascending source row.  Where the target is no data of a leaf (the gradient of
+// a parameter) that happens in each leaf by itself, and the leaves meet in their tree; rows of a leaf lie
+// together, or, in grouped rows, between the offsets of each (expert, leaf).
 void REF(scatter_add_rows)(const Attrs *attr, int n_in, const Tensor *in, int n_out, Tensor *out) {
     (void)n_out;
     const Tensor *v = &in[0];
@@ -159,8 +159,8 @@ void REF(count)(const Attrs *attr, int n_in, const Tensor *in, int n_out, Tensor
 
 typedef struct { int32_t choice, slot; double priority; } Waiting;
 
-// Who stands first in a queue: lower choice (0 for all if tokens decide), then higher priority, then lower slot
-// (token, then choice).
+// Who stands first in a queue: lower choice (0 for all if tokens decide), then higher priority, then lower
+// slot (token, then choice).
 static int stands_before(const void *pa, const void *pb) {
     const Waiting *a = pa, *b = pb;
     if (a->choice != b->choice) return a->choice < b->choice ? -1 : 1;
@@ -225,8 +225,8 @@ void REF(row_group)(const Attrs *attr, int n_in, const Tensor *in, int n_out, Te
         for (int64_t r = offsets[s]; r < offsets[s + 1]; r++) ints(&out[0])[r] = (int32_t)(s / leaves);
 }
 
-// a = exp(x); in turns r[t] = 1/T / (sum_e c[e] a[t,e] + 1e-8) and c[e] = 1/E / (sum_t r[t] a[t,e] + 1e-8) until c moves
-// by no more than the tolerance on average; the result is c[e] a[t,e] r[t].
+// a = exp(x); in turns r[t] = 1/T / (sum_e c[e] a[t,e] + 1e-8) and c[e] = 1/E / (sum_t r[t] a[t,e] + 1e-8)
+// until c moves by no more than the tolerance on average; the result is c[e] a[t,e] r[t].
 void REF(sinkhorn)(const Attrs *attr, int n_in, const Tensor *in, int n_out, Tensor *out) {
     (void)n_in; (void)n_out;
     const Tensor *x = &in[0];

@@ -74,7 +74,9 @@ static Case *case_new(Arena *a, int line) {
 static Value *source(Case *c, const char *kind, int i, DType dtype, Dims dims) {
     char name[32];
     snprintf(name, sizeof name, "%s%d", kind, i);
-    if (dtype == F32) return make(&c->b, OP_PARAM, NULL, .name = intern(name), .dtype = F32, .dims = dims, .init = intern("zeros"));
+    if (dtype == F32)
+        return make(&c->b, OP_PARAM, NULL, .name = intern(name), .dtype = F32, .dims = dims,
+                    .init = intern("zeros"));
     return make(&c->b, OP_INPUT, NULL, .name = intern(name), .dtype = dtype, .dims = dims);
 }
 
@@ -88,7 +90,8 @@ static Value *operand_value(Case *c, int i) {
         assert_non_null(c->route);
     }
     if (o->kind == ROUTED)
-        return o->below < 3 ? &c->route->out[o->below] : make(&c->b, OP_ROW_GROUP, INS(&c->route->out[0]), .sym = c->rows);
+        return o->below < 3 ? &c->route->out[o->below]
+                            : make(&c->b, OP_ROW_GROUP, INS(&c->route->out[0]), .sym = c->rows);
     DType dtype = o->kind == BOOLS ? BOOL : o->kind == FLOATS || o->kind == POSITIVE ? F32 : I32;
     return source(c, "x", i, dtype, dims);
 }
@@ -145,7 +148,9 @@ static Eval *evaluate(Arena *a, Case *c, bool f64) {
 }
 
 // Results whose gradient no rule takes.
-static bool is_private(Op op, int result) { return result == 1 && (op == OP_ATTENTION || op == OP_HEAD_LOSS); }
+static bool is_private(Op op, int result) {
+    return result == 1 && (op == OP_ATTENTION || op == OP_HEAD_LOSS);
+}
 
 // sum over results of y * the gradients given to the rule
 static double objective(const Eval *e, const Node *n, Value *const *dout) {
@@ -171,8 +176,8 @@ static void compare_precisions(Arena *a, Case *c, const Node *n) {
         for (int64_t i = 0; i < size_of(s); i++) {
             double x = element(s, i), y = element(d, i);
             if (x == y || fabs(x - y) <= 2e-5 * (1 + fabs(y))) continue;
-            fail_msg("line %d, %s: result %d[%lld] is %.9g in f32, %.9g in f64", c->line, op_info[n->op].name, j,
-                     (long long)i, x, y);
+            fail_msg("line %d, %s: result %d[%lld] is %.9g in f32, %.9g in f64", c->line, op_info[n->op].name,
+                     j, (long long)i, x, y);
         }
     }
 }
@@ -262,8 +267,8 @@ static void every_instance(void **state) {
 
 // Sources, effects and region holders have no meaning of their own here.
 static void every_op_has_an_instance(void **state) {
-    static const Op without[] = {OP_PARAM, OP_STATE, OP_INPUT, OP_ARG, OP_LOSS, OP_METRIC, OP_RETURN, OP_UPDATE,
-                                 OP_ACCUMULATE, OP_YIELD, OP_GATE, OP_FUSED,
+    static const Op without[] = {OP_PARAM, OP_STATE, OP_INPUT, OP_ARG, OP_LOSS, OP_METRIC, OP_RETURN,
+                                 OP_UPDATE, OP_ACCUMULATE, OP_YIELD, OP_GATE, OP_FUSED,
                                  // run as the gradients of their partners
                                  OP_ATTENTION_GRAD, OP_HEAD_LOSS_GRAD};
     int seen[N_OPS] = {0};
@@ -307,7 +312,8 @@ static void check_floats(const float *is, const float *want, int n) {
         if (is[i] != want[i]) fail_msg("[%d] is %.9g, must be %.9g", i, (double)is[i], (double)want[i]);
 }
 #define WANT_INTS(is, ...) check_ints(is, (int32_t[]){__VA_ARGS__}, N_DIMS(__VA_ARGS__))
-#define WANT_FLOATS(is, ...) check_floats(is, (float[]){__VA_ARGS__}, (int)(sizeof((float[]){__VA_ARGS__}) / sizeof(float)))
+#define WANT_FLOATS(is, ...)                                                                                 \
+    check_floats(is, (float[]){__VA_ARGS__}, (int)(sizeof((float[]){__VA_ARGS__}) / sizeof(float)))
 
 static void topk_ties_and_nan(void **state) {
     float x[] = {1, 3, 3, 2, NAN, 3, -INFINITY, NAN}, v[8];
@@ -345,7 +351,7 @@ static void rows_by_index(void **state) {
     RUN(OP_GATHER_ROWS, in, out, 0);
     WANT_FLOATS(y, 5, 6, 0, 0, 1, 2, 5, 6);
 
-    // the order of additions: in sequence into data of the same leaf, by leaf and tree into a parameter's gradient
+    // the order of additions: in sequence into data of the same leaf, by leaf and tree into no leaf's data
     float v[] = {1e8f, 1, -1e8f, 1}, g[1];
     int32_t to[] = {0, 0, 0, 0};
     Tensor rows[] = {FLOAT_T(v, 4, 1), INT_T(to, 4)}, sum[] = {FLOAT_T(g, 1, 1)};
@@ -474,7 +480,8 @@ static void head_loss_skips_ignored_labels(void **state) {
     RUN(OP_HEAD_LOSS, in, out, 0);
     assert_float_equal(nll[0], 0, 0);
     assert_float_equal(nll[1], log(2 + exp(3)) - 3, 1e-6);
-    Tensor in2[] = {in[0], in[1], in[2], out[1], FLOAT_T(dnll, 2, 1)}, out2[] = {FLOAT_T(dx, 2, 2), FLOAT_T(dw, 3, 2)};
+    Tensor in2[] = {in[0], in[1], in[2], out[1], FLOAT_T(dnll, 2, 1)},
+           out2[] = {FLOAT_T(dx, 2, 2), FLOAT_T(dw, 3, 2)};
     RUN(OP_HEAD_LOSS_GRAD, in2, out2, .leaves = 1);
     double p = exp(3) / (2 + exp(3)), q = 1 / (2 + exp(3));
     assert_float_equal(dx[0], 0, 0);
@@ -508,8 +515,9 @@ static void cache_appends(void **state) {
 
 typedef struct { int B, S, C, H, Hk, A, V, causal, window, has; } Attend;
 
-static void plain_attention(const Attend *p, const double *q, const double *k, const double *v, const double *sinks,
-                            const double *bias, const uint8_t *valid, const int32_t *documents, double *o, double *lse) {
+static void plain_attention(const Attend *p, const double *q, const double *k, const double *v,
+                            const double *sinks, const double *bias, const uint8_t *valid,
+                            const int32_t *documents, double *o, double *lse) {
     double *s = malloc(sizeof(double) * (size_t)p->C);
     for (int b = 0; b < p->B; b++)
         for (int i = 0; i < p->S; i++)
@@ -517,7 +525,8 @@ static void plain_attention(const Attend *p, const double *q, const double *k, c
                 int g = h / (p->H / p->Hk), at = i + p->C - p->S, row = (b * p->S + i) * p->H + h;
                 double m = p->has & 1 ? sinks[h] : -INFINITY, sum = 0;
                 for (int j = 0; j < p->C; j++) {
-                    bool sees = (!p->causal || j <= at) && (!p->window || (j > at - p->window && j < at + p->window)) &&
+                    bool sees = (!p->causal || j <= at) &&
+                                (!p->window || (j > at - p->window && j < at + p->window)) &&
                                 (!(p->has & 4) || valid[b * p->C + j]) &&
                                 (!(p->has & 8) || documents[b * p->C + j] == documents[b * p->C + at]);
                     s[j] = -INFINITY;
@@ -535,7 +544,8 @@ static void plain_attention(const Attend *p, const double *q, const double *k, c
                     for (int j = 0; j < p->C; j++) sum += exp(s[j] - m);
                     for (int j = 0; j < p->C; j++)
                         for (int c = 0; c < p->V; c++)
-                            o[row * p->V + c] += exp(s[j] - m) / sum * v[((b * p->C + j) * p->Hk + g) * p->V + c];
+                            o[row * p->V + c] +=
+                                exp(s[j] - m) / sum * v[((b * p->C + j) * p->Hk + g) * p->V + c];
                 }
                 lse[row] = m > -INFINITY ? m + log(sum) : -INFINITY;
             }
@@ -569,9 +579,11 @@ static void attention_is_a_softmax(void **state) {
     for (size_t t = 0; t < sizeof shapes / sizeof *shapes; t++) {
         Attend p = shapes[t];
         int seed = 1000 * (int)(t + 1);
-        int64_t nq = (int64_t)p.B * p.S * p.H * p.A, nk = (int64_t)p.B * p.C * p.Hk * p.A, nv = nk / p.A * p.V;
+        int64_t nq = (int64_t)p.B * p.S * p.H * p.A, nk = (int64_t)p.B * p.C * p.Hk * p.A,
+                nv = nk / p.A * p.V;
         int64_t no = nq / p.A * p.V, nl = nq / p.A, nb = (int64_t)p.H * p.S * p.C, nc = (int64_t)p.B * p.C;
-        double *x[5] = {drawn(seed, nq), drawn(seed + 1, nk), drawn(seed + 2, nv), drawn(seed + 3, p.H), drawn(seed + 4, nb)};
+        double *x[5] = {drawn(seed, nq), drawn(seed + 1, nk), drawn(seed + 2, nv), drawn(seed + 3, p.H),
+                        drawn(seed + 4, nb)};
         int64_t size[5] = {nq, nk, nv, p.H, nb};
         uint8_t *valid = malloc((size_t)nc);
         int32_t *documents = malloc(sizeof(int32_t) * (size_t)nc);
@@ -600,7 +612,8 @@ static void attention_is_a_softmax(void **state) {
         op_info[OP_ATTENTION].ref(&attrs, n, in, 2, out32);
         for (int64_t i = 0; i < no; i++) {
             if (fabs(o64[i] - o[i]) > 1e-13 || fabs((double)o32[i] - o[i]) > 4e-6)
-                fail_msg("shape %zu: o[%lld] is %.17g and %.9g, must be %.17g", t, (long long)i, o64[i], (double)o32[i], o[i]);
+                fail_msg("shape %zu: o[%lld] is %.17g and %.9g, must be %.17g", t, (long long)i, o64[i],
+                         (double)o32[i], o[i]);
         }
         for (int64_t i = 0; i < nl; i++) {
             if (lse[i] == -INFINITY && lse64[i] == -INFINITY && lse32[i] == -INFINITY) continue;
@@ -640,7 +653,8 @@ static void wrong_operands_are_refused(void **state) {
     Case *c = case_new(a, 0);
     Builder *b = &c->b;
     Dims d35 = {2, {{3, NULL}, {5, NULL}}}, d43 = {2, {{4, NULL}, {3, NULL}}}, d3 = {1, {{3, NULL}}};
-    Value *x = source(c, "x", 0, F32, d35), *y = source(c, "x", 1, F32, d43), *e = source(c, "x", 2, I32, d35);
+    Value *x = source(c, "x", 0, F32, d35), *y = source(c, "x", 1, F32, d43),
+          *e = source(c, "x", 2, I32, d35);
     Value *i = source(c, "x", 3, I32, d3);
     Sym *few = graph_add_sym(c->g, "few", SYM_RAGGED, 15, 2, 1);
     int errors = 0;
@@ -666,13 +680,22 @@ static void wrong_operands_are_refused(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(every_op_has_an_instance), cmocka_unit_test(every_instance),
-        cmocka_unit_test(topk_ties_and_nan), cmocka_unit_test(take_and_put_ignore_nobody),
-        cmocka_unit_test(rows_by_index), cmocka_unit_test(counts), cmocka_unit_test(queues), cmocka_unit_test(routes),
-        cmocka_unit_test(sinkhorn_evens_out), cmocka_unit_test(leaf_sums),
-        cmocka_unit_test(grouped_matmul_uses_the_rows_expert), cmocka_unit_test(head_loss_skips_ignored_labels),
-        cmocka_unit_test(patches_pad_with_zeros), cmocka_unit_test(cache_appends),
-        cmocka_unit_test(attention_is_a_softmax), cmocka_unit_test(attention_of_a_prefix_has_the_same_bits),
+        cmocka_unit_test(every_op_has_an_instance),
+        cmocka_unit_test(every_instance),
+        cmocka_unit_test(topk_ties_and_nan),
+        cmocka_unit_test(take_and_put_ignore_nobody),
+        cmocka_unit_test(rows_by_index),
+        cmocka_unit_test(counts),
+        cmocka_unit_test(queues),
+        cmocka_unit_test(routes),
+        cmocka_unit_test(sinkhorn_evens_out),
+        cmocka_unit_test(leaf_sums),
+        cmocka_unit_test(grouped_matmul_uses_the_rows_expert),
+        cmocka_unit_test(head_loss_skips_ignored_labels),
+        cmocka_unit_test(patches_pad_with_zeros),
+        cmocka_unit_test(cache_appends),
+        cmocka_unit_test(attention_is_a_softmax),
+        cmocka_unit_test(attention_of_a_prefix_has_the_same_bits),
         cmocka_unit_test(wrong_operands_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
