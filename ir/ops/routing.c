@@ -95,8 +95,8 @@ bool shape_gather_rows(const Node *n, Type *out, Diag *d) {
     return true;
 }
 
-// The other of a route's two maps (each other's inverse), if the index is one of them and x the rows it names:
-// then no two sources meet, and the gradient is a gather by that map.
+// The other of a route's two maps (each other's inverse), if the index is one of them and x what it names
+// rows of: then no two sources meet, and the gradient is a gather by that map.
 static Value *inverse_of(const Value *index, const Type *x) {
     const Node *route = index->node;
     if (!route || route->op != OP_ROUTE || index->index == 0) return NULL;

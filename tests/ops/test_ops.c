@@ -315,6 +315,18 @@ static void check_floats(const float *is, const float *want, int n) {
 #define WANT_FLOATS(is, ...)                                                                                 \
     check_floats(is, (float[]){__VA_ARGS__}, (int)(sizeof((float[]){__VA_ARGS__}) / sizeof(float)))
 
+static double *drawn(int seed, int64_t n) {
+    double *x = malloc(sizeof(double) * (size_t)n);
+    for (int64_t i = 0; i < n; i++) x[i] = 4 * draw(seed, 0, i) - 2;
+    return x;
+}
+
+static float *narrowed(const double *x, int64_t n) {
+    float *y = malloc(sizeof(float) * (size_t)n);
+    for (int64_t i = 0; i < n; i++) y[i] = (float)x[i];
+    return y;
+}
+
 static void topk_ties_and_nan(void **state) {
     float x[] = {1, 3, 3, 2, NAN, 3, -INFINITY, NAN}, v[8];
     int32_t i[8];
@@ -490,6 +502,28 @@ static void head_loss_skips_ignored_labels(void **state) {
     assert_float_equal(dw[5], 4 * (p - 1), 1e-6);
 }
 
+// Putting head_loss for its parts may change no bit.
+static void head_loss_equals_its_parts(void **state) {
+    enum { ROWS = 3, D = 37, V = 101 };
+    double *xd = drawn(11, ROWS * D), *wd = drawn(12, V * D);
+    float *x = narrowed(xd, ROWS * D), *w = narrowed(wd, V * D), logit[ROWS * V], lse[ROWS], taken[ROWS];
+    float nll[ROWS], lse2[ROWS];
+    int32_t label[] = {0, 50, 100};
+    Tensor in[] = {FLOAT_T(x, ROWS, D), FLOAT_T(w, V, D), INT_T(label, ROWS)};
+    Tensor z[] = {FLOAT_T(logit, ROWS, V)};
+    Tensor in2[] = {in[0], in[1]}, out[] = {FLOAT_T(nll, ROWS, 1), FLOAT_T(lse, ROWS, 1)};
+    Tensor of_parts[] = {FLOAT_T(lse2, ROWS, 1)}, pick[] = {z[0], INT_T(label, ROWS, 1)};
+    Tensor picked[] = {FLOAT_T(taken, ROWS, 1)};
+    RUN(OP_HEAD_LOSS, in, out, 0);
+    RUN(OP_MATMUL, in2, z, .tb = 1);
+    RUN(OP_LOGSUMEXP, z, of_parts, 0);
+    RUN(OP_TAKE, pick, picked, 0);
+    check_floats(lse, lse2, ROWS);
+    for (int i = 0; i < ROWS; i++) taken[i] = lse2[i] - taken[i];
+    check_floats(nll, taken, ROWS);
+    free(xd), free(wd), free(x), free(w);
+}
+
 static void patches_pad_with_zeros(void **state) {
     float x[] = {1, 2, 3, 4}, y[16], back[4];
     Tensor in[] = {FLOAT_T(x, 1, 2, 2)}, out[] = {FLOAT_T(y, 2, 2, 4)};
@@ -550,18 +584,6 @@ static void plain_attention(const Attend *p, const double *q, const double *k, c
                 lse[row] = m > -INFINITY ? m + log(sum) : -INFINITY;
             }
     free(s);
-}
-
-static double *drawn(int seed, int64_t n) {
-    double *x = malloc(sizeof(double) * (size_t)n);
-    for (int64_t i = 0; i < n; i++) x[i] = 4 * draw(seed, 0, i) - 2;
-    return x;
-}
-
-static float *narrowed(const double *x, int64_t n) {
-    float *y = malloc(sizeof(float) * (size_t)n);
-    for (int64_t i = 0; i < n; i++) y[i] = (float)x[i];
-    return y;
 }
 
 static void attention_is_a_softmax(void **state) {
@@ -692,6 +714,7 @@ int main(void) {
         cmocka_unit_test(leaf_sums),
         cmocka_unit_test(grouped_matmul_uses_the_rows_expert),
         cmocka_unit_test(head_loss_skips_ignored_labels),
+        cmocka_unit_test(head_loss_equals_its_parts),
         cmocka_unit_test(patches_pad_with_zeros),
         cmocka_unit_test(cache_appends),
         cmocka_unit_test(attention_is_a_softmax),
