@@ -117,6 +117,7 @@ static bool add_attr(Printer *p, const Node *n, AttrId attr) {
     switch (attr_info[attr].kind) {
     case A_INT:
         if (attr == ATTR_dtype || (!*(const int64_t *)at && !zero)) return false;
+        if (attr == ATTR_leaves && *(const int64_t *)at == 1) return false;
         str_printf(s, "%s = %lld", name, (long long)*(const int64_t *)at);
         return true;
     case A_REAL:
