@@ -140,7 +140,7 @@ static OpResult op_cast_to(OpCx *cx) {
     Num n;
     if (is_tensor(v)) return op_one(cx, t_cast(cx, v->t, to));
     if (v->kind == V_BOOL) return op_number(cx, num_int(v->b));
-    if (v->kind == V_POLY && !poly_value(cx->lw, v->poly, &n)) return op_value(*v);     // no plan fixes it: left as it is
+    if (v->kind == V_POLY && to == F32) return op_value(poly_val(cx, poly_opaque(cx->lw, "f32", v->poly, NULL)));
     if (!number_of(cx, 0, &n)) return op_failed(cx);
     if (to == I32) return op_number(cx, num_cmp(n, num_int(0)) < 0 ? num_ceil(n) : num_floor(n));
     if (to == F32) return op_number(cx, num_double((float)num_value(n)));
