@@ -13,6 +13,9 @@
 // nobody wants.  One sweep backward calls the gradient rule of each node that some gradient reaches.  A value with
 // several readers gets the left fold of their gradients in reverse list order; that fixes how sums associate.
 //
+// A region (a gate) is differentiated through copies of its nodes, placed behind it: what it yields is then read from
+// it, what it doesn't (a softmax of logits) stays a copy, recomputed for the gradient.
+//
 // It names no op but the losses where it starts, the parameters where it ends, and what it builds there.
 #include <assert.h>
 #include <string.h>
@@ -111,6 +114,66 @@ static void seed(Autodiff *ad, const Node *loss) {
     add_gradient(ad, x, build_broadcast(b, d, &dims));
 }
 
+// ---- regions ----
+
+typedef struct { Value *copy, *result; } Yielded;
+typedef VEC(Yielded) YieldedList;
+typedef struct { Sym *sym; Value *extent; } Extent;
+typedef VEC(Extent) Extents;
+
+// Copies of the nodes of n's body behind n; readers of n's results read the copies.
+static void open_region(Autodiff *ad, Node *n, YieldedList *yielded) {
+    Arena *a = ad->cx->scratch;
+    PtrMap map = {.arena = a};
+    Builder b = builder_after(ad->g, n);
+    for_each_node(n->attr.body, m) {
+        if (m->op == OP_ARG) {
+            map_put(&map, &m->out[0], n->in[m->attr.k]);
+            continue;
+        }
+        Value **ins = arena_array(a, Value *, m->n_in + 1);
+        for (int i = 0; i < m->n_in; i++) ins[i] = map_get(&map, m->in[i]);
+        if (m->op == OP_YIELD) {
+            for (int i = 0; i < m->n_in; i++) {
+                n->out[i].mark = ins[i];
+                vec_push(a, yielded, ((Yielded){ins[i], &n->out[i]}));
+            }
+            break;
+        }
+        Node *copy = node_clone(&b, m, ins);
+        for (int i = 0; i < m->n_out; i++) map_put(&map, &m->out[i], &copy->out[i]);
+    }
+}
+
+static bool open_regions(Autodiff *ad, YieldedList *yielded, Extents *extents) {
+    Arena *a = ad->cx->scratch;
+    for (int i = 0; i < ad->g->n_syms; i++)
+        if (ad->g->sym[i]->extent) vec_push(a, extents, ((Extent){ad->g->sym[i], ad->g->sym[i]->extent}));
+    marks_clear(ad->g);
+    for_each_node(ad->g, n) {
+        for (int i = 0; i < n->n_in; i++)
+            if (n->in[i]->mark) replace_operand(n, i, n->in[i]->mark);
+        if (n->attr.body) open_region(ad, n, yielded);
+    }
+    marks_clear(ad->g);
+    return yielded->n > 0;
+}
+
+// What regions yield is read from them again; copies that nobody reads any more go.
+static void close_regions(Autodiff *ad, const YieldedList *yielded, const Extents *extents) {
+    for (int i = 0; i < yielded->n; i++) yielded->at[i].copy->mark = yielded->at[i].result;
+    for_each_node(ad->g, n)
+        for (int i = 0; i < n->n_in; i++)
+            if (n->in[i]->mark) replace_operand(n, i, n->in[i]->mark);
+    marks_clear(ad->g);
+    for_each_node_reverse(ad->g, n) {
+        bool is_read = n->n_out == 0;
+        for (int i = 0; i < n->n_out; i++) is_read |= n->out[i].n_uses > 0;
+        if (!is_read && op_is(n->op, PURE) && !op_is(n->op, SOURCE)) graph_remove(n);
+    }
+    for (int i = 0; i < extents->n; i++) extents->at[i].sym->extent = extents->at[i].extent;
+}
+
 // ---- the walk ----
 
 static void leave(Autodiff *ad, const Node *param) {
@@ -169,8 +232,12 @@ static bool step_back(Autodiff *ad, const Node *n) {
 
 bool pass_autodiff(Graph *g, PassCtx *cx) {
     if (!cx->train || !g->last) return false;
-    Autodiff ad = {.g = g, .cx = cx, .b = builder_end(g, cx->diag), .n_values = graph_number(g)};
+    Autodiff ad = {.g = g, .cx = cx, .b = builder_end(g, cx->diag)};
     ad.b.backward = true;
+    YieldedList yielded = {0};
+    Extents extents = {0};
+    bool has_regions = open_regions(&ad, &yielded, &extents);
+    ad.n_values = graph_number(g);
     ad.need = arena_array(cx->scratch, bool, ad.n_values + 1);
     ad.grad = arena_array(cx->scratch, Value *, ad.n_values + 1);
     find_needed(&ad);
@@ -193,6 +260,7 @@ bool pass_autodiff(Graph *g, PassCtx *cx) {
             return true;
         }
     }
+    if (has_regions) close_regions(&ad, &yielded, &extents);
     TRACE(cx, "autodiff: %d nodes, %d with gradients\n", n_before, g->n_nodes);
     return g->n_nodes != n_before;
 }

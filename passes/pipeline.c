@@ -19,18 +19,18 @@ const char *const pipeline_update[] = {"simplify", "contract", "partition", "fus
 const char *const pipeline_forward[] = {"simplify", "fuse-gating", "precision", "contract", "partition", "fuse",
                                         "layout", "schedule-a2a", "plan-memory", NULL};
 
-// No `then` may stand anywhere before a `first`.
-static const struct { const char *first, *then, *because; } pass_order[] = {
+// No `then` may stand before all `first`s of a list, and none before any of them where the reason is a permanent one.
+static const struct { const char *first, *then, *because; bool permanent; } pass_order[] = {
     {"simplify",    "autodiff",     "head_loss is recognised in the forward graph, before its gradient exists"},
     {"fuse-gating", "partition",    "the matcher looks for whole tensors, not shards"},
     {"precision",   "autodiff",     "autodiff differentiates the casts, so gradients of parameters come out in f32"},
     {"autodiff",    "optimizer",    "the optimizer updates the parameters that have a gradient"},
     {"autodiff",    "contract",     "fma has no gradient rule"},
     {"optimizer",   "contract",     "updates leave the pass before its arithmetic is fixed"},
-    {"simplify",    "contract",     "simplify may change the order of products; from contract on nothing changes a bit"},
+    {"simplify",    "contract",     "simplify may change the order of products; from contract on nothing changes a bit", true},
     {"contract",    "fuse",         "whether a product and a sum meet in one body must not decide how they are rounded"},
     {"contract",    "recompute",    "a clone must compute what its original does"},
-    {"simplify",    "recompute",    "merging equal nodes would undo the clones"},
+    {"simplify",    "recompute",    "merging equal nodes would undo the clones", true},
     {"partition",   "recompute",    "exchanges are never done twice: they must be there to be seen"},
     {"recompute",   "fuse",         "clones are fused into the backward bodies that read them"},
     {"partition",   "schedule-a2a", "there is no exchange to schedule until tensors are split"},
@@ -60,8 +60,10 @@ const char *pipeline_check(Arena *a, const char *const *names) {
         }
         for (size_t k = 0; k < sizeof pass_order / sizeof *pass_order; k++) {
             if (strcmp(names[i], pass_order[k].then)) continue;
+            bool came_before = false;
+            for (int j = 0; j < i; j++) came_before |= !strcmp(names[j], pass_order[k].first);
             for (int j = i + 1; names[j]; j++) {
-                if (!strcmp(names[j], pass_order[k].first))
+                if (!strcmp(names[j], pass_order[k].first) && (!came_before || pass_order[k].permanent))
                     return arena_printf(a, "%s must come before %s: %s", pass_order[k].first, pass_order[k].then,
                                         pass_order[k].because);
             }

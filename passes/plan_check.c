@@ -36,9 +36,7 @@ const char *plan_overlap(Arena *a, Graph *g) {
             Life x = {v, m->id, m->id, type_bytes(&v->type)};
             for (Node *r = m->next; r; r = r->next) {
                 if (!reads(r, v)) continue;
-                bool leaves = r->op == OP_LOSS || r->op == OP_METRIC || r->op == OP_RETURN;
-                int at = leaves ? g->n_nodes : r->id;
-                if (at > x.end) x.end = at;
+                if (r->id > x.end) x.end = r->id;
             }
             if (v->offset < 0 || v->offset % 64 || v->offset + x.bytes > g->arena_bytes)
                 return arena_printf(a, "%s lies at %ld, %ld bytes, outside the arena", node_str(m), (long)v->offset, (long)x.bytes);

@@ -6,9 +6,10 @@
 //     %c  4 KB                 |---|            offset 0
 //
 // Buffers: values that are the same memory.  A reshape is its operand; an elementwise node may write over an operand
-// of its type that nobody reads later.  A buffer lives from the node that writes it to the last that reads it; what
-// leaves the graph (losses, metrics, returns) lives to the end, so that the host finds it; the offsets of a ragged
-// axis live as long as any value has that axis.
+// of its type that nobody reads later.  A buffer lives from the node that writes it to the last that reads it; the
+// offsets of a ragged axis live as long as any value has that axis.  The new contents of a parameter or state are
+// written where the old ones are if their maker works element by element and nobody reads the old ones later;
+// otherwise they live to the end of the program, where updates are copied.
 //
 // Placement is offline: four orders (size, size x lifetime, start, lifetime), each placed by best fit in the gaps left
 // by placed buffers that overlap in time.  The best order seeds a repair: a buffer that sticks out above the lower
@@ -90,6 +91,21 @@ bool node_can_overwrite(const Node *n, int operand, int result) {
     return op_is(n->op, ELEMENTWISE) && n->op != OP_STOP_GRADIENT;
 }
 
+// Old contents of `name` are read by no node behind `maker`, and maker itself reads them element by element.
+static bool may_replace(Graph *g, const Node *maker, const Type *t, Name name) {
+    bool element_by_element = maker->op == OP_FUSED ? is_read_straight(maker->attr.body, -1) : op_is(maker->op, ELEMENTWISE);
+    if (!element_by_element || node_is_view(maker)) return false;
+    for_each_node(g, n) {
+        for (int i = 0; i < n->n_in; i++) {
+            const Node *source = value_shown(n->in[i])->node;
+            bool reads_it = (source->op == OP_PARAM || source->op == OP_STATE) && source->attr.name == name;
+            if (!reads_it || node_is_view(n)) continue;
+            if (n->id > maker->id || (n == maker && !type_eq(&n->in[i]->type, t))) return false;
+        }
+    }
+    return true;
+}
+
 static void find_lives(Lives *l) {
     Graph *g = l->g;
     int end = g->n_nodes;
@@ -102,8 +118,11 @@ static void find_lives(Lives *l) {
         }
         for (int i = 0; i < n->n_in; i++) l->last_read[n->in[i]->id] = n->id;
     }
-    for_each_node(g, n)
-        if (n->op == OP_LOSS || n->op == OP_METRIC || n->op == OP_RETURN) l->last_read[n->in[0]->id] = end;
+    for_each_node(g, n) {
+        if (n->op != OP_UPDATE) continue;
+        const Value *v = value_shown(n->in[0]);
+        if (!may_replace(g, v->node, &v->type, n->attr.name)) l->last_read[n->in[0]->id] = end;
+    }
     for (int s = 0; s < g->n_syms; s++) {
         const Value *extent = g->sym[s]->extent;
         if (!extent || extent->node->graph != g) continue;
