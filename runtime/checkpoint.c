@@ -1,0 +1,641 @@
+// Checkpoints: written beside, synced, renamed; verified when read.
+//
+// Order of writing: tensors, side files, texts, then the manifest, then the folder's name.  Whatever is interrupted
+// leaves a folder .tmp-step-N, which nobody reads and the next save removes.
+#include "runtime/checkpoint.h"
+
+#include <ctype.h>
+#include <dirent.h>
+#include <errno.h>
+#include <inttypes.h>
+#include <jansson.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <time.h>
+#include <unistd.h>
+#define XXH_INLINE_ALL
+#include <xxhash.h>
+
+#include "runtime/convert.h"
+#include "runtime/files.h"
+#include "runtime/safetensors.h"
+
+enum { BLOCK = 4096, VERSION = 1 };                       // elements per hash; of the format
+static const int64_t MAX_FILE = (int64_t)4 << 30;
+static const char format[] = "moec-checkpoint";
+
+#define BAD(...) rt_fail(e, RT_BAD_FILE, __VA_ARGS__)
+
+// ---- names --------------------------------------------------------------------------------------------------------
+
+char *rt_expert_name(const char *name, int64_t expert) {
+    const char *last = name;
+    for (const char *c = name; *c; c++)
+        if (*c == '.' || *c == '/') last = c + 1;
+    return rt_path("%.*s%lld.%s", (int)(last - name), name, (long long)expert, last);
+}
+
+// The pieces a plan tensor has in a checkpoint: one, or one per expert.
+static int64_t n_pieces(const RtTensor *t) { return t->experts ? t->dim[0] : 1; }
+
+static StWrite piece(const RtPlanInstance *p, const RtTensor *t, int64_t k, char **name) {
+    *name = t->experts ? rt_expert_name(rt_tensor_name(p, t), k) : rt_path("%s", rt_tensor_name(p, t));
+    StWrite w = {.name = *name, .dtype = st_dtype_of((DType)t->dtype), .ndim = t->ndim - (t->experts ? 1 : 0)};
+    for (int i = 0; i < w.ndim; i++) w.dim[i] = t->dim[i + (t->experts ? 1 : 0)];
+    int64_t bytes = t->experts && t->dim[0] ? t->bytes / t->dim[0] : t->bytes;
+    w.data = (const char *)rt_tensor_data(p, t) + k * bytes;
+    return w;
+}
+
+static int64_t elements(const StWrite *w) {
+    int64_t n = 1;
+    for (int i = 0; i < w->ndim; i++) n *= w->dim[i];
+    return n;
+}
+
+// Caches of generation are states of the plan, but no part of what was learned.
+static bool is_saved(const RtPlanInstance *p, const RtTensor *t) {
+    return t->saved && t->role <= RT_STATE && strncmp(rt_tensor_name(p, t), "cache/", 6) != 0;
+}
+
+// ---- hashes -------------------------------------------------------------------------------------------------------
+
+static int64_t n_blocks(int64_t n) { return (n + BLOCK - 1) / BLOCK; }
+
+// Hashes of the blocks into block[n_blocks]; returns the hash of those.
+static uint64_t hash_tensor(const void *data, int64_t n, int size, uint64_t *block) {
+#pragma omp parallel for schedule(static) if (n > 1 << 20)
+    for (int64_t b = 0; b < n_blocks(n); b++) {
+        int64_t first = b * BLOCK, count = n - first < BLOCK ? n - first : BLOCK;
+        block[b] = XXH3_64bits((const char *)data + first * size, (size_t)(count * size));
+    }
+    return XXH3_64bits(block, (size_t)n_blocks(n) * sizeof *block);
+}
+
+static json_t *hex_json(uint64_t hash) {
+    char hex[17];
+    rt_hex64(hash, hex);
+    return json_string(hex);
+}
+
+static bool hex_read(const json_t *v, uint64_t *out) {
+    const char *text = json_string_value(v);
+    char *end = NULL;
+    if (!text || strlen(text) != 16) return false;
+    *out = strtoull(text, &end, 16);
+    return !*end;
+}
+
+// The manifest's own hash stands in a field of 16 digits, which count as zeros.
+static const char self_key[] = "\"self\": \"";
+
+static char *self_field(char *text, size_t n) {
+    size_t key = sizeof self_key - 1;
+    for (size_t i = n; i >= key + 16; i--)
+        if (!memcmp(text + i - key - 16, self_key, key)) return text + i - 16;
+    return NULL;
+}
+
+static uint64_t self_hash(char *text, size_t n, char *field) {
+    char was[16];
+    memcpy(was, field, 16);
+    memset(field, '0', 16);
+    uint64_t hash = XXH3_64bits(text, n);
+    memcpy(field, was, 16);
+    return hash;
+}
+
+// ---- writing --------------------------------------------------------------------------------------------------------
+
+typedef struct {
+    const RtPlanInstance *p;
+    const char *dir;
+    json_t *files, *tensors;
+} Saver;
+
+static RtStatus note_file(Saver *s, const char *name, RtError *e) {
+    char *path = rt_path("%s/%s", s->dir, name);
+    RtMap m;
+    RtStatus status = rt_map_file(path, &m, e);
+    if (status == RT_OK) {
+        json_array_append_new(s->files, json_pack("{s:s, s:I}", "name", name, "bytes", (json_int_t)m.bytes));
+        rt_unmap(&m);
+    }
+    free(path);
+    return status;
+}
+
+// One safetensors file and its side file of block hashes.
+static RtStatus save_file(Saver *s, const char *name, const StWrite *w, int n, RtError *e) {
+    int64_t total = 0;
+    for (int i = 0; i < n; i++) total += n_blocks(elements(&w[i]));
+    uint64_t *block = malloc(((size_t)total + 1) * sizeof *block);
+    int64_t *offset = malloc(((size_t)n + 1) * sizeof *offset);
+    char *path = rt_path("%s/%s", s->dir, name), *side = rt_path("%s.xxh", name), *side_path = rt_path("%s/%s.xxh", s->dir, name);
+    static const char *const metadata[] = {"format", "moec", NULL};
+    RtStatus status = block && offset ? RT_OK : rt_fail(e, RT_NO_MEMORY, "no memory for the hashes of %s", path);
+    if (status == RT_OK) status = st_write(path, w, n, metadata, offset, e);
+    int64_t at = 0;
+    for (int i = 0; status == RT_OK && i < n; i++) {
+        int64_t count = elements(&w[i]);
+        uint64_t hash = hash_tensor(w[i].data, count, st_dtype_bytes(w[i].dtype), block + at);
+        json_t *shape = json_array();
+        for (int d = 0; d < w[i].ndim; d++) json_array_append_new(shape, json_integer(w[i].dim[d]));
+        json_object_set_new(s->tensors, w[i].name,
+                            json_pack("{s:s, s:o, s:o, s:[{s:i, s:i, s:I, s:I}], s:I}", "dtype", st_dtype_name(w[i].dtype), "shape", shape, "hash",
+                                      hex_json(hash), "pieces", "file", (int)json_array_size(s->files), "begin", 0, "end", (json_int_t)count,
+                                      "offset", (json_int_t)offset[i], "blocks", (json_int_t)at));
+        at += n_blocks(count);
+    }
+    if (status == RT_OK) status = note_file(s, name, e);
+    if (status == RT_OK) status = rt_write_file(side_path, block, (size_t)total * sizeof *block, e);
+    if (status == RT_OK) status = note_file(s, side, e);
+    free(block);
+    free(offset);
+    free(path);
+    free(side);
+    free(side_path);
+    return status;
+}
+
+// All parameters (weights-NNNNN, from 1) or all states (state-NNNNN, from 0), in plan order, files of at most 4 GiB.
+static RtStatus save_role(Saver *s, RtRole role, RtError *e) {
+    const RtPlanInstance *p = s->p;
+    int64_t most = 0;
+    for (int i = 0; i < p->n_tensors; i++)
+        if (is_saved(p, &p->tensor[i]) && p->tensor[i].role == role) most += n_pieces(&p->tensor[i]);
+    StWrite *w = calloc((size_t)most + 1, sizeof *w);
+    if (!w) return rt_fail(e, RT_NO_MEMORY, "no memory for a list of tensors");
+    RtStatus status = RT_OK;
+    int n = 0, number = role == RT_PARAM ? 1 : 0;
+    int64_t bytes = 0;
+    for (int i = 0; i <= p->n_tensors && status == RT_OK; i++) {
+        const RtTensor *t = i < p->n_tensors ? &p->tensor[i] : NULL;
+        if (t && (!is_saved(p, t) || t->role != role)) continue;
+        for (int64_t k = 0; k < (t ? n_pieces(t) : 1) && status == RT_OK; k++) {
+            int64_t more = t ? t->bytes / (n_pieces(t) ? n_pieces(t) : 1) : 0;
+            if (n && (!t || bytes + more > MAX_FILE)) {
+                char name[64];
+                snprintf(name, sizeof name, role == RT_PARAM ? "weights-%05d.safetensors" : "state-%05d.safetensors", number++);
+                status = save_file(s, name, w, n, e);
+                while (n) free((char *)w[--n].name);
+                bytes = 0;
+            }
+            if (!t) continue;
+            char *name;
+            w[n++] = piece(p, t, k, &name);
+            bytes += more;
+        }
+    }
+    while (n) free((char *)w[--n].name);
+    free(w);
+    return status;
+}
+
+static RtStatus save_text(Saver *s, const char *name, const char *text, RtError *e) {
+    if (!text) return RT_OK;
+    char *path = rt_path("%s/%s", s->dir, name);
+    RtStatus status = rt_write_file(path, text, strlen(text), e);
+    free(path);
+    return status == RT_OK ? note_file(s, name, e) : status;
+}
+
+static RtStatus save_manifest(Saver *s, const RtCkptInfo *info, RtError *e) {
+    time_t now = time(NULL);
+    struct tm utc;
+    char when[32], model_hash[17] = "", seconds[40];
+    gmtime_r(&now, &utc);
+    strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", &utc);
+    if (info->model_text) rt_hex64(XXH3_64bits(info->model_text, strlen(info->model_text)), model_hash);
+    snprintf(seconds, sizeof seconds, "%a", info->seconds);
+    json_t *m = json_pack("{s:s, s:i, s:[], s:I, s:s, s:{s:s, s:s, s:o}, s:{s:I, s:I, s:s}, s:{s:i, s:i, s:i, s:i}}", "format", format, "version",
+                          VERSION, "needs", "step", (json_int_t)info->step, "time", when, "model", "file",
+                          info->model_file ? info->model_file : "", "xxh3", model_hash, "graph", hex_json(s->p->plan->graph_hash), "sum",
+                          "lanes", (json_int_t)info->leaves, "waves", (json_int_t)info->waves, "kind",
+                          RT_TEXT(s->p->plan, s->p->plan->arithmetic), "layout", "dp", 1, "ep", 1, "tp", 1, "zero", 0);
+    json_t *progress = json_pack("{s:I, s:{s:o, s:I, s:I}, s:o, s:I, s:s}", "tokens", (json_int_t)info->tokens, "data", "spec_hash",
+                                 hex_json(info->data_hash), "epoch", (json_int_t)info->data.epoch, "next_sample",
+                                 (json_int_t)info->data.next_sample, "seed", hex_json(info->seed), "skipped_steps",
+                                 (json_int_t)info->skipped_steps, "seconds", seconds);
+    json_object_set_new(m, "progress", progress);
+    json_object_set(m, "files", s->files);
+    json_object_set(m, "tensors", s->tensors);
+    json_object_set_new(m, "self", json_string("0000000000000000"));
+    char *text = json_dumps(m, JSON_INDENT(1));
+    json_decref(m);
+    if (!text) return rt_fail(e, RT_NO_MEMORY, "no memory for a manifest");
+    size_t n = strlen(text);
+    char *field = self_field(text, n), hex[17];
+    rt_hex64(self_hash(text, n, field), hex);
+    memcpy(field, hex, 16);
+    char *path = rt_path("%s/manifest.json", s->dir);
+    RtStatus status = rt_write_file(path, text, n, e);
+    free(path);
+    free(text);
+    return status;
+}
+
+static int64_t step_of(const char *name) {
+    if (strncmp(name, "step-", 5) != 0 || !isdigit((unsigned char)name[5])) return -1;
+    char *end;
+    int64_t step = strtoll(name + 5, &end, 10);
+    return *end ? -1 : step;
+}
+
+typedef struct { int64_t step; char name[64]; } StepDir;
+
+static int newest_first(const void *a, const void *b) {
+    const StepDir *x = a, *y = b;
+    return x->step > y->step ? -1 : x->step < y->step;
+}
+
+// The step-N folders of ckpt, newest first.  The caller frees the array; NULL: there is no such folder.
+static StepDir *list_steps(const char *ckpt, int *n) {
+    *n = 0;
+    DIR *d = opendir(ckpt);
+    if (!d) return NULL;
+    StepDir *list = NULL;
+    int cap = 0;
+    for (struct dirent *entry; (entry = readdir(d));) {
+        int64_t step = step_of(entry->d_name);
+        if (step < 0 || strlen(entry->d_name) >= sizeof list->name) continue;
+        if (*n == cap) {
+            StepDir *more = realloc(list, (size_t)(cap = cap ? 2 * cap : 16) * sizeof *list);
+            if (!more) break;
+            list = more;
+        }
+        list[*n].step = step;
+        snprintf(list[(*n)++].name, sizeof list->name, "%s", entry->d_name);
+    }
+    closedir(d);
+    if (list) qsort(list, (size_t)*n, sizeof *list, newest_first);
+    return list;
+}
+
+// What an interrupted save or deletion left.
+static void sweep(const char *ckpt) {
+    DIR *d = opendir(ckpt);
+    if (!d) return;
+    for (struct dirent *entry; (entry = readdir(d));) {
+        if (strncmp(entry->d_name, ".tmp-", 5) != 0 && strncmp(entry->d_name, ".del-", 5) != 0) continue;
+        char *path = rt_path("%s/%s", ckpt, entry->d_name);
+        rt_remove_tree(path);
+        free(path);
+    }
+    closedir(d);
+}
+
+static void delete_dir(const char *ckpt, const char *name) {
+    char *path = rt_path("%s/%s", ckpt, name), *dead = rt_path("%s/.del-%s", ckpt, name);
+    if (rename(path, dead) == 0) rt_remove_tree(dead);
+    free(path);
+    free(dead);
+}
+
+static void retain(const char *ckpt, int64_t keep) {
+    int n;
+    StepDir *list = list_steps(ckpt, &n);
+    for (int i = 0; keep > 0 && i < n; i++)
+        if (i >= keep) delete_dir(ckpt, list[i].name);
+    free(list);
+}
+
+static RtStatus save_into(Saver *s, const RtCkptInfo *info, RtError *e) {
+    RT_TRY(save_role(s, RT_PARAM, e));
+    RT_TRY(save_role(s, RT_STATE, e));
+    RT_TRY(save_text(s, "model.moe", info->model_text, e));
+    RT_TRY(save_text(s, "settings.json", info->settings, e));
+    RT_TRY(save_manifest(s, info, e));
+    return rt_sync_dir(s->dir, e);
+}
+
+RtStatus rt_ckpt_save(const char *run, const RtPlanInstance *p, const RtCkptInfo *info, int64_t keep, char **dir, RtError *e) {
+    char *ckpt = rt_path("%s/ckpt", run), *name = rt_path("step-%08lld", (long long)info->step);
+    char *tmp = rt_path("%s/.tmp-%s", ckpt, name), *final = rt_path("%s/%s", ckpt, name), *latest = rt_path("%s/latest", ckpt);
+    Saver s = {.p = p, .dir = tmp, .files = json_array(), .tensors = json_object()};
+    RtStatus status = rt_make_dirs(ckpt, e);
+    if (status == RT_OK) {
+        sweep(ckpt);
+        status = rt_make_dirs(tmp, e);
+    }
+    if (status == RT_OK) status = save_into(&s, info, e);
+    if (status == RT_OK && rt_is_dir(final)) delete_dir(ckpt, name);        // saved before, by a run that went on from earlier
+    if (status == RT_OK && rename(tmp, final) != 0) status = rt_fail(e, RT_IO, "cannot rename %s: %s", tmp, strerror(errno));
+    if (status == RT_OK) status = rt_sync_dir(ckpt, e);
+    if (status == RT_OK) {
+        rt_write_file(latest, name, strlen(name), NULL);                  // only a hint
+        retain(ckpt, keep);
+        if (dir) *dir = rt_path("%s", final);
+    } else {
+        rt_remove_tree(tmp);
+        rt_add_context(e, status, "checkpoint of step %lld", (long long)info->step);
+    }
+    json_decref(s.files);
+    json_decref(s.tensors);
+    free(ckpt);
+    free(name);
+    free(tmp);
+    free(final);
+    free(latest);
+    return status;
+}
+
+// ---- reading ----------------------------------------------------------------------------------------------------------
+
+static RtStatus read_manifest(const char *dir, json_t **out, RtError *e) {
+    *out = NULL;
+    char *path = rt_path("%s/manifest.json", dir), *text = NULL;
+    size_t n = 0;
+    RtStatus status = rt_read_file(path, &text, &n, e);
+    if (status == RT_OK) {
+        char *field = self_field(text, n), hex[17] = "";
+        if (field) rt_hex64(self_hash(text, n, field), hex);
+        if (!field || memcmp(hex, field, 16) != 0) status = BAD("%s is damaged: its hash does not fit", path);
+    }
+    json_error_t where;
+    json_t *m = status == RT_OK ? json_loadb(text, n, JSON_REJECT_DUPLICATES, &where) : NULL;
+    if (status == RT_OK && !m) status = BAD("%s: %s", path, where.text);
+    if (status == RT_OK) {
+        const char *kind = json_string_value(json_object_get(m, "format"));
+        json_int_t version = json_integer_value(json_object_get(m, "version"));
+        const char *need = json_string_value(json_array_get(json_object_get(m, "needs"), 0));
+        if (!kind || strcmp(kind, format) != 0) status = BAD("%s is not the manifest of a checkpoint", path);
+        else if (version < 1 || version > VERSION) status = BAD("%s has version %lld; versions up to %d can be read", path, (long long)version, VERSION);
+        else if (need) status = BAD("%s needs '%s', which this program cannot read", path, need);
+    }
+    if (status == RT_OK) *out = m;
+    else json_decref(m);
+    free(text);
+    free(path);
+    return status;
+}
+
+static RtStatus check_files(const char *dir, const json_t *manifest, RtError *e) {
+    size_t i;
+    json_t *f;
+    json_array_foreach(json_object_get(manifest, "files"), i, f) {
+        const char *name = json_string_value(json_object_get(f, "name"));
+        if (!name || strchr(name, '/')) return BAD("%s/manifest.json: file %zu has no proper name", dir, i);
+        char *path = rt_path("%s/%s", dir, name);
+        struct stat st;
+        bool there = stat(path, &st) == 0;
+        free(path);
+        if (!there) return BAD("%s: the file %s is missing", dir, name);
+        json_int_t bytes = json_integer_value(json_object_get(f, "bytes"));
+        if (st.st_size != bytes) return BAD("%s: the file %s has %lld bytes, not %lld", dir, name, (long long)st.st_size, (long long)bytes);
+    }
+    return RT_OK;
+}
+
+bool rt_ckpt_is_whole(const char *dir, RtError *e) {
+    json_t *m;
+    if (read_manifest(dir, &m, e) != RT_OK) return false;
+    bool whole = check_files(dir, m, e) == RT_OK;
+    json_decref(m);
+    return whole;
+}
+
+RtStatus rt_ckpt_find(const char *path, char **dir, int *skipped, RtError *e) {
+    *dir = NULL;
+    if (skipped) *skipped = 0;
+    char *manifest = rt_path("%s/manifest.json", path);
+    bool is_checkpoint = rt_is_file(manifest);
+    free(manifest);
+    if (is_checkpoint) {
+        if (!rt_ckpt_is_whole(path, e)) return RT_BAD_FILE;
+        *dir = rt_path("%s", path);
+        return RT_OK;
+    }
+    char *ckpt = rt_path("%s/ckpt", path);
+    int n;
+    StepDir *list = list_steps(ckpt, &n);
+    RtError why = {RT_OK, ""};
+    for (int i = 0; i < n && !*dir; i++) {
+        char *candidate = rt_path("%s/%s", ckpt, list[i].name);
+        if (rt_ckpt_is_whole(candidate, &why)) {
+            *dir = candidate;
+            break;
+        }
+        if (skipped) ++*skipped;
+        free(candidate);
+    }
+    free(list);
+    RtStatus status = *dir ? RT_OK : n ? rt_fail(e, RT_BAD_FILE, "%s: no checkpoint is whole; of the newest: %s", path, why.text)
+                                       : rt_fail(e, RT_IO, "%s holds no checkpoint", path);
+    free(ckpt);
+    return status;
+}
+
+typedef struct { const char *dir; json_t *manifest; StFiles **file; int n; } Loader;
+
+static void loader_close(Loader *l) {
+    for (int i = 0; i < l->n; i++) st_close(l->file[i]);
+    free(l->file);
+    json_decref(l->manifest);
+}
+
+static bool ends_with(const char *text, const char *end) {
+    size_t n = strlen(text), m = strlen(end);
+    return n >= m && !strcmp(text + n - m, end);
+}
+
+static RtStatus loader_open(const char *dir, Loader *l, RtError *e) {
+    *l = (Loader){.dir = dir};
+    RT_TRY(read_manifest(dir, &l->manifest, e));
+    RtStatus status = check_files(dir, l->manifest, e);
+    const json_t *files = json_object_get(l->manifest, "files");
+    l->n = (int)json_array_size(files);
+    l->file = calloc((size_t)l->n + 1, sizeof *l->file);
+    if (!l->file) status = rt_fail(e, RT_NO_MEMORY, "no memory for a list of files");
+    for (int i = 0; i < l->n && status == RT_OK; i++) {
+        const char *name = json_string_value(json_object_get(json_array_get(files, (size_t)i), "name"));
+        if (!ends_with(name, ".safetensors")) continue;
+        char *path = rt_path("%s/%s", dir, name);
+        status = st_open(path, &l->file[i], e);
+        free(path);
+    }
+    if (status != RT_OK) loader_close(l);
+    return status;
+}
+
+static RtStatus same_shape(const StTensor *from, const StWrite *to, RtError *e) {
+    bool same = from->dtype == to->dtype && from->ndim == to->ndim;
+    for (int i = 0; same && i < to->ndim; i++) same = from->dim[i] == to->dim[i];
+    if (same) return RT_OK;
+    char text[2][160];
+    for (int side = 0; side < 2; side++) {
+        int n = snprintf(text[side], sizeof text[side], "%s[", st_dtype_name(side ? to->dtype : from->dtype));
+        int ndim = side ? to->ndim : from->ndim;
+        for (int i = 0; i < ndim; i++)
+            n += snprintf(text[side] + n, sizeof text[side] - (size_t)n, "%s%lld", i ? "," : "", (long long)(side ? to->dim[i] : from->dim[i]));
+        snprintf(text[side] + n, sizeof text[side] - (size_t)n, "]");
+    }
+    return BAD("%s: '%s' is %s, but the model's is %s", from->file, from->name, text[0], text[1]);
+}
+
+// Which block is damaged, where the side file can tell; -1 otherwise.
+static int64_t damaged_block(const char *file, const uint64_t *block, int64_t n, int64_t at) {
+    char *path = rt_path("%s.xxh", file);
+    RtMap m;
+    int64_t found = -1;
+    if (rt_map_file(path, &m, NULL) == RT_OK) {
+        for (int64_t b = 0; b < n && found < 0 && (size_t)(at + b + 1) * 8 <= m.bytes; b++)
+            if (memcmp(m.data + (at + b) * 8, &block[b], 8) != 0) found = b;
+        rt_unmap(&m);
+    }
+    free(path);
+    return found;
+}
+
+static RtStatus load_piece(const Loader *l, const StWrite *to, RtError *e) {
+    const json_t *entry = json_object_get(json_object_get(l->manifest, "tensors"), to->name);
+    const json_t *where = json_array_get(json_object_get(entry, "pieces"), 0);
+    json_int_t file = json_integer_value(json_object_get(where, "file"));
+    if (!entry || file < 0 || file >= l->n || !l->file[file]) return BAD("%s: tensor '%s' is missing", l->dir, to->name);
+    const StTensor *from = st_find(l->file[file], to->name);
+    if (!from) return BAD("%s: tensor '%s' is missing from its file", l->dir, to->name);
+    RT_TRY(same_shape(from, to, e));
+    uint64_t expected;
+    if (!hex_read(json_object_get(entry, "hash"), &expected)) return BAD("%s: tensor '%s' has no hash", l->dir, to->name);
+    uint64_t *block = malloc(((size_t)n_blocks(from->elements) + 1) * sizeof *block);
+    if (!block) return rt_fail(e, RT_NO_MEMORY, "no memory for the hashes of '%s'", to->name);
+    uint64_t hash = hash_tensor(from->data, from->elements, st_dtype_bytes(from->dtype), block);
+    RtStatus status = RT_OK;
+    if (hash != expected) {
+        int64_t bad = damaged_block(from->file, block, n_blocks(from->elements), json_integer_value(json_object_get(entry, "blocks")));
+        status = bad < 0 ? BAD("%s: tensor '%s' is damaged: its hash does not fit", from->file, to->name)
+                         : BAD("%s: tensor '%s' is damaged near element %lld: its hash does not fit", from->file, to->name, (long long)(bad * BLOCK));
+    } else memcpy((void *)to->data, from->data, from->bytes);
+    free(block);
+    return status;
+}
+
+static RtStatus missing(const RtPlanInstance *p, const Loader *l, const char *name, RtError *e) {
+    const char *near = NULL;
+    size_t best = 0;
+    const char *other;
+    json_t *entry;
+    json_object_foreach(json_object_get(l->manifest, "tensors"), other, entry) {       // longest common end
+        size_t n = strlen(name), m = strlen(other), k = 0;
+        while (k < n && k < m && name[n - 1 - k] == other[m - 1 - k]) k++;
+        if (k > best && !rt_tensor(p, other)) best = k, near = other;
+    }
+    return BAD("%s has no tensor '%s'%s%s%s", l->dir, name, near ? "; nearest: '" : "", near ? near : "", near ? "'" : "");
+}
+
+static int64_t integer(const json_t *object, const char *key) { return json_integer_value(json_object_get(object, key)); }
+
+static char *read_text(const char *dir, const char *name) {
+    char *path = rt_path("%s/%s", dir, name), *text = NULL;
+    rt_read_file(path, &text, NULL, NULL);
+    free(path);
+    return text;
+}
+
+static void fill_info(const char *dir, const json_t *m, RtCkptInfo *info) {
+    const json_t *progress = json_object_get(m, "progress"), *data = json_object_get(progress, "data"), *sum = json_object_get(m, "sum");
+    const char *seconds = json_string_value(json_object_get(progress, "seconds"));
+    const char *file = json_string_value(json_object_get(json_object_get(m, "model"), "file"));
+    const char *arithmetic = json_string_value(json_object_get(sum, "kind"));
+    *info = (RtCkptInfo){.step = integer(m, "step"), .tokens = integer(progress, "tokens"), .skipped_steps = integer(progress, "skipped_steps"),
+                         .data = {integer(data, "epoch"), integer(data, "next_sample")}, .leaves = integer(sum, "lanes"),
+                         .waves = integer(sum, "waves"), .seconds = seconds ? strtod(seconds, NULL) : 0, .owned = true};
+    hex_read(json_object_get(data, "spec_hash"), &info->data_hash);
+    hex_read(json_object_get(progress, "seed"), &info->seed);
+    info->model_file = file && *file ? rt_path("%s", file) : NULL;
+    info->arithmetic = arithmetic ? rt_path("%s", arithmetic) : NULL;
+    info->model_text = read_text(dir, "model.moe");
+    info->settings = read_text(dir, "settings.json");
+}
+
+RtStatus rt_ckpt_info(const char *dir, RtCkptInfo *info, RtError *e) {
+    *info = (RtCkptInfo){.owned = true};
+    json_t *m;
+    RT_TRY(read_manifest(dir, &m, e));
+    fill_info(dir, m, info);
+    json_decref(m);
+    return RT_OK;
+}
+
+void rt_ckpt_free(RtCkptInfo *info) {
+    if (!info->owned) return;
+    free((char *)info->model_file);
+    free((char *)info->model_text);
+    free((char *)info->settings);
+    free((char *)info->arithmetic);
+    *info = (RtCkptInfo){.owned = false};
+}
+
+// Parameters must all be there; states too if `all`, else those that are there are taken.
+static RtStatus load_tensors(const Loader *l, RtPlanInstance *p, bool all, RtError *e) {
+    for (int i = 0; i < p->n_tensors; i++) {
+        const RtTensor *t = &p->tensor[i];
+        if (!is_saved(p, t)) continue;
+        for (int64_t k = 0; k < n_pieces(t); k++) {
+            char *name;
+            StWrite to = piece(p, t, k, &name);
+            bool there = json_object_get(json_object_get(l->manifest, "tensors"), name) != NULL;
+            RtStatus status = there ? load_piece(l, &to, e) : all || t->role == RT_PARAM ? missing(p, l, name, e) : RT_OK;
+            free(name);
+            RT_TRY(status);
+        }
+    }
+    return RT_OK;
+}
+
+RtStatus rt_ckpt_load(const char *dir, RtPlanInstance *p, RtCkptInfo *info, RtError *e) {
+    Loader l;
+    RT_TRY(loader_open(dir, &l, e));
+    RtStatus status = load_tensors(&l, p, true, e);
+    if (status == RT_OK && info) fill_info(dir, l.manifest, info);
+    loader_close(&l);
+    return status;
+}
+
+// Any safetensors whose names are the model's; other float types are converted.
+static RtStatus load_plain(const char *path, RtPlanInstance *p, RtError *e) {
+    StFiles *f;
+    RT_TRY(st_open(path, &f, e));
+    RtStatus status = RT_OK;
+    for (int i = 0; i < p->n_tensors && status == RT_OK; i++) {
+        const RtTensor *t = &p->tensor[i];
+        if (!is_saved(p, t)) continue;
+        const StTensor *whole = st_find(f, rt_tensor_name(p, t));
+        for (int64_t k = 0; k < (whole ? 1 : n_pieces(t)) && status == RT_OK; k++) {
+            char *name;
+            StWrite to = piece(p, t, k, &name);
+            const StTensor *from = whole ? whole : st_find(f, name);
+            int64_t n = whole ? rt_tensor_elements(p, t) : elements(&to);
+            if (!from && t->role == RT_PARAM) status = BAD("%s has no tensor '%s'", path, name);
+            else if (from && from->elements != n)
+                status = BAD("%s: '%s' has %lld elements, the model's has %lld", from->file, from->name, (long long)from->elements, (long long)n);
+            for (int64_t j = 0; from && status == RT_OK && j < n; j++) {
+                if (from->dtype == to.dtype) { memcpy((void *)to.data, from->data, from->bytes); break; }
+                rt_store_number((void *)to.data, (DType)t->dtype, j, st_number(from, j));
+            }
+            free(name);
+        }
+    }
+    st_close(f);
+    return status;
+}
+
+RtStatus rt_ckpt_load_weights(const char *path, RtPlanInstance *p, RtError *e) {
+    char *manifest = rt_path("%s/manifest.json", path), *ckpt = rt_path("%s/ckpt", path);
+    bool ours = rt_is_file(manifest) || rt_is_dir(ckpt);
+    free(manifest);
+    free(ckpt);
+    if (!ours) return load_plain(path, p, e);
+    char *dir;
+    RT_TRY(rt_ckpt_find(path, &dir, NULL, e));
+    Loader l;
+    RtStatus status = loader_open(dir, &l, e);
+    if (status == RT_OK) {
+        status = load_tensors(&l, p, false, e);
+        loader_close(&l);
+    }
+    free(dir);
+    return status;
+}

@@ -1,0 +1,300 @@
+// Generation: a sampler, a decoder around program "run", and the loop that joins them.
+#include "runtime/generate.h"
+
+#include <assert.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "runtime/convert.h"
+#include "runtime/exec.h"
+#include "runtime/philox.h"
+#include "runtime/trace.h"
+
+// ---- sampling ---------------------------------------------------------------------------------------------------
+
+struct RtSampler {
+    RtSampling s;
+    int64_t  vocab, n_heap;
+    bool    *seen;
+    double  *p;                     // logits, then probabilities
+    int32_t *heap;                  // ids, the likeliest on top
+    int32_t *kept;                  // ids in falling order of probability
+};
+
+RtSampler *rt_sampler_open(RtSampling s, int64_t vocab) {
+    RtSampler *r = calloc(1, sizeof *r);
+    if (!r) return NULL;
+    size_t n = (size_t)vocab + 1;
+    *r = (RtSampler){.s = s, .vocab = vocab, .seen = calloc(n, sizeof *r->seen), .p = calloc(n, sizeof *r->p),
+                     .heap = calloc(n, sizeof *r->heap), .kept = calloc(n, sizeof *r->kept)};
+    if (r->seen && r->p && r->heap && r->kept) return r;
+    rt_sampler_close(r);
+    return NULL;
+}
+
+void rt_sampler_close(RtSampler *s) {
+    if (!s) return;
+    free(s->seen);
+    free(s->p);
+    free(s->heap);
+    free(s->kept);
+    free(s);
+}
+
+void rt_sampler_seen(RtSampler *s, int32_t id) {
+    if (id >= 0 && id < s->vocab) s->seen[id] = true;
+}
+
+// Falling probability, ties by rising id.
+static bool before(const RtSampler *s, int32_t a, int32_t b) { return s->p[a] > s->p[b] || (s->p[a] == s->p[b] && a < b); }
+
+static void sift(RtSampler *s, int64_t i) {
+    int32_t *h = s->heap, moving = h[i];
+    for (int64_t child; (child = 2 * i + 1) < s->n_heap; i = child) {
+        if (child + 1 < s->n_heap && before(s, h[child + 1], h[child])) child++;
+        if (before(s, moving, h[child])) break;
+        h[i] = h[child];
+    }
+    h[i] = moving;
+}
+
+static int32_t pop(RtSampler *s) {
+    int32_t top = s->heap[0];
+    s->heap[0] = s->heap[--s->n_heap];
+    if (s->n_heap) sift(s, 0);
+    return top;
+}
+
+static int32_t largest(const RtSampler *s) {
+    int32_t best = 0;
+    for (int64_t i = 1; i < s->vocab; i++)
+        if (s->p[i] > s->p[best]) best = (int32_t)i;
+    return best;
+}
+
+int32_t rt_sampler_next(RtSampler *s, const float *logits, int64_t draw) {
+    const RtSampling *o = &s->s;
+    for (int64_t i = 0; i < s->vocab; i++) {
+        double x = isnan(logits[i]) ? -INFINITY : (double)logits[i];
+        if (s->seen[i] && o->repetition != 1) x = x > 0 ? x / o->repetition : x * o->repetition;
+        s->p[i] = x;
+    }
+    int32_t best = largest(s);
+    if (o->temperature <= 0 || o->top_k == 1 || s->p[best] == -INFINITY) return best;
+    double top = s->p[best], total = 0;
+    for (int64_t i = 0; i < s->vocab; i++) total += s->p[i] = s->p[i] == top ? 1 : exp((s->p[i] - top) / o->temperature);
+
+    s->n_heap = s->vocab;
+    for (int64_t i = 0; i < s->vocab; i++) s->heap[i] = (int32_t)i;
+    for (int64_t i = s->vocab / 2; i-- > 0;) sift(s, i);
+    // top-k: the share that top-p speaks of is of what top-k left
+    int64_t most = o->top_k > 0 && o->top_k < s->vocab ? o->top_k : s->vocab, n = 0;
+    double share = o->top_p < 1 && most == s->vocab ? o->top_p * total : INFINITY, sum = 0;
+    while (n < most && sum < share) {
+        int32_t id = pop(s);
+        if (s->p[id] <= 0) break;
+        s->kept[n++] = id;
+        sum += s->p[id];
+    }
+    if (o->top_p < 1 && most < s->vocab) {
+        double limit = o->top_p * sum, part = 0;
+        int64_t m = 0;
+        while (m < n && part < limit) part += s->p[s->kept[m++]];
+        n = m;
+    }
+    if (n == 0) return best;                               // top_p = 0
+    while (n > 1 && s->p[s->kept[n - 1]] < o->min_p) n--;   // the largest has probability 1 here
+    sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += s->p[s->kept[i]];
+
+    Philox4 r = philox4((Philox4){{(uint32_t)draw, (uint32_t)((uint64_t)draw >> 32), 0x67656e, 0}}, (uint32_t)o->seed, (uint32_t)(o->seed >> 32));
+    double u = ((double)(((uint64_t)r.at[1] << 32 | r.at[0]) >> 11)) * 0x1p-53 * sum;
+    for (int64_t i = 0; i < n; i++) {
+        u -= s->p[s->kept[i]];
+        if (u < 0) return s->kept[i];
+    }
+    return s->kept[n - 1];
+}
+
+// ---- decoding -----------------------------------------------------------------------------------------------------
+
+static RtStatus find_decoder(RtPlanInstance *p, RtDecoder *d, RtError *e) {
+    d->program = rt_program(p, "run");
+    if (d->program < 0) return rt_fail(e, RT_BAD_PLAN, "the plan has no program 'run'");
+    d->sym_rows = rt_sym(p, "S");
+    d->sym_context = rt_sym(p, "C");
+    d->tokens = rt_tensor(p, "tokens");
+    d->positions = rt_tensor(p, "positions");
+    d->logits = rt_output(p, d->program, "logits");
+    if (d->sym_rows < 0 || !d->tokens || !d->logits || d->logits->ndim < 2)
+        return rt_fail(e, RT_BAD_PLAN, "program 'run' must have rows S, the input tokens and the output logits");
+    const RtSym *sym = RT_TABLE(p->plan, RtSym, syms);
+    d->max_rows = sym[d->sym_rows].bound;
+    d->max_context = d->sym_context >= 0 ? sym[d->sym_context].bound : d->max_rows;
+    d->vocab = d->logits->dim[d->logits->ndim - 1];
+    return RT_OK;
+}
+
+RtStatus rt_decoder_open(RtPlanInstance *p, RtDecoder *d, RtError *e) {
+    *d = (RtDecoder){.plan = p};
+    RT_TRY(find_decoder(p, d, e));
+    d->row = calloc((size_t)d->vocab + 1, sizeof *d->row);
+    return d->row ? RT_OK : rt_fail(e, RT_NO_MEMORY, "no memory for logits");
+}
+
+void rt_decoder_close(RtDecoder *d) {
+    free(d->row);
+    d->row = NULL;
+}
+
+void rt_decoder_restart(RtDecoder *d) { d->past = 0; }
+
+const float *rt_decoder_feed(RtDecoder *d, const int32_t *ids, int64_t n) {
+    RtPlanInstance *p = d->plan;
+    assert(n >= 1 && n <= d->max_context - d->past);
+    while (n) {
+        int64_t rows = n < d->max_rows ? n : d->max_rows;
+        rt_set_sym(p, d->sym_rows, rows);
+        if (d->sym_context >= 0) rt_set_sym(p, d->sym_context, d->past + rows);
+        for (int64_t i = 0; i < rows; i++) {
+            rt_store_number(rt_tensor_data(p, d->tokens), (DType)d->tokens->dtype, i, ids[i]);
+            if (d->positions) rt_store_number(rt_tensor_data(p, d->positions), (DType)d->positions->dtype, i, (double)(d->past + i));
+        }
+        rt_run(p, d->program);
+        d->past += rows;
+        ids += rows;
+        n -= rows;
+    }
+    int64_t last = rt_tensor_elements(p, d->logits) / d->vocab - 1;
+    for (int64_t i = 0; i < d->vocab; i++)
+        d->row[i] = (float)rt_load_number(rt_tensor_data(p, d->logits), (DType)d->logits->dtype, last * d->vocab + i);
+    return d->row;
+}
+
+// ---- text out -------------------------------------------------------------------------------------------------------
+
+// Text waits here while it might be the beginning of a stop text.
+typedef struct {
+    char  *held;
+    size_t n, cap;
+    FILE  *out;
+    const RtSettings *s;
+} Outlet;
+
+static void outlet_write(Outlet *o, size_t n) {
+    if (o->out && n) {
+        fwrite(o->held, 1, n, o->out);
+        fflush(o->out);
+    }
+    memmove(o->held, o->held + n, o->n - n);
+    o->n -= n;
+}
+
+// True once a stop text is complete: what stands before it has been written.
+static bool outlet_add(Outlet *o, const char *text, size_t n) {
+    if (o->n + n > o->cap) {
+        o->cap = 2 * (o->n + n + 64);
+        o->held = realloc(o->held, o->cap);
+        if (!o->held) abort();
+    }
+    if (n) memcpy(o->held + o->n, text, n);
+    o->n += n;
+    for (size_t at = 0; at < o->n; at++) {
+        bool may_become = false;
+        for (int i = 0; i < o->s->n_stop_text; i++) {
+            size_t length = strlen(o->s->stop_text[i]), there = o->n - at < length ? o->n - at : length;
+            if (memcmp(o->held + at, o->s->stop_text[i], there) != 0) continue;
+            if (there == length) {
+                outlet_write(o, at);
+                return true;
+            }
+            may_become = true;
+        }
+        if (may_become) {
+            outlet_write(o, at);
+            return false;
+        }
+    }
+    outlet_write(o, o->n);
+    return false;
+}
+
+static bool is_eos(const RtSettings *s, const RtTokenizer *t, int32_t id) {
+    for (int i = 0; i < s->n_eos; i++)
+        if (s->eos[i] == id) return true;
+    return s->n_eos == 0 && t->end >= 0 && id == t->end;
+}
+
+static RtStatus encode_prompt(const RtDecoder *d, const RtTokenizer *t, const RtSettings *s, const char *prompt, RtIds *ids, RtError *e) {
+    if (s->start >= 0) rt_ids_add(ids, (int32_t)s->start);
+    RT_TRY(t->encode(t, prompt, strlen(prompt), true, ids, e));
+    if (ids->n == 0) {
+        if (t->end < 0) return rt_fail(e, RT_BAD_SETTING, "the prompt is empty and generate.start is none: there is nothing to continue");
+        rt_ids_add(ids, t->end);
+    }
+    if (ids->n > d->max_context)
+        return rt_fail(e, RT_BAD_SETTING, "the prompt has %lld tokens, but generate.context is %lld", (long long)ids->n, (long long)d->max_context);
+    for (int64_t i = 0; i < ids->n; i++)
+        if (ids->at[i] < 0 || ids->at[i] >= d->vocab)
+            return rt_fail(e, RT_BAD_SETTING, "the prompt has token %d, but the model knows %lld", ids->at[i], (long long)d->vocab);
+    return RT_OK;
+}
+
+static void decode_loop(RtDecoder *d, const RtTokenizer *t, const RtSettings *s, RtSampler *sampler, const RtIds *ids, Outlet *o,
+                        RtGenerateResult *r) {
+    RtUtf8 utf8 = {.n_held = 0};
+    size_t n;
+    int64_t begin_ns = rt_now_ns();
+    const float *logits = rt_decoder_feed(d, ids->at, ids->n);
+    r->prompt_seconds = (double)(rt_now_ns() - begin_ns) / 1e9;
+    begin_ns = rt_now_ns();
+    r->why = "max_tokens";
+    while (r->tokens < s->max_tokens) {
+        int32_t id = rt_sampler_next(sampler, logits, r->tokens);
+        r->tokens++;
+        if (is_eos(s, t, id)) { r->why = "eos"; break; }
+        rt_sampler_seen(sampler, id);
+        size_t length;
+        const char *piece = t->piece(t, id, &length);
+        const char *text = rt_utf8_add(&utf8, piece ? piece : "", piece ? length : 0, &n);
+        if (outlet_add(o, text, n)) { r->why = "stop"; o->n = 0; break; }
+        if (r->tokens == s->max_tokens) break;
+        if (d->past == d->max_context) { r->why = "context"; break; }
+        logits = rt_decoder_feed(d, &id, 1);
+    }
+    r->seconds = (double)(rt_now_ns() - begin_ns) / 1e9;
+    if (strcmp(r->why, "stop") != 0) {
+        const char *rest = rt_utf8_end(&utf8, &n);
+        if (!outlet_add(o, rest, n)) outlet_write(o, o->n);
+    }
+    rt_utf8_free(&utf8);
+}
+
+RtStatus rt_generate(RtPlanInstance *p, const RtTokenizer *t, const RtSettings *s, const char *prompt, FILE *out, RtGenerateResult *result,
+                     RtError *e) {
+    RtDecoder d;
+    RtIds ids = {NULL, 0, 0};
+    RtGenerateResult r = {0};
+    RtSampler *sampler = NULL;
+    Outlet o = {.out = out, .s = s};
+    RtStatus status = rt_decoder_open(p, &d, e);
+    if (status == RT_OK) status = encode_prompt(&d, t, s, prompt, &ids, e);
+    if (status == RT_OK) {
+        sampler = rt_sampler_open((RtSampling){.temperature = s->temperature, .top_k = s->top_k, .top_p = s->top_p, .min_p = s->min_p,
+                                               .repetition = s->repetition, .seed = s->generate_seed}, d.vocab);
+        if (!sampler) status = rt_fail(e, RT_NO_MEMORY, "no memory for sampling");
+    }
+    if (status == RT_OK) {
+        for (int64_t i = 0; i < ids.n; i++) rt_sampler_seen(sampler, ids.at[i]);
+        r.prompt_tokens = ids.n;
+        decode_loop(&d, t, s, sampler, &ids, &o, &r);
+        if (out && ferror(out)) status = rt_fail(e, RT_IO, "cannot write the text");
+    }
+    if (result) *result = r;
+    rt_sampler_close(sampler);
+    rt_decoder_close(&d);
+    free(o.held);
+    free(ids.at);
+    return status;
+}
