@@ -459,6 +459,7 @@ static int kernel_of(Plan *p, KernelNode *k, KernelDesc *desc) {
         t = NULL;
     }
     if (desc->flops == 0) desc->flops = node_flops(n);
+    k->workspace = desc->workspace > 0;
     void *data = NULL;
     size_t bytes = 0;
     if (t) {

@@ -20,6 +20,7 @@ typedef struct KernelNode {
     int n_plain;
     const Sym *plain[KERNEL_MAX_RAGGED];     // plain symbols its types mention, and their numbers in RtCall.sym
     int plain_index[KERNEL_MAX_RAGGED];
+    bool workspace;                          // there is a workspace argument
 } KernelNode;
 
 // How many tasks a phase has: ceil(n * value of sym / grain) * times.  sym NULL: n alone.

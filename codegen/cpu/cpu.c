@@ -1,0 +1,358 @@
+// The cpu target: kernels from templates, compiled by LLVM for one of a table of machines.
+#include "codegen/cpu/cpu.h"
+#include <assert.h>
+#include <llvm-c/Analysis.h>
+#include <llvm-c/Target.h>
+#include <llvm-c/Transforms/PassBuilder.h>
+#include <pthread.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include "codegen/compiled.h"
+#include "codegen/interp/ref_kernel.h"
+
+// ---- machines -------------------------------------------------------------------------------------------
+
+static const CpuTarget machine[] = {
+    {"avx512", "x86-64-v4", "", true, 64, 32},
+    {"avx2", "x86-64-v3", "", true, 32, 16},
+    {"sse2", "x86-64", "", false, 16, 16},
+};
+
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static CpuTarget native;                    // filled once: LLVM's name and features of this machine
+
+static void init_once(void) {
+    LLVMInitializeNativeTarget();
+    LLVMInitializeNativeAsmPrinter();
+    LLVMInitializeNativeAsmParser();
+    const char *features = LLVMGetHostCPUFeatures();       // kept: native is for the life of the process
+    native = (CpuTarget){"native", LLVMGetHostCPUName(), features, strstr(features, "+fma,") != NULL, 16, 16};
+    if (strstr(features, "+avx2,")) native.vector_bytes = 32;
+    if (strstr(features, "+avx512f,") && strstr(features, "+avx512vl")) native.vector_bytes = 64, native.n_registers = 32;
+#if defined(__aarch64__)
+    native.fma = true;
+    native.n_registers = 32;
+#endif
+}
+
+static bool runs_here(const CpuTarget *t) {
+#if defined(__x86_64__)
+    if (!strcmp(t->name, "avx512")) return __builtin_cpu_supports("x86-64-v4");
+    if (!strcmp(t->name, "avx2")) return __builtin_cpu_supports("x86-64-v3");
+    return true;
+#else
+    return t == &native;
+#endif
+}
+
+const CpuTarget *cpu_find(const char *name, bool run_here, Diag *d) {
+    pthread_once(&once, init_once);
+    if (!name || !strcmp(name, "native")) return &native;
+    for (size_t i = 0; i < sizeof machine / sizeof *machine; i++) {
+        if (strcmp(machine[i].name, name)) continue;
+        if (!run_here || runs_here(&machine[i])) return &machine[i];
+        diag_error(d, (Span){0}, "this machine can't run %s code; its own is `native`", name);
+        return NULL;
+    }
+    diag_error(d, (Span){0}, "no cpu `%s`; there are native, avx512, avx2, sse2", name);
+    return NULL;
+}
+
+// ---- templates ------------------------------------------------------------------------------------------
+
+static const KernelTemplate template[] = {
+#define KERNEL(OP, describe, emit) {OP_##OP, describe, emit},
+#include "codegen/cpu/kernels.def"
+#undef KERNEL
+};
+
+const KernelTemplate *cpu_template(Op op) {
+    for (size_t i = 0; i < sizeof template / sizeof *template; i++)
+        if (template[i].op == op) return &template[i];
+    return NULL;
+}
+
+// ---- one kernel -----------------------------------------------------------------------------------------
+
+static LLVMTargetMachineRef new_machine(const CpuTarget *t) {
+    char *triple = LLVMGetDefaultTargetTriple(), *error = NULL;
+    LLVMTargetRef target;
+    if (LLVMGetTargetFromTriple(triple, &target, &error)) {
+        fprintf(stderr, "LLVM knows no target %s: %s\n", triple, error);
+        abort();
+    }
+    LLVMTargetMachineRef tm = LLVMCreateTargetMachine(target, triple, t->cpu, t->features, LLVMCodeGenLevelAggressive,
+                                                      LLVMRelocPIC, LLVMCodeModelDefault);
+    LLVMDisposeMessage(triple);
+    return tm;
+}
+
+static void add_attribute(Cg *cg, LV fn, const char *key, const char *value) {
+    LLVMAttributeRef a = LLVMCreateStringAttribute(cg->cx, key, (unsigned)strlen(key), value, (unsigned)strlen(value));
+    LLVMAddAttributeAtIndex(fn, (LLVMAttributeIndex)LLVMAttributeFunctionIndex, a);
+}
+
+static void init_types(Cg *cg) {
+    LLVMContextRef cx = cg->cx;
+    cg->void_t = LLVMVoidTypeInContext(cx);
+    cg->i1 = LLVMInt1TypeInContext(cx);
+    cg->i8 = LLVMInt8TypeInContext(cx);
+    cg->i16 = LLVMInt16TypeInContext(cx);
+    cg->i32 = LLVMInt32TypeInContext(cx);
+    cg->i64 = LLVMInt64TypeInContext(cx);
+    cg->f32 = LLVMFloatTypeInContext(cx);
+    cg->f64 = LLVMDoubleTypeInContext(cx);
+    cg->ptr = LLVMPointerTypeInContext(cx, 0);
+    cg->v1 = LLVMVectorType(cg->i1, LANES);
+    cg->v8 = LLVMVectorType(cg->i8, LANES);
+    cg->v16 = LLVMVectorType(cg->i16, LANES);
+    cg->vi32 = LLVMVectorType(cg->i32, LANES);
+    cg->vi64 = LLVMVectorType(cg->i64, LANES);
+    cg->vf32 = LLVMVectorType(cg->f32, LANES);
+    cg->vf64 = LLVMVectorType(cg->f64, LANES);
+}
+
+static LV call_field(Cg *cg, LT t, size_t offset) {
+    return cg_load(cg, t, cg_bytes(cg, cg->call, cg_int(cg, (int64_t)offset)), t == cg->i32 ? 4 : 8);
+}
+
+// The kernel's function up to where its body starts.
+static void begin_kernel(Cg *cg, const char *symbol) {
+    LT type = LLVMFunctionType(cg->void_t, &cg->ptr, 1, false);
+    cg->fn = LLVMAddFunction(cg->module, symbol, type);
+    cg->call = LLVMGetParam(cg->fn, 0);
+    cg->entry = LLVMAppendBasicBlockInContext(cg->cx, cg->fn, "entry");
+    LLVMBasicBlockRef start = LLVMAppendBasicBlockInContext(cg->cx, cg->fn, "start");
+    LLVMPositionBuilderAtEnd(cg->b, cg->entry);
+    LLVMBuildBr(cg->b, start);
+    LLVMPositionBuilderAtEnd(cg->b, start);
+    cg->n_args = kernel_n_args(cg->k) + cg->k->n_ragged + cg->k->workspace;
+    assert(cg->n_args <= (int)(sizeof cg->arg / sizeof *cg->arg));
+    LV args = call_field(cg, cg->ptr, offsetof(RtCall, arg));
+    for (int i = 0; i < cg->n_args; i++) cg->arg[i] = cg_load(cg, cg->ptr, cg_gep(cg, cg->ptr, args, cg_int(cg, i)), 8);
+    cg->task = cg_i64(cg, call_field(cg, cg->i32, offsetof(RtCall, task)));
+    cg->n_tasks = cg_i64(cg, call_field(cg, cg->i32, offsetof(RtCall, n_tasks)));
+    cg->phase = cg_i64(cg, call_field(cg, cg->i32, offsetof(RtCall, phase)));
+    cg->thread = cg_i64(cg, call_field(cg, cg->i32, offsetof(RtCall, thread)));
+    cg->scratch = call_field(cg, cg->ptr, offsetof(RtCall, scratch));
+}
+
+static void check_module(LLVMModuleRef module, const char *what) {
+    char *error = NULL;
+    if (!LLVMVerifyModule(module, LLVMReturnStatusAction, &error)) {
+        LLVMDisposeMessage(error);
+        return;
+    }
+    fprintf(stderr, "%s: the emitted code is wrong: %s\n", what, error);
+    abort();
+}
+
+static Object copy_object(const char *bytes, size_t n) {
+    Object o = {malloc(n + 1), n};
+    assert(o.bytes);
+    memcpy(o.bytes, bytes, n);
+    o.bytes[n] = 0;
+    return o;
+}
+
+static Object write_module(LLVMModuleRef module, LLVMTargetMachineRef tm, CodeForm form) {
+    if (form == FORM_LLVM) {
+        char *text = LLVMPrintModuleToString(module);
+        Object o = copy_object(text, strlen(text));
+        LLVMDisposeMessage(text);
+        return o;
+    }
+    char *error = NULL;
+    LLVMMemoryBufferRef buffer;
+    if (LLVMTargetMachineEmitToMemoryBuffer(tm, module, form == FORM_OBJECT ? LLVMObjectFile : LLVMAssemblyFile, &error,
+                                            &buffer)) {
+        fprintf(stderr, "LLVM can't write an object: %s\n", error);
+        abort();
+    }
+    Object o = copy_object(LLVMGetBufferStart(buffer), LLVMGetBufferSize(buffer));
+    LLVMDisposeMemoryBuffer(buffer);
+    return o;
+}
+
+static LLVMModuleRef new_module(LLVMContextRef cx, LLVMTargetMachineRef tm, const char *name) {
+    LLVMModuleRef module = LLVMModuleCreateWithNameInContext(name, cx);
+    LLVMTargetDataRef layout = LLVMCreateTargetDataLayout(tm);
+    LLVMSetModuleDataLayout(module, layout);
+    LLVMDisposeTargetData(layout);
+    char *triple = LLVMGetTargetMachineTriple(tm);
+    LLVMSetTarget(module, triple);
+    LLVMDisposeMessage(triple);
+    return module;
+}
+
+Object cpu_emit(const CpuTarget *t, const PlanKernel *k, CodeForm form) {
+    LLVMTargetMachineRef tm = new_machine(t);
+    Cg *cg = calloc(1, sizeof *cg);
+    assert(cg);
+    cg->target = t;
+    cg->k = &k->node;
+    cg->cx = LLVMContextCreate();
+    cg->module = new_module(cg->cx, tm, k->symbol);
+    cg->b = LLVMCreateBuilderInContext(cg->cx);
+    init_types(cg);
+    begin_kernel(cg, k->symbol);
+    k->made_by->emit(cg, &k->node);
+    LLVMBuildRetVoid(cg->b);
+    for (LV fn = LLVMGetFirstFunction(cg->module); fn; fn = LLVMGetNextFunction(fn))
+        if (!LLVMIsDeclaration(fn)) {
+            add_attribute(cg, fn, "prefer-vector-width", t->vector_bytes == 64 ? "512" : t->vector_bytes == 32 ? "256" : "128");
+            add_attribute(cg, fn, "target-cpu", t->cpu);
+            if (*t->features) add_attribute(cg, fn, "target-features", t->features);
+        }
+    check_module(cg->module, k->key);
+    LLVMPassBuilderOptionsRef options = LLVMCreatePassBuilderOptions();
+    LLVMErrorRef error = LLVMRunPasses(cg->module, "function(early-cse,instcombine,simplifycfg),globaldce", tm, options);
+    assert(!error);
+    (void)error;
+    LLVMDisposePassBuilderOptions(options);
+    Object o = write_module(cg->module, tm, form);
+    LLVMDisposeBuilder(cg->b);
+    LLVMDisposeModule(cg->module);
+    LLVMContextDispose(cg->cx);
+    LLVMDisposeTargetMachine(tm);
+    free(cg);
+    return o;
+}
+
+Object cpu_emit_plan_object(const CpuTarget *t, const EmittedPlan *e) {
+    LLVMTargetMachineRef tm = new_machine(t);
+    LLVMContextRef cx = LLVMContextCreate();
+    LLVMModuleRef module = new_module(cx, tm, "plan");
+    LV bytes = LLVMConstStringInContext2(cx, (const char *)e->plan, e->plan->bytes, true);
+    LV plan = LLVMAddGlobal(module, LLVMTypeOf(bytes), "moec_plan");
+    LLVMSetInitializer(plan, bytes);
+    LLVMSetGlobalConstant(plan, true);
+    LLVMSetAlignment(plan, 64);
+    LT ptr = LLVMPointerTypeInContext(cx, 0), fn = LLVMFunctionType(LLVMVoidTypeInContext(cx), &ptr, 1, false);
+    LV *kernel = malloc(sizeof *kernel * (size_t)(e->n_kernels + 1));
+    assert(kernel);
+    for (int i = 0; i < e->n_kernels; i++) {
+        kernel[i] = LLVMGetNamedFunction(module, e->kernel[i].symbol);
+        if (!kernel[i]) kernel[i] = LLVMAddFunction(module, e->kernel[i].symbol, fn);
+    }
+    LV array = LLVMConstArray2(ptr, kernel, (uint64_t)e->n_kernels);
+    LV table = LLVMAddGlobal(module, LLVMTypeOf(array), "moec_kernels");
+    LLVMSetInitializer(table, array);
+    LLVMSetGlobalConstant(table, true);
+    free(kernel);
+    check_module(module, "plan");
+    Object o = write_module(module, tm, FORM_OBJECT);
+    LLVMDisposeModule(module);
+    LLVMContextDispose(cx);
+    LLVMDisposeTargetMachine(tm);
+    return o;
+}
+
+// ---- the target -----------------------------------------------------------------------------------------
+
+static bool available(const char **why_not) {
+    pthread_once(&once, init_once);
+    (void)why_not;
+    return true;
+}
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static EmittedPlan *plan_for(Arena *a, const CpuTarget *t, Graph *const *programs, int n, const CompileOpts *opts, Diag *d) {
+    PlanOpts po = {.template_of = cpu_template, .arithmetic = t->fma ? "f32-fma" : "f32-mul-add",
+                   .info_json = opts->info_json, .waves = opts->waves};
+    return emit_plan(a, programs, n, &po, d);
+}
+
+static void free_objects(Object *object, int n) {
+    for (int i = 0; i < n; i++) free(object[i].bytes);
+}
+
+static void free_code(void *code) { jit_free(code); }
+
+static Compiled *compile(Graph *const *programs, int n, const CompileOpts *opts, Diag *d) {
+    double start = now();
+    const CpuTarget *t = cpu_find(opts->cpu, true, d);
+    if (!t) return NULL;
+    Arena *a = arena_create();
+    EmittedPlan *e = plan_for(a, t, programs, n, opts, d);
+    if (!e) {
+        arena_destroy(a);
+        return NULL;
+    }
+    Compiled *c = arena_new(a, Compiled);
+    *c = (Compiled){.arena = a, .emitted = e, .fn = arena_array(a, RtKernelFn *, e->n_kernels + 1), .free_code = free_code};
+    Object *object = arena_array(a, Object, e->n_kernels + 1);
+    cpu_objects(t, e, opts, object, &c->stats);
+    c->code = jit_load(e, object, c->fn, d);
+    free_objects(object, e->n_kernels);
+    if (!c->code) {
+        arena_destroy(a);
+        return NULL;
+    }
+    for (int i = 0; i < e->n_kernels; i++)
+        if (!e->kernel[i].made_by) c->fn[i] = moec_ref_kernel;
+    c->stats.seconds = now() - start;
+    return c;
+}
+
+static bool write_file(const char *dir, const char *name, const Object *o, Diag *d) {
+    char path[4096];
+    snprintf(path, sizeof path, "%s/%s.o", dir, name);
+    FILE *f = fopen(path, "wb");
+    bool ok = f && fwrite(o->bytes, 1, o->n, f) == o->n;
+    if (f && fclose(f)) ok = false;
+    if (!ok) diag_error(d, (Span){0}, "can't write %s", path);
+    return ok;
+}
+
+static bool emit_objects(Graph *const *programs, int n, const CompileOpts *opts, const char *dir, Diag *d) {
+    const CpuTarget *t = cpu_find(opts->cpu, false, d);
+    if (!t) return false;
+    Arena *a = arena_create();
+    EmittedPlan *e = plan_for(a, t, programs, n, opts, d);
+    bool ok = e != NULL;
+    if (e) {
+        Object *object = arena_array(a, Object, e->n_kernels + 1), plan = cpu_emit_plan_object(t, e);
+        CompileStats stats;
+        cpu_objects(t, e, opts, object, &stats);
+        for (int i = 0; ok && i < e->n_kernels; i++)
+            if (object[i].bytes) ok = write_file(dir, e->kernel[i].symbol, &object[i], d);
+        if (ok) ok = write_file(dir, "moec_plan", &plan, d);
+        free_objects(object, e->n_kernels);
+        free(plan.bytes);
+    }
+    arena_destroy(a);
+    return ok;
+}
+
+static bool dump(Graph *const *programs, int n, const CompileOpts *opts, const char *what, Str *out, Diag *d) {
+    CodeForm form = !strcmp(what, "llvm") ? FORM_LLVM : FORM_ASSEMBLY;
+    if (form == FORM_ASSEMBLY && strcmp(what, "asm") && strcmp(what, "plan")) return false;
+    const CpuTarget *t = cpu_find(opts->cpu, false, d);
+    if (!t) return false;
+    Arena *a = arena_create();
+    EmittedPlan *e = plan_for(a, t, programs, n, opts, d);
+    if (e && !strcmp(what, "plan")) plan_print(e->plan, out);
+    else if (e)
+        for (int i = 0; i < e->n_kernels; i++) {
+            str_printf(out, "%s kernel %d: %s\n", form == FORM_LLVM ? ";" : "#", i, e->kernel[i].key);
+            if (!e->kernel[i].made_by) continue;
+            Object o = cpu_emit(t, &e->kernel[i], form);
+            str_add(out, o.bytes);
+            str_add(out, "\n");
+            free(o.bytes);
+        }
+    arena_destroy(a);
+    return e != NULL;
+}
+
+extern const Target target_cpu;
+const Target target_cpu = {"cpu", "machine code by LLVM for this machine or a table row", available, compile, emit_objects,
+                           dump};
