@@ -1,0 +1,271 @@
+#include "frontend/cmd_session.h"
+
+#include <errno.h>
+#include <jansson.h>
+#include <libgen.h>
+#include <limits.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+char *read_file(Arena *a, const char *path, size_t *n) {
+    FILE *f = fopen(path, "rb");
+    if (!f) return NULL;
+    Str s = {.arena = a};
+    str_add(&s, "");
+    char piece[1 << 16];
+    for (size_t k; (k = fread(piece, 1, sizeof piece, f)) > 0;) str_add_n(&s, piece, k);
+    int error = ferror(f) ? errno : 0;
+    fclose(f);
+    if (error) {
+        errno = error;
+        return NULL;
+    }
+    if (n) *n = s.n;
+    return s.text;
+}
+
+// The library's folder: $MOEC_MODELS, else where an installed program or a build folder has it.
+static const char *find_models(Arena *a) {
+    const char *given = getenv("MOEC_MODELS");
+    if (given && *given) return given;
+    char exe[PATH_MAX];
+    ssize_t n = readlink("/proc/self/exe", exe, sizeof exe - 1);
+    if (n <= 0) return "models";
+    exe[n] = 0;
+    char *folder = dirname(exe);
+    static const char *const places[] = {"../share/moec/models", "../../models"};
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
+        const char *try = arena_printf(a, "%s/%s", folder, places[i]);
+        char real[PATH_MAX];
+        if (access(arena_printf(a, "%s/std", try), R_OK) == 0 && realpath(try, real)) return arena_strdup(a, real);
+    }
+    return "models";
+}
+
+static void fill_train_opts(Session *s) {
+    const Settings *t = s->settings;
+    s->train = (TrainOpts){
+        .dtype = t->train.dtype, .recompute = t->train.recompute, .optimizer = t->train.optimizer.kind,
+        .beta1 = t->train.optimizer.beta1, .beta2 = t->train.optimizer.beta2, .eps = t->train.optimizer.eps,
+        .decay = t->train.optimizer.decay, .momentum = t->train.optimizer.momentum, .decay_all = t->train.optimizer.decay_all,
+        .clip = t->train.clip, .lr_expert = t->train.lr_expert, .average_token = !strcmp(t->train.average, "token"),
+        .waves = t->train.waves};
+}
+
+bool session_load(Session *s, Cli *c, const char *file) {
+    *s = (Session){.cli = c, .arena = c->arena, .diag = c->diag};
+    s->machine = (Machine){.fma_flops = 1e11, .dram_bytes = 2e10, .l1_bytes = 32 << 10, .l2_bytes = 1 << 20, .l3_bytes = 32 << 20,
+                           .cores = (int)sysconf(_SC_NPROCESSORS_ONLN), .lanes = 16};
+    s->models_dir = find_models(c->arena);
+    s->base_dir = dirname(arena_strdup(c->arena, file));
+    s->program = program_load(c->arena, c->diag, file, s->models_dir);
+    return s->program != NULL && diag_n_errors(c->diag) == 0;
+}
+
+bool session_settle(Session *s) {
+    bool ok = true;
+    for (int i = 0; i < s->sets.n; i++) ok &= program_set(s->program, s->sets.at[i]);
+    if (!ok) return false;
+    if (!program_model_name(s->program)) {
+        diag_error(s->diag, (Span){0}, "%s holds no model", program_main(s->program)->path);
+        return false;
+    }
+    s->settings = program_settings(s->program);
+    if (!s->settings) return false;
+    fill_train_opts(s);
+    return true;
+}
+
+bool session_open(Session *s, Cli *c, const char *file, int n_sets, const char *const *sets) {
+    if (!session_load(s, c, file)) return false;
+    for (int i = 0; i < n_sets; i++) vec_push(s->arena, &s->sets, sets[i]);
+    for (int i = 0; i < c->sets.n; i++) vec_push(s->arena, &s->sets, c->sets.at[i]);
+    return session_settle(s);
+}
+
+void session_close(Session *s) {
+    rt_plan_close(s->plan);
+    if (s->compiled) compiled_free(s->compiled);
+    s->plan = NULL;
+    s->compiled = NULL;
+}
+
+// ---- programs -----------------------------------------------------------------------------------------------
+
+bool session_passes(Session *s, Graph **g, const char *const *pipeline, Graph **update) {
+    PassCtx cx = {.scratch = arena_create(), .diag = s->diag, .machine = &s->machine, .train = &s->train, .update = update};
+    bool ok = passes_run(g, pipeline, &cx, &s->run);
+    arena_destroy(cx.scratch);
+    return ok;
+}
+
+bool session_programs(Session *s, int want, Programs *out) {
+    *out = (Programs){0};
+    ElabOpts o = program_train_opts(s->program);
+    if (want & WANT_TRAIN) {
+        out->pass = program_elaborate(s->program, s->arena, &o);
+        if (!out->pass || !session_passes(s, &out->pass, pipeline_train, &out->update)) return false;
+        if (!out->update || !session_passes(s, &out->update, pipeline_update, NULL)) return false;
+    }
+    if (want & WANT_EVAL) {
+        ElabOpts e = o;
+        e.kind = ELAB_EVAL;
+        e.labels = true;
+        e.waves = 1;
+        out->eval = program_elaborate(s->program, s->arena, &e);
+        if (!out->eval || !session_passes(s, &out->eval, pipeline_forward, NULL)) return false;
+    }
+    if (want & WANT_RUN) {
+        ElabOpts r = {.kind = ELAB_RUN, .leaves = 1, .B = 1, .S = s->settings->generate.batch_tokens, .context = s->settings->generate.context};
+        if (r.S > r.context) r.S = r.context;
+        out->run = program_elaborate(s->program, s->arena, &r);
+        if (!out->run || !session_passes(s, &out->run, pipeline_forward, NULL)) return false;
+    }
+    return diag_n_errors(s->diag) == 0;
+}
+
+const Target *session_target(Session *s) {
+    const char *name = cli_value(s->cli, "target");
+    const Target *t = target_find(name ? name : "cpu");
+    if (!t) {
+        const char *known[16];
+        int n = 0;
+        while (targets[n] && n < 16) { known[n] = targets[n]->name; n++; }
+        const char *near = did_you_mean(name, known, n);
+        diag_error(s->diag, (Span){0}, "there is no target '%s'%s%s%s", name, near ? "; did you mean '" : "", near ? near : "", near ? "'?" : "");
+    }
+    return t;
+}
+
+CompileOpts session_compile_opts(Session *s) {
+    return (CompileOpts){.cpu = cli_value(s->cli, "target-cpu"), .info_json = NULL, .waves = s->settings->train.waves};
+}
+
+int session_threads(Session *s, bool *ok) {
+    const char *text = cli_value(s->cli, "threads");
+    *ok = true;
+    if (!text) return 0;
+    char *end;
+    long n = strtol(text, &end, 10);
+    if (*end || n < 1 || n > 1024) {
+        diag_error(s->diag, (Span){0}, "--threads is a number from 1 to 1024, not '%s'", text);
+        *ok = false;
+    }
+    return (int)n;
+}
+
+bool session_start(Session *s, Graph *const *programs, int n) {
+    const Target *t = session_target(s);
+    bool ok;
+    int threads = session_threads(s, &ok);
+    if (!t || !ok) return false;
+    CompileOpts o = session_compile_opts(s);
+    char *json = session_json(s);
+    o.info_json = json;
+    s->compiled = t->compile(programs, n, &o, s->diag);
+    free(json);
+    if (!s->compiled) return false;
+    const RtPlan *plan = compiled_plan(s->compiled);
+    int n_kernels = (int)plan->kernels.n;
+    RtKernelFn **kernel = arena_array(s->arena, RtKernelFn *, n_kernels + 1);
+    for (int i = 0; i < n_kernels; i++) kernel[i] = compiled_kernel(s->compiled, i);
+    RtError e = {0};
+    if (rt_plan_open(plan, kernel, threads, &s->plan, &e) != RT_OK) {
+        diag_error(s->diag, (Span){0}, "%s", e.text);
+        return false;
+    }
+    return true;
+}
+
+// ---- settings as JSON -------------------------------------------------------------------------------------
+
+static void set_quantity(json_t *o, const char *key, Quantity q) {
+    if (!q.unit) return;
+    json_object_set_new(o, key, json_pack("{s:f, s:o}", "value", q.value, "unit", json_sprintf("%ss", q.unit)));
+}
+
+static const char *absolute(Session *s, const char *path, bool from_command_line) {
+    if (path[0] == '/') return path;
+    char real[PATH_MAX];
+    const char *joined = from_command_line ? path : arena_printf(s->arena, "%s/%s", s->base_dir, path);
+    if (realpath(joined, real)) return arena_strdup(s->arena, real);
+    if (joined[0] == '/' || !getcwd(real, sizeof real)) return joined;
+    return arena_printf(s->arena, "%s/%s", real, joined);
+}
+
+static json_t *source_json(Session *s, const Source *source) {
+    json_t *args = json_array();
+    for (int i = 0; i < source->n_paths; i++)
+        json_array_append_new(args, json_string(absolute(s, source->path[i], source->from_command_line)));
+    return json_pack("{s:s, s:o}", "kind", source->kind, "args", args);
+}
+
+int64_t session_parameters(Session *s, int64_t *active) {
+    int n;
+    const ParamInfo *p = program_params(s->program, &n);
+    int64_t total = 0;
+    *active = 0;
+    for (int i = 0; p && i < n; i++) {
+        total += p[i].elements;
+        *active += p[i].active;
+    }
+    return total;
+}
+
+char *session_json(Session *s) {
+    const Settings *t = s->settings;
+    json_t *train = json_object(), *data = json_object(), *gen = json_object(), *sets = json_array();
+    json_object_set_new(train, "batch", json_integer(t->train.batch));
+    json_object_set_new(train, "sequence", json_integer(t->train.sequence));
+    set_quantity(train, "length", t->train.length);
+    set_quantity(train, "stop", t->train.stop);
+    set_quantity(train, "eval_every", t->train.eval_every);
+    set_quantity(train, "save_every", t->train.save_every);
+    json_object_set_new(train, "lr", json_real(t->train.lr));
+    json_t *schedule = json_object();
+    json_object_set_new(schedule, "kind", json_string(t->train.schedule.kind));
+    set_quantity(schedule, "warmup", t->train.schedule.warmup);
+    set_quantity(schedule, "length", t->train.schedule.length);
+    set_quantity(schedule, "decay", t->train.schedule.decay);
+    json_object_set_new(schedule, "floor", json_real(t->train.schedule.floor));
+    if (t->train.schedule.shape) json_object_set_new(schedule, "shape", json_string(t->train.schedule.shape));
+    json_object_set_new(train, "schedule", schedule);
+    json_object_set_new(train, "optimizer", json_pack("{s:s, s:f, s:f}", "kind", t->train.optimizer.kind, "beta1",
+                                                     t->train.optimizer.beta1, "beta2", t->train.optimizer.beta2));
+    json_object_set_new(train, "average", json_string(t->train.average));
+    json_object_set_new(train, "seed", json_integer(t->train.seed));
+    json_object_set_new(train, "keep", json_integer(t->train.keep));
+
+    if (t->data.source.kind) json_object_set_new(data, "source", source_json(s, &t->data.source));
+    if (t->data.tokenizer_path)
+        json_object_set_new(data, "tokenizer", json_pack("{s:s, s:[s]}", "kind", t->data.tokenizer, "args",
+                                                        absolute(s, t->data.tokenizer_path, t->data.tokenizer_from_command_line)));
+    else json_object_set_new(data, "tokenizer", json_string(t->data.tokenizer));
+    json_object_set_new(data, "held_out", json_real(t->data.held_out));
+    json_object_set_new(data, "shuffle", json_boolean(t->data.shuffle));
+    if (t->data.end >= 0) json_object_set_new(data, "end", json_integer(t->data.end));
+    if (t->data.pad >= 0) json_object_set_new(data, "pad", json_integer(t->data.pad));
+
+    json_object_set_new(gen, "max_tokens", json_integer(t->generate.max_tokens));
+    json_object_set_new(gen, "temperature", json_real(t->generate.temperature));
+    if (t->generate.top_k) json_object_set_new(gen, "top_k", json_integer(t->generate.top_k));
+    json_object_set_new(gen, "top_p", json_real(t->generate.top_p));
+    json_object_set_new(gen, "min_p", json_real(t->generate.min_p));
+    json_object_set_new(gen, "repetition", json_real(t->generate.repetition));
+    json_t *eos = json_array(), *stop = json_array();
+    for (int i = 0; i < t->generate.eos.n; i++) json_array_append_new(eos, json_integer(t->generate.eos.at[i]));
+    for (int i = 0; i < t->generate.stop.n; i++) json_array_append_new(stop, json_string(t->generate.stop.at[i]));
+    json_object_set_new(gen, "eos", eos);
+    json_object_set_new(gen, "stop", stop);
+    if (t->generate.start >= 0) json_object_set_new(gen, "start", json_integer(t->generate.start));
+    json_object_set_new(gen, "seed", json_integer(t->generate.seed));
+
+    for (int i = 0; i < s->sets.n; i++) json_array_append_new(sets, json_string(s->sets.at[i]));
+    int64_t active, total = session_parameters(s, &active);
+    json_t *root = json_pack("{s:{s:s, s:I, s:I}, s:o, s:o, s:o, s:o}", "model", "name", program_model_name(s->program), "parameters",
+                             (json_int_t)total, "active", (json_int_t)active, "sets", sets, "train", train, "data", data, "generate", gen);
+    char *text = json_dumps(root, JSON_INDENT(2));
+    json_decref(root);
+    return text;
+}

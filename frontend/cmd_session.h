@@ -1,0 +1,53 @@
+// From a file and a command line to programs that run: what check, dump, build, train, eval, generate and verify share.
+#ifndef FRONTEND_CMD_SESSION_H
+#define FRONTEND_CMD_SESSION_H
+#include "codegen/target.h"
+#include "frontend/cli.h"
+#include "frontend/program.h"
+#include "passes/pass.h"
+#include "runtime/plan.h"
+#include "runtime/settings.h"
+
+typedef struct {
+    Cli     *cli;
+    Arena   *arena;
+    Diag    *diag;
+    Program *program;
+    const Settings *settings;
+    TrainOpts train;
+    Machine  machine;
+    const char *models_dir;      // where std/ and routing/ are found
+    Compiled *compiled;
+    RtPlanInstance *plan;
+    RunOpts  run;                // options of passes_run
+    VEC(const char *) sets;      // all --set in force: those a checkpoint remembers, then the command line's
+    const char *base_dir;        // relative paths of the data block are meant from here
+} Session;
+
+// Loads the program and applies `sets` (may be NULL) and the command line's --set.  false after errors in diag.
+bool session_open(Session *s, Cli *c, const char *file, int n_sets, const char *const *sets);
+// The same without settling settings: for a program that config hf will configure first.  session_settle ends it.
+bool session_load(Session *s, Cli *c, const char *file);
+bool session_settle(Session *s);
+void session_close(Session *s);
+
+typedef struct { Graph *pass, *update, *eval, *run; } Programs;
+enum { WANT_TRAIN = 1, WANT_EVAL = 2, WANT_RUN = 4 };
+
+// Elaborates and runs the passes.  Programs not wanted stay NULL.
+bool session_programs(Session *s, int want, Programs *out);
+// Passes over one graph with this session's options.  update: where optimizer leaves @update, or NULL.
+bool session_passes(Session *s, Graph **g, const char *const *pipeline, Graph **update);
+CompileOpts session_compile_opts(Session *s);
+const Target *session_target(Session *s);               // by --target; NULL after an error
+// Compiles and opens the plan: s->compiled, s->plan.
+bool session_start(Session *s, Graph *const *programs, int n);
+int  session_threads(Session *s, bool *ok);             // --threads, 0: all cores
+
+// The settings as the JSON that runtime/settings.h reads (data paths absolute), with the model's name and counts.
+char *session_json(Session *s);                         // malloc'ed
+int64_t session_parameters(Session *s, int64_t *active);
+
+char *read_file(Arena *a, const char *path, size_t *n); // NULL: errno says why
+
+#endif
