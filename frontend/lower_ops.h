@@ -1,6 +1,7 @@
 // Inside frontend/lower_ops*.c: the table of operations, and building blocks on TVals.
 //
-//   lower_ops.c         finding a row, matching arguments, messages; operators; what all share
+//   lower_ops.c         finding a row, matching arguments, messages; operators, indexing
+//   lower_ops_tensor.c  building blocks on tensors: broadcasting, reshapes, sums
 //   lower_ops_math.c    elementwise operations and reductions, also of compile-time numbers
 //   lower_ops_shape.c   reshape, permute, concat, slices, gathers, topk
 //   lower_ops_route.c   counts, queue, route, dispatch, combine
@@ -18,7 +19,7 @@
 
 typedef enum { LEAD_NONE, LEAD_LEAF, LEAD_EXPERT, LEAD_ROWS } Lead;
 
-// ---- the table ------------------------------------------------------------------------------------------------
+// ---- the table ------------------------------------------------------------------------------------------
 
 typedef enum {
     P_ANY,        // anything, checked by the operation
@@ -73,7 +74,7 @@ struct OpRow {
 typedef struct { const OpRow *row; int n; } OpTable;
 extern const OpTable math_ops, shape_ops, route_ops, nn_ops;
 
-// ---- results and messages ----------------------------------------------------------------------------------------
+// ---- results and messages -------------------------------------------------------------------------------
 
 // Reports and returns NULL.
 void *op_error(OpCx *cx, Span at, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
@@ -88,7 +89,7 @@ OpResult op_value(Val v);
 Val   tensor_val(OpCx *cx, TVal *t);
 Val   poly_val(OpCx *cx, const Poly *p);                     // V_NUM where it is a number
 
-// ---- compile-time values ------------------------------------------------------------------------------------------
+// ---- compile-time values --------------------------------------------------------------------------------
 bool  is_number(const Val *v);                               // V_NUM or V_POLY
 const Poly *val_poly(OpCx *cx, const Val *v);                // of a number
 bool  val_int(OpCx *cx, const Val *v, int64_t *out);         // whole and known (the plan may fix it), no message
@@ -101,10 +102,11 @@ const Poly *ltype_elements(OpCx *cx, const LType *t);
 bool  arg_axis(OpCx *cx, int param, const LType *t, int *axis);     // negative from the end
 bool  arg_axes(OpCx *cx, int param, const LType *t, Ints *axes);    // ascending
 
-// ---- tensors --------------------------------------------------------------------------------------------------------
+// ---- tensors --------------------------------------------------------------------------------------------
 Lead  t_lead(const TVal *t);
 static inline int t_shift(const TVal *t) { return t_lead(t) != LEAD_NONE; }     // text axis i is graph axis i + shift
-bool  is_expert_rows(const TVal *t);
+static inline bool is_expert_rows(const TVal *t) { return t->type.rows && t->type.expert_rows; }
+static inline bool is_grouped(const TVal *t) { return t->type.rows && !t->type.expert_rows; }
 bool  lead_dims(OpCx *cx, Lead lead, const LType *t, Dims *out);                // the graph's shape
 TVal *t_new(OpCx *cx, Value *v, LType type, Lead lead);
 TVal *t_like(OpCx *cx, Value *v, const TVal *like);                             // same type and lead

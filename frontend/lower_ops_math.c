@@ -1,19 +1,22 @@
 // Elementwise operations, also of compile-time numbers, and reductions.
 //
-//   gelu(x)           ->  0.5 * x * (1 + erf(x / sqrt 2))         the graph has no gelu: fusion makes it one loop
-//   max(x, axis: 0)   ->  permute, topk 1, permute, reshape       differentiable
+//   gelu(x)           ->  0.5 * x * (1 + erf(x / sqrt 2))         the graph has no gelu: fusion makes it one
+//   loop max(x, axis: 0)   ->  permute, topk 1, permute, reshape       differentiable
 #include <math.h>
 #include <string.h>
 #include "frontend/lower_ops.h"
 
-// ---- compile-time numbers ---------------------------------------------------------------------------------------
+// ---- compile-time numbers -------------------------------------------------------------------------------
 
 static bool is_tensor(const Val *v) { return v->kind == V_TENSOR; }
 
 // The number of a compile-time argument, which the plan may fix.
 static bool number_of(OpCx *cx, int param, Num *out) {
     Val *v = &cx->arg[param];
-    if (v->kind == V_NUM) { *out = v->num; return true; }
+    if (v->kind == V_NUM) {
+        *out = v->num;
+        return true;
+    }
     if (v->kind == V_POLY && poly_value(cx->lw, v->poly, out)) return true;
     op_error(cx, cx->arg_at[param], "%s: a number known while compiling is expected, this is %s", cx->op,
              v->kind == V_POLY ? poly_text(cx->lw, v->poly) : val_text(cx->lw, v));
@@ -45,7 +48,7 @@ static OpResult fold(OpCx *cx) {
     return number_of(cx, 0, &n) ? op_number(cx, num_double(cx->row->fold(num_value(n)))) : op_failed(cx);
 }
 
-// ---- elementwise ------------------------------------------------------------------------------------------------
+// ---- elementwise ----------------------------------------------------------------------------------------
 
 static TVal *float_arg(OpCx *cx) { return t_cast(cx, cx->arg[0].t, float_dtype(cx->arg[0].t->type.dtype)); }
 
@@ -73,7 +76,9 @@ static OpResult op_round(OpCx *cx) {
     return op_one(cx, dtype_is_float(x->type.dtype) ? t_unary(cx, OP_ROUND, x) : x);
 }
 
-static TVal *signed_arg(OpCx *cx) { return cx->arg[0].t->type.dtype == BOOL ? t_cast(cx, cx->arg[0].t, I32) : cx->arg[0].t; }
+static TVal *signed_arg(OpCx *cx) {
+    return cx->arg[0].t->type.dtype == BOOL ? t_cast(cx, cx->arg[0].t, I32) : cx->arg[0].t;
+}
 
 static OpResult op_abs(OpCx *cx) {
     if (!is_tensor(&cx->arg[0])) return exact_unary(cx, num_abs, NULL);
@@ -90,9 +95,13 @@ static TVal *scalar(OpCx *cx, double value, DType dtype) {
 }
 
 // max(0, x): at 0 the gradient goes to the constant.
-static TVal *relu(OpCx *cx, TVal *x) { return x ? t_binary(cx, OP_MAX, scalar(cx, 0, x->type.dtype), x) : NULL; }
+static TVal *relu(OpCx *cx, TVal *x) {
+    return x ? t_binary(cx, OP_MAX, scalar(cx, 0, x->type.dtype), x) : NULL;
+}
 
-static OpResult op_relu(OpCx *cx) { return is_tensor(&cx->arg[0]) ? op_one(cx, relu(cx, signed_arg(cx))) : fold(cx); }
+static OpResult op_relu(OpCx *cx) {
+    return is_tensor(&cx->arg[0]) ? op_one(cx, relu(cx, signed_arg(cx))) : fold(cx);
+}
 
 static OpResult op_silu(OpCx *cx) {
     if (!is_tensor(&cx->arg[0])) return fold(cx);
@@ -110,11 +119,12 @@ static OpResult op_gelu(OpCx *cx) {
     TVal *x = float_arg(cx);
     const char *form = cx->arg[1].str;
     if (!strcmp(form, "quick"))
-        return op_one(cx, t_binary(cx, OP_MUL, x, t_unary(cx, OP_SIGMOID, t_binary_number(cx, OP_MUL, x, 1.702))));
+        return op_one(
+            cx, t_binary(cx, OP_MUL, x, t_unary(cx, OP_SIGMOID, t_binary_number(cx, OP_MUL, x, 1.702))));
     TVal *inner;
     if (!strcmp(form, "erf")) {
         inner = t_unary(cx, OP_ERF, t_binary_number(cx, OP_MUL, x, sqrt(0.5)));
-    } else {                                                     // tanh(sqrt(2/pi) (x + 0.044715 x^3))
+    } else { // tanh(sqrt(2/pi) (x + 0.044715 x^3))
         TVal *cube = t_binary(cx, OP_MUL, t_binary(cx, OP_MUL, x, x), x);
         TVal *sum = t_binary(cx, OP_ADD, x, t_binary_number(cx, OP_MUL, cube, 0.044715));
         inner = t_unary(cx, OP_TANH, t_binary_number(cx, OP_MUL, sum, 0.79788456080286535588));
@@ -132,7 +142,7 @@ static OpResult op_is_finite(OpCx *cx) {
     return op_one(cx, t_binary_number(cx, OP_LT, t_unary(cx, OP_ABS, float_arg(cx)), INFINITY));
 }
 
-// ---- casts ------------------------------------------------------------------------------------------------------
+// ---- casts ----------------------------------------------------------------------------------------------
 
 static OpResult op_cast_to(OpCx *cx) {
     DType to = (DType)cx->row->op;
@@ -140,7 +150,8 @@ static OpResult op_cast_to(OpCx *cx) {
     Num n;
     if (is_tensor(v)) return op_one(cx, t_cast(cx, v->t, to));
     if (v->kind == V_BOOL) return op_number(cx, num_int(v->b));
-    if (v->kind == V_POLY && to == F32) return op_value(poly_val(cx, poly_opaque(cx->lw, "f32", v->poly, NULL)));
+    if (v->kind == V_POLY && to == F32)
+        return op_value(poly_val(cx, poly_opaque(cx->lw, "f32", v->poly, NULL)));
     if (!number_of(cx, 0, &n)) return op_failed(cx);
     if (to == I32) return op_number(cx, num_cmp(n, num_int(0)) < 0 ? num_ceil(n) : num_floor(n));
     if (to == F32) return op_number(cx, num_double((float)num_value(n)));
@@ -148,11 +159,9 @@ static OpResult op_cast_to(OpCx *cx) {
     return op_failed(cx);
 }
 
-static OpResult op_cast(OpCx *cx) {
-    return op_one(cx, t_operand(cx, &cx->arg[0], cx->arg[1].t->type.dtype));
-}
+static OpResult op_cast(OpCx *cx) { return op_one(cx, t_operand(cx, &cx->arg[0], cx->arg[1].t->type.dtype)); }
 
-// ---- where, clamp, min, max -----------------------------------------------------------------------------------------
+// ---- where, clamp, min, max -----------------------------------------------------------------------------
 
 static OpResult op_where(OpCx *cx) {
     const Val *c = &cx->arg[0], *a = &cx->arg[1], *b = &cx->arg[2];
@@ -191,7 +200,7 @@ static OpResult op_clamp(OpCx *cx) {
     return op_one(cx, t_binary(cx, OP_MIN, y, t_operand(cx, hi, t)));
 }
 
-// ---- reductions ----------------------------------------------------------------------------------------------------
+// ---- reductions -----------------------------------------------------------------------------------------
 // Parameters: 0 x, then `axis` and `keepdim` at the places `at` and `at + 1`.
 
 static bool reduced_axes(OpCx *cx, int at, Ints *axes, bool *keepdim) {
@@ -217,8 +226,10 @@ static TVal *finish(OpCx *cx, TVal *x, const Ints *axes, bool keepdim) {
     if (!x || keepdim) return x;
     LType t = {0};
     for (int i = 0, k = 0; i < x->type.ndim; i++) {
-        if (k < axes->n && axes->at[k] == i) k++;
-        else t.dim[t.ndim++] = x->type.dim[i];
+        if (k < axes->n && axes->at[k] == i)
+            k++;
+        else
+            t.dim[t.ndim++] = x->type.dim[i];
     }
     return t_reshape(cx, x, &t);
 }
@@ -260,7 +271,8 @@ static OpResult op_min_max(OpCx *cx) {
         }
         if (all_numbers(cx, 2)) return op_value(smaller_or_larger(cx, a, b, larger));
         if (!is_tensor(a) && !is_number(a)) {
-            op_error(cx, cx->arg_at[0], "%s: a tensor or number is expected, this is %s", cx->op, val_text(cx->lw, a));
+            op_error(cx, cx->arg_at[0], "%s: a tensor or number is expected, this is %s", cx->op,
+                     val_text(cx->lw, a));
             return op_failed(cx);
         }
         DType t = common_dtype(cx, 2, (const Val *[]){a, b});
@@ -283,7 +295,8 @@ static OpResult op_min_max(OpCx *cx) {
     bool keepdim;
     if (!reduced_axes(cx, 2, &axes, &keepdim)) return op_failed(cx);
     TVal *x = a->t;
-    if (x->type.dtype == BOOL) return op_one(cx, finish(cx, any_or_all(cx, x, &axes, !larger), &axes, keepdim));
+    if (x->type.dtype == BOOL)
+        return op_one(cx, finish(cx, any_or_all(cx, x, &axes, !larger), &axes, keepdim));
     for (int i = 0; x && i < axes.n; i++) x = extreme(cx, x, (int)axes.at[i], larger, NULL);
     return op_one(cx, finish(cx, x, &axes, keepdim));
 }
@@ -297,11 +310,14 @@ static OpResult op_sum(OpCx *cx) {
         for (int i = 0; i < v->list->n; i++) {
             Val *e = &v->list->at[i];
             if (!is_number(e)) {
-                op_error(cx, cx->arg_at[0], "sum: a list of numbers is expected, this one holds %s", val_text(cx->lw, e));
+                op_error(cx, cx->arg_at[0], "sum: a list of numbers is expected, this one holds %s",
+                         val_text(cx->lw, e));
                 return op_failed(cx);
             }
-            if (e->kind == V_POLY) symbolic = true, sum = poly_add(cx->lw, sum, e->poly);
-            else total = num_add(total, e->num);
+            if (e->kind == V_POLY)
+                symbolic = true, sum = poly_add(cx->lw, sum, e->poly);
+            else
+                total = num_add(total, e->num);
         }
         if (!symbolic) return op_number(cx, total);
         return op_value(poly_val(cx, poly_add(cx->lw, sum, poly_num(cx->lw, total))));
@@ -334,7 +350,8 @@ static OpResult op_any_all(OpCx *cx) {
     if (!reduced_axes(cx, 1, &axes, &keepdim)) return op_failed(cx);
     TVal *x = cx->arg[0].t;
     if (x->type.dtype != BOOL) {
-        op_error(cx, cx->arg_at[0], "%s: bools are expected, this is %s", cx->op, ltype_text(cx->lw, &x->type));
+        op_error(cx, cx->arg_at[0], "%s: bools are expected, this is %s", cx->op,
+                 ltype_text(cx->lw, &x->type));
         op_note_made(cx, &cx->arg[0], x);
         return op_failed(cx);
     }
@@ -417,12 +434,16 @@ static OpResult op_len(OpCx *cx) {
     return op_failed(cx);
 }
 
-// ---- the table ------------------------------------------------------------------------------------------------------
+// ---- the table ------------------------------------------------------------------------------------------
 
-#define VALUE   {"x", P_VALUE}
-#define TENSOR  {"x", P_TENSOR}
-#define REDUCED {"axis", P_AXES, "none"}, {"keepdim", P_BOOL, "false"}
+#define VALUE                                                                                                \
+    { "x", P_VALUE }
+#define TENSOR                                                                                               \
+    { "x", P_TENSOR }
+#define REDUCED                                                                                              \
+    {"axis", P_AXES, "none"}, { "keepdim", P_BOOL, "false" }
 
+// clang-format off
 static const OpRow rows[] = {
     {"exp",       op_unary,    R_BOTH, {VALUE}, OP_EXP, exp},
     {"log",       op_unary,    R_BOTH, {VALUE}, OP_LOG, log},
@@ -467,5 +488,6 @@ static const OpRow rows[] = {
     {"cumsum",    op_cumsum,   R_INSIDE, {TENSOR, {"axis", P_AXIS}}},
     {"len",       op_len,      R_BOTH, {{"x", P_ANY}}},
 };
+// clang-format on
 
 const OpTable math_ops = {rows, sizeof rows / sizeof *rows};

@@ -1,5 +1,5 @@
-// Contractions, attention, losses and convolutions; what depends on the place of a token in its sequence; random
-// numbers; what is summed over the whole step.
+// Contractions, attention, losses and convolutions; what depends on the place of a token in its sequence;
+// random numbers; what is summed over the whole step.
 //
 //   x @ w.T               ->  matmul {tb = 1}, and grouped_matmul {tb = 1} inside an expert
 //   cross_entropy(z, y)   ->  nll = logsumexp(z) - take(z, y); sum(nll) / max(count, 1), one number per leaf
@@ -13,7 +13,7 @@ static TVal *scalar(OpCx *cx, double value, DType dtype) {
     return t_new(cx, build_const(cx->b, value, dtype), (LType){0}, LEAD_NONE);
 }
 
-// ---- matmul -------------------------------------------------------------------------------------------------------
+// ---- matmul ---------------------------------------------------------------------------------------------
 
 static const Poly *dim_back(const LType *t, int axis) { return t->dim[t->ndim - axis]; }
 
@@ -24,7 +24,8 @@ static TVal *matmul_operand(OpCx *cx, TVal *b, DType dtype, int *tb) {
 }
 
 static TVal *row_dependence(OpCx *cx) {
-    return op_error(cx, cx->at, "inside an expert a row may not depend on other rows: axis 0 is the rows of the expert");
+    return op_error(cx, cx->at,
+                    "inside an expert a row may not depend on other rows: axis 0 is the rows of the expert");
 }
 
 // Rows of an expert on the left.
@@ -36,16 +37,20 @@ static TVal *expert_matmul(OpCx *cx, TVal *a, TVal *b, DType dtype) {
     if (!x || !w) return NULL;
     if (b->per_expert) {
         if (a->type.ndim != 2 || b->type.ndim != 2)
-            return op_error(cx, cx->at, "matmul: inside an expert rows [rows, %s] meet a matrix, these are %s and %s",
-                            poly_text(cx->lw, dim_back(&a->type, 1)), ltype_text(cx->lw, &a->type), ltype_text(cx->lw, &b->type));
-        return t_new(cx, make(cx->b, OP_GROUPED_MATMUL, INS(x->v, w->v, a->type.rows->offsets), .tb = tb), type, LEAD_NONE);
+            return op_error(cx, cx->at,
+                            "matmul: inside an expert rows [rows, %s] meet a matrix, these are %s and %s",
+                            poly_text(cx->lw, dim_back(&a->type, 1)), ltype_text(cx->lw, &a->type),
+                            ltype_text(cx->lw, &b->type));
+        return t_new(cx, make(cx->b, OP_GROUPED_MATMUL, INS(x->v, w->v, a->type.rows->offsets), .tb = tb),
+                     type, LEAD_NONE);
     }
     if (b->leafy)
         return op_error(cx, cx->at, "matmul: inside an expert %s is not available: it belongs to the tokens",
                         ltype_text(cx->lw, &b->type));
     if (is_expert_rows(b) && b->type.ndim != a->type.ndim) return row_dependence(cx);
     if (!is_expert_rows(b) && b->type.ndim != 2)
-        return op_error(cx, cx->at, "matmul: inside an expert the right side is a matrix, this is %s", ltype_text(cx->lw, &b->type));
+        return op_error(cx, cx->at, "matmul: inside an expert the right side is a matrix, this is %s",
+                        ltype_text(cx->lw, &b->type));
     return t_new(cx, make(cx->b, OP_MATMUL, INS(x->v, w->v), .tb = tb), type, LEAD_NONE);
 }
 
@@ -57,11 +62,12 @@ static TVal *batch_matmul(OpCx *cx, TVal *a, TVal *b, DType dtype, Lead lead) {
         const Poly *p = i <= na ? a->type.dim[na - i] : NULL, *q = i <= nb ? b->type.dim[nb - i] : NULL;
         const Poly *one = poly_int(cx->lw, 1), *d = !p || p == one ? (q ? q : p) : p;
         if (p && q && p != q && p != one && q != one)
-            return op_error(cx, cx->at, "matmul: the leading axes of %s and %s do not agree", shape_text(cx, &a->type),
-                            shape_text(cx, &b->type));
+            return op_error(cx, cx->at, "matmul: the leading axes of %s and %s do not agree",
+                            shape_text(cx, &a->type), shape_text(cx, &b->type));
         batch.dim[n - i] = d;
     }
-    TVal *x = t_with_lead(cx, t_cast(cx, a, dtype), lead), *w = t_with_lead(cx, matmul_operand(cx, b, dtype, &tb), lead);
+    TVal *x = t_with_lead(cx, t_cast(cx, a, dtype), lead),
+         *w = t_with_lead(cx, matmul_operand(cx, b, dtype, &tb), lead);
     if (!x || !w) return NULL;
     LType tx = batch, tw = batch;
     for (int i = 2; i >= 1; i--) {
@@ -81,32 +87,35 @@ TVal *t_matmul(OpCx *cx, TVal *a, TVal *b, const Val *a_val, const Val *b_val) {
     TVal *both[2] = {a, b};
     for (int i = 0; i < 2; i++) {
         if (t_lead(both[i]) == LEAD_ROWS) {
-            op_error(cx, cx->at, "matmul: these are rows grouped by expert, %s", ltype_text(cx->lw, &both[i]->type));
+            op_error(cx, cx->at, "matmul: these are rows grouped by expert, %s",
+                     ltype_text(cx->lw, &both[i]->type));
             diag_help(cx->lw->diag, "each_expert(f, rows) runs f on the rows of each expert");
             return NULL;
         }
         if (both[i]->type.ndim < 2)
-            return op_error(cx, cx->at, "matmul: %s has %s, a matrix has two", ltype_text(cx->lw, &both[i]->type),
-                            both[i]->type.ndim ? "one axis" : "no axes");
+            return op_error(cx, cx->at, "matmul: %s has %s, a matrix has two",
+                            ltype_text(cx->lw, &both[i]->type), both[i]->type.ndim ? "one axis" : "no axes");
     }
     if (is_expert_rows(b) && b->type.ndim == 2) return row_dependence(cx);
     const Poly *columns = dim_back(&a->type, 1), *rows = dim_back(&b->type, 2);
     if (columns != rows) {
-        op_error(cx, cx->at, "matmul: a has %s columns, b has %s rows", poly_text(cx->lw, columns), poly_text(cx->lw, rows));
+        op_error(cx, cx->at, "matmul: a has %s columns, b has %s rows", poly_text(cx->lw, columns),
+                 poly_text(cx->lw, rows));
         op_note_made(cx, a_val, a);
         op_note_made(cx, b_val, b);
         if (dim_back(&b->type, 1) == columns && b->what && !b->transpose_of)
             diag_help(cx->lw->diag, "%s.T has %s rows", b->what, poly_text(cx->lw, columns));
         return NULL;
     }
-    DType dtype = float_dtype(common_dtype(cx, 2, (const Val *[]){&(Val){.kind = V_TENSOR, .t = a}, &(Val){.kind = V_TENSOR, .t = b}}));
+    DType dtype = float_dtype(common_dtype(
+        cx, 2, (const Val *[]){&(Val){.kind = V_TENSOR, .t = a}, &(Val){.kind = V_TENSOR, .t = b}}));
     if (is_expert_rows(a)) return expert_matmul(cx, a, b, dtype);
     if (is_expert_rows(b)) return row_dependence(cx);
     Lead la = t_lead(a), lb = t_lead(b);
     if (la != LEAD_NONE && lb != LEAD_NONE && la != lb)
         return op_error(cx, cx->at, "matmul: inside an expert %s is not available: it belongs to the tokens",
                         ltype_text(cx->lw, &(la == LEAD_LEAF ? a : b)->type));
-    if (lb == LEAD_NONE && b->type.ndim == 2) {                  // all leading axes of a are rows
+    if (lb == LEAD_NONE && b->type.ndim == 2) { // all leading axes of a are rows
         int tb;
         LType type = a->type;
         type.dim[type.ndim - 1] = dim_back(&b->type, 1);
@@ -115,23 +124,29 @@ TVal *t_matmul(OpCx *cx, TVal *a, TVal *b, const Val *a_val, const Val *b_val) {
     }
     Lead lead = la != LEAD_NONE ? la : lb;
     if (b->type.ndim > 2 || a->type.ndim == 2) return batch_matmul(cx, a, b, dtype, lead);
-    LType type = a->type;                                        // one matrix per leaf, many rows
+    LType type = a->type; // one matrix per leaf, many rows
     type.dim[type.ndim - 1] = dim_back(&b->type, 1);
     return t_reshape(cx, batch_matmul(cx, t_flat(cx, a, 0, a->type.ndim - 1), b, dtype, lead), &type);
 }
 
-// ---- einsum -------------------------------------------------------------------------------------------------------
+// ---- einsum ---------------------------------------------------------------------------------------------
 // "s n d, t n d -> n s t": both sides are permuted to [batch, kept, summed] and [batch, summed, kept].
 
 enum { MAX_TERMS = 2 };
-typedef struct { int n; const char *at[MAX_DIM]; } Names;
+typedef struct {
+    int n;
+    const char *at[MAX_DIM];
+} Names;
 
 static bool read_names(OpCx *cx, const char **text, Names *out) {
     *out = (Names){0};
-    for (const char *s = *text;; ) {
+    for (const char *s = *text;;) {
         while (*s == ' ') s++;
         size_t len = strspn(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ_0123456789");
-        if (!len) { *text = s; return true; }
+        if (!len) {
+            *text = s;
+            return true;
+        }
         if (out->n == MAX_DIM) {
             op_error(cx, cx->arg_at[0], "einsum: a tensor has at most %d axes", MAX_DIM - 1);
             return false;
@@ -167,8 +182,10 @@ static TVal *sum_alone(OpCx *cx, TVal *x, Names *names, const Names *other, cons
     Ints axes = {0};
     Names kept = {0};
     for (int i = 0; i < names->n; i++) {
-        if (name_index(out, names->at[i]) >= 0 || (other && name_index(other, names->at[i]) >= 0)) kept.at[kept.n++] = names->at[i];
-        else axes.at[axes.n++] = i;
+        if (name_index(out, names->at[i]) >= 0 || (other && name_index(other, names->at[i]) >= 0))
+            kept.at[kept.n++] = names->at[i];
+        else
+            axes.at[axes.n++] = i;
     }
     for (int i = 0; i < axes.n; i++)
         if (!rows_axis_free(cx, x, (int)axes.at[i], cx->at)) return NULL;
@@ -196,13 +213,16 @@ static OpResult op_einsum(OpCx *cx) {
     Names all = {0};
     for (int t = 0; t < n_terms; t++) {
         if (term[t].n != x[t]->type.ndim) {
-            op_error(cx, cx->arg_at[1 + t], "einsum: %d axes are named, this is %s", term[t].n, ltype_text(cx->lw, &x[t]->type));
+            op_error(cx, cx->arg_at[1 + t], "einsum: %d axes are named, this is %s", term[t].n,
+                     ltype_text(cx->lw, &x[t]->type));
             return op_failed(cx);
         }
         for (int i = 0; i < term[t].n; i++) {
             int k = name_index(&all, term[t].at[i]);
             if (name_index(&term[t], term[t].at[i]) != i || (k < 0 && all.n == MAX_DIM)) {
-                op_error(cx, cx->arg_at[0], "einsum: axis '%s' stands twice in one tensor, or there are too many", term[t].at[i]);
+                op_error(cx, cx->arg_at[0],
+                         "einsum: axis '%s' stands twice in one tensor, or there are too many",
+                         term[t].at[i]);
                 return op_failed(cx);
             }
             if (k < 0) all.at[k = all.n++] = term[t].at[i], size[k] = x[t]->type.dim[i];
@@ -214,7 +234,8 @@ static OpResult op_einsum(OpCx *cx) {
     }
     for (int i = 0; i < out.n; i++) {
         if (name_index(&all, out.at[i]) >= 0 && name_index(&out, out.at[i]) == i) continue;
-        op_error(cx, cx->arg_at[0], "einsum: axis '%s' of the result must stand in a tensor, once in the result", out.at[i]);
+        op_error(cx, cx->arg_at[0],
+                 "einsum: axis '%s' of the result must stand in a tensor, once in the result", out.at[i]);
         return op_failed(cx);
     }
     for (int t = 0; t < n_terms; t++) {
@@ -260,7 +281,7 @@ static OpResult op_einsum(OpCx *cx) {
     return op_one(cx, z ? order_axes(cx, z, &flat, &out) : NULL);
 }
 
-// ---- attention ------------------------------------------------------------------------------------------------------
+// ---- attention ------------------------------------------------------------------------------------------
 
 enum { A_Q, A_K, A_V, A_MASK, A_WINDOW, A_SCALE, A_SINKS, A_BIAS, A_VALID, A_DOCUMENTS };
 enum { HAS_SINKS = 1, HAS_BIAS = 2, HAS_VALID = 4, HAS_DOCUMENTS = 8 };
@@ -269,16 +290,20 @@ static bool attention_shapes(OpCx *cx, TVal *const *x) {
     const LType *q = &x[0]->type, *k = &x[1]->type, *v = &x[2]->type;
     bool fits = q->ndim >= 3 && k->ndim == q->ndim && v->ndim == q->ndim;
     for (int i = 0; fits && i < q->ndim - 3; i++) fits = q->dim[i] == k->dim[i] && k->dim[i] == v->dim[i];
-    fits = fits && dim_back(k, 3) == dim_back(v, 3) && dim_back(k, 2) == dim_back(v, 2) && dim_back(q, 1) == dim_back(k, 1);
+    fits = fits && dim_back(k, 3) == dim_back(v, 3) && dim_back(k, 2) == dim_back(v, 2) &&
+           dim_back(q, 1) == dim_back(k, 1);
     if (!fits) {
-        op_error(cx, cx->at, "attention needs q [B, S, N, d], k [B, C, KV, d] and v [B, C, KV, e], these are %s, %s and %s",
-                 shape_text(cx, q), shape_text(cx, k), shape_text(cx, v));
+        op_error(
+            cx, cx->at,
+            "attention needs q [B, S, N, d], k [B, C, KV, d] and v [B, C, KV, e], these are %s, %s and %s",
+            shape_text(cx, q), shape_text(cx, k), shape_text(cx, v));
         return false;
     }
     int64_t heads, key_heads;
-    if (!poly_known(cx, dim_back(q, 2), &heads) || !poly_known(cx, dim_back(k, 2), &key_heads) || key_heads < 1 || heads % key_heads) {
-        op_error(cx, cx->at, "attention: %s key heads do not divide %s query heads", poly_text(cx->lw, dim_back(k, 2)),
-                 poly_text(cx->lw, dim_back(q, 2)));
+    if (!poly_known(cx, dim_back(q, 2), &heads) || !poly_known(cx, dim_back(k, 2), &key_heads) ||
+        key_heads < 1 || heads % key_heads) {
+        op_error(cx, cx->at, "attention: %s key heads do not divide %s query heads",
+                 poly_text(cx->lw, dim_back(k, 2)), poly_text(cx->lw, dim_back(q, 2)));
         return false;
     }
     return true;
@@ -291,8 +316,8 @@ static bool names_keys(OpCx *cx, int param, DType dtype, const LType *k) {
     keys.ndim -= 2;
     keys.dtype = dtype;
     if (t->type.dtype == dtype && same_dims(&t->type, &keys)) return true;
-    op_error(cx, cx->arg_at[param], "attention: '%s' is %s, this is %s", cx->row->param[param].name, ltype_text(cx->lw, &keys),
-             ltype_text(cx->lw, &t->type));
+    op_error(cx, cx->arg_at[param], "attention: '%s' is %s, this is %s", cx->row->param[param].name,
+             ltype_text(cx->lw, &keys), ltype_text(cx->lw, &t->type));
     op_note_made(cx, &cx->arg[param], t);
     return false;
 }
@@ -309,7 +334,8 @@ static Value *attention_bias(OpCx *cx, const LType *q, const LType *k) {
     if (!bias) return NULL;
     bool fits = bias->type.ndim >= 3 && bias->type.ndim <= want.ndim;
     for (int i = 1; fits && i <= bias->type.ndim; i++)
-        fits = dim_back(&bias->type, i) == dim_back(&want, i) || (poly_is_int(dim_back(&bias->type, i), &n) && n == 1);
+        fits = dim_back(&bias->type, i) == dim_back(&want, i) ||
+               (poly_is_int(dim_back(&bias->type, i), &n) && n == 1);
     if (!fits)
         return op_error(cx, cx->arg_at[A_BIAS], "attention: 'bias' is %s, this is %s", shape_text(cx, &want),
                         shape_text(cx, &bias->type));
@@ -329,7 +355,8 @@ static OpResult op_attention(OpCx *cx) {
     const LType *q = &x[0]->type, *k = &x[1]->type;
     if (cx->given[A_WINDOW] && (!arg_int(cx, A_WINDOW, &window) || window < 1)) {
         if (window < 0 || cx->arg[A_WINDOW].kind == V_NUM)
-            op_error(cx, cx->arg_at[A_WINDOW], "attention: a window sees at least 1 key, not %lld", (long long)window);
+            op_error(cx, cx->arg_at[A_WINDOW], "attention: a window sees at least 1 key, not %lld",
+                     (long long)window);
         return op_failed(cx);
     }
     if (cx->given[A_SCALE]) {
@@ -342,9 +369,10 @@ static OpResult op_attention(OpCx *cx) {
     Value *in[8] = {x[0]->v, x[1]->v, x[2]->v};
     if (cx->given[A_SINKS]) {
         TVal *s = cx->arg[A_SINKS].t;
-        if (s->type.ndim != 1 || s->type.dim[0] != dim_back(q, 2) || t_lead(s) != LEAD_NONE || !dtype_is_float(s->type.dtype)) {
-            op_error(cx, cx->arg_at[A_SINKS], "attention: 'sinks' is a parameter [%s], this is %s", poly_text(cx->lw, dim_back(q, 2)),
-                     ltype_text(cx->lw, &s->type));
+        if (s->type.ndim != 1 || s->type.dim[0] != dim_back(q, 2) || t_lead(s) != LEAD_NONE ||
+            !dtype_is_float(s->type.dtype)) {
+            op_error(cx, cx->arg_at[A_SINKS], "attention: 'sinks' is a parameter [%s], this is %s",
+                     poly_text(cx->lw, dim_back(q, 2)), ltype_text(cx->lw, &s->type));
             return op_failed(cx);
         }
         has |= HAS_SINKS;
@@ -366,11 +394,12 @@ static OpResult op_attention(OpCx *cx) {
     }
     LType type = *q;
     type.dim[type.ndim - 1] = dim_back(&x[2]->type, 1);
-    Value *o = make(cx->b, OP_ATTENTION, in, .causal = !strcmp(cx->arg[A_MASK].str, "causal"), .window = window, .scale = scale, .has = has);
+    Value *o = make(cx->b, OP_ATTENTION, in, .causal = !strcmp(cx->arg[A_MASK].str, "causal"),
+                    .window = window, .scale = scale, .has = has);
     return op_one(cx, t_new(cx, o, type, t_lead(x[0])));
 }
 
-// ---- cross entropy ------------------------------------------------------------------------------------------------------
+// ---- cross entropy --------------------------------------------------------------------------------------
 
 enum { IGNORED_LABEL = -100 };
 
@@ -398,33 +427,38 @@ static OpResult op_cross_entropy(OpCx *cx) {
     one.dim[last] = poly_int(cx->lw, 1);
     TVal *lse = t_new(cx, build_unary(cx->b, OP_LOGSUMEXP, z->v), one, t_lead(z));
     TVal *nll = t_binary(cx, OP_SUB, lse, t_take(cx, z, index));
-    if (smoothing > 0) {                                         // a share of the target is spread over all classes
+    if (smoothing > 0) { // a share of the target is spread over all classes
         TVal *spread = t_binary(cx, OP_SUB, lse, t_mean(cx, z, &(Ints){1, {last}}, true));
-        nll = t_binary(cx, OP_ADD, t_binary_number(cx, OP_MUL, nll, 1 - smoothing), t_binary_number(cx, OP_MUL, spread, smoothing));
+        nll = t_binary(cx, OP_ADD, t_binary_number(cx, OP_MUL, nll, 1 - smoothing),
+                       t_binary_number(cx, OP_MUL, spread, smoothing));
     }
     nll = t_select(cx, counts, nll, scalar(cx, 0, F32));
     Ints all = {0};
     for (int i = 0; i <= last; i++) all.at[all.n++] = i;
     TVal *n = t_sum(cx, t_cast(cx, counts, F32), &all, false);
-    return op_one(cx, t_binary(cx, OP_DIV, t_sum(cx, nll, &all, false), t_binary(cx, OP_MAX, n, scalar(cx, 1, F32))));
+    return op_one(
+        cx, t_binary(cx, OP_DIV, t_sum(cx, nll, &all, false), t_binary(cx, OP_MAX, n, scalar(cx, 1, F32))));
 }
 
-// ---- convolution ----------------------------------------------------------------------------------------------------------
+// ---- convolution ----------------------------------------------------------------------------------------
 
 // x [.., C, H, W] as patches [.., OH, OW, C*kh*kw].
 static TVal *patches(OpCx *cx, TVal *x, int64_t kh, int64_t kw, int64_t stride, int64_t pad) {
     int64_t c, h, w;
     if (!x) return NULL;
-    bool known = x->type.ndim >= 3 && poly_known(cx, dim_back(&x->type, 3), &c) && poly_known(cx, dim_back(&x->type, 2), &h) &&
-                 poly_known(cx, dim_back(&x->type, 1), &w);
+    bool known = x->type.ndim >= 3 && poly_known(cx, dim_back(&x->type, 3), &c) &&
+                 poly_known(cx, dim_back(&x->type, 2), &h) && poly_known(cx, dim_back(&x->type, 1), &w);
     if (!known || stride < 1 || pad < 0 || kh < 1 || kw < 1 || h + 2 * pad < kh || w + 2 * pad < kw)
-        return op_error(cx, cx->at, "%s: a window of %lld x %lld with stride %lld does not fit an image %s", cx->op, (long long)kh,
-                        (long long)kw, (long long)stride, ltype_text(cx->lw, &x->type));
+        return op_error(cx, cx->at, "%s: a window of %lld x %lld with stride %lld does not fit an image %s",
+                        cx->op, (long long)kh, (long long)kw, (long long)stride,
+                        ltype_text(cx->lw, &x->type));
     LType t = x->type;
     t.dim[t.ndim - 3] = poly_int(cx->lw, (h + 2 * pad - kh) / stride + 1);
     t.dim[t.ndim - 2] = poly_int(cx->lw, (w + 2 * pad - kw) / stride + 1);
     t.dim[t.ndim - 1] = poly_int(cx->lw, c * kh * kw);
-    return t_new(cx, make(cx->b, OP_PATCHES, INS(x->v), .kernel = {2, {kh, kw}}, .stride = stride, .pad = pad), t, t_lead(x));
+    return t_new(cx,
+                 make(cx->b, OP_PATCHES, INS(x->v), .kernel = {2, {kh, kw}}, .stride = stride, .pad = pad), t,
+                 t_lead(x));
 }
 
 // [.., OH, OW, C] -> [.., C, OH, OW]
@@ -442,10 +476,11 @@ static OpResult op_conv2d(OpCx *cx) {
     TVal *x = cx->arg[0].t, *w = cx->arg[1].t;
     int64_t stride, pad, kh, kw;
     if (!arg_int(cx, 3, &stride) || !arg_int(cx, 4, &pad)) return op_failed(cx);
-    if (w->type.ndim != 4 || x->type.ndim < 3 || w->type.dim[1] != dim_back(&x->type, 3) || t_lead(w) != LEAD_NONE ||
-        !poly_known(cx, w->type.dim[2], &kh) || !poly_known(cx, w->type.dim[3], &kw)) {
-        op_error(cx, cx->at, "conv2d needs x [B, I, Y, X] and w [O, I, y, x], these are %s and %s", ltype_text(cx->lw, &x->type),
-                 ltype_text(cx->lw, &w->type));
+    if (w->type.ndim != 4 || x->type.ndim < 3 || w->type.dim[1] != dim_back(&x->type, 3) ||
+        t_lead(w) != LEAD_NONE || !poly_known(cx, w->type.dim[2], &kh) ||
+        !poly_known(cx, w->type.dim[3], &kw)) {
+        op_error(cx, cx->at, "conv2d needs x [B, I, Y, X] and w [O, I, y, x], these are %s and %s",
+                 ltype_text(cx->lw, &x->type), ltype_text(cx->lw, &w->type));
         return op_failed(cx);
     }
     DType t = float_dtype(common_dtype(cx, 2, (const Val *[]){&cx->arg[0], &cx->arg[1]}));
@@ -457,7 +492,8 @@ static OpResult op_conv2d(OpCx *cx) {
     if (cx->given[2]) {
         TVal *bias = cx->arg[2].t;
         if (bias->type.ndim != 1 || bias->type.dim[0] != w->type.dim[0]) {
-            op_error(cx, cx->arg_at[2], "conv2d: 'b' is [%s], this is %s", poly_text(cx->lw, w->type.dim[0]), ltype_text(cx->lw, &bias->type));
+            op_error(cx, cx->arg_at[2], "conv2d: 'b' is [%s], this is %s", poly_text(cx->lw, w->type.dim[0]),
+                     ltype_text(cx->lw, &bias->type));
             return op_failed(cx);
         }
         y = t_binary(cx, OP_ADD, y, t_cast(cx, bias, t));
@@ -471,7 +507,7 @@ static OpResult op_pool2d(OpCx *cx) {
     if (!arg_int(cx, 1, &size)) return op_failed(cx);
     TVal *p = patches(cx, t_cast(cx, x, float_dtype(x->type.dtype)), size, size, size, 0);
     if (!p || !poly_known(cx, dim_back(&x->type, 3), &c)) return op_failed(cx);
-    LType split = p->type;                                       // [.., OH, OW, C, size * size]
+    LType split = p->type; // [.., OH, OW, C, size * size]
     split.dim[split.ndim - 1] = poly_int(cx->lw, c);
     split.dim[split.ndim++] = poly_int(cx->lw, size * size);
     TVal *windows = t_reshape(cx, p, &split);
@@ -479,21 +515,27 @@ static OpResult op_pool2d(OpCx *cx) {
     LType one = windows->type;
     one.dim[one.ndim - 1] = poly_int(cx->lw, 1);
     int last = one.ndim - 1;
-    TVal *y = cx->row->op == OP_MAX ? t_drop_axis(cx, t_new(cx, make(cx->b, OP_TOPK, INS(windows->v), .k = 1), one, t_lead(windows)), last)
-                                    : t_mean(cx, windows, &(Ints){1, {last}}, false);
+    TVal *y =
+        cx->row->op == OP_MAX
+            ? t_drop_axis(cx, t_new(cx, make(cx->b, OP_TOPK, INS(windows->v), .k = 1), one, t_lead(windows)),
+                          last)
+            : t_mean(cx, windows, &(Ints){1, {last}}, false);
     return op_one(cx, channels_first(cx, y));
 }
 
-// ---- the place in a sequence ------------------------------------------------------------------------------------------------
+// ---- the place in a sequence ----------------------------------------------------------------------------
 
 // Whether an axis is that of the input `tokens` in generation, which has a past.
 static bool has_past(OpCx *cx, const Poly *axis) { return cx->lw->inference && axis == cx->lw->sequence; }
 
-static const Poly *with_past(OpCx *cx, const Poly *axis) { return poly_add(cx->lw, axis, poly_sym(cx->lw, "past")); }
+static const Poly *with_past(OpCx *cx, const Poly *axis) {
+    return poly_add(cx->lw, axis, poly_sym(cx->lw, "past"));
+}
 
 static bool is_sequence(OpCx *cx, const TVal *t, int least) {
     if (t->type.ndim >= least) return true;
-    op_error(cx, cx->arg_at[0], "%s needs a sequence axis after the batch, this is %s", cx->op, ltype_text(cx->lw, &t->type));
+    op_error(cx, cx->arg_at[0], "%s needs a sequence axis after the batch, this is %s", cx->op,
+             ltype_text(cx->lw, &t->type));
     return false;
 }
 
@@ -506,7 +548,9 @@ static OpResult op_positions(OpCx *cx) {
     if (!has_past(cx, axis)) return op_one(cx, t_expand(cx, t_iota(cx, axis), &t));
     Dims d;
     if (!lead_dims(cx, LEAD_NONE, &t, &d)) return op_failed(cx);
-    return op_one(cx, t_new(cx, make(cx->b, OP_INPUT, INS(NULL), .name = intern("positions"), .dtype = I32, .dims = d), t, LEAD_NONE));
+    return op_one(
+        cx, t_new(cx, make(cx->b, OP_INPUT, INS(NULL), .name = intern("positions"), .dtype = I32, .dims = d),
+                  t, LEAD_NONE));
 }
 
 static OpResult op_context(OpCx *cx) {
@@ -517,8 +561,7 @@ static OpResult op_context(OpCx *cx) {
 }
 
 static bool state_exists(const Graph *g, Name name) {
-    for_each_node(g, n)
-        if (n->op == OP_STATE && n->attr.name == name) return true;
+    for_each_node(g, n) if (n->op == OP_STATE && n->attr.name == name) return true;
     return false;
 }
 
@@ -537,14 +580,17 @@ static OpResult op_cache(OpCx *cx) {
         name = intern(arena_printf(cx->lw->arena, "cache.%s%s%d", path, *path ? "." : "", i));
     Dims pool = {1, {dim_n(context.sym->bound)}};
     for (int i = 2; i < x->v->type.ndim; i++) pool.at[pool.n++] = x->v->type.dim[i];
-    Value *state = make(cx->b, OP_STATE, INS(NULL), .name = name, .dtype = x->type.dtype, .dims = pool, .init = intern("zeros"));
-    return op_one(cx, state ? t_new(cx, make(cx->b, OP_CACHE, INS(state, x->v), .sym = context.sym), t, LEAD_NONE) : NULL);
+    Value *state = make(cx->b, OP_STATE, INS(NULL), .name = name, .dtype = x->type.dtype, .dims = pool,
+                        .init = intern("zeros"));
+    return op_one(cx,
+                  state ? t_new(cx, make(cx->b, OP_CACHE, INS(state, x->v), .sym = context.sym), t, LEAD_NONE)
+                        : NULL);
 }
 
 // What it is computed from does not change within a sequence, so computing it again gives the same.
 static OpResult op_once(OpCx *cx) { return op_one(cx, cx->arg[0].t); }
 
-// ---- random ---------------------------------------------------------------------------------------------------------------
+// ---- random ---------------------------------------------------------------------------------------------
 
 static TVal *uniform(OpCx *cx, LType t) {
     Lower *lw = cx->lw;
@@ -563,9 +609,11 @@ static TVal *uniform(OpCx *cx, LType t) {
     }
     Dims d, four = {1, {dim_n(4)}};
     if (!lead_dims(cx, lead, &t, &d)) return NULL;
-    if (!lw->rng) lw->rng = make(cx->b, OP_INPUT, INS(NULL), .name = intern("rng"), .dtype = I32, .dims = four);
+    if (!lw->rng)
+        lw->rng = make(cx->b, OP_INPUT, INS(NULL), .name = intern("rng"), .dtype = I32, .dims = four);
     if (!lw->rng) return NULL;
-    return t_new(cx, make(cx->b, OP_RANDOM, INS(lw->rng), .stream = lw->n_streams++, .dtype = F32, .dims = d), t, lead);
+    return t_new(cx, make(cx->b, OP_RANDOM, INS(lw->rng), .stream = lw->n_streams++, .dtype = F32, .dims = d),
+                 t, lead);
 }
 
 // log(max(u, 2^-25)): finite for every draw.
@@ -586,7 +634,9 @@ static OpResult op_randn(OpCx *cx) {
     TVal *radius = log_uniform(cx, t), *angle = radius ? uniform(cx, t) : NULL;
     if (!angle) return op_failed(cx);
     radius = t_unary(cx, OP_SQRT, t_binary_number(cx, OP_MUL, radius, -2));
-    return op_one(cx, t_binary(cx, OP_MUL, radius, t_unary(cx, OP_COS, t_binary_number(cx, OP_MUL, angle, 6.28318530717958647693))));
+    return op_one(cx,
+                  t_binary(cx, OP_MUL, radius,
+                           t_unary(cx, OP_COS, t_binary_number(cx, OP_MUL, angle, 6.28318530717958647693))));
 }
 
 // -log(-log u)
@@ -597,7 +647,7 @@ static OpResult op_gumbel(OpCx *cx) {
     return op_one(cx, t_unary(cx, OP_NEG, t_unary(cx, OP_LOG, inner)));
 }
 
-// ---- over the whole step ------------------------------------------------------------------------------------------------------
+// ---- over the whole step --------------------------------------------------------------------------------
 
 static OpResult op_stop_gradient(OpCx *cx) {
     if (cx->arg[0].kind != V_TENSOR) return op_value(cx->arg[0]);
@@ -609,7 +659,8 @@ static OpResult op_stop_gradient(OpCx *cx) {
 static TVal *over_leaves(OpCx *cx, TVal *x, bool largest) {
     if (!x) return NULL;
     Dims d;
-    Value *v = largest ? make(cx->b, OP_REDUCE_MAX, INS(x->v), .axis = 0) : build_sum(cx->b, x->v, &(Ints){1, {0}});
+    Value *v =
+        largest ? make(cx->b, OP_REDUCE_MAX, INS(x->v), .axis = 0) : build_sum(cx->b, x->v, &(Ints){1, {0}});
     if (!v || !lead_dims(cx, LEAD_NONE, &x->type, &d)) return NULL;
     return t_new(cx, build_reshape(cx->b, v, &d), x->type, LEAD_NONE);
 }
@@ -619,11 +670,12 @@ static TVal *over_waves(OpCx *cx, TVal *sum) {
     if (!sum) return NULL;
     Lower *lw = cx->lw;
     const char *path = cx->b->path ? cx->b->path : "";
-    Name name = intern(arena_printf(lw->arena, "%s.%s%s%d", cx->op, path, *path ? "." : "", lw->n_step_sums++));
+    Name name =
+        intern(arena_printf(lw->arena, "%s.%s%s%d", cx->op, path, *path ? "." : "", lw->n_step_sums++));
     Dims d = dims_of(&sum->v->type);
     if (!build(cx->b, OP_ACCUMULATE, INS(sum->v), .name = name)) return NULL;
-    Value *total = make(cx->b, OP_STATE, INS(NULL), .name = intern(arena_printf(lw->arena, "sum/%s", name)), .dtype = sum->type.dtype,
-                        .dims = d, .init = intern("zeros"));
+    Value *total = make(cx->b, OP_STATE, INS(NULL), .name = intern(arena_printf(lw->arena, "sum/%s", name)),
+                        .dtype = sum->type.dtype, .dims = d, .init = intern("zeros"));
     return t_like(cx, total, sum);
 }
 
@@ -635,10 +687,11 @@ static OpResult op_step(OpCx *cx) {
     int kind = cx->row->op;
     double n = (double)(lw->n_leaves * lw->n_waves);
     if (x->type.dtype == BOOL || kind == STEP_MEAN) x = t_cast(cx, x, kind == STEP_MEAN ? F32 : I32);
-    if (!lw->leaf || !x) return op_one(cx, x);                   // generation: one sequence
+    if (!lw->leaf || !x) return op_one(cx, x); // generation: one sequence
     if (!x->leafy) return op_one(cx, kind == STEP_SUM ? t_binary_number(cx, OP_MUL, x, n) : x);
     if (kind == STEP_MAX && lw->n_waves > 1) {
-        op_error(cx, cx->at, "step_max needs all micro-batches of a step in one pass, here they run in %lld", (long long)lw->n_waves);
+        op_error(cx, cx->at, "step_max needs all micro-batches of a step in one pass, here they run in %lld",
+                 (long long)lw->n_waves);
         return op_failed(cx);
     }
     TVal *y = over_leaves(cx, x, kind == STEP_MAX);
@@ -658,7 +711,8 @@ static OpResult op_so_far(OpCx *cx) {
     if (lw->n_waves == 1 || !sum) return op_one(cx, sum);
     TVal *earlier = over_waves(cx, sum);
     Dims four = {1, {dim_n(4)}}, none = {0};
-    if (!lw->rng) lw->rng = make(cx->b, OP_INPUT, INS(NULL), .name = intern("rng"), .dtype = I32, .dims = four);
+    if (!lw->rng)
+        lw->rng = make(cx->b, OP_INPUT, INS(NULL), .name = intern("rng"), .dtype = I32, .dims = four);
     Value *wave = lw->rng ? make(cx->b, OP_SLICE, INS(lw->rng), .axis = 0, .begin = 3, .end = 4) : NULL;
     wave = wave ? build_reshape(cx->b, wave, &none) : NULL;
     Value *later = wave ? build_binary(cx->b, OP_LT, build_const(cx->b, 0, I32), wave) : NULL;
@@ -679,7 +733,9 @@ bool lower_needs_no_step_sum(Lower *lw, Span at, const char *what, const Value *
     while (n) {
         const Node *m = todo[--n];
         if (m->op == OP_STATE && !strncmp(m->attr.name, "sum/step_", 9)) {
-            diag_error(lw->diag, at, "%s needs a sum over all micro-batches of a step, but they run in %lld waves: it is known after the last",
+            diag_error(lw->diag, at,
+                       "%s needs a sum over all micro-batches of a step, but they run in %lld waves: it is "
+                       "known after the last",
                        what, (long long)lw->n_waves);
             diag_note(lw->diag, m->at, "this sum");
             return false;
@@ -692,10 +748,12 @@ bool lower_needs_no_step_sum(Lower *lw, Span at, const char *what, const Value *
     return true;
 }
 
-// ---- the table ------------------------------------------------------------------------------------------------------------------
+// ---- the table ------------------------------------------------------------------------------------------
 
-#define X {"x", P_TENSOR}
+#define X                                                                                                    \
+    { "x", P_TENSOR }
 
+// clang-format off
 static const OpRow rows[] = {
     {"einsum",    op_einsum,    R_INSIDE, {{"axes", P_STR}, {"a", P_TENSOR}, {"b", P_TENSOR, "none"}}},
     {"attention", op_attention, R_REFUSE,
@@ -719,5 +777,6 @@ static const OpRow rows[] = {
     {"step_max",  op_step,      R_REFUSE, {X}, STEP_MAX},
     {"so_far",    op_so_far,    R_REFUSE, {X}},
 };
+// clang-format on
 
 const OpTable nn_ops = {rows, sizeof rows / sizeof *rows};

@@ -10,13 +10,13 @@
 #include <string.h>
 #include "frontend/lower_ops.h"
 
-// ---- counts and queues --------------------------------------------------------------------------------------------
+// ---- counts and queues ----------------------------------------------------------------------------------
 
 static bool is_choice(OpCx *cx, int param, int least_axes) {
     TVal *e = cx->arg[param].t;
     if (e->type.dtype == I32 && e->type.ndim >= least_axes) return true;
-    op_error(cx, cx->arg_at[param], "%s: '%s' is i32 with at least %d axes, this is %s", cx->op, cx->row->param[param].name,
-             least_axes, ltype_text(cx->lw, &e->type));
+    op_error(cx, cx->arg_at[param], "%s: '%s' is i32 with at least %d axes, this is %s", cx->op,
+             cx->row->param[param].name, least_axes, ltype_text(cx->lw, &e->type));
     op_note_made(cx, &cx->arg[param], e);
     return false;
 }
@@ -33,7 +33,8 @@ static OpResult op_counts(OpCx *cx) {
     return op_one(cx, t_new(cx, make(cx->b, OP_COUNT, INS(e->v), .experts = n_experts), t, t_lead(e)));
 }
 
-// [..., T, K] as the queues are cut: [T', K] with all leading axes joined, or [G, T', K] where axis 0 separates.
+// [..., T, K] as the queues are cut: [T', K] with all leading axes joined, or [G, T', K] where axis 0
+// separates.
 static TVal *queue_shape(OpCx *cx, TVal *x, bool per_sequence) {
     return x ? t_flat(cx, x, per_sequence ? 1 : 0, x->type.ndim - 1) : NULL;
 }
@@ -51,19 +52,20 @@ static OpResult op_queue(OpCx *cx) {
     if (cx->given[3]) {
         priority = cx->arg[3].t;
         if (!same_dims(&priority->type, &e->type)) {
-            op_error(cx, cx->arg_at[3], "queue: 'priority' is %s, the choices are %s", ltype_text(cx->lw, &priority->type),
-                     ltype_text(cx->lw, &e->type));
+            op_error(cx, cx->arg_at[3], "queue: 'priority' is %s, the choices are %s",
+                     ltype_text(cx->lw, &priority->type), ltype_text(cx->lw, &e->type));
             return op_failed(cx);
         }
     }
-    if (cx->lw->inference && cx->lw->dropless) {                 // an answer must not depend on its neighbours
+    if (cx->lw->inference && cx->lw->dropless) { // an answer must not depend on its neighbours
         TVal *first = t_expand(cx, t_new(cx, build_const(cx->b, 0, I32), (LType){0}, LEAD_NONE), &e->type);
         if (first) first->keeps_all = true;
         return op_one(cx, first);
     }
     TVal *in[2] = {e, priority ? t_cast(cx, priority, F32) : e};
     if (!t_same_lead(cx, 2, in)) return op_failed(cx);
-    TVal *q = queue_shape(cx, in[0], per_sequence), *p = priority ? queue_shape(cx, in[1], per_sequence) : NULL;
+    TVal *q = queue_shape(cx, in[0], per_sequence),
+         *p = priority ? queue_shape(cx, in[1], per_sequence) : NULL;
     if (!q || (priority && !p)) return op_failed(cx);
     Value *place = make(cx->b, OP_QUEUE, p ? INS(q->v, p->v) : INS(q->v), .experts = n_experts,
                         .by_choice = !strcmp(cx->arg[2].str, "choice"));
@@ -77,7 +79,8 @@ static OpResult op_sinkhorn(OpCx *cx) {
     int64_t limit;
     if (!arg_num(cx, 1, &tolerance) || !arg_int(cx, 2, &limit)) return op_failed(cx);
     if (z->type.ndim < 2) {
-        op_error(cx, cx->arg_at[0], "sinkhorn: scores are [..., T, E], this is %s", ltype_text(cx->lw, &z->type));
+        op_error(cx, cx->arg_at[0], "sinkhorn: scores are [..., T, E], this is %s",
+                 ltype_text(cx->lw, &z->type));
         return op_failed(cx);
     }
     TVal *flat = t_flat(cx, t_cast(cx, z, F32), 0, z->type.ndim - 1);
@@ -86,7 +89,7 @@ static OpResult op_sinkhorn(OpCx *cx) {
     return op_one(cx, t_reshape(cx, t_like(cx, y, flat), &z->type));
 }
 
-// ---- routes ----------------------------------------------------------------------------------------------------------
+// ---- routes ---------------------------------------------------------------------------------------------
 
 static Sym *new_row_symbol(OpCx *cx, int64_t n_experts, int64_t bound) {
     const char *name = intern(arena_printf(cx->lw->arena, "R%d", cx->lw->n_routes++));
@@ -96,7 +99,8 @@ static Sym *new_row_symbol(OpCx *cx, int64_t n_experts, int64_t bound) {
     return s;
 }
 
-// The ROUTE node of r and what follows from it: which token each row belongs to, tokens having `per_token` slots.
+// The ROUTE node of r and what follows from it: which token each row belongs to, tokens having `per_token`
+// slots.
 static bool route_rows(OpCx *cx, RouteVal *r, Value *choice, int64_t per_token) {
     r->sym = new_row_symbol(cx, r->E, type_bound_elements(&choice->type));
     Node *n = build(cx->b, OP_ROUTE, INS(choice), .experts = r->E, .sym = r->sym);
@@ -106,7 +110,8 @@ static bool route_rows(OpCx *cx, RouteVal *r, Value *choice, int64_t per_token) 
     r->slot_of = &n->out[2];
     r->sym->extent = r->offsets;
     r->token_of = r->slot_of;
-    if (per_token > 1) r->token_of = build_binary(cx->b, OP_DIV, r->slot_of, build_const(cx->b, (double)per_token, I32));
+    if (per_token > 1)
+        r->token_of = build_binary(cx->b, OP_DIV, r->slot_of, build_const(cx->b, (double)per_token, I32));
     return r->token_of != NULL;
 }
 
@@ -120,14 +125,15 @@ static OpResult op_route(OpCx *cx) {
     int64_t n_experts, k;
     if (!is_choice(cx, 1, 2) || !arg_int(cx, 2, &n_experts)) return op_failed(cx);
     if (!same_dims(&w->type, &e->type)) {
-        op_error(cx, cx->at, "route: weights are %s, choices are %s", ltype_text(cx->lw, &w->type), ltype_text(cx->lw, &e->type));
+        op_error(cx, cx->at, "route: weights are %s, choices are %s", ltype_text(cx->lw, &w->type),
+                 ltype_text(cx->lw, &e->type));
         op_note_made(cx, &cx->arg[0], w);
         op_note_made(cx, &cx->arg[1], e);
         return op_failed(cx);
     }
     if (!poly_known(cx, e->type.dim[e->type.ndim - 1], &k) || k > n_experts) {
-        op_error(cx, cx->at, "route: %s choices of each token among %lld experts", poly_text(cx->lw, e->type.dim[e->type.ndim - 1]),
-                 (long long)n_experts);
+        op_error(cx, cx->at, "route: %s choices of each token among %lld experts",
+                 poly_text(cx->lw, e->type.dim[e->type.ndim - 1]), (long long)n_experts);
         return op_failed(cx);
     }
     w = leafy(cx, t_cast(cx, w, F32));
@@ -135,8 +141,8 @@ static OpResult op_route(OpCx *cx) {
     if (keep->kind == V_TENSOR) {
         TVal *c = keep->t;
         if (c->type.dtype != BOOL || !same_dims(&c->type, &cx->arg[1].t->type)) {
-            op_error(cx, cx->arg_at[3], "route: 'keep' is bool%s, this is %s", shape_text(cx, &cx->arg[1].t->type),
-                     ltype_text(cx->lw, &c->type));
+            op_error(cx, cx->arg_at[3], "route: 'keep' is bool%s, this is %s",
+                     shape_text(cx, &cx->arg[1].t->type), ltype_text(cx->lw, &c->type));
             op_note_made(cx, keep, c);
             return op_failed(cx);
         }
@@ -144,44 +150,54 @@ static OpResult op_route(OpCx *cx) {
     }
     if (!w || !e) return op_failed(cx);
     RouteVal *r = arena_new(cx->lw->arena, RouteVal);
-    *r = (RouteVal){.at = cx->at, .E = n_experts, .K = k, .lead = e->type, .leafy = e->leafy, .weight = w->v, .choice = e->v};
+    *r = (RouteVal){.at = cx->at,
+                    .E = n_experts,
+                    .K = k,
+                    .lead = e->type,
+                    .leafy = e->leafy,
+                    .weight = w->v,
+                    .choice = e->v};
     r->lead.ndim--;
     r->lead.dtype = F32;
     return route_rows(cx, r, e->v, k) ? route_result(cx, r) : op_failed(cx);
 }
 
-// Experts choose: slot (l, e, c) holds the token t[l, e, c].  A route over slots, each of which "chose" its expert,
-// puts them in the order of rows, (expert, leaf, place).
+// Experts choose: slot (l, e, c) holds the token t[l, e, c].  A route over slots, each of which "chose" its
+// expert, puts them in the order of rows, (expert, leaf, place).
 static OpResult op_route_by_expert(OpCx *cx) {
     TVal *w = cx->arg[0].t, *t = cx->arg[1].t;
     int64_t n_experts, slots, n_tokens;
     if (cx->lw->inference) {
-        op_error(cx, cx->at, "experts cannot choose their tokens in generation: whom a token gets depends on later tokens");
+        op_error(
+            cx, cx->at,
+            "experts cannot choose their tokens in generation: whom a token gets depends on later tokens");
         return op_failed(cx);
     }
     if (!is_choice(cx, 1, 2) || !arg_int(cx, 2, &n_tokens)) return op_failed(cx);
     if (!same_dims(&w->type, &t->type) || t->type.ndim != 2 || !poly_known(cx, t->type.dim[0], &n_experts) ||
         !poly_known(cx, t->type.dim[1], &slots)) {
-        op_error(cx, cx->at, "route_by_expert: weights and tokens are [E, C], these are %s and %s", ltype_text(cx->lw, &w->type),
-                 ltype_text(cx->lw, &t->type));
+        op_error(cx, cx->at, "route_by_expert: weights and tokens are [E, C], these are %s and %s",
+                 ltype_text(cx->lw, &w->type), ltype_text(cx->lw, &t->type));
         return op_failed(cx);
     }
     w = leafy(cx, t_cast(cx, w, F32));
     t = leafy(cx, t);
     if (!w || !t) return op_failed(cx);
     RouteVal *r = arena_new(cx->lw->arena, RouteVal);
-    *r = (RouteVal){.at = cx->at, .E = n_experts, .K = 1, .leafy = t->leafy, .by_expert = true, .weight = w->v};
+    *r = (RouteVal){
+        .at = cx->at, .E = n_experts, .K = 1, .leafy = t->leafy, .by_expert = true, .weight = w->v};
     r->lead = (LType){.dtype = F32, .ndim = 1, .dim = {val_poly(cx, &cx->arg[2])}};
 
     Builder *b = cx->b;
-    Dims expert = {2, {dim_n(n_experts), dim_n(slots)}}, one = {2, {dim_n(n_experts * slots), dim_n(1)}}, all = one;
+    Dims expert = {2, {dim_n(n_experts), dim_n(slots)}}, one = {2, {dim_n(n_experts * slots), dim_n(1)}},
+         all = one;
     if (t->leafy) all = (Dims){3, {{1, cx->lw->leaf}, one.at[0], one.at[1]}};
     Value *choice = make(b, OP_IOTA, INS(NULL), .dtype = I32, .dims = expert, .axis = 0);
     choice = choice ? build_reshape(b, choice, &one) : NULL;
     choice = choice ? build_broadcast(b, choice, &all) : NULL;
     if (!choice || !route_rows(cx, r, choice, 1)) return op_failed(cx);
 
-    Value *tokens = t->v;                                        // counted over all leaves
+    Value *tokens = t->v; // counted over all leaves
     if (t->leafy) {
         Dims leaves = {3, {{1, cx->lw->leaf}, dim_n(1), dim_n(1)}};
         Value *leaf = make(b, OP_IOTA, INS(NULL), .dtype = I32, .dims = leaves, .axis = 0);
@@ -197,7 +213,7 @@ static OpResult op_route_by_expert(OpCx *cx) {
     return r->token_of ? route_result(cx, r) : op_failed(cx);
 }
 
-// ---- rows ---------------------------------------------------------------------------------------------------------------
+// ---- rows -----------------------------------------------------------------------------------------------
 
 static bool starts_with(const LType *t, const LType *lead) {
     if (t->ndim < lead->ndim) return false;
@@ -216,7 +232,8 @@ static OpResult op_dispatch(OpCx *cx) {
     const Poly *k = poly_int(cx->lw, r->K);
     // Experts that choose count tokens in row-major order of the leading axes.
     int n_lead = r->by_expert ? x->type.ndim - 1 : lead->ndim;
-    bool per_choice = !r->by_expert && x->type.ndim == n_lead + 2 && starts_with(&x->type, lead) && x->type.dim[n_lead] == k;
+    bool per_choice = !r->by_expert && x->type.ndim == n_lead + 2 && starts_with(&x->type, lead) &&
+                      x->type.dim[n_lead] == k;
     bool matches = n_lead >= 1 && x->type.ndim == n_lead + 1 + per_choice;
     if (matches && r->by_expert) {
         tokens.ndim = n_lead;
@@ -226,8 +243,8 @@ static OpResult op_dispatch(OpCx *cx) {
         matches = starts_with(&x->type, lead);
     }
     if (!matches) {
-        op_error(cx, cx->arg_at[0], "dispatch: the route of line %d is for tokens %s, this is %s", line_of(cx, r->at),
-                 shape_text(cx, lead), ltype_text(cx->lw, &x->type));
+        op_error(cx, cx->arg_at[0], "dispatch: the route of line %d is for tokens %s, this is %s",
+                 line_of(cx, r->at), shape_text(cx, lead), ltype_text(cx->lw, &x->type));
         diag_note(cx->lw->diag, r->at, "the route is made here");
         return op_failed(cx);
     }
@@ -257,7 +274,8 @@ static OpResult op_gates(OpCx *cx) {
 
 static bool of_this_route(OpCx *cx, const TVal *y, const RouteVal *r) {
     if (y->type.rows == r) return true;
-    op_error(cx, cx->arg_at[1], "%s: these rows were dispatched by the route of line %d, not by the one of line %d", cx->op,
+    op_error(cx, cx->arg_at[1],
+             "%s: these rows were dispatched by the route of line %d, not by the one of line %d", cx->op,
              line_of(cx, y->type.rows->at), line_of(cx, r->at));
     diag_note(cx->lw->diag, cx->arg[0].at, "the rows come from here");
     return false;
@@ -276,7 +294,9 @@ static Value *sum_rows(OpCx *cx, RouteVal *r, Value *rows, const Dims *dims, int
     Builder *b = cx->b;
     if (groups == 1) return make(b, OP_SCATTER_ADD_ROWS, INS(rows, r->token_of), .dims = *dims);
     if (!r->row_group) r->row_group = make(b, OP_ROW_GROUP, INS(r->offsets), .sym = r->sym);
-    Value *group = r->row_group ? build_binary(b, OP_DIV, r->row_group, build_const(b, (double)(r->E / groups), I32)) : NULL;
+    Value *group = r->row_group
+                       ? build_binary(b, OP_DIV, r->row_group, build_const(b, (double)(r->E / groups), I32))
+                       : NULL;
     Value *sum = NULL, *nobody = build_const(b, -1, I32);
     for (int64_t i = 0; group && i < groups; i++) {
         Value *mine = build_binary(b, OP_EQ, group, build_const(b, (double)i, I32));
@@ -295,7 +315,8 @@ static OpResult op_combine(OpCx *cx) {
     if (!of_this_route(cx, y, r)) return op_failed(cx);
     if (cx->given[3] && !arg_int(cx, 3, &groups)) return op_failed(cx);
     if (groups < 1 || r->E % groups) {
-        op_error(cx, cx->arg_at[3], "combine: %lld experts do not fall into %lld equal groups", (long long)r->E, (long long)groups);
+        op_error(cx, cx->arg_at[3], "combine: %lld experts do not fall into %lld equal groups",
+                 (long long)r->E, (long long)groups);
         return op_failed(cx);
     }
     LType t = r->lead, flat = r->lead;
@@ -310,13 +331,14 @@ static OpResult op_combine(OpCx *cx) {
     Lead lead = r->leafy ? LEAD_LEAF : LEAD_NONE;
     Dims dims;
     Value *rows = flat_rows(cx, y);
-    rows = rows ? build_cast(cx->b, rows, F32) : NULL;           // summed in f32 whatever y is
+    rows = rows ? build_cast(cx->b, rows, F32) : NULL; // summed in f32 whatever y is
     if (rows && cx->arg[2].b) {
         Value *weight = row_weight(cx, r);
         rows = weight ? build_binary(cx->b, OP_MUL, rows, weight) : NULL;
     }
     if (!rows || !lead_dims(cx, lead, &flat, &dims)) return op_failed(cx);
-    TVal *sum = t_cast(cx, t_new(cx, sum_rows(cx, r, rows, &dims, groups), flat, lead), float_dtype(y->type.dtype));
+    TVal *sum =
+        t_cast(cx, t_new(cx, sum_rows(cx, r, rows, &dims, groups), flat, lead), float_dtype(y->type.dtype));
     return op_one(cx, t_reshape(cx, sum, &t));
 }
 
@@ -325,7 +347,8 @@ static OpResult op_by_choice(OpCx *cx) {
     RouteVal *r = cx->arg[1].route;
     if (!of_this_route(cx, y, r)) return op_failed(cx);
     if (r->by_expert) {
-        op_error(cx, cx->at, "by_choice: experts choose in the route of line %d; a token has no choices", line_of(cx, r->at));
+        op_error(cx, cx->at, "by_choice: experts choose in the route of line %d; a token has no choices",
+                 line_of(cx, r->at));
         return op_failed(cx);
     }
     LType flat = r->lead, t;
@@ -338,8 +361,9 @@ static OpResult op_by_choice(OpCx *cx) {
     return op_one(cx, t_reshape(cx, t_new(cx, rows, flat, r->leafy ? LEAD_LEAF : LEAD_NONE), &t));
 }
 
-// ---- the table ------------------------------------------------------------------------------------------------------------
+// ---- the table ------------------------------------------------------------------------------------------
 
+// clang-format off
 static const OpRow rows[] = {
     {"counts",   op_counts,   R_REFUSE, {{"e", P_TENSOR}, {"E", P_INT}}},
     {"queue",    op_queue,    R_REFUSE, {{"e", P_TENSOR}, {"E", P_INT}, {"order", P_WORD, "token", "token|choice"},
@@ -352,5 +376,6 @@ static const OpRow rows[] = {
     {"combine",  op_combine,  R_GROUPED, {{"y", P_TENSOR}, {"r", P_ROUTE}, {"weighted", P_BOOL, "true"}, {"groups", P_INT, "none"}}},
     {"by_choice", op_by_choice, R_GROUPED, {{"y", P_TENSOR}, {"r", P_ROUTE}}},
 };
+// clang-format on
 
 const OpTable route_ops = {rows, sizeof rows / sizeof *rows};

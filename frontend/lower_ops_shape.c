@@ -6,12 +6,13 @@
 #include <string.h>
 #include "frontend/lower_ops.h"
 
-// ---- shapes -------------------------------------------------------------------------------------------------------
+// ---- shapes ---------------------------------------------------------------------------------------------
 
 static const char *open_shape_text(OpCx *cx, const LType *t) {
     Str s = {.arena = cx->lw->arena};
     str_add(&s, "[");
-    for (int i = 0; i < t->ndim; i++) str_printf(&s, "%s%s", i ? ", " : "", t->dim[i] ? poly_text(cx->lw, t->dim[i]) : "_");
+    for (int i = 0; i < t->ndim; i++)
+        str_printf(&s, "%s%s", i ? ", " : "", t->dim[i] ? poly_text(cx->lw, t->dim[i]) : "_");
     str_add(&s, "]");
     return s.text;
 }
@@ -47,8 +48,8 @@ static OpResult op_reshape(OpCx *cx) {
         fits = have == rest;
     }
     if (!fits) {
-        op_error(cx, cx->at, "reshape: %s has %s elements, which do not fill %s", ltype_text(cx->lw, &x->type),
-                 poly_text(cx->lw, have), open_shape_text(cx, &want));
+        op_error(cx, cx->at, "reshape: %s has %s elements, which do not fill %s",
+                 ltype_text(cx->lw, &x->type), poly_text(cx->lw, have), open_shape_text(cx, &want));
         op_note_made(cx, &cx->arg[0], x);
         return op_failed(cx);
     }
@@ -58,7 +59,8 @@ static OpResult op_reshape(OpCx *cx) {
 static OpResult op_rows(OpCx *cx) {
     TVal *x = cx->arg[0].t;
     if (!x->type.ndim) {
-        op_error(cx, cx->arg_at[0], "rows: a tensor with columns is expected, this is %s", ltype_text(cx->lw, &x->type));
+        op_error(cx, cx->arg_at[0], "rows: a tensor with columns is expected, this is %s",
+                 ltype_text(cx->lw, &x->type));
         return op_failed(cx);
     }
     if (x->type.ndim == 1) return op_one(cx, t_insert_axis(cx, x, 0));
@@ -80,8 +82,8 @@ static OpResult op_permute(OpCx *cx) {
         seen[perm[i]] = true;
     }
     if (!right) {
-        op_error(cx, cx->arg_at[1], "permute: a list with each of the %d axes of %s is expected", x->type.ndim,
-                 ltype_text(cx->lw, &x->type));
+        op_error(cx, cx->arg_at[1], "permute: a list with each of the %d axes of %s is expected",
+                 x->type.ndim, ltype_text(cx->lw, &x->type));
         return op_failed(cx);
     }
     return op_one(cx, t_permute(cx, x, perm));
@@ -168,16 +170,18 @@ static OpResult op_expand(OpCx *cx) {
     bool fits = want.ndim >= x->type.ndim;
     for (int i = 0; i < want.ndim && fits; i++) {
         int from = i - want.ndim + x->type.ndim;
-        if (!want.dim[i]) fits = false;
-        else if (from >= 0 && x->type.dim[from] != want.dim[i]) fits = poly_is_int(x->type.dim[from], &n) && n == 1;
+        if (!want.dim[i])
+            fits = false;
+        else if (from >= 0 && x->type.dim[from] != want.dim[i])
+            fits = poly_is_int(x->type.dim[from], &n) && n == 1;
     }
     if (fits && is_expert_rows(x) && (want.ndim != x->type.ndim || want.dim[0] != x->type.dim[0])) {
         rows_axis_free(cx, x, 0, cx->at);
         return op_failed(cx);
     }
     if (!fits) {
-        op_error(cx, cx->at, "expand: %s cannot be stretched to %s: only axes of 1 stretch", ltype_text(cx->lw, &x->type),
-                 open_shape_text(cx, &want));
+        op_error(cx, cx->at, "expand: %s cannot be stretched to %s: only axes of 1 stretch",
+                 ltype_text(cx->lw, &x->type), open_shape_text(cx, &want));
         op_note_made(cx, &cx->arg[0], x);
         return op_failed(cx);
     }
@@ -188,11 +192,12 @@ static OpResult op_pad(OpCx *cx) {
     TVal *x = cx->arg[0].t;
     int64_t before, after, n;
     int axis;
-    if (!arg_int(cx, 1, &before) || !arg_int(cx, 2, &after) || !arg_axis(cx, 3, &x->type, &axis)) return op_failed(cx);
+    if (!arg_int(cx, 1, &before) || !arg_int(cx, 2, &after) || !arg_axis(cx, 3, &x->type, &axis))
+        return op_failed(cx);
     if (!rows_axis_free(cx, x, axis, cx->at)) return op_failed(cx);
     if (before < 0 || after < 0 || !poly_known(cx, x->type.dim[axis], &n)) {
-        op_error(cx, cx->at, "pad: axis %d of %s cannot get %lld and %lld entries more", axis, ltype_text(cx->lw, &x->type),
-                 (long long)before, (long long)after);
+        op_error(cx, cx->at, "pad: axis %d of %s cannot get %lld and %lld entries more", axis,
+                 ltype_text(cx->lw, &x->type), (long long)before, (long long)after);
         return op_failed(cx);
     }
     bool is_bool = x->type.dtype == BOOL;
@@ -200,7 +205,9 @@ static OpResult op_pad(OpCx *cx) {
     if (!x) return op_failed(cx);
     LType t = x->type;
     t.dim[axis] = poly_int(cx->lw, before + n + after);
-    TVal *y = t_new(cx, make(cx->b, OP_UNSLICE, INS(x->v), .axis = axis + t_shift(x), .begin = before, .n = before + n + after),
+    TVal *y = t_new(cx,
+                    make(cx->b, OP_UNSLICE, INS(x->v), .axis = axis + t_shift(x), .begin = before,
+                         .n = before + n + after),
                     t, t_lead(x));
     return op_one(cx, is_bool ? t_cast(cx, y, BOOL) : y);
 }
@@ -219,7 +226,7 @@ static OpResult op_size(OpCx *cx) {
     return op_value(poly_val(cx, cx->arg[0].t->type.dim[axis]));
 }
 
-// ---- makers -------------------------------------------------------------------------------------------------------
+// ---- makers ---------------------------------------------------------------------------------------------
 
 static OpResult op_full(OpCx *cx) {
     LType t;
@@ -231,10 +238,16 @@ static OpResult op_full(OpCx *cx) {
         return op_failed(cx);
     }
     if (v->kind == V_TENSOR && v->t->type.ndim) {
-        op_error(cx, cx->arg_at[1], "full: the value is a number, this is %s", ltype_text(cx->lw, &v->t->type));
+        op_error(cx, cx->arg_at[1], "full: the value is a number, this is %s",
+                 ltype_text(cx->lw, &v->t->type));
         return op_failed(cx);
     }
-    return op_one(cx, t_expand(cx, t_operand(cx, v, v->kind == V_TENSOR ? v->t->type.dtype : v->kind == V_BOOL ? BOOL : F32), &t));
+    return op_one(cx, t_expand(cx,
+                               t_operand(cx, v,
+                                         v->kind == V_TENSOR ? v->t->type.dtype
+                                         : v->kind == V_BOOL ? BOOL
+                                                             : F32),
+                               &t));
 }
 
 static OpResult op_iota(OpCx *cx) { return op_one(cx, t_iota(cx, val_poly(cx, &cx->arg[0]))); }
@@ -250,18 +263,21 @@ static bool is_index(OpCx *cx, int param) {
 static OpResult op_one_hot(OpCx *cx) {
     if (!is_index(cx, 0)) return op_failed(cx);
     TVal *i = cx->arg[0].t;
-    return op_one(cx, t_binary(cx, OP_EQ, t_insert_axis(cx, i, i->type.ndim), t_iota(cx, val_poly(cx, &cx->arg[1]))));
+    return op_one(
+        cx, t_binary(cx, OP_EQ, t_insert_axis(cx, i, i->type.ndim), t_iota(cx, val_poly(cx, &cx->arg[1]))));
 }
 
-// ---- gathers --------------------------------------------------------------------------------------------------------
+// ---- gathers --------------------------------------------------------------------------------------------
 
 // Index into a table that each leaf (or expert) has its own of: leaf l's rows start at l * n.
 static TVal *index_with_owner(OpCx *cx, TVal *index, const TVal *table) {
     Lead lead = t_lead(table);
     Dims d = {.n = 1, .at = {table->v->type.dim[0]}};
     Val n = poly_val(cx, table->type.dim[0]);
-    TVal *owner = t_new(cx, make(cx->b, OP_IOTA, INS(NULL), .dtype = I32, .dims = d, .axis = 0), (LType){0}, lead);
-    TVal *number = t_number(cx, &n, I32), *zero = t_new(cx, build_const(cx->b, 0, I32), (LType){0}, LEAD_NONE);
+    TVal *owner =
+        t_new(cx, make(cx->b, OP_IOTA, INS(NULL), .dtype = I32, .dims = d, .axis = 0), (LType){0}, lead);
+    TVal *number = t_number(cx, &n, I32),
+         *zero = t_new(cx, build_const(cx->b, 0, I32), (LType){0}, LEAD_NONE);
     TVal *at = t_binary(cx, OP_ADD, index, t_binary(cx, OP_MUL, owner, number));
     TVal *nobody = t_new(cx, build_const(cx->b, -1, I32), (LType){0}, LEAD_NONE);
     return t_select(cx, t_binary(cx, OP_LT, index, zero), nobody, at);
@@ -274,7 +290,7 @@ static OpResult op_take(OpCx *cx) {
         return op_failed(cx);
     }
     if (!is_index(cx, 1) || !rows_axis_free(cx, table, 0, cx->at)) return op_failed(cx);
-    LType entry = table->type;                                  // what one index picks
+    LType entry = table->type; // what one index picks
     entry.ndim--;
     memmove(entry.dim, entry.dim + 1, sizeof *entry.dim * (size_t)entry.ndim);
     TVal *flat = table->type.ndim == 1 ? t_insert_axis(cx, table, 1) : t_flat(cx, table, 1, table->type.ndim);
@@ -313,7 +329,8 @@ TVal *t_take(OpCx *cx, TVal *x, TVal *index) {
 
 static OpResult op_take_along(OpCx *cx) {
     TVal *x = cx->arg[0].t;
-    if (!is_index(cx, 1) || !same_rows(cx, 0, 1) || !rows_axis_free(cx, x, x->type.ndim - 1, cx->at)) return op_failed(cx);
+    if (!is_index(cx, 1) || !same_rows(cx, 0, 1) || !rows_axis_free(cx, x, x->type.ndim - 1, cx->at))
+        return op_failed(cx);
     return op_one(cx, t_take(cx, x, cx->arg[1].t));
 }
 
@@ -330,15 +347,16 @@ static OpResult op_put_along(OpCx *cx) {
     int64_t n;
     if (!is_index(cx, 1) || !same_rows(cx, 0, 1)) return op_failed(cx);
     if (!poly_known(cx, x->type.dim[x->type.ndim - 1], &n)) {
-        op_error(cx, cx->at, "put_along: the last axis of %s has no fixed size", ltype_text(cx->lw, &x->type));
+        op_error(cx, cx->at, "put_along: the last axis of %s has no fixed size",
+                 ltype_text(cx->lw, &x->type));
         return op_failed(cx);
     }
     DType t = x->type.dtype == BOOL ? I32 : x->type.dtype;
     TVal *v = t_expand(cx, t_operand(cx, &cx->arg[2], t), &index->type);
     if (cx->arg[2].kind == V_TENSOR) {
         if (!same_dims(&cx->arg[2].t->type, &index->type)) {
-            op_error(cx, cx->arg_at[2], "put_along: the values are %s, the indices %s", ltype_text(cx->lw, &cx->arg[2].t->type),
-                     ltype_text(cx->lw, &index->type));
+            op_error(cx, cx->arg_at[2], "put_along: the values are %s, the indices %s",
+                     ltype_text(cx->lw, &cx->arg[2].t->type), ltype_text(cx->lw, &index->type));
             return op_failed(cx);
         }
         v = t_cast(cx, cx->arg[2].t, t);
@@ -350,7 +368,7 @@ static OpResult op_put_along(OpCx *cx) {
     return op_one(cx, t_select(cx, is_there, written, x));
 }
 
-// ---- order ------------------------------------------------------------------------------------------------------------
+// ---- order ----------------------------------------------------------------------------------------------
 
 static OpResult largest(OpCx *cx, TVal *x, int64_t k, const Poly *k_dim, TVal **values, TVal **index) {
     Node *top = build(cx->b, OP_TOPK, INS(x->v), .k = k);
@@ -366,13 +384,15 @@ static OpResult op_topk(OpCx *cx) {
     TVal *x = cx->arg[0].t, *values, *index;
     int64_t k, n;
     if (!x->type.ndim) {
-        op_error(cx, cx->arg_at[0], "topk: a tensor with rows is expected, this is %s", ltype_text(cx->lw, &x->type));
+        op_error(cx, cx->arg_at[0], "topk: a tensor with rows is expected, this is %s",
+                 ltype_text(cx->lw, &x->type));
         return op_failed(cx);
     }
     if (!arg_int(cx, 1, &k) || !rows_axis_free(cx, x, x->type.ndim - 1, cx->at)) return op_failed(cx);
     const Poly *columns = x->type.dim[x->type.ndim - 1];
     if (k < 1 || !poly_known(cx, columns, &n) || k > n) {
-        op_error(cx, cx->arg_at[1], "topk keeps k = %lld of each row, but a row has %s", (long long)k, poly_text(cx->lw, columns));
+        op_error(cx, cx->arg_at[1], "topk keeps k = %lld of each row, but a row has %s", (long long)k,
+                 poly_text(cx->lw, columns));
         op_note_made(cx, &cx->arg[0], x);
         return op_failed(cx);
     }
@@ -397,10 +417,12 @@ static OpResult op_sort(OpCx *cx) {
     return op_two(cx, t_swap_last(cx, t_unary(cx, OP_NEG, values), axis), t_swap_last(cx, index, axis));
 }
 
-// ---- the table ----------------------------------------------------------------------------------------------------------
+// ---- the table ------------------------------------------------------------------------------------------
 
-#define X {"x", P_TENSOR}
+#define X                                                                                                    \
+    { "x", P_TENSOR }
 
+// clang-format off
 static const OpRow rows[] = {
     {"reshape",    op_reshape,    R_INSIDE, {X, {"shape", P_SHAPE}}},
     {"rows",       op_rows,       R_INSIDE, {X}},
@@ -421,5 +443,6 @@ static const OpRow rows[] = {
     {"topk",       op_topk,       R_INSIDE, {X, {"k", P_INT}}},
     {"sort",       op_sort,       R_INSIDE, {X, {"axis", P_AXIS}}},
 };
+// clang-format on
 
 const OpTable shape_ops = {rows, sizeof rows / sizeof *rows};
