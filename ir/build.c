@@ -1,4 +1,5 @@
-// Makes nodes: operands are checked, results shaped, attributes completed, uses counted, and the node is put in place.
+// Makes nodes: operands are checked, results shaped, attributes completed, uses counted, and the node is put
+// in place.
 #include "ir/build.h"
 
 #include <assert.h>
@@ -39,7 +40,8 @@ static bool is_kind(DType t, int kind) {
 }
 
 static const char *kind_word(int kind) {
-    static const char *const word[] = {"nothing", "anything", "numbers", "float", "integers", "bool", "f32", "i32"};
+    static const char *const word[] = {"nothing",  "anything", "numbers", "float",
+                                       "integers", "bool",     "f32",     "i32"};
     return word[kind];
 }
 
@@ -53,8 +55,8 @@ static bool has_operands(const Node *n, Diag *d) {
     const OpInfo *op = &op_info[n->op];
     int named = n_named_ins(n->op), least = named - op->variadic;
     if (n->n_in < least || (!op->variadic && n->n_in > named)) {
-        diag_error(d, n->at, "%s takes %s%d operand%s, not %d", op->name, op->variadic ? "at least " : "", least,
-                   least == 1 ? "" : "s", n->n_in);
+        diag_error(d, n->at, "%s takes %s%d operand%s, not %d", op->name, op->variadic ? "at least " : "",
+                   least, least == 1 ? "" : "s", n->n_in);
         return false;
     }
     for (int i = 0; i < n->n_in; i++) {
@@ -64,13 +66,15 @@ static bool has_operands(const Node *n, Diag *d) {
         if (want->kind >= K_SAME) {
             int other = want->kind - K_SAME;
             if (is->dtype == n->in[other]->type.dtype) continue;
-            diag_error(d, n->at, "operands '%s' and '%s' of %s must have the same element type, but are %s and %s",
-                       op->ins[other].name, want->name, op->name, type_text(a, &n->in[other]->type), type_text(a, is));
+            diag_error(d, n->at,
+                       "operands '%s' and '%s' of %s must have the same element type, but are %s and %s",
+                       op->ins[other].name, want->name, op->name, type_text(a, &n->in[other]->type),
+                       type_text(a, is));
             return false;
         }
         if (is_kind(is->dtype, want->kind)) continue;
-        diag_error(d, n->at, "operand '%s' of %s must be %s, but is %s", want->name, op->name, kind_word(want->kind),
-                   type_text(a, is));
+        diag_error(d, n->at, "operand '%s' of %s must be %s, but is %s", want->name, op->name,
+                   kind_word(want->kind), type_text(a, is));
         return false;
     }
     return true;
@@ -81,7 +85,8 @@ static bool has_results(const Node *n, const Type *types, Diag *d) {
     int named = op_n_outs(n->op);
     for (int i = 0; i < named && i < n->n_out; i++) {
         int kind = op->outs[i].kind;
-        bool right = kind >= K_SAME ? types[i].dtype == n->in[kind - K_SAME]->type.dtype : is_kind(types[i].dtype, kind);
+        bool right = kind >= K_SAME ? types[i].dtype == n->in[kind - K_SAME]->type.dtype
+                                    : is_kind(types[i].dtype, kind);
         if (right) continue;
         diag_error(d, n->at, "result '%s' of %s can't be %s", op->outs[i].name, op->name,
                    type_text(n->graph->arena, &types[i]));
@@ -97,9 +102,10 @@ static int count_results(Op op, const Attrs *attr) {
     return yield && yield->op == OP_YIELD ? yield->n_in : 0;
 }
 
-// ---- attributes that follow from operands ------------------------------------------------------------------
+// ---- attributes that follow from operands ---------------------------------------------------------------
 
-// How many leaves the sums of the node end in.  Rows cut by offsets know their own leaves; otherwise axis 0 says it.
+// How many leaves the sums of the node end in.  Rows cut by offsets know their own leaves; otherwise axis 0
+// says it.
 static int64_t summed_leaves(const Node *n) {
     if (!n->n_in) return 1;
     const Type *t = &n->in[0]->type;
@@ -116,7 +122,7 @@ static int64_t summed_leaves(const Node *n) {
 
 static void complete_attrs(Node *n) {
     if (lists(n->op, ATTR_leaves)) n->attr.leaves = summed_leaves(n);
-    if (lists(n->op, ATTR_dtype) && op_n_outs(n->op) == 1) {        // a row that allows one element type gives it
+    if (lists(n->op, ATTR_dtype) && op_n_outs(n->op) == 1) { // a row that allows one element type gives it
         if (op_info[n->op].outs[0].kind == K_I32) n->attr.dtype = I32;
         if (op_info[n->op].outs[0].kind == K_F32) n->attr.dtype = F32;
     }
@@ -133,8 +139,8 @@ bool node_check(const Node *n, Diag *d) {
     bool ok = has_operands(n, d) && op_info[n->op].shape(n, types, d) && has_results(n, types, d);
     for (int i = 0; ok && i < n->n_out; i++) {
         if (type_eq(&types[i], &n->out[i].type)) continue;
-        diag_error(d, n->at, "result %d of %s is %s by its operands, but %s is written", i, op_info[n->op].name,
-                   type_text(scratch, &types[i]), type_text(scratch, &n->out[i].type));
+        diag_error(d, n->at, "result %d of %s is %s by its operands, but %s is written", i,
+                   op_info[n->op].name, type_text(scratch, &types[i]), type_text(scratch, &n->out[i].type));
         ok = false;
     }
     ok = ok && op_info[n->op].check(n, d);
@@ -176,7 +182,8 @@ static void lift_extents(Node *n) {
             }
 }
 
-static Node *build_any(Builder *b, Op op, Value *const *ins, const Attrs *attrs, int n_out, const Type *types) {
+static Node *build_any(Builder *b, Op op, Value *const *ins, const Attrs *attrs, int n_out,
+                       const Type *types) {
     Arena *a = b->g->arena;
     int n_in = 0;
     while (ins && ins[n_in]) n_in++;

@@ -1,6 +1,6 @@
-// The verifier.  What holds at every stage: a node comes after what it reads and reads nothing of another graph; use
-// counts are right; types follow from operands by the shape rules; regions are whole.  What a stage adds: PLANNED
-// graphs have a place for every value that needs memory.
+// The verifier.  What holds at every stage: a node comes after what it reads and reads nothing of another
+// graph; use counts are right; types follow from operands by the shape rules; regions are whole.  What a
+// stage adds: PLANNED graphs have a place for every value that needs memory.
 #include <string.h>
 
 #include "ir/build.h"
@@ -58,9 +58,11 @@ static bool has_known_syms(const Graph *g, const Node *n, Diag *d) {
 // Effects stay outside regions; a region ends in its only yield.
 static bool is_well_placed(const Graph *g, const Node *n, Diag *d) {
     bool in_region = g->parent != NULL;
-    if (n->op == OP_YIELD && (!in_region || n->next)) return wrong(d, n, "a yield ends a region and stands nowhere else");
+    if (n->op == OP_YIELD && (!in_region || n->next))
+        return wrong(d, n, "a yield ends a region and stands nowhere else");
     if (n->op == OP_ARG && !in_region) return wrong(d, n, "an arg stands outside a region");
-    if (in_region && op_is(n->op, EFFECT) && n->op != OP_YIELD) return wrong(d, n, "an effect stands inside a region");
+    if (in_region && op_is(n->op, EFFECT) && n->op != OP_YIELD)
+        return wrong(d, n, "an effect stands inside a region");
     return true;
 }
 
@@ -107,10 +109,12 @@ bool graph_check(const Graph *g, Diag *d) {
         const Sym *s = g->sym[i];
         if (s->kind != SYM_RAGGED || !s->extent) continue;
         const Type *t = &s->extent->type;
-        bool fits = t->dtype == I32 && t->ndim == 1 && !t->dim[0].sym && t->dim[0].n == (int64_t)s->groups * s->leaves + 1;
+        bool fits = t->dtype == I32 && t->ndim == 1 && !t->dim[0].sym &&
+                    t->dim[0].n == (int64_t)s->groups * s->leaves + 1;
         if (!fits || s->extent->node->graph != g) {
-            diag_error(d, s->extent->node->at, "rows %s by %d leaves %d need offsets i32[%lld], but have %s", s->name, s->groups,
-                       s->leaves, (long long)s->groups * s->leaves + 1, type_text(g->arena, t));
+            diag_error(d, s->extent->node->at, "rows %s by %d leaves %d need offsets i32[%lld], but have %s",
+                       s->name, s->groups, s->leaves, (long long)s->groups * s->leaves + 1,
+                       type_text(g->arena, t));
             return false;
         }
     }

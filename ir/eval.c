@@ -1,11 +1,13 @@
-// Runs a graph node by node by the meaning of its ops (ir/ref/).  Slow, plain, and the judge of everything else.
+// Runs a graph node by node by the meaning of its ops (ir/ref/).  Slow, plain, and the judge of everything
+// else.
 //
-// Float tensors are held in f32 (or all in f64); after each node whose type is bf16 or f16 its results are rounded to
-// that type, so storage precision shows at the same places as in compiled code.  In f64 nothing is rounded.
+// Float tensors are held in f32 (or all in f64); after each node whose type is bf16 or f16 its results are
+// rounded to that type, so storage precision shows at the same places as in compiled code.  In f64 nothing is
+// rounded.
 //
-// Sizes.  A leaf axis has its fixed size, a plain row symbol what the caller says.  A ragged one gets its value from
-// the last of the offsets that define it, which a route computes: its results are made as large as the bound allows
-// and cut when the offsets are there.
+// Sizes.  A leaf axis has its fixed size, a plain row symbol what the caller says.  A ragged one gets its
+// value from the last of the offsets that define it, which a route computes: its results are made as large as
+// the bound allows and cut when the offsets are there.
 #include "ir/eval.h"
 
 #include <assert.h>
@@ -108,7 +110,9 @@ static void cut_to_sym(const Run *run, const Node *n, const Sym *s, Tensor *out)
             }
 }
 
-static bool is_from_outside(const Node *n) { return n->op == OP_PARAM || n->op == OP_STATE || n->op == OP_INPUT; }
+static bool is_from_outside(const Node *n) {
+    return n->op == OP_PARAM || n->op == OP_STATE || n->op == OP_INPUT;
+}
 
 static bool eval_node(Eval *e, const Node *n, Eval **chain) {
     const Run *run = &e->run;
@@ -145,7 +149,8 @@ static bool eval_node(Eval *e, const Node *n, Eval **chain) {
             cut_to_sym(run, n, defined, out);
         }
         for (int i = 0; i < n->n_out && !run->opts->f64; i++)
-            if (n->out[i].type.dtype == BF16 || n->out[i].type.dtype == F16) round_tensor(&out[i], n->out[i].type.dtype);
+            if (n->out[i].type.dtype == BF16 || n->out[i].type.dtype == F16)
+                round_tensor(&out[i], n->out[i].type.dtype);
     }
 
     for (int i = 0; i < n->n_out; i++) e->tensor[n->out[i].id] = out[i];
@@ -229,7 +234,8 @@ typedef struct {
 } Folder;
 
 static bool is_foldable(const Node *n) {
-    if (!op_is(n->op, PURE) || n->op == OP_ARG || is_from_outside(n) || n->attr.body || n->op == OP_ROUTE) return false;
+    if (!op_is(n->op, PURE) || n->op == OP_ARG || is_from_outside(n) || n->attr.body || n->op == OP_ROUTE)
+        return false;
     for (int i = 0; i < n->n_out; i++)
         for (int k = 0; k < n->out[i].type.ndim; k++) {
             const Sym *s = n->out[i].type.dim[k].sym;

@@ -109,7 +109,12 @@ Sym *graph_add_sym(Graph *g, const char *name, SymKind kind, int64_t bound, int 
         g->sym = grown;
     }
     Sym *s = arena_new(g->arena, Sym);
-    *s = (Sym){.name = intern(name), .kind = kind, .bound = bound, .groups = groups, .leaves = leaves, .id = g->n_syms};
+    *s = (Sym){.name = intern(name),
+               .kind = kind,
+               .bound = bound,
+               .groups = groups,
+               .leaves = leaves,
+               .id = g->n_syms};
     if (kind == SYM_RAGGED && s->leaves < 1) s->leaves = 1;
     g->sym[g->n_syms++] = s;
     if (kind == SYM_LEAF) {
@@ -235,7 +240,7 @@ static Graph *copy_graph(Arena *a, const Graph *g, const Copy *outer) {
     Copy c = {a, g, to, NULL, outer};
     to->leaf = copy_sym(&c, g->leaf);
     Arena *scratch = arena_create();
-    int n_values = graph_number((Graph *)g);    // ids are scratch: numbering changes nothing anybody may rely on
+    int n_values = graph_number((Graph *)g); // ids are scratch: numbering changes nothing anybody may rely on
     c.value = arena_array(scratch, Value *, n_values + 1);
     for_each_node(g, n) {
         Node *m = arena_new(a, Node);

@@ -1,5 +1,6 @@
-// Text -> graph.  Reads what print.c writes, and what people write like it: values may have any names, comments run
-// from // to the end of the line.  Every node is checked as it is made; the first mistake ends the reading.
+// Text -> graph.  Reads what print.c writes, and what people write like it: values may have any names,
+// comments run from // to the end of the line.  Every node is checked as it is made; the first mistake ends
+// the reading.
 #include <ctype.h>
 #include <stdlib.h>
 #include <string.h>
@@ -207,7 +208,9 @@ static Data *new_data(Parser *p, DType dtype, const Type *type) {
     return data;
 }
 
-static int hex_digit(char c) { return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1; }
+static int hex_digit(char c) {
+    return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+}
 
 // data HASH TYPE { hex }
 static void read_side_data(Parser *p) {
@@ -288,7 +291,8 @@ static void read_attr_value(Parser *p, const Graph *g, AttrId attr, Attrs *attrs
             need_real(p);
             if (!sees(p, "]")) expect(p, ",");
         }
-        if (!pending->element.n) pending->element.at = arena_array(p->scratch, const char *, 1);   // empty, but there
+        if (!pending->element.n)
+            pending->element.at = arena_array(p->scratch, const char *, 1); // empty, but there
         break;
     case A_DIMS: case A_GRAPH: fail(p, "not written as an attribute: ", attr_info[attr].name); break;
     }
@@ -498,7 +502,8 @@ static bool accept_word(Parser *p, const char *w) {
     return false;
 }
 
-static void add_sym(Parser *p, Graph *g, const char *name, SymKind kind, int64_t bound, int groups, int leaves) {
+static void add_sym(Parser *p, Graph *g, const char *name, SymKind kind, int64_t bound, int groups,
+                    int leaves) {
     if (p->failed) return;
     if (graph_find_sym(g, name)) fail(p, "defined twice: ", name);
     else if (bound < 0 || (kind == SYM_LEAF && (bound < 1 || g->leaf))) fail(p, "not a size of rows: ", name);

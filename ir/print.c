@@ -1,4 +1,5 @@
-// Graph -> text.  Complete (parse.c reads it back to an equal graph) and deterministic (%0, %1, .. in list order).
+// Graph -> text.  Complete (parse.c reads it back to an equal graph) and deterministic (%0, %1, .. in list
+// order).
 //
 //     graph @pass stage WHOLE {
 //       leaves L = 8
@@ -10,8 +11,8 @@
 //       0000803f..
 //     }
 //
-// Attributes stand in the order of attrs.def, those that are zero or empty are left out; `dtype` and `dims` are what
-// the type after the colon says.  Reals have as many digits as they need to come back.
+// Attributes stand in the order of attrs.def, those that are zero or empty are left out; `dtype` and `dims`
+// are what the type after the colon says.  Reals have as many digits as they need to come back.
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -99,7 +100,8 @@ static void add_value(const Printer *p, const Value *v) {
 // Zero says something here; elsewhere it is the absence of the attribute.
 static bool prints_zero(const Node *n, AttrId attr) {
     switch (attr) {
-    case ATTR_axis: case ATTR_begin: case ATTR_end: case ATTR_n: case ATTR_k: case ATTR_experts: case ATTR_stream: break;
+    case ATTR_axis: case ATTR_begin: case ATTR_end: case ATTR_n: case ATTR_k: break;
+    case ATTR_experts: case ATTR_stream: break;
     case ATTR_value: if (n->attr.data) return false; break;
     default: return false;
     }
@@ -160,7 +162,8 @@ static void add_notes(const Printer *p, const Node *n) {
         const Value *v = &n->out[i];
         if (n->graph->stage != PLANNED && v->arena < 0) continue;
         if (v->arena < 0) str_add(s, " &-");
-        else if (v->offset < 0) str_printf(s, " &%s", arena[v->arena]);       // placed later, when plans are made
+        else if (v->offset < 0)
+            str_printf(s, " &%s", arena[v->arena]); // placed later, when plans are made
         else str_printf(s, " &%s+0x%llx", arena[v->arena], (unsigned long long)v->offset);
     }
     if (n->path) str_printf(s, " !%s", n->path);
@@ -215,8 +218,8 @@ static void add_region(Printer *p, const Graph *g, int depth) {
 }
 
 // ---- folding --------------------------------------------------------------------------------------------
-// A run of nodes of one layer whose text equals that of an earlier layer, up to value numbers and the layer's own
-// number, prints as one comment.
+// A run of nodes of one layer whose text equals that of an earlier layer, up to value numbers and the layer's
+// own number, prints as one comment.
 
 // "layers.12.ffn" -> 12, and the length of "layers.12"; -1 without a number.
 static int layer_of(const char *path, size_t *n) {
@@ -239,14 +242,14 @@ static int layer_of(const char *path, size_t *n) {
 static const Node *run_end(const Node *n) {
     size_t len, other;
     layer_of(n->path, &len);
-    while (n->next && layer_of(n->next->path, &other) >= 0 && other == len && !strncmp(n->path, n->next->path, len) &&
-           n->next->backward == n->backward)
+    while (n->next && layer_of(n->next->path, &other) >= 0 && other == len &&
+           !strncmp(n->path, n->next->path, len) && n->next->backward == n->backward)
         n = n->next;
     return n;
 }
 
-// Text of the run with the layer's number blanked and values counted from the run's first (values of before the run,
-// which differ from layer to layer, become %_).
+// Text of the run with the layer's number blanked and values counted from the run's first (values of before
+// the run, which differ from layer to layer, become %_).
 static uint64_t run_hash(Arena *scratch, const Node *first, const Node *last) {
     size_t len;
     layer_of(first->path, &len);
@@ -261,7 +264,8 @@ static uint64_t run_hash(Arena *scratch, const Node *first, const Node *last) {
         text.n = 0;
         add_node(&p, n, 0);
         for (char *c = text.text; *c;) {
-            if (!strncmp(c, prefix, len) && (c[len] == '.' || c[len] == '"' || c[len] == '\n' || c[len] == ' ')) {
+            if (!strncmp(c, prefix, len) &&
+                (c[len] == '.' || c[len] == '"' || c[len] == '\n' || c[len] == ' ')) {
                 hash = str_hash("#", 1, hash);
                 c += len;
             } else if (*c == '%' && c[1] >= '0' && c[1] <= '9') {
@@ -294,8 +298,8 @@ static void add_folded(Printer *p, const Graph *g) {
         int count = 1;
         for (const Node *m = n; m != last; m = m->next) count++;
         if (like && count > 1) {
-            str_printf(p->out, "  // %s%s: %d nodes as %s\n", layer.name, layer.backward ? ", backward" : "", count,
-                       like->name);
+            str_printf(p->out, "  // %s%s: %d nodes as %s\n", layer.name, layer.backward ? ", backward" : "",
+                       count, like->name);
         } else {
             for (const Node *m = n; m != last->next; m = m->next) add_node(p, m, 1);
             vec_push(p->scratch, &seen, layer);
@@ -320,7 +324,8 @@ static void add_syms(Printer *p, const Graph *g) {
         str_add(p->out, "\n");
     }
     if (g->arena_bytes || g->lower_bound_bytes)
-        str_printf(p->out, "  arena %lld lower %lld\n", (long long)g->arena_bytes, (long long)g->lower_bound_bytes);
+        str_printf(p->out, "  arena %lld lower %lld\n", (long long)g->arena_bytes,
+                   (long long)g->lower_bound_bytes);
 }
 
 static void add_side_data(Printer *p) {
@@ -329,7 +334,8 @@ static void add_side_data(Printer *p) {
     for (int i = 0; i < p->consts.n; i++) {
         const Data *data = p->consts.at[i];
         const uint8_t *bytes = data->tensor.data;
-        str_printf(p->out, "data %016llx %s[", (unsigned long long)data->hash, dtype_name(data->tensor.dtype));
+        str_printf(p->out, "data %016llx %s[", (unsigned long long)data->hash,
+                   dtype_name(data->tensor.dtype));
         for (int k = 0; k < data->tensor.ndim; k++)
             str_printf(p->out, "%s%lld", k ? "," : "", (long long)data->tensor.dim[k]);
         str_add(p->out, "] {\n");

@@ -19,9 +19,9 @@ bool rule_broadcast(const Node *n, const Type *a, const Type *b, Type *out, Diag
             continue;
         }
         Arena *arena = n->graph->arena;
-        diag_error(d, n->at, "%s of %s and %s: axis %d from the right is %s in one and %s in the other", op_info[n->op].name,
-                   type_text(arena, a), type_text(arena, b), shorter->ndim - i, dim_text(arena, longer == a ? y : x),
-                   dim_text(arena, longer == a ? x : y));
+        diag_error(d, n->at, "%s of %s and %s: axis %d from the right is %s in one and %s in the other",
+                   op_info[n->op].name, type_text(arena, a), type_text(arena, b), shorter->ndim - i,
+                   dim_text(arena, longer == a ? y : x), dim_text(arena, longer == a ? x : y));
         return false;
     }
     *out = met;
@@ -63,7 +63,8 @@ bool shape_cast(const Node *n, Type *out, Diag *d) {
 
 // ---- gradients: arithmetic --------------------------------------------------------------------------------
 
-#define GRAD(name) void grad_##name(Builder *b, const Node *n, Value *const *dout, const bool *need, Value **din)
+#define GRAD(name)                                                                                           \
+    void grad_##name(Builder *b, const Node *n, Value *const *dout, const bool *need, Value **din)
 
 static Value *add(Builder *b, Value *x, Value *y) { return build_binary(b, OP_ADD, x, y); }
 static Value *sub(Builder *b, Value *x, Value *y) { return build_binary(b, OP_SUB, x, y); }
@@ -71,7 +72,9 @@ static Value *mul(Builder *b, Value *x, Value *y) { return build_binary(b, OP_MU
 static Value *quotient(Builder *b, Value *x, Value *y) { return build_binary(b, OP_DIV, x, y); }
 static Value *neg(Builder *b, Value *x) { return build_unary(b, OP_NEG, x); }
 static Value *number(Builder *b, double c, const Value *like) { return build_const(b, c, like->type.dtype); }
-static Value *sum_to(Builder *b, Value *d, const Value *operand) { return build_sum_to(b, d, &operand->type); }
+static Value *sum_to(Builder *b, Value *d, const Value *operand) {
+    return build_sum_to(b, d, &operand->type);
+}
 
 GRAD(add) {
     for (int i = 0; i < 2; i++)

@@ -4,7 +4,9 @@
 // ---- checks ---------------------------------------------------------------------------------------------
 
 // Along an axis of the operand; of the result where there is no operand.
-bool check_axis(const Node *n, Diag *d) { return rule_axis(n, n->attr.axis, n->n_in ? &n->in[0]->type : &n->out[0].type, d); }
+bool check_axis(const Node *n, Diag *d) {
+    return rule_axis(n, n->attr.axis, n->n_in ? &n->in[0]->type : &n->out[0].type, d);
+}
 
 bool check_axes(const Node *n, Diag *d) {
     for (int i = 0; i < n->attr.axes.n; i++) {

@@ -11,11 +11,15 @@
 #undef OP
 
 // Every rule a row of the table names.
-#define OP(NAME, TEXT, SHAPE, REF, GRAD, CHECK, ...) ShapeRule shape_##SHAPE; GradRule grad_##GRAD; CheckRule check_##CHECK;
+#define OP(NAME, TEXT, SHAPE, REF, GRAD, CHECK, ...)                                                         \
+    ShapeRule shape_##SHAPE;                                                                                 \
+    GradRule grad_##GRAD;                                                                                    \
+    CheckRule check_##CHECK;
 #include "ir/ops.def"
 #undef OP
 
-// Types of two operands met by broadcasting: right-aligned, axes of constant 1 stretch.  false after diag_error.
+// Types of two operands met by broadcasting: right-aligned, axes of constant 1 stretch.  false after
+// diag_error.
 bool rule_broadcast(const Node *n, const Type *a, const Type *b, Type *out, Diag *d);
 // axis counts from 0 and lies inside t; false after diag_error.
 bool rule_axis(const Node *n, int64_t axis, const Type *t, Diag *d);

@@ -1,4 +1,5 @@
-// Sources, effects and regions: nodes whose types are written in them.  Also the reserved rules: none, zero, ok.
+// Sources, effects and regions: nodes whose types are written in them.  Also the reserved rules: none, zero,
+// ok.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,7 +43,8 @@ bool shape_dims(const Node *n, Type *out, Diag *d) {
 }
 
 bool check_source(const Node *n, Diag *d) {
-    static const char *const known[] = {"zeros", "const", "normal", "trunc_normal", "uniform", "random_int", "copy"};
+    static const char *const known[] = {"zeros",   "const",      "normal", "trunc_normal",
+                                        "uniform", "random_int", "copy"};
     if (!n->attr.name) {
         diag_error(d, n->at, "%s has no name", op_info[n->op].name);
         return false;
@@ -54,8 +56,10 @@ bool check_source(const Node *n, Diag *d) {
             diag_error(d, n->at, "init of '%s' is copy, but nothing is named to copy from", n->attr.name);
             return false;
         }
-    diag_error(d, n->at, "init of '%s' is '%s', but must be zeros, const, normal, trunc_normal, uniform, random_int or copy",
-               n->attr.name, n->attr.init);
+    diag_error(
+        d, n->at,
+        "init of '%s' is '%s', but must be zeros, const, normal, trunc_normal, uniform, random_int or copy",
+        n->attr.name, n->attr.init);
     return false;
 }
 
@@ -74,8 +78,8 @@ bool check_const(const Node *n, Diag *d) {
     DType held = n->attr.data->tensor.dtype, want = (DType)n->attr.dtype;
     DType storage = dtype_is_float(want) ? F32 : want == BOOL ? BOOL : I32;
     if (held == storage) return true;
-    diag_error(d, n->at, "a constant of %s holds its data as %s, not %s", dtype_name(want), dtype_name(storage),
-               dtype_name(held));
+    diag_error(d, n->at, "a constant of %s holds its data as %s, not %s", dtype_name(want),
+               dtype_name(storage), dtype_name(held));
     return false;
 }
 
@@ -90,7 +94,8 @@ bool check_loss(const Node *n, Diag *d) {
     }
     for (int i = type_is_leafy(t) && t->dim[0].n == 1 ? 1 : 0; i < t->ndim; i++)
         if (!dim_is_1(t->dim[i])) {
-            diag_error(d, n->at, "loss '%s' must be one number per leaf, but is %s", n->attr.name, rule_type(n, t));
+            diag_error(d, n->at, "loss '%s' must be one number per leaf, but is %s", n->attr.name,
+                       rule_type(n, t));
             return false;
         }
     return true;
@@ -112,8 +117,10 @@ bool shape_cache(const Node *n, Type *out, Diag *d) {
     bool match = pool->ndim >= 1 && rows->ndim == pool->ndim + 1 && dim_is_1(rows->dim[0]);
     for (int i = 1; match && i < pool->ndim; i++) match = dim_eq(pool->dim[i], rows->dim[i + 1]);
     if (!match || pool->dim[0].sym || pool->dim[0].n < n->attr.sym->bound) {
-        diag_error(d, n->at, "cache keeps at most %lld rows in a pool [bound, ..] and adds rows [1, S, ..], but has %s and %s",
-                   (long long)n->attr.sym->bound, rule_type(n, pool), rule_type(n, rows));
+        diag_error(
+            d, n->at,
+            "cache keeps at most %lld rows in a pool [bound, ..] and adds rows [1, S, ..], but has %s and %s",
+            (long long)n->attr.sym->bound, rule_type(n, pool), rule_type(n, rows));
         return false;
     }
     out[0] = *rows;
@@ -128,15 +135,17 @@ bool shape_region(const Node *n, Type *out, Diag *d) {
     const Graph *body = n->attr.body;
     const Node *yield = body ? body->last : NULL;
     if (!yield || yield->op != OP_YIELD || yield->n_in != n->n_out) {
-        diag_error(d, n->at, "the region of %s must end in a yield of %d results", op_info[n->op].name, n->n_out);
+        diag_error(d, n->at, "the region of %s must end in a yield of %d results", op_info[n->op].name,
+                   n->n_out);
         return false;
     }
     for_each_node(body, m) {
         if (m->op != OP_ARG) continue;
         if (m->attr.k < 0 || m->attr.k >= n->n_in || !type_eq(&m->out[0].type, &n->in[m->attr.k]->type)) {
-            diag_error(d, n->at, "arg %lld in the region of %s is %s, but the node's operand is %s", (long long)m->attr.k,
-                       op_info[n->op].name, rule_type(n, &m->out[0].type),
-                       m->attr.k >= 0 && m->attr.k < n->n_in ? rule_type(n, &n->in[m->attr.k]->type) : "missing");
+            diag_error(d, n->at, "arg %lld in the region of %s is %s, but the node's operand is %s",
+                       (long long)m->attr.k, op_info[n->op].name, rule_type(n, &m->out[0].type),
+                       m->attr.k >= 0 && m->attr.k < n->n_in ? rule_type(n, &n->in[m->attr.k]->type)
+                                                             : "missing");
             return false;
         }
     }

@@ -1,4 +1,5 @@
-// Ops that only move elements: reshape, permute, broadcast, slice, unslice, concat.  Each is another one's gradient.
+// Ops that only move elements: reshape, permute, broadcast, slice, unslice, concat.  Each is another one's
+// gradient.
 #include <string.h>
 
 #include "ir/ops/rules.h"
@@ -80,9 +81,11 @@ bool shape_to_dims(const Node *n, Type *out, Diag *d) {
     out[0] = type_of_dims(t->dtype, &n->attr.dims);
     int missing = out[0].ndim - t->ndim;
     bool fits = missing >= 0;
-    for (int i = 0; fits && i < t->ndim; i++) fits = dim_is_1(t->dim[i]) || dim_eq(t->dim[i], out[0].dim[i + missing]);
+    for (int i = 0; fits && i < t->ndim; i++)
+        fits = dim_is_1(t->dim[i]) || dim_eq(t->dim[i], out[0].dim[i + missing]);
     if (fits) return true;
-    diag_error(d, n->at, "%s can't be repeated to %s: only axes of size 1 stretch", rule_type(n, t), rule_type(n, &out[0]));
+    diag_error(d, n->at, "%s can't be repeated to %s: only axes of size 1 stretch", rule_type(n, t),
+               rule_type(n, &out[0]));
     return false;
 }
 
@@ -96,8 +99,8 @@ void grad_broadcast(Builder *b, const Node *n, Value *const *dout, const bool *n
 static bool is_counted_axis(const Node *n, const Type *t, Diag *d) {
     if (!rule_axis(n, n->attr.axis, t, d)) return false;
     if (!t->dim[n->attr.axis].sym) return true;
-    diag_error(d, n->at, "%s needs an axis of constant size, but axis %lld of %s counts rows", op_info[n->op].name,
-               (long long)n->attr.axis, rule_type(n, t));
+    diag_error(d, n->at, "%s needs an axis of constant size, but axis %lld of %s counts rows",
+               op_info[n->op].name, (long long)n->attr.axis, rule_type(n, t));
     return false;
 }
 
@@ -108,8 +111,8 @@ bool shape_slice(const Node *n, Type *out, Diag *d) {
     out[0] = *t;
     out[0].dim[n->attr.axis] = dim_n(end - begin);
     if (0 <= begin && begin <= end && end <= size) return true;
-    diag_error(d, n->at, "slice takes %lld..%lld of axis %lld, which has %lld", (long long)begin, (long long)end,
-               (long long)n->attr.axis, (long long)size);
+    diag_error(d, n->at, "slice takes %lld..%lld of axis %lld, which has %lld", (long long)begin,
+               (long long)end, (long long)n->attr.axis, (long long)size);
     return false;
 }
 
@@ -153,8 +156,8 @@ bool shape_concat(const Node *n, Type *out, Diag *d) {
         for (int k = 0; match && k < t->ndim; k++)
             match = k == n->attr.axis ? !t->dim[k].sym : dim_eq(t->dim[k], first->dim[k]);
         if (!match) {
-            diag_error(d, n->at, "concat along axis %lld of %s and %s: all other axes must be equal", (long long)n->attr.axis,
-                       rule_type(n, first), rule_type(n, t));
+            diag_error(d, n->at, "concat along axis %lld of %s and %s: all other axes must be equal",
+                       (long long)n->attr.axis, rule_type(n, first), rule_type(n, t));
             return false;
         }
         out[0].dim[n->attr.axis].n += t->dim[n->attr.axis].n;
@@ -166,7 +169,8 @@ void grad_concat(Builder *b, const Node *n, Value *const *dout, const bool *need
     int64_t at = 0;
     for (int i = 0; i < n->n_in; i++) {
         int64_t size = n->in[i]->type.dim[n->attr.axis].n;
-        if (need[i]) din[i] = make(b, OP_SLICE, INS(dout[0]), .axis = n->attr.axis, .begin = at, .end = at + size);
+        if (need[i])
+            din[i] = make(b, OP_SLICE, INS(dout[0]), .axis = n->attr.axis, .begin = at, .end = at + size);
         at += size;
     }
 }

@@ -54,15 +54,13 @@ static void set_number(const Tensor *t, int64_t i, double x) {
 
 MEANING(const) {
     UNUSED, (void)in;
-    int64_t n = n_elements(out);
-    if (!attr->data) {
-        for (int64_t i = 0; i < n; i++) set_number(out, i, attr->value);
-        return;
+    const Tensor *data = attr->data ? &attr->data->tensor : NULL;
+    for (int64_t i = 0, n = n_elements(out); i < n; i++) {
+        double x = attr->value;
+        if (data) x = data->dtype == F32 ? (double)((const float *)data->data)[i]
+                    : data->dtype == I32 ? ((const int32_t *)data->data)[i] : ((const uint8_t *)data->data)[i];
+        set_number(out, i, x);
     }
-    const Tensor *data = &attr->data->tensor;
-    for (int64_t i = 0; i < n; i++)
-        set_number(out, i, data->dtype == F32 ? ((const float *)data->data)[i]
-                         : data->dtype == I32 ? ((const int32_t *)data->data)[i] : ((const uint8_t *)data->data)[i]);
 }
 
 MEANING(iota) {
@@ -181,7 +179,8 @@ MEANING(cast) {
     UNUSED;
     int64_t n = n_elements(out);
     if (dtype_is_float(in[0].dtype) && dtype_is_float(out->dtype)) {
-        if (n) memcpy(out->data, in[0].data, sizeof(real) * (size_t)n);     // the evaluator rounds to bf16 and f16
+        if (n)
+            memcpy(out->data, in[0].data, sizeof(real) * (size_t)n); // the evaluator rounds to bf16 and f16
         return;
     }
     for (int64_t i = 0; i < n; i++) set_number(out, i, number_at(&in[0], i));

@@ -60,7 +60,8 @@ static real *new_reals(int64_t n) {
     return x;
 }
 
-// One leaf's result, for one index of the kept axes outside: rows x[offset[i]] of `cols` numbers, in chunks and their tree.
+// One leaf's result, for one index of the kept axes outside: rows x[offset[i]] of `cols` numbers, in chunks
+// and their tree.
 static void sum_rows(const real *x, const int64_t *offset, int64_t n, int64_t cols, real *partial, real *y) {
     int64_t n_chunks = (n + CHUNK - 1) / CHUNK;
     for (int64_t k = 0; k < n_chunks; k++) {
@@ -95,12 +96,14 @@ static void sum_reals(const Attrs *attr, const Tensor *in, Tensor *out) {
     int64_t leaves = by_leaf ? attr->leaves : 1, cols = 1, leaf_size = 1, n_sum, n_kept;
     while (last > first && !s.summed[last - 1]) cols *= s.dim[--last];
     for (int i = first; i < s.ndim; i++) leaf_size *= s.dim[i];
-    int64_t *sum_at = offsets_of(&s, first, last, true, &n_sum), *kept_at = offsets_of(&s, first, last, false, &n_kept);
+    int64_t *sum_at = offsets_of(&s, first, last, true, &n_sum);
+    int64_t *kept_at = offsets_of(&s, first, last, false, &n_kept);
     real *partial = new_reals((n_sum + CHUNK - 1) / CHUNK * cols);
     real *by_leaves = leaves > 1 ? new_reals(leaves * n_kept * cols) : reals(out);
     for (int64_t l = 0; l < leaves; l++)
         for (int64_t k = 0; k < n_kept; k++)
-            sum_rows(x + l * leaf_size + kept_at[k], sum_at, n_sum, cols, partial, by_leaves + (l * n_kept + k) * cols);
+            sum_rows(x + l * leaf_size + kept_at[k], sum_at, n_sum, cols, partial,
+                     by_leaves + (l * n_kept + k) * cols);
 
     // 3. leaves, by their tree
     if (leaves > 1) {

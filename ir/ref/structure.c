@@ -70,7 +70,8 @@ MEANING(slice) {
     around(out, attr->axis, &before, &after);
     size_t from = after * (size_t)in[0].dim[attr->axis], to = after * (size_t)out->dim[attr->axis];
     for (int64_t i = 0; i < before; i++)
-        copy_bytes((char *)out->data + (size_t)i * to, (char *)in[0].data + (size_t)i * from + after * (size_t)attr->begin, to);
+        copy_bytes((char *)out->data + (size_t)i * to,
+                   (char *)in[0].data + (size_t)i * from + after * (size_t)attr->begin, to);
 }
 
 MEANING(unslice) {
@@ -81,7 +82,8 @@ MEANING(unslice) {
     size_t from = after * (size_t)in[0].dim[attr->axis], to = after * (size_t)out->dim[attr->axis];
     if (before && to) memset(out->data, 0, (size_t)before * to);
     for (int64_t i = 0; i < before; i++)
-        copy_bytes((char *)out->data + (size_t)i * to + after * (size_t)attr->begin, (char *)in[0].data + (size_t)i * from, from);
+        copy_bytes((char *)out->data + (size_t)i * to + after * (size_t)attr->begin,
+                   (char *)in[0].data + (size_t)i * from, from);
 }
 
 MEANING(concat) {

@@ -1,5 +1,5 @@
-// Inside ir/ref/ only: walks over a result whose operands broadcast or are read with other strides.  Axes that all
-// operands step through alike are merged, so operands of equal shape are one run from start to end.
+// Inside ir/ref/ only: walks over a result whose operands broadcast or are read with other strides.  Axes
+// that all operands step through alike are merged, so operands of equal shape are one run from start to end.
 #ifndef IR_REF_WALK_H
 #define IR_REF_WALK_H
 #include "ir/ref/ref.h"

@@ -1,4 +1,5 @@
-// The graph itself: text form both ways, copies, the verifier's refusals, and what the evaluator says of sums and sizes.
+// The graph itself: text form both ways, copies, the verifier's refusals, and what the evaluator says of sums
+// and sizes.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -142,12 +143,14 @@ static void mistakes_are_told(void **state) {
     refuses(" %y = add %x, %i : f32[L,6,8]", "operands 'a' and 'b' of add must have the same element type");
     refuses(" %y = add %x : f32[L,6,8]", "add takes 2 operands, not 1");
     refuses(" %y = exp %i : i32[L,6]", "operand 'x' of exp must be float, but is i32[L,6]");
-    refuses(" %w = param {name = \"w\"} : f32[7]\n %y = add %x, %w : f32[L,6,8]", "axis 1 from the right is 8 in one and 7");
+    refuses(" %w = param {name = \"w\"} : f32[7]\n %y = add %x, %w : f32[L,6,8]",
+            "axis 1 from the right is 8 in one and 7");
     refuses(" %y = tanh %x : f32[L,8,6]", "is f32[L,6,8] by its operands, but f32[L,8,6] is written");
     refuses(" %y = reshape %x : f32[L,7,7]", "changes the number of elements");
     refuses(" %y = reshape %x : f32[192]", "changes the number of elements");
     refuses(" %y = permute %x {perm = [0, 1, 1]} : f32[L,6,8]", "must name each of its 3 axes once");
-    refuses(" %y = slice %x {axis = 2, begin = 4, end = 9} : f32[L,6,5]", "takes 4..9 of axis 2, which has 8");
+    refuses(" %y = slice %x {axis = 2, begin = 4, end = 9} : f32[L,6,5]",
+            "takes 4..9 of axis 2, which has 8");
     refuses(" %y = slice %x {axis = 0, begin = 0, end = 1} : f32[1,6,8]", "needs an axis of constant size");
     refuses(" %y = concat %x, %i {axis = 1} : f32[L,12,8]", "all other axes must be equal");
     refuses(" %y = sum %x {axes = [3]} : f32[L,6,8]", "sum works along axis 3, but f32[L,6,8] has 3 axes");
@@ -166,7 +169,8 @@ static void mistakes_are_told(void **state) {
     refuses(" %y = const {data = data(12)} : f32[99]", "data section is missing");
     refuses(" %y = const {data = [1, 2]} : f32[3]", "does not fit its type");
     refuses(" %y = tanh %x : f32[L,6,8", "expected ]");
-    refuses(" %y = fused %x body { %a = arg {k = 1} : f32[L,6,8]\n yield %a\n } : f32[L,6,8]", "arg 1 in the region of fused");
+    refuses(" %y = fused %x body { %a = arg {k = 1} : f32[L,6,8]\n yield %a\n } : f32[L,6,8]",
+            "arg 1 in the region of fused");
 }
 
 // Errors of nodes built from C are told by the same rules, and give NULL.
@@ -174,7 +178,8 @@ static void builder_reports(void **state) {
     WITH_ARENA;
     Graph *g = graph_new(a, "g");
     Builder b = builder_end(g, d);
-    Value *x = make(&b, OP_INPUT, NULL, .name = intern("x"), .dtype = F32, .dims = {2, {{2, NULL}, {3, NULL}}});
+    Value *x =
+        make(&b, OP_INPUT, NULL, .name = intern("x"), .dtype = F32, .dims = {2, {{2, NULL}, {3, NULL}}});
     assert_null(make(&b, OP_AND, INS(x, x), 0));
     expect_message(d, "operand 'a' of and must be bool, but is f32[2,3]");
     assert_int_equal(x->n_uses, 0);
@@ -277,60 +282,78 @@ static float chunks(const float *x, int n, int stride) {        // up to 192 row
 
 static float leaf_tree(const float *x) { return (x[0] + x[1]) + x[2]; }     // 3 leaves
 
+// sum of x over axes, x filled with element(i).
+static const Tensor *sum_of(Arena *a, Diag *d, const char *x, const char *axes, const char *y) {
+    const char *text = arena_printf(a, "graph @g { leaves L = 3\n %%x = input {name = \"x\"} : %s\n"
+    const char *text = arena_printf(a, "graph @g { leaves L = 3\n %%x = input {name = \"x\"} : %s\n"
+    return eval_text(a, d, text, false);
+}
+
 // The orders of sums that compiled code has to keep, bit for bit (ir/README.md).
 static void sums_keep_their_order(void **state) {
     WITH_ARENA;
-    static float x[3 * 150 * 20];
-    for (int i = 0; i < 3 * 150 * 20; i++) x[i] = element(i);
-    const char *head = "graph @g { leaves L = 3\n %x = input {name = \"x\"} :";
+    enum { ROWS = 150, COLS = 20, LEAF = ROWS * COLS };
+    static float x[3 * LEAF];
+    for (int i = 0; i < 3 * LEAF; i++) x[i] = element(i);
 
-    const Tensor *t = eval_text(a, d, arena_printf(a, "%s f32[L,150,20] %%y = sum %%x {axes = [2]} : f32[L,150,1] return %%y {name = \"y\"} }", head), false);
-    for (int r = 0; r < 450; r++) assert_true(((float *)t->data)[r] == lanes(x + 20 * r, 20));
+    const float *y = sum_of(a, d, "f32[L,150,20]", "[2]", "f32[L,150,1]")->data;
+    for (int r = 0; r < 3 * ROWS; r++) assert_true(y[r] == lanes(x + COLS * r, COLS));
 
-    t = eval_text(a, d, arena_printf(a, "%s f32[L,150,20] %%y = sum %%x {axes = [1]} : f32[L,1,20] return %%y {name = \"y\"} }", head), false);
+    y = sum_of(a, d, "f32[L,150,20]", "[1]", "f32[L,1,20]")->data;
     for (int l = 0; l < 3; l++)
-        for (int c = 0; c < 20; c++) assert_true(((float *)t->data)[l * 20 + c] == chunks(x + l * 3000 + c, 150, 20));
+        for (int c = 0; c < COLS; c++) assert_true(y[l * COLS + c] == chunks(x + l * LEAF + c, ROWS, COLS));
 
-    t = eval_text(a, d, arena_printf(a, "%s f32[L,150,20] %%y = sum %%x {axes = [0, 1]} : f32[1,1,20] return %%y {name = \"y\"} }", head), false);
-    for (int c = 0; c < 20; c++) {
-        float leaf[3];
-        for (int l = 0; l < 3; l++) leaf[l] = chunks(x + l * 3000 + c, 150, 20);
-        assert_true(((float *)t->data)[c] == leaf_tree(leaf));
+    float leaf[3];
+    y = sum_of(a, d, "f32[L,150,20]", "[0, 1]", "f32[1,1,20]")->data;
+    for (int c = 0; c < COLS; c++) {
+        for (int l = 0; l < 3; l++) leaf[l] = chunks(x + l * LEAF + c, ROWS, COLS);
+        assert_true(y[c] == leaf_tree(leaf));
     }
-    const Tensor *joined = eval_text(a, d, arena_printf(a, "%s f32[L,150,20] %%r = reshape %%x : f32[150*L,20] %%y = sum %%r {axes = [0]} : f32[1,20] return %%y {name = \"y\"} }", head), false);
-    assert_memory_equal(joined->data, t->data, 20 * sizeof(float));
+    assert_memory_equal(sum_of(a, d, "f32[150*L,20]", "[0]", "f32[1,20]")->data, y, COLS * sizeof(float));
 
-    t = eval_text(a, d, arena_printf(a, "%s f32[L,150,20] %%y = sum %%x {axes = [0, 1, 2]} : f32[1,1,1] return %%y {name = \"y\"} }", head), false);
-    float row[450], leaf[3];
-    for (int r = 0; r < 450; r++) row[r] = lanes(x + 20 * r, 20);
-    for (int l = 0; l < 3; l++) leaf[l] = chunks(row + 150 * l, 150, 1);
-    assert_true(*(float *)t->data == leaf_tree(leaf));
+    y = sum_of(a, d, "f32[L,150,20]", "[0, 1, 2]", "f32[1,1,1]")->data;
+    float row[3 * ROWS];
+    for (int r = 0; r < 3 * ROWS; r++) row[r] = lanes(x + COLS * r, COLS);
+    for (int l = 0; l < 3; l++) leaf[l] = chunks(row + ROWS * l, ROWS, 1);
+    assert_true(y[0] == leaf_tree(leaf));
 
-    t = eval_text(a, d, arena_printf(a, "%s f32[3000*L] %%y = sum %%x {axes = [0]} : f32[1] return %%y {name = \"y\"} }", head), false);
-    for (int l = 0; l < 3; l++) leaf[l] = lanes(x + 3000 * l, 3000);
-    assert_true(*(float *)t->data == leaf_tree(leaf));
+    y = sum_of(a, d, "f32[3000*L]", "[0]", "f32[1]")->data;
+    for (int l = 0; l < 3; l++) leaf[l] = lanes(x + LEAF * l, LEAF);
+    assert_true(y[0] == leaf_tree(leaf));
 
-    t = eval_text(a, d, arena_printf(a, "%s f32[L] %%y = sum %%x {axes = [0]} : f32[1] return %%y {name = \"y\"} }", head), false);
-    assert_true(*(float *)t->data == leaf_tree(x));
+    y = sum_of(a, d, "f32[L]", "[0]", "f32[1]")->data;
+    assert_true(y[0] == leaf_tree(x));
 
-    t = eval_text(a, d, arena_printf(a, "%s i32[L,5,3] %%y = sum %%x {axes = [0, 2]} : i32[1,5,1] return %%y {name = \"y\"} }", head), false);
-    assert_int_equal(((int32_t *)t->data)[1], 3 + 4 + 5 + 18 + 19 + 20 + 33 + 34 + 35);
+    const int32_t *k = sum_of(a, d, "i32[L,5,3]", "[0, 2]", "i32[1,5,1]")->data;
+    assert_int_equal(k[1], 3 + 4 + 5 + 18 + 19 + 20 + 33 + 34 + 35);
     arena_destroy(a);
 }
 
 static void broadcasting_by_hand(void **state) {
     WITH_ARENA;
-    const Tensor *t = eval_text(a, d, "graph @g { %a = const {data = [1, 2]} : f32[2,1] %b = const {data = [10, 20, 30]} : f32[3]"
-                                      " %y = sub %a, %b : f32[2,3] return %y {name = \"y\"} }", false);
+    const Tensor *t =
+        eval_text(a, d,
+                  "graph @g { %a = const {data = [1, 2]} : f32[2,1] %b = const {data = [10, 20, 30]} : f32[3]"
+                  " %y = sub %a, %b : f32[2,3] return %y {name = \"y\"} }",
+                  false);
     const float want[] = {-9, -19, -29, -8, -18, -28};
     assert_memory_equal(t->data, want, sizeof want);
-    t = eval_text(a, d, "graph @g { %a = const {data = [-7, 7, -7, 5]} : i32[4] %b = const {data = [2, -2, -2, 0]} : i32[4]"
-                        " %q = div %a, %b : i32[4] %m = mod %a, %b : i32[4] %c = concat %q, %m {axis = 0} : i32[8] return %c {name = \"y\"} }", false);
+    t = eval_text(
+        a, d,
+        "graph @g { %a = const {data = [-7, 7, -7, 5]} : i32[4] %b = const {data = [2, -2, -2, 0]} : i32[4]"
+        " %q = div %a, %b : i32[4] %m = mod %a, %b : i32[4] %c = concat %q, %m {axis = 0} : i32[8] return %c "
+        "{name = \"y\"} }",
+        false);
     const int32_t ints[] = {-4, -4, 3, 0, 1, -1, -1, 5};
     assert_memory_equal(t->data, ints, sizeof ints);
-    t = eval_text(a, d, "graph @g { %a = const {data = [1, 2, 3, 4, 5, 6]} : f32[2,3] %p = permute %a {perm = [1, 0]} : f32[3,2]"
-                        " %s = slice %p {axis = 0, begin = 1, end = 3} : f32[2,2] %u = unslice %s {axis = 1, begin = 1, n = 3} : f32[2,3]"
-                        " %c = cumsum %u {axis = 1, reverse = 1, exclusive = 1} : f32[2,3] return %c {name = \"y\"} }", false);
+    t = eval_text(
+        a, d,
+        "graph @g { %a = const {data = [1, 2, 3, 4, 5, 6]} : f32[2,3] %p = permute %a {perm = [1, 0]} : "
+        "f32[3,2]"
+        " %s = slice %p {axis = 0, begin = 1, end = 3} : f32[2,2] %u = unslice %s {axis = 1, begin = 1, n = "
+        "3} : f32[2,3]"
+        " %c = cumsum %u {axis = 1, reverse = 1, exclusive = 1} : f32[2,3] return %c {name = \"y\"} }",
+        false);
     const float sums[] = {7, 5, 0, 9, 6, 0};
     assert_memory_equal(t->data, sums, sizeof sums);
     arena_destroy(a);
@@ -339,10 +362,12 @@ static void broadcasting_by_hand(void **state) {
 // Storage precision shows where a node's type says so, half to even; in double nothing is rounded.
 static void storage_is_rounded(void **state) {
     WITH_ARENA;
-    const char *text = "graph @g { %%a = const {data = [1.00390625, 1.01171875, 65519, 65520, 1e-8, 3.1e-8]} : f32[6]"
-                       " %%b = cast %%a : %s[6] %%y = cast %%b : f32[6] return %%y {name = \"y\"} }";
+    const char *text =
+        "graph @g { %%a = const {data = [1.00390625, 1.01171875, 65519, 65520, 1e-8, 3.1e-8]} : f32[6]"
+        " %%b = cast %%a : %s[6] %%y = cast %%b : f32[6] return %%y {name = \"y\"} }";
     const Tensor *t = eval_text(a, d, arena_printf(a, text, "bf16"), false);
-    assert_true(((float *)t->data)[0] == 1.0f && ((float *)t->data)[1] == 1.015625f && ((float *)t->data)[2] == 65536);
+    assert_true(((float *)t->data)[0] == 1.0f && ((float *)t->data)[1] == 1.015625f &&
+                ((float *)t->data)[2] == 65536);
     t = eval_text(a, d, arena_printf(a, text, "f16"), false);
     const float half[] = {1.00390625f, 1.01171875f, 65504, INFINITY, 0, 0x1p-24f};
     assert_memory_equal(t->data, half, sizeof half);
@@ -375,9 +400,11 @@ static bool fill_route(void *self, const Node *n, Tensor *t) {
 // Choices of nobody have no rows: the ragged size is what is left.
 static void dropped_choices_have_no_rows(void **state) {
     WITH_ARENA;
-    Graph *g = parse(a, d, "graph @g { leaves L = 2\n rows R <= 6 by 2 leaves 2\n %e = input {name = \"e\"} : i32[L,3,1]"
-                           " %o, %r, %s = route %e {experts = 2, sym = R} : i32[5], i32[L,3,1], i32[R]"
-                           " %f = cast %s : f32[R] return %f {name = \"f\"} return %o {name = \"o\"} }");
+    Graph *g =
+        parse(a, d,
+              "graph @g { leaves L = 2\n rows R <= 6 by 2 leaves 2\n %e = input {name = \"e\"} : i32[L,3,1]"
+              " %o, %r, %s = route %e {experts = 2, sym = R} : i32[5], i32[L,3,1], i32[R]"
+              " %f = cast %s : f32[R] return %f {name = \"f\"} return %o {name = \"o\"} }");
     assert_non_null(g);
     Eval *e = eval_graph(a, g, &(EvalOpts){.source = fill_route}, d);
     assert_non_null(e);
@@ -408,9 +435,12 @@ static void plain_rows_are_set_by_the_caller(void **state) {
 // Folded in double, rounded once.
 static void constants_fold(void **state) {
     WITH_ARENA;
-    Graph *g = parse(a, d, "graph @g { %i = iota {axis = 0} : i32[4] %f = cast %i : f32[4] %k = const {value = 0.1} : f32[]"
-                           " %m = mul %f, %k : f32[4] %c = cos %m : f32[4] %x = input {name = \"x\"} : f32[4] %y = mul %c, %x : f32[4]"
-                           " return %c {name = \"c\"} return %y {name = \"y\"} }");
+    Graph *g = parse(
+        a, d,
+        "graph @g { %i = iota {axis = 0} : i32[4] %f = cast %i : f32[4] %k = const {value = 0.1} : f32[]"
+        " %m = mul %f, %k : f32[4] %c = cos %m : f32[4] %x = input {name = \"x\"} : f32[4] %y = mul %c, %x : "
+        "f32[4]"
+        " return %c {name = \"c\"} return %y {name = \"y\"} }");
     assert_non_null(g);
     const Tensor *t = eval_constant(a, g->last->prev->in[0]->node);
     assert_non_null(t);
@@ -426,7 +456,8 @@ static void sum_to_undoes_broadcast(void **state) {
     Graph *g = graph_new(a, "g");
     Sym *leaf = graph_add_sym(g, "L", SYM_LEAF, 4, 0, 0);
     Builder b = builder_end(g, d);
-    Value *x = make(&b, OP_INPUT, NULL, .name = intern("x"), .dtype = F32, .dims = {3, {{1, leaf}, {6, NULL}, {8, NULL}}});
+    Value *x = make(&b, OP_INPUT, NULL, .name = intern("x"), .dtype = F32,
+                    .dims = {3, {{1, leaf}, {6, NULL}, {8, NULL}}});
     Type to = type_make(F32, 2, (Dim[]){{1, NULL}, {8, NULL}});
     Value *y = build_sum_to(&b, x, &to);
     assert_true(type_eq(&y->type, &to));
@@ -441,13 +472,22 @@ static void sum_to_undoes_broadcast(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(text_round_trips), cmocka_unit_test(copies_stand_alone), cmocka_unit_test(equal_layers_fold),
-        cmocka_unit_test(reals_keep_all_digits), cmocka_unit_test(mistakes_are_told), cmocka_unit_test(builder_reports),
-        cmocka_unit_test(verifier_finds_damage), cmocka_unit_test(edits_keep_counts),
-        cmocka_unit_test(sums_keep_their_order), cmocka_unit_test(broadcasting_by_hand),
-        cmocka_unit_test(storage_is_rounded), cmocka_unit_test(gates_define_rows),
-        cmocka_unit_test(dropped_choices_have_no_rows), cmocka_unit_test(plain_rows_are_set_by_the_caller),
-        cmocka_unit_test(constants_fold), cmocka_unit_test(sum_to_undoes_broadcast),
+        cmocka_unit_test(text_round_trips),
+        cmocka_unit_test(copies_stand_alone),
+        cmocka_unit_test(equal_layers_fold),
+        cmocka_unit_test(reals_keep_all_digits),
+        cmocka_unit_test(mistakes_are_told),
+        cmocka_unit_test(builder_reports),
+        cmocka_unit_test(verifier_finds_damage),
+        cmocka_unit_test(edits_keep_counts),
+        cmocka_unit_test(sums_keep_their_order),
+        cmocka_unit_test(broadcasting_by_hand),
+        cmocka_unit_test(storage_is_rounded),
+        cmocka_unit_test(gates_define_rows),
+        cmocka_unit_test(dropped_choices_have_no_rows),
+        cmocka_unit_test(plain_rows_are_set_by_the_caller),
+        cmocka_unit_test(constants_fold),
+        cmocka_unit_test(sum_to_undoes_broadcast),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
