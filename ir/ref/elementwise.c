@@ -57,8 +57,9 @@ MEANING(const) {
     const Tensor *data = attr->data ? &attr->data->tensor : NULL;
     for (int64_t i = 0, n = n_elements(out); i < n; i++) {
         double x = attr->value;
-        if (data) x = data->dtype == F32 ? (double)((const float *)data->data)[i]
-                    : data->dtype == I32 ? ((const int32_t *)data->data)[i] : ((const uint8_t *)data->data)[i];
+        if (data && data->dtype == F32) x = (double)((const float *)data->data)[i];
+        else if (data && data->dtype == I32) x = ((const int32_t *)data->data)[i];
+        else if (data) x = ((const uint8_t *)data->data)[i];
         set_number(out, i, x);
     }
 }

@@ -285,7 +285,7 @@ static float leaf_tree(const float *x) { return (x[0] + x[1]) + x[2]; }     // 3
 // sum of x over axes, x filled with element(i).
 static const Tensor *sum_of(Arena *a, Diag *d, const char *x, const char *axes, const char *y) {
     const char *text = arena_printf(a, "graph @g { leaves L = 3\n %%x = input {name = \"x\"} : %s\n"
-    const char *text = arena_printf(a, "graph @g { leaves L = 3\n %%x = input {name = \"x\"} : %s\n"
+        "%%y = sum %%x {axes = %s} : %s\n return %%y {name = \"y\"} }", x, axes, y);
     return eval_text(a, d, text, false);
 }
 
