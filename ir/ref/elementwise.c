@@ -133,12 +133,15 @@ MEANING(fma) {
 // ---- functions of one number ------------------------------------------------------------------------------
 
 #define REAL_FUNCTION(name, expression)                                              \
+    FAST static void each_##name(const real *from, real *to, int64_t n) {            \
+        for (int64_t i = 0; i < n; i++) {                                            \
+            const real x = from[i];                                                  \
+            to[i] = expression;                                                      \
+        }                                                                            \
+    }                                                                                \
     MEANING(name) {                                                                  \
         UNUSED;                                                                      \
-        for (int64_t i = 0, n = n_elements(out); i < n; i++) {                       \
-            const real x = reals(&in[0])[i];                                         \
-            reals(out)[i] = expression;                                              \
-        }                                                                            \
+        each_##name(reals(&in[0]), reals(out), n_elements(out));                     \
     }
 
 REAL_FUNCTION(exp, REAL_EXP(x))

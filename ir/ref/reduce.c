@@ -216,13 +216,17 @@ static real row_max(const real *x, int64_t n) {
     return most;
 }
 
+FAST static void exp_of_row(const real *x, real most, real *y, int64_t n) {
+    for (int64_t i = 0; i < n; i++) y[i] = REAL_EXP(x[i] - most);
+}
+
 MEANING(softmax) {
     UNUSED;
     int64_t rows = n_rows(out), cols = n_cols(out);
     for (int64_t r = 0; cols && r < rows; r++) {
         const real *x = reals(&in[0]) + r * cols;
         real *y = reals(out) + r * cols, most = row_max(x, cols);
-        for (int64_t i = 0; i < cols; i++) y[i] = REAL_EXP(x[i] - most);
+        exp_of_row(x, most, y, cols);
         real sum = REF(lanes_sum)(y, cols);
         for (int64_t i = 0; i < cols; i++) y[i] /= sum;
     }
@@ -235,7 +239,7 @@ MEANING(logsumexp) {
     for (int64_t r = 0; r < rows; r++) {
         const real *x = reals(&in[0]) + r * cols;
         real most = cols ? row_max(x, cols) : 0;
-        for (int64_t i = 0; i < cols; i++) e[i] = REAL_EXP(x[i] - most);
+        exp_of_row(x, most, e, cols);
         reals(out)[r] = REAL_LOG(REF(lanes_sum)(e, cols)) + most;
     }
     free(e);
