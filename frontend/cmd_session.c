@@ -25,8 +25,7 @@ char *read_file(Arena *a, const char *path, size_t *n) {
     return s.text;
 }
 
-// The library's folder: $MOEC_MODELS, else where an installed program or a build folder has it.
-static const char *find_models(Arena *a) {
+const char *session_models_dir(Arena *a) {
     const char *given = getenv("MOEC_MODELS");
     if (given && *given) return given;
     char exe[PATH_MAX];
@@ -57,7 +56,7 @@ bool session_load(Session *s, Cli *c, const char *file) {
     *s = (Session){.cli = c, .arena = c->arena, .diag = c->diag};
     s->machine = (Machine){.fma_flops = 1e11, .dram_bytes = 2e10, .l1_bytes = 32 << 10, .l2_bytes = 1 << 20, .l3_bytes = 32 << 20,
                            .cores = (int)sysconf(_SC_NPROCESSORS_ONLN), .lanes = 16};
-    s->models_dir = find_models(c->arena);
+    s->models_dir = session_models_dir(c->arena);
     s->base_dir = dirname(arena_strdup(c->arena, file));
     s->program = program_load(c->arena, c->diag, file, s->models_dir);
     return s->program != NULL && diag_n_errors(c->diag) == 0;

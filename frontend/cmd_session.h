@@ -48,6 +48,7 @@ int  session_threads(Session *s, bool *ok);             // --threads, 0: all cor
 char *session_json(Session *s);                         // malloc'ed
 int64_t session_parameters(Session *s, int64_t *active);
 
+const char *session_models_dir(Arena *a);               // $MOEC_MODELS, else where an installed program or a build folder has it
 char *read_file(Arena *a, const char *path, size_t *n); // NULL: errno says why
 
 #endif

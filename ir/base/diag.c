@@ -53,7 +53,7 @@ int diag_n_files(const Diag *d) { return d->files.n; }
 
 void diag_line_column(const Diag *d, Span at, int *line, int *column) {
     *line = *column = 0;
-    size_t n;
+    size_t n = 0;
     const char *text = diag_file_text(d, at.file, &n);
     if (!text) return;
     *line = 1;
@@ -102,7 +102,7 @@ void diag_clear(Diag *d) {
 
 // The source line with the caret under [begin, end), cut at the end of the line.
 static void print_caret(const Diag *d, Span at, int line, int column, FILE *out, const char *on, const char *off) {
-    size_t n;
+    size_t n = 0;
     const char *text = diag_file_text(d, at.file, &n);
     size_t start = at.begin - (size_t)(column - 1), end = start;
     while (end < n && text[end] != '\n') end++;

@@ -1,0 +1,51 @@
+// The peak rate of f32 fused multiply-adds: 24 independent chains of 16 lanes, compiled for the widest registers this
+// processor has, the best of a few short runs.
+#include "frontend/cmd_machine.h"
+
+#include <omp.h>
+#include <time.h>
+
+typedef float V16 __attribute__((vector_size(64)));
+
+enum { CHAINS = 12, ROUNDS = 1000000 };
+
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT ON
+#define WIDEST __attribute__((target_clones("avx512f", "arch=haswell", "default")))
+#elif defined(__x86_64__)
+#define WIDEST __attribute__((target_clones("avx512f", "arch=haswell", "default"), optimize("O3", "fp-contract=fast")))
+#else
+#define WIDEST
+#endif
+
+WIDEST static float chains(int rounds, float seed) {
+    V16 a[CHAINS], x = (V16){0} + seed, y = (V16){0} + 1e-9f;
+    for (int i = 0; i < CHAINS; i++) a[i] = x + (float)i;
+    for (int r = 0; r < rounds; r++)
+        for (int i = 0; i < CHAINS; i++) a[i] = a[i] * x + y;
+    V16 sum = a[0];
+    for (int i = 1; i < CHAINS; i++) sum += a[i];
+    return sum[0] + sum[15];
+}
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+double machine_peak_flops(int threads) {
+    if (threads <= 0) threads = omp_get_num_procs();
+    double best = 0;
+    for (int run = 0; run < 5; run++) {
+        double begin = now();
+#pragma omp parallel num_threads(threads)
+        {
+            volatile float sink = chains(ROUNDS, 0.999f);      // keeps the work
+            (void)sink;
+        }
+        double rate = 2.0 * 16 * CHAINS * ROUNDS * threads / (now() - begin);
+        if (rate > best) best = rate;
+    }
+    return best;
+}

@@ -1,0 +1,236 @@
+// train, eval, generate: the same through the JIT that an ahead-of-time trainer does.
+#include <errno.h>
+#include <jansson.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "frontend/cmd_machine.h"
+#include "frontend/cmd_session.h"
+#include "frontend/cmd_weights.h"
+#include "runtime/checkpoint.h"
+#include "runtime/eval.h"
+#include "runtime/exec.h"
+#include "runtime/generate.h"
+#include "runtime/train.h"
+
+static int fail(Session *s, const RtError *e) {
+    int status = rt_exit_status(e->code);
+    if (e->code == RT_STOPPED) fprintf(stderr, "moec: %s\n", e->text);
+    else diag_error(s->diag, (Span){0}, "%s", e->text);
+    session_close(s);
+    int told = cli_finish(s->cli, status);
+    return e->code == RT_STOPPED ? status : told;
+}
+
+static int give_up(Session *s) {
+    session_close(s);
+    return cli_finish(s->cli, EXIT_WRONG);
+}
+
+static const char *code_line(Session *s) {
+    CompileStats c = compiled_stats(s->compiled);
+    return arena_printf(s->arena, "%d kernels: %d compiled, %d from the cache%s in %.2f s", c.kernels, c.compiled, c.cached,
+                        c.reference ? arena_printf(s->arena, ", %d by reference,", c.reference) : "", c.seconds);
+}
+
+static RtStatus open_settings(Session *s, RtSettings **out, RtError *e) {
+    char *json = session_json(s);
+    RtStatus status = rt_settings_open(json, s->base_dir, out, e);
+    free(json);
+    return status;
+}
+
+static bool file_exists(const char *path) {
+    struct stat st;
+    return stat(path, &st) == 0;
+}
+
+// ---- train --------------------------------------------------------------------------------------------------
+
+int cmd_train(Cli *c) {
+    Session s;
+    if (cli_value(c, "target") && !strcmp(cli_value(c, "target"), "ref"))
+        return cli_fail(c, "train runs through a plan: --target is cpu or interp (verify --train knows ref)");
+    if (!session_open(&s, c, c->args.at[0], 0, NULL)) return cli_finish(c, EXIT_WRONG);
+    if (!s.settings->data.source.kind) {
+        diag_error(c->diag, (Span){0}, "there is no data to train on: set data.source, for example --set 'data.source=text(\"book.txt\")'");
+        return give_up(&s);
+    }
+    const char *out = cli_value(c, "out");
+    if (!out) out = arena_printf(c->arena, "runs/%s", program_model_name(s.program));
+    bool resume = cli_flag(c, "resume");
+    if (!resume && file_exists(out)) {
+        diag_error(c->diag, (Span){0}, "%s exists; --resume goes on with it, another --out begins anew", out);
+        return give_up(&s);
+    }
+    if (resume && !file_exists(out)) {
+        diag_error(c->diag, (Span){0}, "there is no run %s to resume", out);
+        return give_up(&s);
+    }
+    Programs p;
+    if (!session_programs(&s, WANT_TRAIN | WANT_EVAL, &p)) return give_up(&s);
+    if (!session_start(&s, (Graph *[]){p.pass, p.update, p.eval}, 3)) return give_up(&s);
+
+    RtError e = {0};
+    RtSettings *settings;
+    if (open_settings(&s, &settings, &e) != RT_OK) return fail(&s, &e);
+    size_t n;
+    const char *text = diag_file_text(c->diag, program_main(s.program)->file, &n);
+    bool ok;
+    int threads = session_threads(&s, &ok);
+    RtTrainOpts o = {.settings = settings, .run_dir = out, .resume = resume, .model_name = program_model_name(s.program),
+                     .model_file = program_main(s.program)->path, .model_text = arena_strndup(c->arena, text, n),
+                     .trace_path = cli_value(c, "trace"), .out = stderr, .quiet = c->quiet,
+                     .peak_flops = machine_peak_flops(threads), .startup = code_line(&s)};
+    RtStatus status = rt_train(&o, s.plan, NULL, &e);
+    rt_settings_close(settings);
+    if (status != RT_OK) return fail(&s, &e);
+    session_close(&s);
+    return cli_finish(c, EXIT_DONE);
+}
+
+// ---- what was trained before ----------------------------------------------------------------------------------
+
+// Opens what eval and generate are given: a run or checkpoint (its own copy of the model and settings), or a Hugging
+// Face directory.  *hf: the weights are read through `weights hf`.  settings: what was in force, with --set over it.
+static bool open_trained(Session *s, Cli *c, const char *path, const char **ckpt, bool *hf, RtSettings **settings) {
+    RtError e = {0};
+    *settings = NULL;
+    *ckpt = NULL;
+    *hf = file_exists(arena_printf(c->arena, "%s/config.json", path));
+    if (!file_exists(path)) {
+        *s = (Session){.cli = c, .arena = c->arena, .diag = c->diag};
+        diag_error(c->diag, (Span){0}, "%s: %s", path, strerror(errno));
+        return false;
+    }
+    if (*hf) {
+        if (!weights_open_model(s, c, path)) return false;
+        for (int i = 0; i < c->sets.n; i++) vec_push(s->arena, &s->sets, c->sets.at[i]);
+        if (!session_settle(s)) return false;
+        if (open_settings(s, settings, &e) == RT_OK) return true;
+        diag_error(c->diag, (Span){0}, "%s", e.text);
+        return false;
+    }
+    *s = (Session){.cli = c, .arena = c->arena, .diag = c->diag};
+    char *dir;
+    int skipped = 0;
+    RtCkptInfo info = {0};
+    if (rt_ckpt_find(path, &dir, &skipped, &e) != RT_OK || rt_ckpt_info(dir, &info, &e) != RT_OK) {
+        diag_error(c->diag, (Span){0}, "%s", e.text);
+        return false;
+    }
+    if (skipped) fprintf(stderr, "moec: %d newer checkpoint%s damaged or incomplete; using %s\n", skipped, skipped == 1 ? " is" : "s are", dir);
+    *ckpt = arena_strdup(c->arena, dir);
+    free(dir);
+    json_t *json = info.settings ? json_loads(info.settings, 0, NULL) : NULL, *sets = json_object_get(json, "sets");
+    const char **set = arena_array(c->arena, const char *, json_array_size(sets) + 1);
+    int n_sets = 0;
+    for (size_t i = 0; i < json_array_size(sets); i++) {
+        const char *text = json_string_value(json_array_get(sets, i));
+        if (text && strncmp(text, "data.", 5) != 0) set[n_sets++] = arena_strdup(c->arena, text);
+    }
+    json_decref(json);
+    bool ok = session_open(s, c, arena_printf(c->arena, "%s/model.moe", *ckpt), n_sets, set);
+    if (ok && rt_settings_open(info.settings, NULL, settings, &e) != RT_OK) {
+        diag_error(c->diag, (Span){0}, "%s: %s", *ckpt, e.text);
+        ok = false;
+    }
+    for (int i = 0; ok && i < c->sets.n; i++) {
+        const char *set_text = c->sets.at[i];
+        bool block = !strncmp(set_text, "train.", 6) || !strncmp(set_text, "data.", 5) || !strncmp(set_text, "generate.", 9);
+        bool fixed = !strncmp(set_text, "generate.context", 16) || !strncmp(set_text, "generate.batch_tokens", 21) ||
+                     !strncmp(set_text, "generate.dropless", 17) || !strncmp(set_text, "generate.mla", 12);
+        if (block && !fixed && rt_settings_set(*settings, set_text, &e) != RT_OK) {
+            diag_error(c->diag, (Span){0}, "--set %s: %s", set_text, e.text);
+            ok = false;
+        }
+    }
+    rt_ckpt_free(&info);
+    return ok;
+}
+
+static bool load_trained(Session *s, const char *path, const char *ckpt, bool hf) {
+    if (hf) return weights_load(s, path);
+    RtError e = {0};
+    if (rt_ckpt_load_weights(ckpt, s->plan, &e) == RT_OK) return true;
+    diag_error(s->diag, (Span){0}, "%s", e.text);
+    return false;
+}
+
+static RtStatus open_tokenizer(const RtSettings *s, RtTokenizer **out, RtError *e) {
+    return rt_tokenizer_open(s->tokenizer.kind, s->tokenizer.n_args ? s->tokenizer.arg[0] : NULL, out, e);
+}
+
+int cmd_eval(Cli *c) {
+    Session s;
+    RtSettings *settings;
+    const char *ckpt, *path = c->args.at[0];
+    bool hf;
+    Programs p;
+    if (!open_trained(&s, c, path, &ckpt, &hf, &settings)) return give_up(&s);
+    if (!settings->source.kind) {
+        diag_error(c->diag, (Span){0}, "there is no text to evaluate on: --set 'data.source=text(\"book.txt\")'");
+        return give_up(&s);
+    }
+    if (!session_programs(&s, WANT_EVAL, &p) || !session_start(&s, (Graph *[]){p.eval}, 1)) return give_up(&s);
+    if (!load_trained(&s, path, ckpt, hf)) return give_up(&s);
+    RtError e = {0};
+    RtTokenizer *tokenizer = NULL;
+    RtData *data = NULL;
+    RtEvalResult result;
+    const RtTensor *tokens = rt_tensor(s.plan, "tokens");
+    RtStatus status = open_tokenizer(settings, &tokenizer, &e);
+    if (status == RT_OK) status = rt_data_open(settings, tokens->dim[tokens->ndim - 1], tokenizer, NULL, &data, &e);
+    if (status == RT_OK) status = rt_eval(s.plan, data, settings->seed, 0, &result, &e);
+    if (status == RT_OK) rt_eval_print(&result, stdout);
+    rt_data_close(data);
+    rt_tokenizer_close(tokenizer);
+    rt_settings_close(settings);
+    if (status != RT_OK) return fail(&s, &e);
+    session_close(&s);
+    return cli_finish(c, EXIT_DONE);
+}
+
+static const char *prompt_text(Cli *c) {
+    const char *prompt = cli_value(c, "prompt");
+    if (!prompt) return "";
+    return strcmp(prompt, "-") ? prompt : read_file(c->arena, "/dev/stdin", NULL);
+}
+
+int cmd_generate(Cli *c) {
+    Session s;
+    RtSettings *settings;
+    const char *ckpt, *path = c->args.at[0];
+    bool hf;
+    Programs p;
+    if (!open_trained(&s, c, path, &ckpt, &hf, &settings)) return give_up(&s);
+    if (!session_programs(&s, WANT_RUN, &p) || !session_start(&s, (Graph *[]){p.run}, 1)) return give_up(&s);
+    if (!load_trained(&s, path, ckpt, hf)) return give_up(&s);
+    RtError e = {0};
+    RtTokenizer *tokenizer = NULL;
+    const char *prompt = prompt_text(c);
+    if (!prompt) {
+        diag_error(c->diag, (Span){0}, "standard input: %s", strerror(errno));
+        return give_up(&s);
+    }
+    RtGenerateResult result = {0};
+    RtStatus status = open_tokenizer(settings, &tokenizer, &e);
+    if (status == RT_OK) {
+        if (isatty(1) && !c->quiet) fputs(prompt, stdout);
+        status = rt_generate(s.plan, tokenizer, settings, prompt, stdout, &result, &e);
+    }
+    if (status == RT_OK) {
+        putchar('\n');
+        fflush(stdout);
+        if (!c->quiet)
+            fprintf(stderr, "%lld tokens in %.2f s (%.0f tokens/s) after a prompt of %lld; ended by %s\n", (long long)result.tokens,
+                    result.seconds, result.seconds > 0 ? (double)result.tokens / result.seconds : 0.0, (long long)result.prompt_tokens, result.why);
+    }
+    rt_tokenizer_close(tokenizer);
+    rt_settings_close(settings);
+    if (status != RT_OK) return fail(&s, &e);
+    session_close(&s);
+    return cli_finish(c, EXIT_DONE);
+}
