@@ -134,18 +134,19 @@ static void complete_attrs(Node *n) {
 // ---- nodes ----------------------------------------------------------------------------------------------
 
 bool node_check(const Node *n, Diag *d) {
-    Arena *scratch = arena_create();
-    Type *types = arena_array(scratch, Type, n->n_out + 1);
+    enum { FEW = 8 };
+    Type few[FEW], *types = n->n_out <= FEW ? few : malloc(sizeof *types * (size_t)n->n_out);
+    if (!types) abort();
     bool ok = has_operands(n, d) && op_info[n->op].shape(n, types, d) && has_results(n, types, d);
     for (int i = 0; ok && i < n->n_out; i++) {
         if (type_eq(&types[i], &n->out[i].type)) continue;
+        Arena *a = n->graph->arena;
         diag_error(d, n->at, "result %d of %s is %s by its operands, but %s is written", i,
-                   op_info[n->op].name, type_text(scratch, &types[i]), type_text(scratch, &n->out[i].type));
+                   op_info[n->op].name, type_text(a, &types[i]), type_text(a, &n->out[i].type));
         ok = false;
     }
-    ok = ok && op_info[n->op].check(n, d);
-    arena_destroy(scratch);
-    return ok;
+    if (types != few) free(types);
+    return ok && op_info[n->op].check(n, d);
 }
 
 static void insert(Graph *g, Node *n, Node *before) {
