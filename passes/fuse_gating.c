@@ -16,7 +16,7 @@
 // Fused equals unfused: members are the same nodes with the same types and orders of sums, moved.  Effects, scalars
 // of losses and everything after a sum over tokens stay outside.
 //
-// The body yields what is read outside, always the route's results, and in a graph with losses the indices of its
+// The body yields what is read outside, always the route's results, and in a graph with losses the results of its
 // topks, so that the gradient doesn't have to choose again.
 #include <string.h>
 #include "passes/util.h"
@@ -227,7 +227,7 @@ static void build_gate(Region *r, PassCtx *cx) {
         Node *copy = node_clone(&inner, n, mapped);
         for (int i = 0; i < n->n_out; i++) {
             map_put(&map, &n->out[i], &copy->out[i]);
-            bool for_gradient = has_losses && n->op == OP_TOPK && i == 1;
+            bool for_gradient = has_losses && n->op == OP_TOPK;
             if (!is_read_outside(&n->out[i], outside) && n != r->route && !for_gradient) continue;
             vec_push(a, &yields, &copy->out[i]);
             vec_push(a, &results, &n->out[i]);

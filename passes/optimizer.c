@@ -1,8 +1,8 @@
 // Makes the second program of a step, @update, and moves the text's own updates there.
 //
 //   @pass                                     @update
-//     accumulate %dw {name = "w"}       =>      %g  = mul (state "grad/w"), grad_scale
-//     update %b1 {name = "bias"}                norm, clip, ..
+//     accumulate %dw {name = "w"}       =>      norm of all (state "grad/w") * grad_scale, clip, ..
+//     update %b1 {name = "bias"}                %g = mul (state "grad/w"), grad_scale * clip
 //                                               update .. {name = "w"}   update .. {name = "adam.m/w"}   ..
 //     accumulate %c {name = "sum/0"}            update f(state "grad/sum/0") {name = "bias"}
 //
@@ -67,11 +67,11 @@ static void update_parameter(Optimizer *o, const Node *param, Value *g) {
     const TrainOpts *t = o->cx->train;
     const char *name = param->attr.name;
     bool is_expert = param->attr.group && !strcmp(param->attr.group, "expert");
-    double factor = param->attr.lr * (is_expert ? t->lr_expert : 1);
+    double rate = param->attr.lr * (is_expert ? t->lr_expert : 1);
     bool decays = t->decay != 0 && (t->decay_all || param->attr.decay);
     Value *p = build_first(node_clone(&o->b, param, NULL));
     Value *old = p;
-    Value *lr = build_scale(&o->b, o->lr, factor);
+    Value *lr = build_scale(&o->b, o->lr, rate);
 
     if (!strcmp(t->optimizer, "sgd")) {
         if (decays) g = add(o, g, build_scale(&o->b, p, t->decay));
@@ -183,7 +183,7 @@ bool pass_optimizer(Graph *g, PassCtx *cx) {
         if (n->op != OP_PARAM || !map_get(&accumulated, n->attr.name)) continue;
         o.b.at = n->at;
         o.b.path = n->path;
-        Value *gradient = mul(&o, state(&o, "grad", n), o.scale);
+        Value *gradient = state(&o, "grad", n);       // unscaled: nothing of its size is made but the new contents
         Value *squares = sum_of_squares(&o, gradient);
         total = total ? add(&o, total, squares) : squares;
         vec_push(cx->scratch, &trained, ((Trained){n, gradient}));
@@ -191,20 +191,19 @@ bool pass_optimizer(Graph *g, PassCtx *cx) {
     o.b.at = (Span){0};
     o.b.path = NULL;
     if (!total) total = build_const(&o.b, 0, F32);
-    Value *norm = build_unary(&o.b, OP_SQRT, total);
+    Value *norm = mul(&o, build_unary(&o.b, OP_SQRT, total), o.scale);
     o.finite = build_binary(&o.b, OP_LE, norm, build_const(&o.b, FLT_MAX, F32));     // false for inf and NaN
     build(&o.b, OP_METRIC, INS(norm), .name = intern("grad_norm"));
     build(&o.b, OP_METRIC, INS(build_cast(&o.b, o.finite, F32)), .name = intern("finite"));
-    Value *clip = NULL;
+    Value *factor = o.scale;
     if (t->clip > 0) {
         Value *room = quotient(&o, build_const(&o.b, t->clip, F32), add(&o, norm, build_const(&o.b, 1e-6, F32)));
-        clip = build_binary(&o.b, OP_MIN, build_const(&o.b, 1, F32), room);
+        factor = mul(&o, factor, build_binary(&o.b, OP_MIN, build_const(&o.b, 1, F32), room));
     }
     for (int i = 0; i < trained.n; i++) {
         o.b.at = trained.at[i].param->at;
         o.b.path = trained.at[i].param->path;
-        Value *gradient = trained.at[i].gradient;
-        update_parameter(&o, trained.at[i].param, clip ? mul(&o, gradient, clip) : gradient);
+        update_parameter(&o, trained.at[i].param, mul(&o, trained.at[i].gradient, factor));
     }
     move_updates(&o);
     TRACE(cx, "optimizer: %d parameters, %d nodes, %d sums of the pass\n", trained.n, o.update->n_nodes, o.n_sums);

@@ -76,7 +76,8 @@ static bool is_in_arena(const Value *v) { return arena_of(v) == RT_STEP; }
 // Is operand i of a fused body read only element by element, where the results are written?
 static bool is_read_straight(const Graph *body, int i) {
     for_each_node(body, n) {
-        if (!op_is(n->op, ELEMENTWISE) && n->op != OP_ARG && n->op != OP_YIELD) return false;   // a second pass over the row
+        bool may_be = op_is(n->op, ELEMENTWISE) || n->op == OP_ARG || n->op == OP_CONST || n->op == OP_YIELD;
+        if (!may_be) return false;                  // a second walk over the row
         for (int k = 0; n->op == OP_YIELD && k < n->n_in; k++)
             if (n->in[k]->node->op == OP_ARG && n->in[k]->node->attr.k == i) return false;
     }
