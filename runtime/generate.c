@@ -119,13 +119,19 @@ int32_t rt_sampler_next(RtSampler *s, const float *logits, int64_t draw) {
 
 // ---- decoding -----------------------------------------------------------------------------------------------------
 
+// An input of program run: run/NAME where other programs have one of the same name and another shape.
+static const RtTensor *run_input(const RtPlanInstance *p, const char *own_name, const char *name) {
+    const RtTensor *own = rt_tensor(p, own_name);
+    return own ? own : rt_tensor(p, name);
+}
+
 static RtStatus find_decoder(RtPlanInstance *p, RtDecoder *d, RtError *e) {
     d->program = rt_program(p, "run");
     if (d->program < 0) return rt_fail(e, RT_BAD_PLAN, "the plan has no program 'run'");
     d->sym_rows = rt_sym(p, "S");
     d->sym_context = rt_sym(p, "C");
-    d->tokens = rt_tensor(p, "tokens");
-    d->positions = rt_tensor(p, "positions");
+    d->tokens = run_input(p, "run/tokens", "tokens");
+    d->positions = run_input(p, "run/positions", "positions");
     d->logits = rt_output(p, d->program, "logits");
     if (d->sym_rows < 0 || !d->tokens || !d->logits || d->logits->ndim < 2)
         return rt_fail(e, RT_BAD_PLAN, "program 'run' must have rows S, the input tokens and the output logits");
@@ -191,6 +197,20 @@ static void outlet_write(Outlet *o, size_t n) {
     o->n -= n;
 }
 
+typedef enum { STOP_NONE, STOP_BEGUN, STOP_WHOLE } StopMatch;
+
+// Does a stop text stand at held[at], or its beginning at the end of what is held?
+static StopMatch find_stop(const Outlet *o, size_t at) {
+    StopMatch found = STOP_NONE;
+    for (int i = 0; i < o->s->n_stop_text; i++) {
+        size_t length = strlen(o->s->stop_text[i]), there = o->n - at < length ? o->n - at : length;
+        if (memcmp(o->held + at, o->s->stop_text[i], there) != 0) continue;
+        if (there == length) return STOP_WHOLE;
+        found = STOP_BEGUN;
+    }
+    return found;
+}
+
 // True once a stop text is complete: what stands before it has been written.
 static bool outlet_add(Outlet *o, const char *text, size_t n) {
     if (o->n + n > o->cap) {
@@ -200,23 +220,14 @@ static bool outlet_add(Outlet *o, const char *text, size_t n) {
     }
     if (n) memcpy(o->held + o->n, text, n);
     o->n += n;
-    for (size_t at = 0; at < o->n; at++) {
-        bool may_become = false;
-        for (int i = 0; i < o->s->n_stop_text; i++) {
-            size_t length = strlen(o->s->stop_text[i]), there = o->n - at < length ? o->n - at : length;
-            if (memcmp(o->held + at, o->s->stop_text[i], there) != 0) continue;
-            if (there == length) {
-                outlet_write(o, at);
-                return true;
-            }
-            may_become = true;
-        }
-        if (may_become) {
+    for (size_t at = 0; at < o->n; at++)
+        if (find_stop(o, at) == STOP_WHOLE) {
             outlet_write(o, at);
-            return false;
+            return true;
         }
-    }
-    outlet_write(o, o->n);
+    size_t sure = 0;
+    while (sure < o->n && find_stop(o, sure) == STOP_NONE) sure++;
+    outlet_write(o, sure);
     return false;
 }
 

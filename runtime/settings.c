@@ -128,7 +128,10 @@ static void free_call(RtCallSetting *c) {
 static RtStatus read_call(const json_t *v, const char *name, RtCallSetting *out, RtError *e) {
     free_call(out);
     const char *kind = json_is_string(v) ? json_string_value(v) : json_string_value(json_object_get(v, "kind"));
-    if (json_is_null(v)) return RT_OK;
+    if (json_is_null(v)) {
+        if (strcmp(name, "data.tokenizer") == 0) out->kind = rt_path("bytes");
+        return RT_OK;
+    }
     if (!kind) return expected(name, "a name with arguments, as in text(\"a.txt\")", v, e);
     out->kind = rt_path("%s", kind);
     size_t room = json_array_size(json_object_get(v, "args")) + json_object_size(v) + 1;
@@ -305,6 +308,7 @@ RtStatus rt_settings_open(const char *json, const char *base_dir, RtSettings **o
         .held_out = 0.01, .shuffle = true, .end = -1, .pad = -1,
         .max_tokens = 256, .temperature = 1, .top_p = 1, .repetition = 1, .start = -1};
     json_error_t where;
+    s->tokenizer.kind = rt_path("bytes");
     s->json = json && *json ? json_loads(json, JSON_REJECT_DUPLICATES, &where) : json_object();
     RtStatus status = RT_OK;
     if (!json_is_object((json_t *)s->json)) status = BAD("the settings are not a JSON object (%s)", s->json ? "another value" : where.text);

@@ -1,0 +1,39 @@
+// What the programs of a step report: losses and metrics, collected over waves and instances by name.
+#ifndef RUNTIME_REPORT_H
+#define RUNTIME_REPORT_H
+#include "runtime/plan.h"
+
+typedef enum {
+    REPORT_LOSS,                    // without its weight: summed over instances (layers), mean over leaves and waves
+    REPORT_METRIC,                  // mean over instances, leaves and waves
+    REPORT_LOAD                     // rows per expert: largest over mean, the worst instance
+} RtReportKind;
+
+typedef struct {
+    const char *name;               // last segment of the path: layers.3.ffn.balance -> balance
+    RtReportKind kind;
+    double value;
+} RtReportValue;
+
+typedef struct RtReport {
+    RtReportValue *value;
+    int    n;
+    double loss;                    // the objective: sum of weight * value
+    struct RtReportSource *source;
+    int    n_sources;
+} RtReport;
+
+// Of the outputs of these programs (-1: none).
+RtStatus rt_report_open(RtReport *r, const RtPlanInstance *p, int pass, int update, RtError *e);
+void     rt_report_close(RtReport *r);
+void     rt_report_begin(RtReport *r);
+// After a run: share = this run's part of the step's leaves (or labels); counts as for rt_output_mean.
+void     rt_report_add(RtReport *r, const RtPlanInstance *p, int program, int64_t step, double share, int64_t leaves,
+                       const int64_t *counts);
+// Divides what was collected so far (not loads): shares that were no shares yet.
+void     rt_report_scale(RtReport *r, double factor);
+void     rt_report_end(RtReport *r);
+// value of a name, or none.
+double   rt_report_get(const RtReport *r, const char *name, double none);
+
+#endif

@@ -1,0 +1,432 @@
+// A training run.
+//
+//   open    settings, tokenizer, data, first values or a checkpoint, the run's files
+//   step    batch -> pass (a wave) ... -> update -> numbers to metrics.jsonl, TensorBoard and the progress line
+//   now and then    evaluation, checkpoint
+//   end     at the last step, or after SIGINT or SIGTERM: the step is finished, then saved
+#include "runtime/train.h"
+
+#include <errno.h>
+#include <math.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "runtime/checkpoint.h"
+#include "runtime/eval.h"
+#include "runtime/events.h"
+#include "runtime/exec.h"
+#include "runtime/files.h"
+#include "runtime/inputs.h"
+#include "runtime/progress.h"
+#include "runtime/report.h"
+#include "runtime/schedule.h"
+#include "runtime/trace.h"
+
+// The only way a signal can be told: set by the handler, read between steps.
+static volatile sig_atomic_t stop_signal;
+static void on_signal(int signal) { stop_signal = signal; }
+
+typedef struct {
+    const RtTrainOpts *o;
+    const RtSettings  *s;
+    RtPlanInstance    *p;
+    int     pass, update, eval;
+    RtTokenizer *tokenizer;
+    RtData  *data;
+    RtBatchInputs in;
+    int64_t waves, last_step;       // last_step: by train.length or train.stop
+    RtStepSize size;
+    RtSchedule schedule;
+    double  eval_every, save_every; // in steps; 0: never; -1: by minutes
+    // the run so far
+    int64_t step, skipped, tokens, first_step;
+    RtDataPos pos;
+    double  seconds_before;         // of earlier processes
+    int64_t begin_ns, saved_ns, evaluated_ns, saved_step;
+    double  seconds_per_step;       // smoothed
+    RtReport report;
+    int64_t *counts;                // [waves, leaves]: labels that count
+    FILE    *metrics;
+    RtEvents *events;
+    RtProgress progress;
+    struct sigaction old_int, old_term;
+    bool    has_handlers, warned;
+} Run;
+
+// ---- opening --------------------------------------------------------------------------------------------------------
+
+static RtStatus find_programs(Run *r, RtError *e) {
+    r->pass = rt_program(r->p, "pass");
+    r->update = rt_program(r->p, "update");
+    r->eval = rt_program(r->p, "eval");
+    if (r->pass < 0 || r->update < 0) return rt_fail(e, RT_BAD_PLAN, "the plan has no programs 'pass' and 'update': it cannot train");
+    return RT_OK;
+}
+
+static RtStatus open_data(Run *r, RtError *e) {
+    const RtSettings *s = r->s;
+    RT_TRY(rt_batch_inputs(r->p, s->end, &r->in, e));
+    int64_t a_pass = rt_batch_sequences(&r->in);
+    r->waves = s->batch ? s->batch / a_pass : 1;
+    if (s->batch && s->batch % a_pass)
+        return rt_fail(e, RT_BAD_SETTING, "train.batch is %lld, but a pass of the plan takes %lld sequences", (long long)s->batch, (long long)a_pass);
+    if (s->sequence && s->sequence != r->in.sequence)
+        return rt_fail(e, RT_BAD_SETTING, "train.sequence is %lld, but the plan has %lld", (long long)s->sequence, (long long)r->in.sequence);
+    const RtCallSetting *t = &s->tokenizer;
+    RT_TRY(rt_tokenizer_open(t->kind ? t->kind : "bytes", t->n_args ? t->arg[0] : NULL, &r->tokenizer, e));
+    RT_TRY(rt_data_open(s, r->in.sequence, r->tokenizer, r->o->cache_dir, &r->data, e));
+    double sequences = (double)(a_pass * r->waves);
+    r->size = (RtStepSize){.tokens = sequences * (double)r->in.sequence, .samples = sequences, .samples_per_epoch = (double)rt_data_samples(r->data)};
+    r->counts = calloc((size_t)(r->waves * r->in.leaves) + 1, sizeof *r->counts);
+    return r->counts ? RT_OK : rt_fail(e, RT_NO_MEMORY, "no memory for a step");
+}
+
+static RtStatus plan_steps(Run *r, RtError *e) {
+    const RtSettings *s = r->s;
+    double length = rt_quantity_steps(s->length, r->size), stop = s->stop.unit == RT_MINUTES ? 0 : rt_quantity_steps(s->stop, r->size);
+    if (length < 1) return rt_fail(e, RT_BAD_SETTING, "train.length must be at least one step, counted in steps, tokens, samples or epochs");
+    r->last_step = (int64_t)(stop >= 1 && stop < length ? stop : length);
+    r->schedule = rt_schedule(s, r->size);
+    r->eval_every = rt_quantity_steps(s->eval_every, r->size);
+    r->save_every = rt_quantity_steps(s->save_every, r->size);
+    return RT_OK;
+}
+
+static RtStatus check_same_run(const Run *r, const RtCkptInfo *c, const char *dir, RtError *e) {
+    const char *arithmetic = RT_TEXT(r->p->plan, r->p->plan->arithmetic);
+    if (c->data_hash != rt_data_hash(r->data))
+        return rt_fail(e, RT_BAD_SETTING, "%s was trained on other data: data.source, data.tokenizer, data.end, data.held_out, data.shuffle or "
+                       "train.sequence has changed", dir);
+    if (c->seed != r->s->seed)
+        return rt_fail(e, RT_BAD_SETTING, "%s began with train.seed = %llu, now it is %llu", dir, (unsigned long long)c->seed,
+                       (unsigned long long)r->s->seed);
+    if (c->leaves != r->in.leaves || c->waves != r->waves)
+        return rt_fail(e, RT_BAD_SETTING, "%s has %lld lanes and %lld waves, now they are %lld and %lld: the sums would be others", dir,
+                       (long long)c->leaves, (long long)c->waves, (long long)r->in.leaves, (long long)r->waves);
+    if (c->arithmetic && strcmp(c->arithmetic, arithmetic) != 0)
+        return rt_fail(e, RT_BAD_SETTING, "%s was computed with arithmetic %s, now it is %s: the bits would be others", dir, c->arithmetic, arithmetic);
+    return RT_OK;
+}
+
+static RtStatus first_values(Run *r, RtError *e) {
+    RT_TRY(rt_init(r->p, r->s->seed, e));
+    return r->o->init_from ? rt_ckpt_load_weights(r->o->init_from, r->p, e) : RT_OK;
+}
+
+// Takes up the newest whole checkpoint; none at all is a run that ended before its first one, and begins again.
+static RtStatus resume(Run *r, RtError *e) {
+    char *dir = NULL;
+    int damaged = 0;
+    if (!rt_is_dir(r->o->run_dir)) return rt_fail(e, RT_IO, "cannot go on with %s: there is no such folder", r->o->run_dir);
+    RtStatus s = rt_ckpt_find(r->o->run_dir, &dir, &damaged, e);
+    if (s == RT_IO) {
+        rt_progress_say(&r->progress, "%s holds no checkpoint yet: beginning at step 1", r->o->run_dir);
+        return first_values(r, e);
+    }
+    RT_TRY(s);
+    if (damaged) rt_progress_say(&r->progress, "passing over %d damaged or half-written checkpoint%s", damaged, damaged == 1 ? "" : "s");
+    RtCkptInfo c = {.owned = false};
+    s = rt_ckpt_load(dir, r->p, &c, e);
+    if (s == RT_OK) s = check_same_run(r, &c, dir, e);
+    if (s == RT_OK) {
+        r->step = r->saved_step = c.step;
+        r->skipped = c.skipped_steps;
+        r->tokens = c.tokens;
+        r->pos = c.data;
+        r->seconds_before = c.seconds;
+        rt_progress_say(&r->progress, "going on from %s", dir);
+    }
+    rt_ckpt_free(&c);
+    free(dir);
+    return s;
+}
+
+static bool holds_a_run(const char *dir) {
+    char *metrics = rt_path("%s/metrics.jsonl", dir), *ckpt = rt_path("%s/ckpt", dir);
+    bool holds = rt_is_file(metrics) || rt_is_dir(ckpt);
+    free(metrics);
+    free(ckpt);
+    return holds;
+}
+
+// Lines of steps that come after the checkpoint will be written again: cut them off.
+static void cut_metrics(const char *path, int64_t step) {
+    RtMap m;
+    if (rt_map_file(path, &m, NULL) != RT_OK) return;
+    size_t keep = 0;
+    while (keep < m.bytes) {
+        const char *line = (const char *)m.data + keep, *end = memchr(line, '\n', m.bytes - keep);
+        static const char begin[] = "{\"step\": ";
+        if (!end || (size_t)(end - line) < sizeof begin || memcmp(line, begin, sizeof begin - 1) != 0) break;
+        if (strtoll(line + sizeof begin - 1, NULL, 10) > step) break;
+        keep = (size_t)(end + 1 - (const char *)m.data);
+    }
+    bool whole = keep == m.bytes;
+    rt_unmap(&m);
+    if (!whole && truncate(path, (off_t)keep) != 0) unlink(path);
+}
+
+static RtStatus open_outputs(Run *r, RtError *e) {
+    RT_TRY(rt_make_dirs(r->o->run_dir, e));
+    char *path = rt_path("%s/metrics.jsonl", r->o->run_dir);
+    if (r->o->resume) cut_metrics(path, r->step);
+    r->metrics = fopen(path, "a");
+    RtStatus s = r->metrics ? RT_OK : rt_fail(e, RT_IO, "cannot write %s: %s", path, strerror(errno));
+    free(path);
+    RT_TRY(s);
+    return rt_events_open(r->o->run_dir, r->step + 1, &r->events, e);
+}
+
+static void say_start(Run *r) {
+    RtProgress *g = &r->progress;
+    const RtPlan *plan = r->p->plan;
+    double lower = (double)plan->lower_bound_bytes;
+    rt_progress_say(g, "%s: %.3f M parameters", r->o->model_name ? r->o->model_name : "model", (double)rt_parameters(r->p) / 1e6);
+    rt_progress_say(g, "step: %lld waves x %lld lanes x %lld sequences x %lld tokens = %.0f tokens, %d thread%s", (long long)r->waves,
+                    (long long)r->in.leaves, (long long)r->in.batch, (long long)r->in.sequence, r->size.tokens, r->p->threads,
+                    r->p->threads == 1 ? "" : "s");
+    rt_progress_say(g, "data: %lld tokens%s, %lld samples to train on, %lld held out", (long long)rt_data_tokens(r->data),
+                    rt_data_cached(r->data) ? " (cached)" : "", (long long)rt_data_samples(r->data), (long long)rt_data_held_out(r->data));
+    if (lower > 0) rt_progress_say(g, "memory: %.1f MB for the run, %.1f MB for a pass (%.2f x the lower bound)", (double)plan->persistent_bytes / 1e6,
+                                   (double)plan->step_bytes / 1e6, (double)plan->step_bytes / lower);
+    else rt_progress_say(g, "memory: %.1f MB for the run, %.1f MB for a pass", (double)plan->persistent_bytes / 1e6, (double)plan->step_bytes / 1e6);
+    if (r->o->startup) rt_progress_say(g, "%s", r->o->startup);
+    rt_progress_say(g, "writing to %s, steps %lld to %lld", r->o->run_dir, (long long)r->step + 1, (long long)r->last_step);
+}
+
+static void catch_signals(Run *r) {
+    stop_signal = 0;
+    struct sigaction a = {.sa_handler = on_signal, .sa_flags = SA_RESTART | (int)SA_RESETHAND};    // a second one ends at once
+    sigemptyset(&a.sa_mask);
+    sigaction(SIGINT, &a, &r->old_int);
+    sigaction(SIGTERM, &a, &r->old_term);
+    r->has_handlers = true;
+}
+
+static RtStatus open_run(Run *r, RtError *e) {
+    RT_TRY(find_programs(r, e));
+    if (!r->o->resume && holds_a_run(r->o->run_dir))
+        return rt_fail(e, RT_BAD_SETTING, "%s already holds a run: go on with --resume, or choose another folder", r->o->run_dir);
+    RT_TRY(open_data(r, e));
+    RT_TRY(plan_steps(r, e));
+    rt_progress_open(&r->progress, r->o->quiet ? NULL : r->o->out, 1, r->last_step);
+    RT_TRY(r->o->resume ? resume(r, e) : first_values(r, e));
+    r->first_step = r->progress.first_step = r->step + 1;
+    RT_TRY(open_outputs(r, e));
+    RT_TRY(rt_report_open(&r->report, r->p, r->pass, r->update, e));
+    say_start(r);
+    catch_signals(r);
+    r->begin_ns = r->saved_ns = r->evaluated_ns = rt_now_ns();
+    return RT_OK;
+}
+
+static void close_run(Run *r) {
+    rt_progress_close(&r->progress);
+    rt_report_close(&r->report);
+    rt_events_close(r->events);
+    if (r->metrics) fclose(r->metrics);
+    rt_data_close(r->data);
+    rt_tokenizer_close(r->tokenizer);
+    free(r->counts);
+    if (r->has_handlers) {
+        sigaction(SIGINT, &r->old_int, NULL);
+        sigaction(SIGTERM, &r->old_term, NULL);
+    }
+}
+
+// ---- a step -----------------------------------------------------------------------------------------------------------
+
+static double run_seconds(const Run *r) { return r->seconds_before + (double)(rt_now_ns() - r->begin_ns) / 1e9; }
+
+// The waves; returns how many labels the step has.  Under average = "token" a wave counts by its labels, whose sum is
+// known at the end only.
+static int64_t run_waves(Run *r, int64_t step) {
+    int64_t labels = 0, leaves = r->in.leaves;
+    for (int64_t wave = 0; wave < r->waves; wave++) {
+        int64_t *counts = r->counts + wave * leaves, here = 0;
+        rt_data_batch(r->data, &r->pos, rt_batch_sequences(&r->in), rt_batch_tokens(&r->in), rt_batch_labels(&r->in));
+        rt_batch_finish(&r->in, counts);
+        for (int64_t l = 0; l < leaves; l++) here += counts[l];
+        labels += here;
+        rt_set_rng(r->p, r->s->seed, step - 1, wave);
+        rt_set_input(r->p, "wave", (double)wave);
+        rt_set_progress(r->p, step, r->tokens);
+        rt_run(r->p, r->pass);
+        bool by_token = r->s->average_token;
+        rt_report_add(&r->report, r->p, r->pass, step, by_token ? (double)here : 1.0 / (double)r->waves, leaves,
+                      by_token ? counts : NULL);
+    }
+    if (r->s->average_token && labels) rt_report_scale(&r->report, 1 / (double)labels);
+    return labels;
+}
+
+static void run_update(Run *r, int64_t step, int64_t labels, double lr) {
+    double updates = (double)(step - r->skipped);               // steps that were skipped moved no moment
+    double scale = r->s->average_token ? 1 / (double)(labels ? labels : 1) : 1 / (double)(r->waves * r->in.leaves);
+    rt_set_input(r->p, "lr", lr);
+    rt_set_input(r->p, "step_number", (double)step);
+    rt_set_input(r->p, "bias1", 1 - pow(r->s->beta1, updates));
+    rt_set_input(r->p, "bias2", 1 - pow(r->s->beta2, updates));
+    rt_set_input(r->p, "grad_scale", scale);
+    rt_set_rng(r->p, r->s->seed, step - 1, 0);
+    rt_set_progress(r->p, step, r->tokens);
+    rt_run(r->p, r->update);
+    rt_report_add(&r->report, r->p, r->update, step, 1, r->in.leaves, NULL);
+}
+
+static void put_number(FILE *f, const char *name, double x) {
+    if (isfinite(x)) fprintf(f, ", \"%s\": %.9g", name, x);
+    else fprintf(f, ", \"%s\": null", name);                    // JSON knows no NaN
+}
+
+static void write_numbers(Run *r, int64_t step, double lr, double tokens_per_s, double mfu) {
+    FILE *f = r->metrics;
+    fprintf(f, "{\"step\": %lld", (long long)step);
+    put_number(f, "loss", r->report.loss);
+    rt_events_scalar(r->events, step, "loss/total", r->report.loss);
+    for (int i = 0; i < r->report.n; i++) {
+        const RtReportValue *v = &r->report.value[i];
+        char tag[128], name[96];
+        snprintf(name, sizeof name, v->kind == REPORT_LOAD ? "%s_max_over_mean" : "%s", v->name);
+        snprintf(tag, sizeof tag, "%s/%s", v->kind == REPORT_LOSS ? "loss" : "metric", name);
+        if (strcmp(name, "loss") != 0) put_number(f, name, v->value);
+        rt_events_scalar(r->events, step, tag, v->value);
+    }
+    put_number(f, "lr", lr);
+    put_number(f, "tokens_per_s", tokens_per_s);
+    if (mfu >= 0) put_number(f, "mfu", mfu);
+    fprintf(f, ", \"tokens\": %lld, \"skipped_steps\": %lld", (long long)r->tokens, (long long)r->skipped);
+    put_number(f, "seconds", run_seconds(r));
+    fputs("}\n", f);
+    if (fflush(f) != 0 && !r->warned) {
+        rt_progress_say(&r->progress, "cannot write metrics.jsonl: %s; training goes on", strerror(errno));
+        r->warned = true;
+    }
+    rt_events_scalar(r->events, step, "train/lr", lr);
+    rt_events_scalar(r->events, step, "train/tokens_per_s", tokens_per_s);
+    rt_events_flush(r->events, NULL);
+}
+
+// The first number reported under one of these names, or -1.
+static double reported(const RtReport *report, RtReportKind kind, const char *begin) {
+    for (int i = 0; i < report->n; i++)
+        if (report->value[i].kind == kind && !strncmp(report->value[i].name, begin, strlen(begin))) return report->value[i].value;
+    return -1;
+}
+
+static RtStatus do_step(Run *r, RtError *e) {
+    int64_t step = r->step + 1, traced = r->o->trace_step ? r->o->trace_step : r->first_step + 2;
+    if (traced > r->last_step) traced = r->last_step;
+    bool trace = r->o->trace_path && step == traced;
+    if (trace) RT_TRY(rt_trace_begin(r->p, (int)r->waves + 1, e));
+    int64_t begin_ns = rt_now_ns();
+    double lr = rt_schedule_lr(&r->schedule, step);
+    rt_report_begin(&r->report);
+    int64_t labels = run_waves(r, step);
+    run_update(r, step, labels, lr);
+    rt_report_end(&r->report);
+    double seconds = (double)(rt_now_ns() - begin_ns) / 1e9;
+
+    r->step = step;
+    r->tokens += (int64_t)r->size.tokens;
+    if (rt_report_get(&r->report, "finite", 1) == 0) {
+        r->skipped++;
+        rt_progress_say(&r->progress, "step %lld: the gradient is not finite; the step is skipped (%lld so far)", (long long)step,
+                        (long long)r->skipped);
+    }
+    r->seconds_per_step = r->seconds_per_step > 0 ? 0.9 * r->seconds_per_step + 0.1 * seconds : seconds;
+    double flops = (double)r->waves * rt_program_flops(r->p, r->pass) + rt_program_flops(r->p, r->update);
+    double mfu = r->o->peak_flops > 0 ? flops / seconds / r->o->peak_flops : -1;
+    write_numbers(r, step, lr, r->size.tokens / seconds, mfu);
+    rt_progress_step(&r->progress, &(RtProgressLine){
+        .step = step, .loss = r->report.loss, .tokens_per_s = r->size.tokens / r->seconds_per_step, .mfu = mfu,
+        .load = reported(&r->report, REPORT_LOAD, "load"), .drop = reported(&r->report, REPORT_METRIC, "drop"),
+        .seconds_left = (double)(r->last_step - step) * r->seconds_per_step, .skipped = r->skipped});
+    if (trace) {
+        RT_TRY(rt_trace_write(r->p, r->o->trace_path, e));
+        rt_trace_end(r->p);
+        rt_progress_say(&r->progress, "trace of step %lld: %s", (long long)step, r->o->trace_path);
+    }
+    return RT_OK;
+}
+
+// ---- now and then -------------------------------------------------------------------------------------------------------
+
+static bool is_due(double every, RtQuantity q, int64_t step, int64_t since_ns) {
+    if (every < 0) return (double)(rt_now_ns() - since_ns) / 6e10 >= q.value;
+    int64_t steps = (int64_t)every;
+    return steps > 0 && step % steps == 0;
+}
+
+static RtStatus evaluate(Run *r, RtError *e) {
+    if (r->eval < 0 || rt_data_held_out(r->data) == 0) return RT_OK;
+    RtEvalResult v;
+    RT_TRY(rt_eval(r->p, r->data, r->s->seed, 0, &v, e));
+    rt_progress_say(&r->progress, "step %lld: held out: loss %.4f, perplexity %.3f, %.4f bits per byte (%.1f s)", (long long)r->step, v.ce,
+                    v.perplexity, v.bits_per_byte, v.seconds);
+    fprintf(r->metrics, "{\"step\": %lld", (long long)r->step);
+    put_number(r->metrics, "eval_loss", v.ce);
+    put_number(r->metrics, "eval_perplexity", v.perplexity);
+    put_number(r->metrics, "eval_bits_per_byte", v.bits_per_byte);
+    fputs("}\n", r->metrics);
+    fflush(r->metrics);
+    rt_events_scalar(r->events, r->step, "eval/loss", v.ce);
+    rt_events_scalar(r->events, r->step, "eval/bits_per_byte", v.bits_per_byte);
+    rt_events_flush(r->events, NULL);
+    r->evaluated_ns = rt_now_ns();
+    return RT_OK;
+}
+
+static RtStatus save(Run *r, RtError *e) {
+    if (r->saved_step == r->step) return RT_OK;
+    char *settings = rt_settings_json(r->s), *dir = NULL;
+    RtCkptInfo info = {.step = r->step, .tokens = r->tokens, .skipped_steps = r->skipped, .data = r->pos, .data_hash = rt_data_hash(r->data),
+                       .seed = r->s->seed, .leaves = r->in.leaves, .waves = r->waves, .seconds = run_seconds(r), .model_file = r->o->model_file,
+                       .model_text = r->o->model_text, .settings = settings};
+    int64_t begin_ns = rt_now_ns();
+    RtStatus s = rt_ckpt_save(r->o->run_dir, r->p, &info, r->s->keep, &dir, e);
+    if (s == RT_OK) {
+        rt_progress_say(&r->progress, "saved %s (%.1f s)", dir, (double)(rt_now_ns() - begin_ns) / 1e9);
+        r->saved_step = r->step;
+        r->saved_ns = rt_now_ns();
+    }
+    free(settings);
+    free(dir);
+    return s;
+}
+
+static bool time_is_over(const Run *r) { return r->s->stop.unit == RT_MINUTES && run_seconds(r) >= 60 * r->s->stop.value; }
+
+static RtStatus run_steps(Run *r, RtError *e) {
+    while (r->step < r->last_step && !stop_signal) {
+        RT_TRY(do_step(r, e));
+        bool last = r->step == r->last_step || time_is_over(r);
+        if (!stop_signal && (last || is_due(r->eval_every, r->s->eval_every, r->step, r->evaluated_ns))) RT_TRY(evaluate(r, e));
+        if (last || stop_signal || is_due(r->save_every, r->s->save_every, r->step, r->saved_ns)) RT_TRY(save(r, e));
+        if (last) break;
+    }
+    if (stop_signal) RT_TRY(save(r, e));              // it may have come between the last look and here
+    return stop_signal && r->step < r->last_step ? RT_STOPPED : RT_OK;
+}
+
+RtStatus rt_train(const RtTrainOpts *o, RtPlanInstance *p, RtTrainResult *result, RtError *e) {
+    Run r = {.o = o, .s = o->settings, .p = p, .saved_step = -1};
+    RtStatus s = open_run(&r, e);
+    if (s == RT_OK && r.step >= r.last_step)
+        rt_progress_say(&r.progress, "step %lld of %lld is done: there is nothing to do", (long long)r.step, (long long)r.last_step);
+    if (s == RT_OK) s = run_steps(&r, e);
+    if (s == RT_STOPPED) {
+        rt_fail(e, RT_STOPPED, "stopped by signal %d after step %lld; go on with --resume", (int)stop_signal, (long long)r.step);
+        rt_progress_say(&r.progress, "stopped by signal %d after step %lld", (int)stop_signal, (long long)r.step);
+    }
+    if (result) {
+        double seconds = r.begin_ns ? (double)(rt_now_ns() - r.begin_ns) / 1e9 : 0;
+        double tokens = (double)(r.step - r.first_step + 1) * r.size.tokens;
+        *result = (RtTrainResult){.step = r.step, .skipped_steps = r.skipped, .tokens = r.tokens, .loss = r.report.loss, .seconds = seconds,
+                                  .tokens_per_s = seconds > 0 && r.first_step ? tokens / seconds : 0};
+    }
+    close_run(&r);
+    return s;
+}
