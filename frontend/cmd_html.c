@@ -7,6 +7,7 @@
 #include <errno.h>
 #include <jansson.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -34,7 +35,6 @@ struct Html {
     json_t *page, *programs, *program, *nodes, *passes;
     Numbers values, versions;          // Value * -> number; Node * -> index in `version`
     VEC(Version) version;
-    const Graph *last;
     int next_id;
 };
 
@@ -90,6 +90,12 @@ void html_program(Html *h, const char *name) {
     json_object_set_new(h->program, "nodes", h->nodes);
     json_object_set_new(h->program, "passes", h->passes);
     json_array_append_new(h->programs, h->program);
+}
+
+void html_select(Html *h, int program) {
+    h->program = json_array_get(h->programs, (size_t)program);
+    h->nodes = json_object_get(h->program, "nodes");
+    h->passes = json_object_get(h->program, "passes");
 }
 
 // ---- the text of a node ---------------------------------------------------------------------------------
@@ -207,7 +213,6 @@ void html_seen(void *html, const char *pass, const Graph *g, double seconds) {
     json_t *list = json_array();
     for (const Node *n = g->first; n; n = n->next) json_array_append_new(list, json_integer(version_of(h, n)));
     json_array_append_new(h->passes, json_pack("{s:s, s:f, s:o}", "name", pass, "seconds", seconds, "nodes", list));
-    h->last = g;
     if (g->stage != PLANNED) return;
     json_t *buffers = json_array();
     int at = 0;
