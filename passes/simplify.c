@@ -42,7 +42,7 @@ static bool is_used_extent(Graph *g, const Node *n, const bool *sym_is_used) {
     return false;
 }
 
-static bool drop_dead(Graph *g, PassCtx *cx) {
+bool drop_dead(Graph *g, PassCtx *cx) {
     bool changed = false, again = true;
     bool *sym_is_used = arena_array(cx->scratch, bool, g->n_syms + 1);
     while (again) {

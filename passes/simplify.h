@@ -12,6 +12,8 @@ bool fold_constants(Graph *g, PassCtx *cx);
 // At inference: functions of the positions with a cos or sin become rows of a table of all positions.  fold.c
 bool tabulate_positions(Graph *g, PassCtx *cx);
 
+// Drops pure nodes that nobody reads.  simplify.c
+bool drop_dead(Graph *g, PassCtx *cx);
 // Replaces what has a mark: every operand (and symbol extent) v with v->mark becomes the end of the chain of marks.
 // Then clears the marks.
 void marks_apply(Graph *g);
