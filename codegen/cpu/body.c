@@ -1,0 +1,882 @@
+// Bodies: elementwise work and row reductions over one space of rows, values in registers.  A single elementwise node,
+// softmax, logsumexp or sum along the last axis is a body of one node.
+//
+// A body becomes a list of steps per row; softmax and logsumexp are spelled out in them.  Reductions cut a row's work
+// into levels; each level runs over the columns once:
+//
+//     level 0   m = max(x)                       LOAD steps are repeated wherever they are read
+//     level 1   e = exp(x - m); s = sum(e)       e is kept: in registers for up to 64 columns, else in a row buffer
+//     level 2   store e / s
+//
+// Row buffers lie in the thread's scratch memory.  `slice` and `concat` of computed columns go through one too.
+// A body without reductions whose operands all have the space's own shape (or one element) runs flat: its elements are
+// one long row, cut into runs of 4096.
+#include <assert.h>
+#include <string.h>
+#include "codegen/cpu/elem.h"
+#include "ir/base/vec.h"
+
+enum { REGISTER_CHUNKS = 4, FLAT_RUN = 4096, MAX_WIDTHS = 12, MAX_OPERANDS = 3, MAX_SPACES = 8 };
+
+typedef enum { S_LOAD, S_TABLE, S_CONST, S_INDEX, S_ELEM, S_SUM, S_MAX, S_BUFFER } StepKind;
+
+typedef struct Step Step;
+typedef struct { Step *from; int64_t begin; Dim width; } Part;      // columns begin .. of a buffer, written from a step
+
+struct Step {
+    StepKind kind;
+    const Node *node;            // ELEM, CONST, TABLE: the node; INDEX: the iota
+    Op op;                       // ELEM without node: arithmetic of softmax (SUB EXP DIV LOG ADD), COPY rounds
+    Step *in[MAX_OPERANDS];
+    int  n_in;
+    DType dtype;
+    bool wide;                   // has columns
+    Dim  width;
+    // LOAD, TABLE, INDEX
+    int  arg, space;             // operand number; number of the row space it is read in
+    Type view;                   // operand's type as read
+    RowMap map;
+    int64_t begin;               // first column read; BUFFER: of the buffer
+    // BUFFER
+    Part  part[16];
+    int   n_parts;
+    Step *whole;                 // a slice of another buffer
+    // schedule
+    int  level;                  // loop in which it is computed
+    bool anywhere;               // cheap: computed again in every loop that wants it
+    bool kept;                   // wanted in later loops
+    int64_t buffer;              // offset in scratch; -1: none
+    // emission
+    LV   value, row;             // of the current chunk, or of the row; LOAD: row offset
+    LV   chunk[REGISTER_CHUNKS + 1];
+    int  seen;                   // chunk for which `value` holds
+};
+
+typedef struct { Step *from; int result; int64_t begin; Dim cols; } Store;
+
+typedef struct {
+    Arena *a;
+    const KernelNode *k;
+    const Graph *body;
+    VEC(Step *) steps;
+    VEC(Store) stores;
+    VEC(Type) spaces;            // row spaces: types whose leading dimensions count
+    struct Memo { const Value *v; int space; Step *step; struct Memo *next; } *memo;
+    bool ok, flat;
+    int  n_levels;
+    int64_t scratch;
+    int64_t grain;
+    const Value *result[2 * MAX_NAMED];     // what is stored; reshapes at the end only rename its dimensions
+    const Type *rows;            // of result 0: its rows are the rows of all
+} Body;
+
+// ---- from nodes to steps ------------------------------------------------------------------------------------
+
+static Step *refuse(Body *b) {
+    b->ok = false;
+    return NULL;
+}
+
+// Equal numbers of rows: the same constant and the same symbols.
+static bool same_rows(const Type *a, const Type *b) {
+    int64_t n[2] = {1, 1};
+    const Sym *sym[2][MAX_DIM];
+    int n_sym[2] = {0, 0};
+    const Type *t[2] = {a, b};
+    for (int j = 0; j < 2; j++)
+        for (int i = 0; i + 1 < t[j]->ndim; i++) {
+            const Sym *s = t[j]->dim[i].sym;
+            n[j] *= t[j]->dim[i].n;
+            if (s && s->kind == SYM_LEAF) n[j] *= s->bound;
+            else if (s) sym[j][n_sym[j]++] = s;
+        }
+    if (n[0] != n[1] || n_sym[0] != n_sym[1]) return false;
+    for (int i = 0; i < n_sym[0]; i++) {
+        int here = 0, there = 0;
+        for (int j = 0; j < n_sym[0]; j++) here += sym[0][j] == sym[0][i], there += sym[1][j] == sym[0][i];
+        if (here != there) return false;
+    }
+    return true;
+}
+
+static Dim last_dim(const Type *t) { return t->ndim ? t->dim[t->ndim - 1] : dim_n(1); }
+
+static Dim plain_width(Dim d) {
+    return d.sym && d.sym->kind == SYM_LEAF ? dim_n(d.n * d.sym->bound) : d;
+}
+
+static int space_number(Body *b, const Type *t) {
+    for (int i = 0; i < b->spaces.n; i++) {
+        const Type *s = &b->spaces.at[i];
+        bool same = s->ndim == t->ndim;
+        for (int k = 0; same && k + 1 < t->ndim; k++) same = dim_eq(s->dim[k], t->dim[k]);
+        if (same) return i;
+    }
+    if (!same_rows(t, b->rows)) return -1;
+    if (b->spaces.n == MAX_SPACES) return -1;
+    vec_push(b->a, &b->spaces, *t);
+    return b->spaces.n - 1;
+}
+
+static Step *new_step(Body *b, StepKind kind, DType dtype, Dim width) {
+    Step *s = arena_new(b->a, Step);
+    *s = (Step){.kind = kind, .dtype = dtype, .width = plain_width(width), .wide = !dim_is_1(width), .buffer = -1, .seen = -1};
+    vec_push(b->a, &b->steps, s);
+    return s;
+}
+
+static Step *arith(Body *b, Op op, DType dtype, Step *x, Step *y) {
+    Step *s = new_step(b, S_ELEM, dtype, x->wide || !y ? x->width : y->width);
+    s->op = op;
+    s->in[s->n_in++] = x;
+    if (y) s->in[s->n_in++] = y;
+    return s;
+}
+
+// x in all of `width` columns, if it is the same in each and so far has none.
+static Step *spread(Body *b, Step *x, Dim width) {
+    if (x->wide || dim_is_1(width)) return x;
+    Step *s = arith(b, OP_COPY, x->dtype, x, NULL);
+    s->width = plain_width(width);
+    s->wide = true;
+    return s;
+}
+
+static Step *reduce(Body *b, StepKind kind, Step *x) {
+    Step *s = new_step(b, kind, dtype_is_float(x->dtype) ? F32 : x->dtype, dim_n(1));
+    s->in[s->n_in++] = x;
+    return s;
+}
+
+// Sums and softmax work in f32 whatever the storage.
+static Step *rounded(Body *b, DType t, Step *x) { return t == BF16 || t == F16 ? arith(b, OP_COPY, t, x, NULL) : x; }
+
+static bool is_reducible(DType t) { return dtype_is_float(t) || t == I32; }
+
+static bool is_last_axis(const Node *n) {
+    int last = n->in[0]->type.ndim - 1;
+    if (n->op == OP_SUM) return n->attr.axes.n == 1 && n->attr.axes.at[0] == last && (last > 0 || n->attr.leaves <= 1);
+    return n->attr.axis == last;
+}
+
+static Step *step_of(Body *b, const Value *v, int space);
+
+// Columns begin .. begin + width of x.
+static Step *slice_of(Body *b, Step *x, int64_t begin, Dim width) {
+    if (x->kind == S_LOAD && x->wide) {
+        Step *s = new_step(b, S_LOAD, x->dtype, width);
+        s->arg = x->arg, s->view = x->view, s->map = x->map, s->space = x->space;
+        s->begin = x->begin + begin;
+        return s;
+    }
+    if (!x->wide) return x;
+    Step *s = new_step(b, S_BUFFER, x->dtype, width);
+    if (x->kind == S_BUFFER) {
+        s->whole = x->whole ? x->whole : x;
+        s->begin = x->begin + begin;
+    } else {
+        Step *all = new_step(b, S_BUFFER, x->dtype, x->width);
+        all->part[all->n_parts++] = (Part){x, 0, x->width};
+        s->whole = all;
+        s->begin = begin;
+    }
+    return s;
+}
+
+static Step *concat_of(Body *b, const Node *n, int space) {
+    if (n->attr.axis != n->out[0].type.ndim - 1 || n->n_in > (int)(sizeof((Step *)0)->part / sizeof(Part))) return refuse(b);
+    Step *from[16];
+    for (int i = 0; i < n->n_in; i++) {
+        from[i] = step_of(b, n->in[i], space);
+        if (!from[i] || last_dim(&n->in[i]->type).sym) return refuse(b);
+    }
+    Step *s = new_step(b, S_BUFFER, n->out[0].type.dtype, last_dim(&n->out[0].type));
+    for (int64_t i = 0, at = 0; i < n->n_in; i++) {
+        Dim width = last_dim(&n->in[i]->type);
+        s->part[s->n_parts++] = (Part){from[i], at, width};
+        at += width.n;
+    }
+    return s;
+}
+
+static Step *load_of(Body *b, StepKind kind, const Type *view, int space) {
+    Step *s = new_step(b, kind, view->dtype, last_dim(view));
+    s->view = *view;
+    s->space = space;
+    s->anywhere = true;
+    if (!row_map(view, &b->spaces.at[space], &s->map)) return refuse(b);
+    return s;
+}
+
+// The value of v in a row of `space`, with v's own columns.  Memoised by build.
+static Step *build_step(Body *b, const Value *v, int space) {
+    const Node *n = v->node;
+    const Type *t = &v->type;
+    switch (n->op) {
+    case OP_ARG: {
+        Step *s = load_of(b, S_LOAD, t, space);
+        if (s) s->arg = (int)n->attr.k;
+        return s;
+    }
+    case OP_CONST:
+        if (type_bound_elements(t) == 1) {
+            Step *s = new_step(b, S_CONST, t->dtype, dim_n(1));
+            s->node = n;
+            s->anywhere = true;
+            return s;
+        } else {
+            Step *s = load_of(b, S_TABLE, t, space);
+            if (s) s->node = n;
+            return s;
+        }
+    case OP_IOTA: {
+        Step *s = load_of(b, S_INDEX, t, space);
+        if (!s || t->dtype != I32) return refuse(b);
+        s->node = n;
+        s->wide = n->attr.axis == t->ndim - 1 && s->wide;
+        if (!s->wide) s->width = dim_n(1);
+        return s;
+    }
+    case OP_STOP_GRADIENT: case OP_COPY:
+        return step_of(b, n->in[0], space);
+    case OP_BROADCAST:
+        return step_of(b, n->in[0], space);
+    case OP_RESHAPE: {
+        const Type *from = &n->in[0]->type;
+        if (n->in[0]->node->op == OP_ARG) {                    // the operand, read in the new shape
+            Step *s = load_of(b, S_LOAD, t, space);
+            if (s) s->arg = (int)n->in[0]->node->attr.k;
+            return s;
+        }
+        if (type_bound_elements(t) == 1 && type_bound_elements(from) == 1) return step_of(b, n->in[0], space);
+        if (!dim_eq(last_dim(t), last_dim(from)) || !same_rows(from, t)) return refuse(b);
+        int inner = space;
+        if (same_rows(t, b->rows)) inner = space_number(b, from);
+        else {                                                 // fewer rows: only axes of 1 may come or go
+            int i = from->ndim - 1, j = t->ndim - 1;
+            while (i >= 0 || j >= 0) {
+                if (i >= 0 && j >= 0 && dim_eq(from->dim[i], t->dim[j])) i--, j--;
+                else return refuse(b);
+            }
+        }
+        return inner < 0 ? refuse(b) : step_of(b, n->in[0], inner);
+    }
+    case OP_SUM: case OP_REDUCE_MAX: {
+        if (!is_last_axis(n) || !is_reducible(t->dtype)) return refuse(b);
+        Step *x = step_of(b, n->in[0], space);
+        if (!x) return NULL;
+        x = spread(b, x, last_dim(&n->in[0]->type));
+        return rounded(b, t->dtype, reduce(b, n->op == OP_SUM ? S_SUM : S_MAX, x));
+    }
+    case OP_SOFTMAX: case OP_LOGSUMEXP: {
+        Step *x = step_of(b, n->in[0], space);
+        if (!x) return NULL;
+        x = spread(b, x, last_dim(&n->in[0]->type));
+        Step *m = reduce(b, S_MAX, x), *e = arith(b, OP_EXP, F32, arith(b, OP_SUB, F32, x, m), NULL), *s = reduce(b, S_SUM, e);
+        s = n->op == OP_SOFTMAX ? arith(b, OP_DIV, F32, e, s) : arith(b, OP_ADD, F32, arith(b, OP_LOG, F32, s, NULL), m);
+        return rounded(b, t->dtype, s);
+    }
+    case OP_SLICE: {
+        Dim have = last_dim(&n->in[0]->type);
+        if (n->attr.axis != t->ndim - 1 || have.sym) return refuse(b);
+        Step *x = step_of(b, n->in[0], space);
+        return x ? slice_of(b, x, n->attr.begin, last_dim(t)) : NULL;
+    }
+    case OP_CONCAT:
+        return concat_of(b, n, space);
+    default: {
+        if (!elem_supported(n)) return refuse(b);
+        Step *x[MAX_OPERANDS];
+        for (int i = 0; i < n->n_in; i++) {
+            x[i] = step_of(b, n->in[i], space);
+            if (!x[i]) return NULL;
+        }
+        Step *s = new_step(b, S_ELEM, t->dtype, last_dim(t));
+        s->node = n;
+        s->op = n->op;
+        s->n_in = n->n_in;
+        bool wide = false;
+        for (int i = 0; i < n->n_in; i++) {
+            s->in[i] = x[i];
+            wide |= x[i]->wide;
+        }
+        if (!wide) s->wide = false, s->width = dim_n(1);       // the same in all columns
+        return s;
+    }
+    }
+}
+
+static Step *step_of(Body *b, const Value *v, int space) {
+    if (!b->ok) return NULL;
+    for (struct Memo *m = b->memo; m; m = m->next)
+        if (m->v == v && m->space == space) return m->step;
+    Step *s = build_step(b, v, space);
+    if (!s) return refuse(b);
+    struct Memo *m = arena_new(b->a, struct Memo);
+    *m = (struct Memo){v, space, s, b->memo};
+    b->memo = m;
+    return s;
+}
+
+// ---- levels -------------------------------------------------------------------------------------------------
+
+static int available(const Step *s) {        // first level that may read s
+    if (s->anywhere && s->kind != S_ELEM) return 0;
+    return s->kind == S_SUM || s->kind == S_MAX ? s->level + 1 : s->level;
+}
+
+static bool is_cheap(const Step *s) {
+    switch (s->op) {
+    case OP_EXP: case OP_LOG: case OP_LOG1P: case OP_TANH: case OP_SIGMOID: case OP_ERF: case OP_SIN: case OP_COS:
+    case OP_DIV: case OP_MOD: case OP_SQRT: case OP_RSQRT: return false;
+    default: break;
+    }
+    for (int i = 0; i < s->n_in; i++) {
+        const Step *x = s->in[i];
+        if (x->wide && x->kind != S_LOAD && x->kind != S_TABLE && x->kind != S_INDEX) return false;
+    }
+    return true;
+}
+
+static void set_levels(Body *b) {
+    for (int i = 0; i < b->steps.n; i++) {
+        Step *s = b->steps.at[i];
+        for (int j = 0; j < s->n_in; j++)
+            if (available(s->in[j]) > s->level) s->level = available(s->in[j]);
+        for (int j = 0; j < s->n_parts; j++)
+            if (available(s->part[j].from) + 1 > s->level) s->level = available(s->part[j].from) + 1;
+        if (s->whole) s->level = s->whole->level;
+        if (s->kind == S_ELEM && s->wide && is_cheap(s)) s->anywhere = true;
+        if (s->kind == S_BUFFER) s->anywhere = false;
+        if (s->level + 1 > b->n_levels) b->n_levels = s->level + 1;
+    }
+    // as late as their readers allow: fewer values wait in buffers
+    int n = b->steps.n;
+    int *latest = arena_array(b->a, int, n + 1);
+    for (int i = 0; i < n; i++) latest[i] = -1;
+    for (int i = 0; i < n; i++) b->steps.at[i]->seen = i;      // number, for now
+    for (int i = 0; i < b->stores.n; i++) latest[b->stores.at[i].from->seen] = b->stores.at[i].from->level;
+    for (int i = n - 1; i >= 0; i--) {
+        Step *s = b->steps.at[i];
+        if (s->kind == S_ELEM && latest[i] > s->level) s->level = latest[i];
+        for (int j = 0; j < s->n_in; j++) {
+            int *l = &latest[s->in[j]->seen];
+            if (*l < 0 || *l > s->level) *l = s->level;
+        }
+        for (int j = 0; j < s->n_parts; j++) {
+            int *l = &latest[s->part[j].from->seen];
+            if (*l < 0 || *l > s->level - 1) *l = s->level - 1;
+        }
+    }
+    for (int i = 0; i < n; i++) b->steps.at[i]->seen = -1;
+}
+
+static bool in_registers(Dim width) { return !width.sym && width.n <= REGISTER_CHUNKS * LANES; }
+
+static int64_t buffer_bytes(Dim width) { return ((dim_bound(width) + LANES - 1) / LANES * LANES + LANES) * 4; }
+
+// Who is read in a later loop than its own, and where such values wait.
+static void keep_values(Body *b) {
+    for (int i = 0; i < b->steps.n; i++) {
+        Step *s = b->steps.at[i];
+        for (int j = 0; j < s->n_in; j++) {
+            Step *x = s->in[j];
+            if (x->kind == S_ELEM && x->wide && !x->anywhere && x->level < s->level) x->kept = true;
+        }
+        for (int j = 0; j < s->n_parts; j++) {
+            Step *x = s->part[j].from;
+            if (x->kind == S_ELEM && x->wide && !x->anywhere && x->level < s->level - 1) x->kept = true;
+        }
+    }
+    for (int i = 0; i < b->steps.n; i++) {
+        Step *s = b->steps.at[i];
+        bool memory = s->kind == S_BUFFER ? !s->whole : s->kept && !in_registers(s->width);
+        if (!memory) continue;
+        s->buffer = b->scratch;
+        b->scratch += (buffer_bytes(s->width) + 63) / 64 * 64;
+    }
+    if (b->scratch > RT_SCRATCH_BYTES) b->ok = false;
+}
+
+// ---- the body of a kernel -----------------------------------------------------------------------------------
+
+// A lone node as a body: its operands are ARGs.
+static const Graph *one_node_body(Arena *a, const Node *n) {
+    Graph *g = graph_new(a, "body");
+    g->parent = n->graph;
+    Node *last = NULL;
+    Node *core = arena_new(a, Node);
+    *core = *n;
+    core->in = arena_array(a, Value *, n->n_in + 1);
+    core->out = arena_array(a, Value, n->n_out + 1);
+    core->graph = g;
+    Node *yield = arena_new(a, Node);
+    *yield = (Node){.op = OP_YIELD, .n_in = n->n_out, .graph = g};
+    yield->in = arena_array(a, Value *, n->n_out + 1);
+    for (int i = 0; i < n->n_out; i++) {
+        core->out[i] = (Value){.node = core, .index = i, .type = n->out[i].type};
+        yield->in[i] = &core->out[i];
+    }
+    for (int i = 0; i < n->n_in + 2; i++) {
+        Node *m = i == n->n_in ? core : i > n->n_in ? yield : arena_new(a, Node);
+        if (i < n->n_in) {
+            const Type *t = &n->in[i]->type;
+            *m = (Node){.op = OP_ARG, .n_out = 1, .graph = g, .attr = {.k = i, .dtype = t->dtype, .dims = dims_of(t)}};
+            m->out = arena_new(a, Value);
+            m->out[0] = (Value){.node = m, .type = *t};
+            core->in[i] = m->out;
+        }
+        m->prev = last;
+        m->next = NULL;
+        if (last) last->next = m; else g->first = m;
+        last = g->last = m;
+        g->n_nodes++;
+    }
+    return g;
+}
+
+static bool all_elements(const Type *t, Dim *n) {          // elements as one dimension
+    *n = dim_n(1);
+    for (int i = 0; i < t->ndim; i++) {
+        Dim d = plain_width(t->dim[i]);
+        if (d.sym && n->sym) return false;
+        *n = (Dim){n->n * d.n, d.sym ? d.sym : n->sym};
+    }
+    return true;
+}
+
+// Elementwise only, every operand as large as the results or one element.
+static bool is_flat(const Body *b) {
+    Dim n, m;
+    if (!all_elements(b->rows, &n)) return false;
+    for (int i = 0; i < b->k->node->n_out; i++)
+        if (!all_elements(&b->k->node->out[i].type, &m) || !dim_eq(n, m)) return false;
+    for_each_node(b->body, x) {
+        if (x->op == OP_YIELD) continue;
+        if (x->op == OP_CONST && type_bound_elements(&x->out[0].type) == 1) continue;
+        if (x->op != OP_ARG && !is_shown(x) && !elem_supported(x)) return false;
+        if (!all_elements(&x->out[0].type, &m)) return false;
+        if (x->op == OP_BROADCAST) {
+            if (type_bound_elements(&x->in[0]->type) != 1) return false;
+            continue;
+        }
+        if (!dim_eq(n, m) && type_bound_elements(&x->out[0].type) != 1) return false;
+    }
+    return true;
+}
+
+static void flatten_types(Body *b);
+
+static bool make_body(Body *b, Arena *a, const KernelNode *k) {
+    const Node *n = k->node;
+    *b = (Body){.a = a, .k = k, .ok = true};
+    b->body = n->attr.body ? n->attr.body : one_node_body(a, n);
+    if (n->n_out < 1 || n->n_out > 2 * MAX_NAMED) return false;
+    b->rows = &n->out[0].type;
+    b->flat = is_flat(b);
+    if (b->flat) flatten_types(b);
+    for (int i = 0; i < n->n_out; i++) {
+        b->result[i] = b->body->last->in[i];
+        while (b->result[i]->node->op == OP_RESHAPE) b->result[i] = b->result[i]->node->in[0];
+    }
+    b->rows = &b->result[0]->type;
+    for (int i = 0; b->ok && i < n->n_out; i++) {
+        const Type *t = &b->result[i]->type;
+        if (!same_rows(t, b->rows)) return false;
+        int space = space_number(b, t);
+        if (space < 0) return false;
+        const Node *concat = b->result[i]->node;
+        if (concat->op == OP_CONCAT && concat->attr.axis == t->ndim - 1 && !last_dim(t).sym) {      // parts go to their place
+            int64_t at = 0;
+            for (int j = 0; b->ok && j < concat->n_in; j++) {
+                Step *s = step_of(b, concat->in[j], space);
+                if (!s) return false;
+                Store store = {s, i, at, last_dim(&concat->in[j]->type)};
+                vec_push(a, &b->stores, store);
+                at += store.cols.n;
+            }
+            continue;
+        }
+        Step *s = step_of(b, b->result[i], space);
+        if (!s) return false;
+        Store store = {s, i, 0, plain_width(last_dim(t))};
+        vec_push(a, &b->stores, store);
+    }
+    if (!b->ok) return false;
+    set_levels(b);
+    keep_values(b);
+    return b->ok;
+}
+
+// In flat bodies every full value is [n], every other one a scalar.
+static void flatten_types(Body *b) {
+    Dim n;
+    all_elements(b->rows, &n);
+    Type *flat = arena_new(b->a, Type);
+    *flat = type_make(b->rows->dtype, 1, &n);
+    // a copy, since the node's own types stay as they are
+    Graph *g = graph_new(b->a, "flat");
+    g->parent = b->body->parent;
+    int n_values = graph_number((Graph *)b->body);
+    Value **to = arena_array(b->a, Value *, n_values + 1);
+    Node *last = NULL;
+    for_each_node(b->body, x) {
+        Node *m = arena_new(b->a, Node);
+        *m = *x;
+        m->in = arena_array(b->a, Value *, x->n_in + 1);
+        m->out = arena_array(b->a, Value, x->n_out + 1);
+        m->graph = g;
+        for (int i = 0; i < x->n_in; i++) m->in[i] = to[x->in[i]->id];
+        for (int i = 0; i < x->n_out; i++) {
+            bool one = type_bound_elements(&x->out[i].type) == 1 && !dim_is_1(n);
+            m->out[i] = (Value){.node = m, .index = i, .type = one ? type_make(x->out[i].type.dtype, 0, NULL) : *flat};
+            m->out[i].type.dtype = x->out[i].type.dtype;
+            to[x->out[i].id] = &m->out[i];
+        }
+        if (m->op == OP_RESHAPE) m->op = OP_COPY;
+        m->prev = last;
+        m->next = NULL;
+        if (last) last->next = m; else g->first = m;
+        last = g->last = m;
+    }
+    b->body = g;
+    b->rows = flat;
+}
+
+// ---- emission -----------------------------------------------------------------------------------------------
+
+typedef struct {
+    Cg   *cg;
+    Body *b;
+    LV    row;
+    LV    index[MAX_SPACES][MAX_DIM];       // by row space
+    LV    result_row[MAX_NAMED * 2];   // row offset of results
+    int   level, stamp, chunk_number;  // chunk_number: within a width kept in registers, else -1
+    LV    col, mask;
+} Em;
+
+static LV buffer_at(Em *e, const Step *s) { return cg_bytes(e->cg, e->cg->scratch, cg_int(e->cg, s->buffer)); }
+
+// How values wait in row buffers: booleans as bytes, all else as in registers.
+static DType buffer_type(DType t) { return t == BOOL || t == I32 ? t : F32; }
+
+static LV table_at(Em *e, const Step *s) {
+    Cg *cg = e->cg;
+    Arena *a = arena_create();
+    const Node *n = s->node;
+    int64_t count = type_bound_elements(&n->out[0].type);
+    char *bytes = const_elements(a, n, s->dtype);
+    LV init = LLVMConstStringInContext2(cg->cx, bytes, (size_t)(count * dtype_bytes(s->dtype)), true);
+    LV global = LLVMAddGlobal(cg->module, LLVMTypeOf(init), "table");
+    LLVMSetInitializer(global, init);
+    LLVMSetGlobalConstant(global, true);
+    LLVMSetLinkage(global, LLVMInternalLinkage);
+    LLVMSetAlignment(global, 64);
+    arena_destroy(a);
+    return global;
+}
+
+static LV emit_step(Em *e, Step *s);
+
+static LV value_of(Em *e, Step *s) {                 // 16 lanes of the current chunk
+    if (!s->wide) return s->value;
+    if (s->kind == S_ELEM && !s->anywhere && s->level < e->level) {
+        if (in_registers(s->width)) return s->chunk[e->chunk_number];
+        if (s->seen == e->stamp) return s->value;
+        s->seen = e->stamp;
+        return s->value = cg_load_vec(e->cg, buffer_type(s->dtype), buffer_at(e, s), e->col, NULL);
+    }
+    if (s->seen == e->stamp) return s->value;
+    LV v = emit_step(e, s);
+    s->seen = e->stamp;
+    return s->value = v;
+}
+
+static LV emit_arith(Em *e, const Step *s, const LV *x) {
+    Cg *cg = e->cg;
+    if (s->node) return elem_emit(cg, s->node, x);
+    switch (s->op) {
+    case OP_ADD: return cg_fadd(cg, x[0], x[1]);
+    case OP_SUB: return cg_fsub(cg, x[0], x[1]);
+    case OP_DIV: return cg_fdiv(cg, x[0], x[1]);
+    case OP_EXP: return cg_exp(cg, x[0]);
+    case OP_LOG: return cg_log(cg, x[0]);
+    default: return elem_round(cg, s->dtype, x[0]);
+    }
+}
+
+static LV emit_step(Em *e, Step *s) {
+    Cg *cg = e->cg;
+    switch (s->kind) {
+    case S_LOAD: case S_TABLE: {
+        LV base = s->kind == S_LOAD ? cg_in(cg, s->arg) : s->chunk[0];
+        if (!s->wide) return cg_splat(cg, cg_load1(cg, s->dtype, base, cg_addi(cg, s->row, s->begin)));
+        return cg_load_vec(cg, s->dtype, base, cg_add(cg, cg_addi(cg, s->row, s->begin), e->col), e->mask);
+    }
+    case S_CONST: return elem_const(cg, s->node);
+    case S_INDEX: {
+        if (s->wide)
+            return LLVMBuildAdd(cg->b, cg_lanes(cg), cg_splat(cg, LLVMBuildTrunc(cg->b, e->col, cg->i32, "")), "");
+        const Type *space = &e->b->spaces.at[s->space];
+        int axis = (int)s->node->attr.axis + space->ndim - s->view.ndim;
+        LV i = axis == space->ndim - 1 || dim_is_1(s->view.dim[s->node->attr.axis]) ? cg_int(cg, 0) : e->index[s->space][axis];
+        return cg_splat(cg, LLVMBuildTrunc(cg->b, i, cg->i32, ""));
+    }
+    case S_BUFFER:
+        return cg_load_vec(cg, buffer_type(s->dtype), buffer_at(e, s->whole ? s->whole : s), cg_addi(cg, e->col, s->begin), NULL);
+    default: {
+        LV x[MAX_OPERANDS];
+        for (int i = 0; i < s->n_in; i++) x[i] = value_of(e, s->in[i]);
+        return emit_arith(e, s, x);
+    }
+    }
+}
+
+static LV neutral(Cg *cg, const Step *red) {
+    bool f = dtype_is_float(red->dtype);
+    if (red->kind == S_SUM) return cg_zero(f ? cg->vf32 : cg->vi32);
+    return f ? cg_vec(cg, -__builtin_inff()) : cg_vec_int(cg, INT32_MIN);
+}
+
+static LV combine(Cg *cg, const Step *red, LV a, LV x) {
+    bool f = dtype_is_float(red->dtype);
+    if (red->kind == S_SUM) return f ? cg_fadd(cg, a, x) : cg_add(cg, a, x);
+    return f ? cg_fmax(cg, a, x) : cg_select(cg, LLVMBuildICmp(cg->b, LLVMIntSGE, a, x, ""), a, x);
+}
+
+// What a level does over columns of one width.
+typedef struct {
+    Dim    width;
+    Step  *red[32];
+    int    n_red;
+    Store *store[64];
+    int    n_store;
+    Step  *keep[64];
+    int    n_keep;
+    Step  *into[64];                 // buffers, and which of their parts
+    int    part[64], n_into;
+} Sweep;
+
+static void sweep_chunk(Em *e, const Sweep *w, LV col, LV mask, int chunk_number, LV *acc) {
+    Cg *cg = e->cg;
+    e->col = col;
+    e->mask = mask;
+    e->stamp++;
+    e->chunk_number = chunk_number;
+    for (int i = 0; i < w->n_red; i++) {
+        LV x = value_of(e, w->red[i]->in[0]);
+        if (mask) x = cg_select(cg, mask, x, neutral(cg, w->red[i]));
+        acc[i] = combine(cg, w->red[i], acc[i], x);
+    }
+    for (int i = 0; i < w->n_keep; i++) {
+        LV x = value_of(e, w->keep[i]);
+        if (in_registers(w->keep[i]->width)) w->keep[i]->chunk[chunk_number] = x;
+        else cg_store_vec(cg, buffer_type(w->keep[i]->dtype), x, buffer_at(e, w->keep[i]), col, NULL);
+    }
+    for (int i = 0; i < w->n_into; i++) {
+        const Part *p = &w->into[i]->part[w->part[i]];
+        cg_store_vec(cg, buffer_type(w->into[i]->dtype), value_of(e, p->from), buffer_at(e, w->into[i]),
+                     cg_addi(cg, col, p->begin), mask);
+    }
+    for (int i = 0; i < w->n_store; i++) {
+        const Store *s = w->store[i];
+        cg_store_vec(cg, e->b->k->node->out[s->result].type.dtype, value_of(e, s->from), cg_out(cg, s->result),
+                     cg_add(cg, cg_addi(cg, e->result_row[s->result], s->begin), col), mask);
+    }
+}
+
+// Columns lo .. hi - 1; lo is a multiple of 16.
+static void sweep_range(Em *e, const Sweep *w, LV lo, LV hi, LV *acc) {
+    Cg *cg = e->cg;
+    LV whole = cg_add(cg, lo, LLVMBuildAnd(cg->b, cg_sub(cg, hi, lo), cg_int(cg, -LANES), ""));
+    CgLoop l;
+    cg_loop_begin(cg, &l, lo, whole, LANES, w->n_red, acc);
+    LV next[32];
+    for (int i = 0; i < w->n_red; i++) next[i] = l.carry[i];
+    sweep_chunk(e, w, l.i, NULL, -1, next);
+    cg_loop_end(cg, &l, next);
+    for (int i = 0; i < w->n_red; i++) acc[i] = l.carry[i];
+    if (LLVMIsConstant(hi) && LLVMIsConstant(lo)) {
+        int64_t n = LLVMConstIntGetSExtValue(hi) - LLVMConstIntGetSExtValue(lo);
+        if (n % LANES) sweep_chunk(e, w, whole, cg_tail_mask(cg, cg_int(cg, n % LANES)), -1, acc);
+        return;
+    }
+    CgIf f;
+    cg_if(cg, &f, cg_lt(cg, whole, hi));
+    LV before[32], tail[32];
+    for (int i = 0; i < w->n_red; i++) before[i] = tail[i] = acc[i];
+    sweep_chunk(e, w, whole, cg_tail_mask(cg, cg_sub(cg, hi, whole)), -1, tail);
+    cg_else(cg, &f);
+    cg_endif_join(cg, &f, w->n_red, tail, before, acc);
+}
+
+static void emit_sweep(Em *e, const Sweep *w) {
+    Cg *cg = e->cg;
+    LV acc[32];
+    for (int i = 0; i < w->n_red; i++) acc[i] = neutral(cg, w->red[i]);
+    if (in_registers(w->width)) {
+        int64_t n = w->width.n;
+        for (int64_t c = 0; c < n; c += LANES)
+            sweep_chunk(e, w, cg_int(cg, c), n - c < LANES ? cg_tail_mask(cg, cg_int(cg, n - c)) : NULL, (int)(c / LANES), acc);
+    } else {
+        sweep_range(e, w, cg_int(cg, 0), cg_dim(cg, w->width), acc);
+    }
+    for (int i = 0; i < w->n_red; i++)
+        w->red[i]->value = cg_splat(cg, w->red[i]->kind == S_SUM ? cg_fold_sum(cg, acc[i]) : cg_fold_max(cg, acc[i]));
+}
+
+static Sweep *sweep_for(Em *e, Sweep *sweeps, int *n, Dim width) {
+    (void)e;
+    for (int i = 0; i < *n; i++)
+        if (dim_eq(sweeps[i].width, width)) return &sweeps[i];
+    assert(*n < MAX_WIDTHS);
+    memset(&sweeps[*n], 0, sizeof *sweeps);
+    sweeps[*n].width = width;
+    return &sweeps[(*n)++];
+}
+
+// A value without columns that leaves as columns: repeated.
+static Dim store_width(const Store *s) { return s->from->wide ? s->from->width : s->cols; }
+
+static void emit_level(Em *e, int level) {
+    Cg *cg = e->cg;
+    Body *b = e->b;
+    e->level = level;
+    for (int i = 0; i < b->steps.n; i++) {               // what has no columns
+        Step *s = b->steps.at[i];
+        bool now = s->kind == S_ELEM ? s->level == level
+                 : (s->kind == S_LOAD || s->kind == S_TABLE || s->kind == S_CONST || s->kind == S_INDEX) && level == 0;
+        if (s->wide || !now || s->kind == S_SUM || s->kind == S_MAX) continue;
+        s->value = emit_step(e, s);
+    }
+    Sweep *sweeps = arena_array(b->a, Sweep, MAX_WIDTHS);
+    int n = 0;
+    for (int i = 0; i < b->steps.n; i++) {
+        Step *s = b->steps.at[i];
+        if ((s->kind == S_SUM || s->kind == S_MAX) && s->level == level) {
+            if (!s->in[0]->wide) {                       // one column
+                LV x = s->in[0]->value;
+                s->value = s->kind == S_MAX ? x : combine(cg, s, neutral(cg, s), x);
+                continue;
+            }
+            Sweep *w = sweep_for(e, sweeps, &n, s->in[0]->width);
+            assert(w->n_red < 32);
+            w->red[w->n_red++] = s;
+        }
+        if (s->kind == S_ELEM && s->kept && s->level == level) {
+            Sweep *w = sweep_for(e, sweeps, &n, s->width);
+            assert(w->n_keep < 64);
+            w->keep[w->n_keep++] = s;
+        }
+        for (int j = 0; j < s->n_parts; j++) {
+            const Part *p = &s->part[j];
+            if (s->level - 1 != level) continue;
+            Sweep *w = sweep_for(e, sweeps, &n, p->width);
+            assert(w->n_into < 64);
+            w->into[w->n_into] = s;
+            w->part[w->n_into++] = j;
+        }
+    }
+    for (int i = 0; i < b->stores.n; i++) {
+        Store *s = &b->stores.at[i];
+        int at = available(s->from);
+        if (s->from->anywhere && s->from->kind == S_ELEM) at = s->from->level;
+        if (at != level) continue;
+        Dim width = store_width(s);
+        if (dim_is_1(width)) {
+            LV x = LLVMBuildExtractElement(cg->b, s->from->value, cg_int32(cg, 0), "");
+            cg_store1(cg, b->k->node->out[s->result].type.dtype, x, cg_out(cg, s->result),
+                      cg_addi(cg, e->result_row[s->result], s->begin));
+            continue;
+        }
+        Sweep *w = sweep_for(e, sweeps, &n, width);
+        assert(w->n_store < 64);
+        w->store[w->n_store++] = s;
+    }
+    for (int i = 0; i < n; i++) emit_sweep(e, &sweeps[i]);
+}
+
+static void emit_row(Em *e) {
+    Cg *cg = e->cg;
+    Body *b = e->b;
+    for (int i = 0; i < b->spaces.n; i++) row_indices(cg, &b->spaces.at[i], e->row, e->index[i]);
+    for (int i = 0; i < b->k->node->n_out; i++)
+        e->result_row[i] = cg_mul(cg, e->row, cg_dim(cg, last_dim(&b->result[i]->type)));
+    for (int i = 0; i < b->steps.n; i++) {
+        Step *s = b->steps.at[i];
+        if (s->kind == S_LOAD || s->kind == S_TABLE)
+            s->row = row_offset(cg, &s->view, &b->spaces.at[s->space], &s->map, e->row, e->index[s->space]);
+    }
+    for (int level = 0; level <= b->n_levels; level++) emit_level(e, level);
+}
+
+// One run of a flat body: elements task * FLAT_RUN .. as columns of the only row.
+static void emit_flat(Em *e) {
+    Cg *cg = e->cg;
+    Body *b = e->b;
+    LV zero = cg_int(cg, 0);
+    e->row = zero;
+    for (int i = 0; i < b->k->node->n_out; i++) e->result_row[i] = zero;
+    for (int i = 0; i < b->steps.n; i++) b->steps.at[i]->row = zero;
+    e->level = 0;
+    for (int i = 0; i < b->steps.n; i++) {
+        Step *s = b->steps.at[i];
+        if (!s->wide) s->value = emit_step(e, s);
+    }
+    Sweep w = {.width = b->rows->dim[0]};
+    for (int i = 0; i < b->stores.n; i++) w.store[w.n_store++] = &b->stores.at[i];
+    LV lo = cg_muli(cg, cg->task, FLAT_RUN), hi = cg_min(cg, cg_addi(cg, lo, FLAT_RUN), cg_dim(cg, w.width));
+    sweep_range(e, &w, lo, cg_max(cg, lo, hi), NULL);
+}
+
+// ---- the templates ------------------------------------------------------------------------------------------
+
+// Rows per task, by the bytes that loads and stores of a row touch.
+static int64_t body_grain(const Body *b) {
+    int64_t bytes = 0;
+    for (int i = 0; i < b->steps.n; i++) {
+        const Step *s = b->steps.at[i];
+        if (s->kind == S_LOAD) bytes += dim_bound(s->width) * dtype_bytes(s->dtype);
+    }
+    for (int i = 0; i < b->stores.n; i++) bytes += dim_bound(b->stores.at[i].cols) * 4;
+    return rows_grain(b->rows, bytes);
+}
+
+bool describe_body(const KernelNode *k, KernelDesc *d) {
+    Arena *a = arena_create();
+    Body b;
+    bool ok = make_body(&b, a, k);
+    if (ok && b.flat) {
+        Dim n = b.rows->dim[0];
+        d->tasks[0] = (TaskCount){n.n, FLAT_RUN, 1, n.sym};
+    } else if (ok) {
+        d->tasks[0] = tasks_of_rows(b.rows, body_grain(&b));
+    }
+    arena_destroy(a);
+    return ok;
+}
+
+void emit_body(Cg *cg, const KernelNode *k) {
+    Arena *a = arena_create();
+    Body b;
+    bool ok = make_body(&b, a, k);
+    assert(ok);
+    (void)ok;
+    Em *e = arena_new(a, Em);
+    e->cg = cg;
+    e->b = &b;
+    for (int i = 0; i < b.steps.n; i++)
+        if (b.steps.at[i]->kind == S_TABLE) b.steps.at[i]->chunk[0] = table_at(e, b.steps.at[i]);
+    if (b.flat) {
+        emit_flat(e);
+    } else {
+        int64_t grain = body_grain(&b);
+        LV lo = cg_muli(cg, cg->task, grain), hi = cg_min(cg, cg_addi(cg, lo, grain), cg_rows(cg, b.rows));
+        CgLoop l;
+        cg_for(cg, &l, lo, hi, 1);
+        e->row = l.i;
+        emit_row(e);
+        cg_end(cg, &l);
+    }
+    arena_destroy(a);
+}
