@@ -263,6 +263,89 @@ static void test_grouped_dw(void **st) {
     grouped_case(*st, F32, 2, 2, 1500, 1, 130, 130, false, true, false);
 }
 
+// ---- attention --------------------------------------------------------------------------------------------------
+
+enum { SINKS = 1, BIAS = 2, VALID = 4, DOCUMENTS = 8 };
+
+typedef struct {
+    DType   t;
+    int64_t B, S, C, H, Hk, A, V, window;
+    int     causal, has;
+    bool    vary;              // S and C are row symbols
+} Shape;
+
+// valid: some keys hidden, in one sequence all; documents: runs of equal numbers.
+static void prepare_options(Case *c) {
+    const Attrs *attr = &c->o.node.attr;
+    int next = 3 + ((attr->has & SINKS) != 0) + ((attr->has & BIAS) != 0);
+    if (attr->has & VALID) {
+        Tensor *t = &c->t[next++];
+        for (int64_t i = 0; i < n_elements(t); i++) bools(t)[i] = draw() % 4 != 0 && i >= t->dim[t->ndim - 1];
+    }
+    if (attr->has & DOCUMENTS) {
+        Tensor *t = &c->t[next++];
+        for (int64_t i = 0, d = 0; i < n_elements(t); i++) ints(t)[i] = (int32_t)(d += draw() % 9 == 0);
+    }
+    // The gradient needs o and lse of the same operands.
+    if (c->o.node.n_out > 2) {
+        Tensor out[2] = {c->t[next], c->t[next + 1]};
+        ref_attention(attr, next, c->t, 2, out);
+        if (kernel_arg_type(&c->o.k, next)->dtype == BF16)
+            for (int64_t i = 0; i < n_elements(&out[0]); i++) reals(&out[0])[i] = to_bf16(reals(&out[0])[i]);
+    }
+}
+
+static void attention_case(const Setup *s, Shape a, bool grad) {
+    Sym S = {.name = "S", .kind = SYM_PLAIN, .bound = a.S + 3, .id = 1}, C = {.name = "C", .kind = SYM_PLAIN, .bound = a.C + 5, .id = 2};
+    Case c = {.sym = {0, a.S, a.C}};
+    c.o.node.attr = (Attrs){.causal = a.causal, .window = a.window, .scale = 0.3, .has = a.has};
+    Dim b = num(a.B), sd = a.vary ? sym(&S) : num(a.S), cd = a.vary ? sym(&C) : num(a.C), h = num(a.H), hk = num(a.Hk);
+    Type bias = a.has & BIAS && a.A % 2 ? ONE_TYPE(F32, num(1), h, sd, num(1)) : ONE_TYPE(F32, h, sd, cd);
+    Type o = ONE_TYPE(a.t, b, sd, h, num(a.V)), lse = ONE_TYPE(F32, b, sd, h);
+    one_in(&c.o, ONE_TYPE(a.t, b, sd, h, num(a.A)));
+    one_in(&c.o, ONE_TYPE(a.t, b, cd, hk, num(a.A)));
+    one_in(&c.o, ONE_TYPE(a.t, b, cd, hk, num(a.V)));
+    if (a.has & SINKS) one_in(&c.o, ONE_TYPE(F32, h));
+    if (a.has & BIAS) one_in(&c.o, bias);
+    if (a.has & VALID) one_in(&c.o, ONE_TYPE(BOOL, b, cd));
+    if (a.has & DOCUMENTS) one_in(&c.o, ONE_TYPE(I32, b, cd));
+    if (!grad) {
+        one_out(&c.o, o);
+        one_out(&c.o, lse);
+        check(s, &c, describe_attention, emit_attention, ref_attention, prepare_options);
+        return;
+    }
+    one_in(&c.o, o);
+    one_in(&c.o, lse);
+    one_in(&c.o, o);
+    for (int i = 0; i < 3; i++) one_out(&c.o, c.o.value[i].type);
+    if (a.has & SINKS) one_out(&c.o, lse);
+    if (a.has & BIAS) one_out(&c.o, ONE_TYPE(F32, b, h, sd, cd));
+    check(s, &c, describe_attention_grad, emit_attention_grad, ref_attention_grad, prepare_options);
+}
+
+static const Shape attention_shapes[] = {
+    {F32, 1, 1, 1, 1, 1, 8, 8, 0, 1, 0},
+    {F32, 2, 64, 64, 2, 1, 16, 16, 0, 1, 0},
+    {F32, 2, 45, 45, 4, 2, 24, 40, 0, 1, SINKS},
+    {F32, 1, 33, 70, 2, 2, 32, 32, 0, 0, BIAS},
+    {F32, 1, 40, 40, 2, 1, 17, 19, 0, 1, BIAS | VALID},
+    {F32, 2, 100, 100, 3, 1, 16, 48, 20, 1, DOCUMENTS | SINKS},
+    {F32, 1, 90, 90, 2, 2, 16, 16, 7, 0, VALID},
+    {F32, 1, 3, 600, 4, 2, 16, 16, 0, 1, 0, true},
+    {F32, 1, 1, 1100, 4, 1, 32, 32, 0, 1, SINKS, true},
+    {F32, 1, 20, 1700, 2, 2, 16, 16, 300, 1, 0, true},
+    {F32, 1, 2, 4700, 1, 1, 8, 8, 1000, 1, VALID, true},
+    {BF16, 2, 50, 50, 4, 2, 16, 32, 0, 1, SINKS | VALID},
+};
+
+static void test_attention(void **st) {
+    for (size_t i = 0; i < sizeof attention_shapes / sizeof attention_shapes[0]; i++) attention_case(*st, attention_shapes[i], false);
+}
+static void test_attention_grad(void **st) {
+    for (size_t i = 0; i < sizeof attention_shapes / sizeof attention_shapes[0]; i++) attention_case(*st, attention_shapes[i], true);
+}
+
 static int set_up(void **st, const char *name) {
     Setup *s = calloc(1, sizeof *s);
     s->target = one_target(name);
@@ -283,6 +366,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_matmul_sizes), cmocka_unit_test(test_matmul_random), cmocka_unit_test(test_matmul_rows_vary),
         cmocka_unit_test(test_matmul_dw), cmocka_unit_test(test_grouped_matmul), cmocka_unit_test(test_grouped_dw),
+        cmocka_unit_test(test_attention), cmocka_unit_test(test_attention_grad),
     };
     int failed = cmocka_run_group_tests_name("sse2", tests, sse2, tear_down);
     __builtin_cpu_init();

@@ -1,0 +1,198 @@
+// Speed of compiled contractions: GFLOP/s and the share of the FMA rate measured in the same run.
+//     bench_contractions [threads] [name]
+// The tasks of a kernel are dealt to the threads by one counter, as the runtime does.
+#include <pthread.h>
+#include <stdatomic.h>
+#include <time.h>
+#include "codegen/cpu/product.h"
+#include "tests/codegen/one_kernel.h"
+
+enum { MAX_THREADS = 64 };
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+typedef struct {
+    const OneKernel *o;
+    void *const     *arg;
+    int64_t          sym[4], tasks[RT_MAX_PHASES];
+    int              threads;
+    atomic_int       next[RT_MAX_PHASES];
+    pthread_barrier_t barrier;
+} Work;
+typedef struct { Work *w; int thread; void *scratch; } Worker;
+
+static void *work(void *self) {
+    Worker *me = self;
+    Work *w = me->w;
+    for (int p = 0; p < w->o->d.n_phases; p++) {
+        for (int i; (i = atomic_fetch_add(&w->next[p], 1)) < w->tasks[p];) {
+            RtCall c = {.arg = w->arg, .sym = w->sym, .task = i, .n_tasks = (int32_t)w->tasks[p], .phase = p,
+                        .thread = me->thread, .scratch = me->scratch};
+            w->o->fn(&c);
+        }
+        pthread_barrier_wait(&w->barrier);
+    }
+    return NULL;
+}
+
+// Many executions so that starting threads doesn't count; best of five.
+static double seconds_of(Work *w, int times) {
+    double best = 1e30;
+    void *scratch[MAX_THREADS];
+    for (int i = 0; i < w->threads; i++) scratch[i] = aligned_alloc(64, RT_SCRATCH_BYTES);
+    for (int round = 0; round < 5; round++) {
+        double start = now();
+        for (int n = 0; n < times; n++) {
+            pthread_t id[MAX_THREADS];
+            Worker worker[MAX_THREADS];
+            for (int p = 0; p < RT_MAX_PHASES; p++) atomic_store(&w->next[p], 0);
+            for (int i = 0; i < w->threads; i++) worker[i] = (Worker){w, i, scratch[i]};
+            for (int i = 1; i < w->threads; i++) pthread_create(&id[i], NULL, work, &worker[i]);
+            work(&worker[0]);
+            for (int i = 1; i < w->threads; i++) pthread_join(id[i], NULL);
+        }
+        double each = (now() - start) / times;
+        if (each < best) best = each;
+    }
+    for (int i = 0; i < w->threads; i++) free(scratch[i]);
+    return best;
+}
+
+static void *zeros(int64_t n) {
+    float *x = aligned_alloc(64, (size_t)(n * 4 + 63) / 64 * 64);
+    for (int64_t i = 0; i < n; i++) x[i] = (float)(i % 17) * 0.01f;
+    return x;
+}
+
+static double measure(OneKernel *o, DescribeFn *describe, EmitFn *emit, const char *target, int threads, int64_t sym0,
+                      int32_t *offsets, double *compile) {
+    double start = now();
+    if (!one_compile(o, one_target(target), describe, emit)) return -1;
+    *compile = now() - start;
+    void *arg[ONE_MAX + 8];
+    int n = kernel_n_args(&o->k);
+    for (int i = 0; i < n; i++) {
+        const Type *t = kernel_arg_type(&o->k, i);
+        int64_t elements = 1;
+        for (int j = 0; j < t->ndim; j++) elements *= t->dim[j].n * (t->dim[j].sym ? t->dim[j].sym->bound : 1);
+        arg[i] = t->dtype == I32 && offsets ? (void *)offsets : zeros(elements);
+    }
+    arg[n] = offsets ? (void *)offsets : zeros((o->d.workspace + 64) / 4);
+    arg[n + 1] = zeros((o->d.workspace + 64) / 4);
+    Work w = {.o = o, .arg = arg, .sym = {sym0}, .threads = threads};
+    for (int p = 0; p < o->d.n_phases; p++) w.tasks[p] = one_tasks(o, p, arg, w.sym);
+    pthread_barrier_init(&w.barrier, NULL, (unsigned)threads);
+    double once = seconds_of(&w, 1);
+    int times = (int)(0.05 / once) + 1;
+    return seconds_of(&w, times);
+}
+
+// ---- the rate to compare with: 24 independent chains of vector fma ------------------------------------------------
+
+static bool describe_peak(const KernelNode *k, KernelDesc *d) {
+    (void)k;
+    d->tasks[0] = tasks_fixed(256);
+    d->flops = 256.0 * 100000 * 24 * 32;
+    return true;
+}
+
+static void emit_peak(Cg *cg, const KernelNode *k) {
+    (void)k;
+    LV carry[24], x = cg_load_vec(cg, F32, cg_in(cg, 0), cg_int(cg, 0), NULL);
+    int n = cg->target->vector_bytes == 64 ? 24 : 12 * cg->target->vector_bytes / 64 * 2 / 2;
+    if (n < 3) n = 3;
+    for (int i = 0; i < n; i++) carry[i] = cg_vec(cg, (float)i);
+    CgLoop l;
+    cg_loop_begin(cg, &l, cg_int(cg, 0), cg_int(cg, 100000 * 24 / n), 1, n, carry);
+    for (int i = 0; i < n; i++) carry[i] = cg_fma(cg, x, x, l.carry[i]);
+    cg_loop_end(cg, &l, carry);
+    LV sum = l.carry[0];
+    for (int i = 1; i < n; i++) sum = cg_fadd(cg, sum, l.carry[i]);
+    cg_store_vec(cg, F32, sum, cg_out(cg, 0), cg_muli(cg, cg->task, LANES), NULL);
+}
+
+static double peak_of(const char *target, int threads) {
+    OneKernel o = {0};
+    one_in(&o, ONE_TYPE(F32, dim_n(64)));
+    one_out(&o, ONE_TYPE(F32, dim_n(256 * LANES)));
+    double compile, seconds = measure(&o, describe_peak, emit_peak, target, threads, 0, NULL, &compile);
+    return o.d.flops / seconds;
+}
+
+typedef struct { const char *name; int kind; int64_t M, K, N; int experts, tb; DType dtype; } Shape;
+enum { DENSE, DENSE_DW, GROUPED, GROUPED_SUMS, VARYING };
+
+static const Shape shapes[] = {
+    {"matmul 4096x128x256", DENSE, 4096, 128, 256, 0, 0, F32},
+    {"matmul tb 4096x256x128", DENSE, 4096, 256, 128, 0, 1, F32},
+    {"matmul bf16 4096x128x256", DENSE, 4096, 128, 256, 0, 0, BF16},
+    {"matmul 2048x384x512", DENSE, 2048, 384, 512, 0, 0, F32},
+    {"matmul 1024x1024x1024", DENSE, 1024, 1024, 1024, 0, 0, F32},
+    {"matmul 2048x384x8192", DENSE, 2048, 384, 8192, 0, 1, F32},
+    {"router 4096x128x8", DENSE, 4096, 128, 8, 0, 0, F32},
+    {"dw 4096x128x256", DENSE_DW, 4096, 128, 256, 0, 0, F32},
+    {"dw 2048x384x512", DENSE_DW, 2048, 384, 512, 0, 0, F32},
+    {"grouped 8x1024x128x256", GROUPED, 8192, 128, 256, 8, 0, F32},
+    {"grouped tb 8x1024x256x128", GROUPED, 8192, 256, 128, 8, 1, F32},
+    {"grouped 64x64x128x256", GROUPED, 4096, 128, 256, 64, 0, F32},
+    {"grouped 64x16x512x1024", GROUPED, 1024, 512, 1024, 64, 0, F32},
+    {"grouped dw 8x1024x128x256", GROUPED_SUMS, 8192, 128, 256, 8, 0, F32},
+    {"grouped dw 64x64x128x256", GROUPED_SUMS, 4096, 128, 256, 64, 0, F32},
+    {"decode 1x1024x4096", VARYING, 1, 1024, 4096, 0, 0, F32},
+    {"decode bf16 1x1024x4096", VARYING, 1, 1024, 4096, 0, 0, BF16},
+    {"decode tb 1x1024x4096", VARYING, 1, 1024, 4096, 0, 1, F32},
+    {"decode 4x1024x4096", VARYING, 4, 1024, 4096, 0, 0, F32},
+};
+
+static void bench(const Shape *s, const char *target, int threads, double peak) {
+    OneKernel o = {0};
+    enum { LEAVES = 8 };
+    Sym rows = {.name = "R", .kind = SYM_RAGGED, .bound = s->M, .groups = s->experts, .leaves = LEAVES};
+    Sym varying = {.name = "S", .kind = SYM_PLAIN, .bound = 512};
+    int32_t *offsets = NULL;
+    o.node.attr = (Attrs){.tb = s->tb, .leaves = LEAVES};
+    DescribeFn *describe = describe_matmul;
+    EmitFn *emit = emit_matmul;
+    Dim m = dim_n(s->M), k = dim_n(s->K), n = dim_n(s->N), e = dim_n(s->experts);
+    if (s->kind == VARYING) m = (Dim){1, &varying};
+    if (s->experts) {
+        m = (Dim){1, &rows};
+        offsets = calloc((size_t)s->experts * LEAVES + 1, sizeof *offsets);
+        for (int i = 0; i <= s->experts * LEAVES; i++) offsets[i] = (int32_t)(s->M * i / (s->experts * LEAVES));
+    }
+    bool sums = s->kind == DENSE_DW || s->kind == GROUPED_SUMS;
+    one_in(&o, ONE_TYPE(s->dtype, m, k));
+    if (sums) one_in(&o, ONE_TYPE(s->dtype, m, n));
+    else if (s->experts) one_in(&o, ONE_TYPE(s->dtype, e, s->tb ? n : k, s->tb ? k : n));
+    else one_in(&o, ONE_TYPE(s->dtype, s->tb ? n : k, s->tb ? k : n));
+    if (s->experts) one_in(&o, ONE_TYPE(I32, dim_n(s->experts * LEAVES + 1)));
+    if (!sums) one_out(&o, ONE_TYPE(s->dtype, m, n));
+    else if (s->experts) one_out(&o, ONE_TYPE(s->dtype, e, k, n));
+    else one_out(&o, ONE_TYPE(s->dtype, k, n));
+    if (s->kind == DENSE_DW) describe = describe_matmul_dw, emit = emit_matmul_dw;
+    if (s->kind == GROUPED) describe = describe_grouped_matmul, emit = emit_grouped_matmul;
+    if (s->kind == GROUPED_SUMS) describe = describe_grouped_dw, emit = emit_grouped_dw;
+    double compile, seconds = measure(&o, describe, emit, target, threads, s->M, offsets, &compile);
+    double flops = 2.0 * (double)s->M * (double)s->K * (double)s->N;
+    double bytes = (double)(s->K * s->N * dtype_bytes(s->dtype));
+    printf("%-28s %7.1f GFLOP/s  %5.1f %%   %6.1f GB/s of the matrix   %8.1f us   compiled in %5.1f ms\n", s->name,
+           flops / seconds * 1e-9, 100 * flops / seconds / peak, bytes / seconds * 1e-9, seconds * 1e6, compile * 1e3);
+    fflush(stdout);
+}
+
+int main(int argc, char **argv) {
+    int threads = argc > 1 ? atoi(argv[1]) : 1;
+    if (threads < 1 || threads > MAX_THREADS) threads = 1;
+    __builtin_cpu_init();
+    const char *target = __builtin_cpu_supports("avx512f") ? "avx512" : __builtin_cpu_supports("avx2") ? "avx2" : "sse2";
+    if (getenv("BENCH_TARGET")) target = getenv("BENCH_TARGET");
+    double peak = peak_of(target, threads);
+    printf("%s, %d threads: fma %.1f GFLOP/s\n", target, threads, peak * 1e-9);
+    for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++)
+        if (argc < 3 || strstr(shapes[i].name, argv[2])) bench(&shapes[i], target, threads, peak);
+    return 0;
+}
