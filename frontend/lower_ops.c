@@ -616,6 +616,7 @@ static bool match_arguments(OpCx *cx, const OpCall *call) {
         const OpArg *a = &call->arg[i];
         int p = -1;
         if (!a->name) {
+            while (next < n && cx->given[next]) next++; // fills what is left, in order
             if (next == n) {
                 op_error(cx, a->at, "%s takes at most %d argument%s, this is one more", row->name, n,
                          n == 1 ? "" : "s");

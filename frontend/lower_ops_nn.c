@@ -685,17 +685,18 @@ static OpResult op_step(OpCx *cx) {
     TVal *x = cx->arg[0].t;
     Lower *lw = cx->lw;
     int kind = cx->row->op;
-    double n = (double)(lw->n_leaves * lw->n_waves);
+    int64_t waves = lw->training ? lw->n_waves : 1;              // an evaluation pass stands for itself
+    double n = (double)(lw->n_leaves * waves);
     if (x->type.dtype == BOOL || kind == STEP_MEAN) x = t_cast(cx, x, kind == STEP_MEAN ? F32 : I32);
     if (!lw->leaf || !x) return op_one(cx, x); // generation: one sequence
     if (!x->leafy) return op_one(cx, kind == STEP_SUM ? t_binary_number(cx, OP_MUL, x, n) : x);
-    if (kind == STEP_MAX && lw->n_waves > 1) {
+    if (kind == STEP_MAX && waves > 1) {
         op_error(cx, cx->at, "step_max needs all micro-batches of a step in one pass, here they run in %lld",
                  (long long)lw->n_waves);
         return op_failed(cx);
     }
     TVal *y = over_leaves(cx, x, kind == STEP_MAX);
-    if (lw->n_waves > 1) y = over_waves(cx, y);
+    if (waves > 1) y = over_waves(cx, y);
     return op_one(cx, kind == STEP_MEAN ? t_binary(cx, OP_DIV, y, scalar(cx, n, F32)) : y);
 }
 
@@ -708,7 +709,7 @@ static OpResult op_so_far(OpCx *cx) {
     if (!x) return op_failed(cx);
     if (!x->leafy) x = t_with_lead(cx, x, LEAD_LEAF);
     TVal *sum = over_leaves(cx, x, false);
-    if (lw->n_waves == 1 || !sum) return op_one(cx, sum);
+    if (lw->n_waves <= 1 || !lw->training || !sum) return op_one(cx, sum);
     TVal *earlier = over_waves(cx, sum);
     Dims four = {1, {dim_n(4)}}, none = {0};
     if (!lw->rng)
