@@ -175,6 +175,7 @@ static void lift_extents(Node *n) {
     const Graph *root = n->graph;
     while (root->parent) root = root->parent;
     const Node *yield = n->attr.body->last;
+    if (!yield || yield->op != OP_YIELD || yield->n_in < n->n_out) return;      // node_check tells
     for (int s = 0; s < root->n_syms; s++)
         for (int i = 0; i < n->n_out; i++)
             if (root->sym[s]->extent == yield->in[i]) {

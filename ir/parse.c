@@ -115,8 +115,11 @@ static const char *need_quoted(Parser *p) {
     Str s = {.arena = p->scratch};
     str_add(&s, "");
     while (p->at < p->end && *p->at != '"' && *p->at != '\n') {
-        if (*p->at == '\\' && p->at + 1 < p->end) p->at++;
-        str_add_n(&s, p->at++, 1);
+        bool escaped = *p->at == '\\' && p->at + 1 < p->end && p->at[1] != '\n';
+        if (escaped) p->at++;
+        if (escaped && *p->at == 'n') str_add(&s, "\n");
+        else str_add_n(&s, p->at, 1);
+        p->at++;
     }
     expect(p, "\"");
     return intern(s.text);

@@ -58,7 +58,8 @@ static void add_quoted(Str *s, const char *text) {
     str_add(s, "\"");
     for (; *text; text++) {
         if (*text == '"' || *text == '\\') str_add(s, "\\");
-        str_add_n(s, text, 1);
+        if (*text == '\n') str_add(s, "\\n");
+        else str_add_n(s, text, 1);
     }
     str_add(s, "\"");
 }
