@@ -133,6 +133,16 @@ static Value *broadcasted(Builder *b, Node *n) {
     return x->node->op == OP_BROADCAST ? build_broadcast(b, x->node->in[0], &dims) : NULL;
 }
 
+//  iota along one of several axes => broadcast of an iota with that axis alone
+static Value *narrow_iota(Builder *b, Node *n) {
+    const Type *t = &n->out[0].type;
+    Dims dims = {t->ndim}, all = dims_of(t);
+    for (int i = 0; i < t->ndim; i++) dims.at[i] = i == n->attr.axis ? t->dim[i] : dim_n(1);
+    Type narrow = type_of_dims(t->dtype, &dims);
+    if (type_eq(&narrow, t)) return NULL;
+    return build_broadcast(b, make(b, OP_IOTA, NULL, .dtype = t->dtype, .axis = n->attr.axis, .dims = dims), &all);
+}
+
 static Value *permuted(Builder *b, Node *n) {
     Value *x = n->in[0];
     const Ints *p = &n->attr.perm;
@@ -313,6 +323,7 @@ Value *rule_apply(Builder *b, Node *n) {
     switch (n->op) {
     case OP_RESHAPE:          return reshaped(b, n);
     case OP_BROADCAST:        return broadcasted(b, n);
+    case OP_IOTA:             return narrow_iota(b, n);
     case OP_PERMUTE:          return permuted(b, n);
     case OP_SLICE:            return sliced(b, n);
     case OP_CONCAT:           return concatenated(b, n);

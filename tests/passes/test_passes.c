@@ -21,7 +21,7 @@
 #include "ir/eval.h"
 #include "passes/util.h"
 
-#define TESTS MOEC_SOURCE_DIR "/tests/passes"
+#define TESTS "tests/passes"      // ctest runs in the source folder
 
 static const Machine machine = {.fma_flops = 1e11, .dram_bytes = 2e10, .l1_bytes = 32 << 10, .l2_bytes = 1 << 20,
                                 .l3_bytes = 32 << 20, .cores = 2, .lanes = 16};
