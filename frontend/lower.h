@@ -10,6 +10,7 @@
 #ifndef FRONTEND_LOWER_H
 #define FRONTEND_LOWER_H
 #include "frontend/ast.h"
+#include "ir/base/vec.h"
 #include "ir/build.h"
 
 // ---- symbolic ints (exact numbers: num.h) ------------------------------------------------------------------
@@ -89,7 +90,7 @@ struct Lower {
     bool   dropless;        // generate.dropless, at inference: every choice is kept
     const Poly *sequence;   // the sequence axis of the input `tokens`, to which `past` belongs; NULL: none has it
     RouteVal *expert;       // inside each_expert: the route of its rows (set and reset by the interpreter), else NULL
-    int    n_step_sums;     // step_sum, step_mean, so_far that go over several waves, so far
+    VEC(const Value *) step_sums;   // what step_sum & co. made, where a step has several waves
     int    n_routes;        // routes made so far (names of the row symbols: R0, R1, ..)
     DType  float_type;      // what `x[B, D]` without an element type means: train.dtype
     int64_t n_leaves, n_waves;

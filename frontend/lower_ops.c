@@ -1,5 +1,5 @@
-// Operations of the language: how a call finds its row, how its arguments find their parameters; operators and
-// indexing.
+// Operations of the language: how a call finds its row, how its arguments find their parameters; operators
+// and indexing.
 //
 //   softmax(z, axis: 1)  ->  row "softmax": x = z, axis = 1  ->  op_softmax  ->  permute, softmax, permute
 #include <assert.h>

@@ -665,66 +665,57 @@ static TVal *over_leaves(OpCx *cx, TVal *x, bool largest) {
     return t_new(cx, build_reshape(cx->b, v, &d), x->type, LEAD_NONE);
 }
 
-// The sum leaves the pass, wave after wave; what it came to is read as a state.
-static TVal *over_waves(OpCx *cx, TVal *sum) {
-    if (!sum) return NULL;
-    Lower *lw = cx->lw;
-    const char *path = cx->b->path ? cx->b->path : "";
-    Name name =
-        intern(arena_printf(lw->arena, "%s.%s%s%d", cx->op, path, *path ? "." : "", lw->n_step_sums++));
-    Dims d = dims_of(&sum->v->type);
-    if (!build(cx->b, OP_ACCUMULATE, INS(sum->v), .name = name)) return NULL;
-    Value *total = make(cx->b, OP_STATE, INS(NULL), .name = intern(arena_printf(lw->arena, "sum/%s", name)),
-                        .dtype = sum->type.dtype, .dims = d, .init = intern("zeros"));
-    return t_like(cx, total, sum);
-}
-
 enum { STEP_SUM, STEP_MEAN, STEP_MAX };
 
+// The sum over the leaves of this pass.  An update of the text that reads it gets the sum over all passes of
+// the step: the optimizer cuts its expression here.
 static OpResult op_step(OpCx *cx) {
     TVal *x = cx->arg[0].t;
     Lower *lw = cx->lw;
     int kind = cx->row->op;
-    int64_t waves = lw->training ? lw->n_waves : 1;              // an evaluation pass stands for itself
+    int64_t waves = lw->training ? lw->n_waves : 1; // an evaluation pass stands for itself
     double n = (double)(lw->n_leaves * waves);
     if (x->type.dtype == BOOL || kind == STEP_MEAN) x = t_cast(cx, x, kind == STEP_MEAN ? F32 : I32);
     if (!lw->leaf || !x) return op_one(cx, x); // generation: one sequence
     if (!x->leafy) return op_one(cx, kind == STEP_SUM ? t_binary_number(cx, OP_MUL, x, n) : x);
     if (kind == STEP_MAX && waves > 1) {
         op_error(cx, cx->at, "step_max needs all micro-batches of a step in one pass, here they run in %lld",
-                 (long long)lw->n_waves);
+                 (long long)waves);
         return op_failed(cx);
     }
     TVal *y = over_leaves(cx, x, kind == STEP_MAX);
-    if (waves > 1) y = over_waves(cx, y);
+    if (y && waves > 1) vec_push(lw->arena, &lw->step_sums, (const Value *)y->v);
     return op_one(cx, kind == STEP_MEAN ? t_binary(cx, OP_DIV, y, scalar(cx, n, F32)) : y);
 }
 
 // Earlier waves of the step lie in a state, which the first wave must not see: it holds the step before.
+//     sum    = this pass              so_far = sum + (wave > 0 ? state : 0)              state := so_far
 static OpResult op_so_far(OpCx *cx) {
     TVal *x = cx->arg[0].t;
     Lower *lw = cx->lw;
     if (!lw->leaf) return op_one(cx, x);
     if (x->type.dtype == BOOL) x = t_cast(cx, x, I32);
-    if (!x) return op_failed(cx);
-    if (!x->leafy) x = t_with_lead(cx, x, LEAD_LEAF);
-    TVal *sum = over_leaves(cx, x, false);
+    TVal *sum = over_leaves(cx, t_with_lead(cx, x, LEAD_LEAF), false);
     if (lw->n_waves <= 1 || !lw->training || !sum) return op_one(cx, sum);
-    TVal *earlier = over_waves(cx, sum);
-    Dims four = {1, {dim_n(4)}}, none = {0};
-    if (!lw->rng)
-        lw->rng = make(cx->b, OP_INPUT, INS(NULL), .name = intern("rng"), .dtype = I32, .dims = four);
-    Value *wave = lw->rng ? make(cx->b, OP_SLICE, INS(lw->rng), .axis = 0, .begin = 3, .end = 4) : NULL;
-    wave = wave ? build_reshape(cx->b, wave, &none) : NULL;
+    Dims none = {0}, dims = dims_of(&sum->v->type);
+    const char *path = cx->b->path ? cx->b->path : "";
+    Name name = NULL;
+    for (int i = 0; !name || state_exists(lw->g, name); i++)
+        name = intern(arena_printf(lw->arena, "so_far.%s%s%d", path, *path ? "." : "", i));
+    Value *wave = make(cx->b, OP_INPUT, INS(NULL), .name = intern("wave"), .dtype = I32, .dims = none);
+    Value *state = make(cx->b, OP_STATE, INS(NULL), .name = name, .dtype = sum->type.dtype, .dims = dims,
+                        .init = intern("zeros"));
     Value *later = wave ? build_binary(cx->b, OP_LT, build_const(cx->b, 0, I32), wave) : NULL;
-    TVal *is_later = later ? t_new(cx, later, (LType){0}, LEAD_NONE) : NULL;
-    if (!is_later || !earlier) return op_failed(cx);
-    TVal *before = t_select(cx, is_later, earlier, scalar(cx, 0, sum->type.dtype));
-    return op_one(cx, t_binary(cx, OP_ADD, before, sum));
+    if (!state || !later) return op_failed(cx);
+    TVal *is_later = t_new(cx, later, (LType){0}, LEAD_NONE);
+    TVal *before = t_select(cx, is_later, t_like(cx, state, sum), scalar(cx, 0, sum->type.dtype));
+    TVal *so_far = t_binary(cx, OP_ADD, before, sum);
+    if (!so_far || !build(cx->b, OP_UPDATE, INS(so_far->v), .name = name)) return op_failed(cx);
+    return op_one(cx, so_far);
 }
 
 bool lower_needs_no_step_sum(Lower *lw, Span at, const char *what, const Value *v) {
-    if (lw->n_waves < 2 || !lw->n_step_sums || !v) return true;
+    if (!lw->step_sums.n || !v) return true;
     graph_number(lw->g);
     bool *seen = arena_array(lw->arena, bool, lw->g->n_nodes + 1);
     const Node **todo = arena_array(lw->arena, const Node *, lw->g->n_nodes + 1);
@@ -733,7 +724,8 @@ bool lower_needs_no_step_sum(Lower *lw, Span at, const char *what, const Value *
     todo[n++] = v->node;
     while (n) {
         const Node *m = todo[--n];
-        if (m->op == OP_STATE && !strncmp(m->attr.name, "sum/step_", 9)) {
+        for (int i = 0; i < lw->step_sums.n; i++) {
+            if (lw->step_sums.at[i]->node != m) continue;
             diag_error(lw->diag, at,
                        "%s needs a sum over all micro-batches of a step, but they run in %lld waves: it is "
                        "known after the last",

@@ -1,8 +1,9 @@
 // Building blocks on tensors: each takes text types and leads and makes the graph nodes that do the same.
 //
-//   a[B, S, D] * g[D]      leaf and none     mul f32[L,2,256,64], f32[64]              right-aligned, as in the text
-//   a[B, S, D] * m[]       leaf and leaf     mul f32[L,2,256,64], f32[L,1,1,1]         new axes go behind the lead
-//   x[R, H] + b[H]         rows and expert   add f32[R,96], gather_rows(b, row_group)  inside an expert
+//   a[B, S, D] * g[D]      leaf and none     mul f32[L,2,256,64], f32[64]              right-aligned, as in
+//   the text a[B, S, D] * m[]       leaf and leaf     mul f32[L,2,256,64], f32[L,1,1,1]         new axes go
+//   behind the lead x[R, H] + b[H]         rows and expert   add f32[R,96], gather_rows(b, row_group)  inside
+//   an expert
 #include <assert.h>
 #include <string.h>
 #include "frontend/lower_ops.h"
