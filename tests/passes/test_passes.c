@@ -257,12 +257,110 @@ static void gradients_are_differences(void **state) {
     arena_destroy(a);
 }
 
+// ---- the optimizer against its formulas ---------------------------------------------------------------------
+
+static const char two_params[] =
+    "graph @pass stage WHOLE {\n"
+    "  leaves L = 2\n"
+    "  %x = input {name = \"x\"} : f32[L,3]\n"
+    "  %w = param {name = \"w\", lr = 1, decay = 1, group = \"dense\"} : f32[3]\n"
+    "  %v = param {name = \"v\", lr = 0.5, group = \"expert\"} : f32[2,3]\n"
+    "  %a = mul %x, %w : f32[L,3]\n"
+    "  %s = sum %a {axes = [1]} : f32[L,1]\n"
+    "  loss %s {name = \"l\", weight = 1}\n"
+    "  %t = sum %v {axes = [0, 1]} : f32[1,1]\n"
+    "  loss %t {name = \"m\", weight = 1}\n"
+    "}\n";
+
+typedef struct { RandomSources random; bool infinite; } UpdateSource;
+
+static bool update_source(void *self, const Node *n, Tensor *t) {
+    UpdateSource *s = self;
+    if (!random_source(&s->random, n, t)) return false;
+    if (s->infinite && !strcmp(n->attr.name, "grad/w")) ((double *)t->data)[1] = INFINITY;
+    return true;
+}
+
+static const double *source_of(Graph *g, const Eval *e, const char *name) {
+    for_each_node(g, n)
+        if ((n->op == OP_PARAM || n->op == OP_STATE || n->op == OP_INPUT) && !strcmp(n->attr.name, name))
+            return eval_value(e, &n->out[0])->data;
+    fail_msg("no source %s", name);
+    return NULL;
+}
+
+static const double *effect_of(Graph *g, const Eval *e, const char *name) {
+    for_each_node(g, n)
+        if ((n->op == OP_UPDATE || n->op == OP_METRIC) && !strcmp(n->attr.name, name)) return eval_value(e, n->in[0])->data;
+    fail_msg("no update %s", name);
+    return NULL;
+}
+
+static void near(double is, double want) {
+    if (fabs(is - want) > 1e-6 * (1e-3 + fabs(want))) fail_msg("%.12g, but by the formula %.12g", is, want);
+}
+
+static void adamw_is_its_formula(void **state) {
+    (void)state;
+    Arena *a = arena_create(), *scratch = arena_create();
+    Diag *d = diag_new(a);
+    int n_graphs = 0;
+    Graph **graphs = graphs_parse(a, d, diag_add_file(d, "two", two_params, strlen(two_params)), &n_graphs);
+    if (!graphs) diag_print(d, stderr, false);
+    assert_non_null(graphs);
+    TrainOpts t = usual;
+    t.lr_expert = 0.25;
+    t.clip = 0.5;
+    Graph *update = NULL;
+    PassCtx cx = {.scratch = scratch, .diag = d, .machine = &machine, .train = &t, .update = &update};
+    static const char *const passes[] = {"simplify", "autodiff", "optimizer", NULL};
+    assert_true(passes_run(&graphs[0], passes, &cx, &(RunOpts){0}));
+    assert_true(passes_run(&update, pipeline_update, &cx, &(RunOpts){0}));
+    const char *why = plan_overlap(a, update);
+    if (why) fail_msg("%s", why);
+
+    for (int infinite = 0; infinite < 2; infinite++) {
+        UpdateSource s = {random_sources(a, update), infinite};
+        Eval *e = eval_graph(a, update, &(EvalOpts){.f64 = true, .source = update_source, .self = &s}, d);
+        assert_non_null(e);
+        double scale = *source_of(update, e, "grad_scale"), squares = 0;
+        static const struct { const char *name; int n; double rate, decay; } param[] = {{"w", 3, 1, 0.1}, {"v", 6, 0.125, 0}};
+        char name[32];
+        for (int p = 0; p < 2; p++) {
+            snprintf(name, sizeof name, "grad/%s", param[p].name);
+            for (int i = 0; i < param[p].n; i++) squares += pow(source_of(update, e, name)[i] * scale, 2);
+        }
+        double norm = sqrt(squares), clip = fmin(1, t.clip / (norm + 1e-6));
+        assert_true(*effect_of(update, e, "finite") == !infinite);
+        if (!infinite) near(*effect_of(update, e, "grad_norm"), norm);
+        for (int p = 0; p < 2; p++) {
+            const char *of = param[p].name;
+            const double *grad = source_of(update, e, arena_printf(a, "grad/%s", of)), *w = source_of(update, e, of);
+            const double *m = source_of(update, e, arena_printf(a, "adam.m/%s", of)), *v = source_of(update, e, arena_printf(a, "adam.v/%s", of));
+            const double *w1 = effect_of(update, e, of), *m1 = effect_of(update, e, arena_printf(a, "adam.m/%s", of));
+            const double *v1 = effect_of(update, e, arena_printf(a, "adam.v/%s", of));
+            double lr = *source_of(update, e, "lr") * param[p].rate;
+            for (int i = 0; i < param[p].n; i++) {
+                double g = grad[i] * scale * clip;
+                double mm = t.beta1 * m[i] + (1 - t.beta1) * g, vv = t.beta2 * v[i] + (1 - t.beta2) * g * g;
+                double root = sqrt(vv / *source_of(update, e, "bias2")) + t.eps;
+                near(m1[i], infinite ? m[i] : mm);
+                near(v1[i], infinite ? v[i] : vv);
+                near(w1[i], infinite ? w[i] : w[i] * (1 - lr * param[p].decay) - lr * (mm / *source_of(update, e, "bias1")) / root);
+            }
+        }
+    }
+    arena_destroy(scratch);
+    arena_destroy(a);
+}
+
 int main(void) {
     setenv("MOE_DEBUG", "verify,roundtrip,semantics", 1);
     static char moe[] = TESTS "/gradients/moe.ir";
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(pipelines_keep_the_order),
         cmocka_unit_test(passes_do_what_their_files_say),
+        cmocka_unit_test(adamw_is_its_formula),
         cmocka_unit_test_prestate(gradients_are_differences, moe),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
