@@ -2,7 +2,7 @@
 //
 //     grouped_matmul   task = (run of rows, whatever experts it touches; group of panels)
 //     grouped_dw       task = (expert, run of rows of its matrix, group of panels); leaves are summed inside a task
-//     grouped_sum      task = (expert, 16 columns)
+//     grouped_sum      task = (expert, 64 columns)
 #include "codegen/cpu/product.h"
 
 static LV offset_at(Cg *cg, LV offsets, LV i) { return cg_i64(cg, cg_load1(cg, I32, offsets, i)); }
@@ -105,6 +105,60 @@ void emit_grouped_dw(Cg *cg, const KernelNode *k) {
     LV groups = cg_int(cg, s.cut.groups), runs = cg_int(cg, s.cut.runs), rest = cg_div(cg, cg->task, groups);
     LV expert = cg_div(cg, rest, runs);
     Segments segments = {cg_in(cg, 2), cg_muli(cg, expert, s.leaves)};
-    sums_run(cg, &s, cg_in(cg, 0), cg_in(cg, 1), cg_at(cg, s.y_type, cg_out(cg, 0), cg_muli(cg, expert, s.M * s.N)),
-             cg_rem(cg, rest, runs), cg_rem(cg, cg->task, groups), segment_rows, &segments);
+    sums_run(cg, &s, &(SumsRun){.a = cg_in(cg, 0), .b = cg_in(cg, 1),
+                                .y = cg_at(cg, s.y_type, cg_out(cg, 0), cg_muli(cg, expert, s.M * s.N)),
+                                .run = cg_rem(cg, rest, runs), .group = cg_rem(cg, cg->task, groups),
+                                .leaf = segment_rows, .self = &segments});
+}
+
+// ---- grouped_sum ------------------------------------------------------------------------------------------------
+
+enum { SUM_COLS = 64, CHUNK = 64 };
+
+bool describe_grouped_sum(const KernelNode *k, KernelDesc *d) {
+    const Type *x = &k->node->in[0]->type, *y = &k->node->out[0].type;
+    if (x->ndim != 2 || y->ndim != 2 || x->dtype == F16) return false;
+    d->tasks[0] = tasks_fixed(y->dim[0].n * ((type_cols(y) + SUM_COLS - 1) / SUM_COLS));
+    d->flops = (double)rows_bound(x) * (double)type_cols(x);
+    return true;
+}
+
+// A tree of n vectors met one by one: number i joins those that the carry of i + 1 runs through; the last joins all.
+// The stack lies at `stack`, one vector a level.
+static void counter_put(Cg *cg, LV stack, LV i, LV n, LV x) {
+    LV zeros[2] = {cg_addi(cg, i, 1), cg_bool(cg, true)};
+    LV top = cg_intrinsic(cg, "llvm.ctpop", &cg->i64, 1, &i, 1), carry = cg_intrinsic(cg, "llvm.cttz", &cg->i64, 1, zeros, 2);
+    LV merges = cg_select(cg, cg_eq(cg, zeros[0], n), top, carry), next[2] = {x, top};
+    CgLoop l;
+    cg_loop_begin(cg, &l, cg_int(cg, 0), merges, 1, 2, next);
+    next[1] = cg_addi(cg, l.carry[1], -1);
+    next[0] = cg_fadd(cg, cg_load_vec(cg, F32, stack, cg_muli(cg, next[1], LANES), NULL), l.carry[0]);
+    cg_loop_end(cg, &l, next);
+    cg_store_vec(cg, F32, l.carry[0], stack, cg_muli(cg, l.carry[1], LANES), NULL);
+}
+
+void emit_grouped_sum(Cg *cg, const KernelNode *k) {
+    const Type *x = &k->node->in[0]->type, *y = &k->node->out[0].type;
+    int64_t N = type_cols(x), parts = (N + SUM_COLS - 1) / SUM_COLS;
+    int64_t leaves = (k->node->in[1]->type.dim[0].n - 1) / y->dim[0].n;
+    LV expert = cg_div(cg, cg->task, cg_int(cg, parts)), part = cg_rem(cg, cg->task, cg_int(cg, parts)), zero = cg_int(cg, 0);
+    LV chunks = cg->scratch, sums = cg_bytes(cg, cg->scratch, cg_int(cg, 64 * LANES * 4)), first = cg_muli(cg, part, SUM_COLS);
+    CgLoop col, leaf, chunk, row;
+    cg_for(cg, &col, first, cg_min(cg, cg_addi(cg, first, SUM_COLS), cg_int(cg, N)), LANES);
+    LV mask = N % LANES ? cg_tail_mask(cg, cg_sub(cg, cg_int(cg, N), col.i)) : NULL, none = cg_vec(cg, 0);
+    cg_for(cg, &leaf, zero, cg_int(cg, leaves), 1);
+    LV at = cg_add(cg, cg_muli(cg, expert, leaves), leaf.i), begin = offset_at(cg, cg_in(cg, 1), at);
+    LV end = offset_at(cg, cg_in(cg, 1), cg_addi(cg, at, 1)), n = cg_div(cg, cg_addi(cg, cg_sub(cg, end, begin), CHUNK - 1), cg_int(cg, CHUNK));
+    cg_store_vec(cg, F32, none, chunks, zero, NULL);
+    cg_for(cg, &chunk, zero, n, 1);
+    LV lo = cg_add(cg, begin, cg_muli(cg, chunk.i, CHUNK));
+    cg_loop_begin(cg, &row, lo, cg_min(cg, cg_addi(cg, lo, CHUNK), end), 1, 1, &none);
+    LV next = cg_fadd(cg, row.carry[0], cg_load_vec(cg, x->dtype, cg_in(cg, 0), cg_add(cg, cg_muli(cg, row.i, N), col.i), mask));
+    cg_loop_end(cg, &row, &next);
+    counter_put(cg, chunks, chunk.i, n, row.carry[0]);
+    cg_end(cg, &chunk);
+    counter_put(cg, sums, leaf.i, cg_int(cg, leaves), cg_load_vec(cg, F32, chunks, zero, NULL));
+    cg_end(cg, &leaf);
+    cg_store_vec(cg, y->dtype, cg_load_vec(cg, F32, sums, zero, NULL), cg_out(cg, 0), cg_add(cg, cg_muli(cg, expert, N), col.i), mask);
+    cg_end(cg, &col);
 }

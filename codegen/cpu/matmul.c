@@ -120,6 +120,7 @@ void emit_matmul_dw(Cg *cg, const KernelNode *k) {
     sums_begin(cg, &s, 1);
     LV rows = cg_rows(cg, &k->node->in[0]->type), per_leaf = cg_div(cg, rows, cg_int(cg, s.leaves));
     LV groups = cg_int(cg, s.cut.groups);
-    sums_run(cg, &s, cg_in(cg, 0), cg_in(cg, 1), cg_out(cg, 0), cg_div(cg, cg->task, groups),
-             cg_rem(cg, cg->task, groups), leaf_rows, per_leaf);
+    sums_run(cg, &s, &(SumsRun){.a = cg_in(cg, 0), .b = cg_in(cg, 1), .y = cg_out(cg, 0),
+                                .run = cg_div(cg, cg->task, groups), .group = cg_rem(cg, cg->task, groups),
+                                .leaf = leaf_rows, .self = per_leaf});
 }

@@ -5,7 +5,8 @@
 
 enum {
     PACKED_BYTES = 512 << 10,      // of B in scratch: half of a small second-level cache
-    LONG_K = 8192, K_BLOCK = 4096, // longer chains are cut, so that a panel fits the scratch
+    LONG_K = 8192,                 // the longest chain that is never cut
+    K_BLOCK = 2048,                // of chains that continue from y, so that a panel stays near
     A_BYTES = 1536 << 10,          // at most for the copied rows of a tile
     SUM_ROWS = 256,                // rows packed at once by sums over rows
     STRIP = LANES                  // columns of a strip
@@ -27,11 +28,12 @@ int rows_panels(const CpuTarget *t, int64_t N) {
 
 // ---- rows times a matrix --------------------------------------------------------------------------------------
 
-static int64_t k_block_of(const Rows *r) { return r->K > LONG_K ? K_BLOCK : r->K; }
+static bool cuts_k(const Rows *r) { return r->K > K_BLOCK && r->y_type == F32; }
+static int64_t k_block_of(const Rows *r) { return cuts_k(r) ? K_BLOCK : r->K; }
 static bool copies_a(const Rows *r) { return r->ta || r->a_type != F32; }
 
 bool rows_possible(const Rows *r) {
-    if (r->K > LONG_K && r->y_type != F32) return false;              // a cut chain is continued from y
+    if (r->K > LONG_K && r->y_type != F32) return false;      // a cut chain is continued from y
     return !copies_a(r) || TILE_MAX_ROWS * (up(r->K, LANES) + LANES) * 4 <= A_BYTES;
 }
 
@@ -59,16 +61,16 @@ void rows_begin(Cg *cg, Rows *r) {
     if (r->block > r->n_panels) r->block = r->n_panels;
     if (r->block < 1) r->block = 1;
     r->direct = !r->tb && r->min_rows <= size.rows;
-    r->packed = r->tb || r->max_rows > size.rows;
+    r->packed = !r->direct || r->max_rows > size.rows;
     r->copy_a = copies_a(r);
-    r->a_row = r->ta ? 1 : r->copy_a ? up(r->K, LANES) + LANES : r->K;
+    r->a_row = r->ta ? 1 : r->copy_a ? up(r->K, LANES) + LANES : r->a_given ? r->a_given : r->K;
     r->a_k = r->ta ? STRIP : 1;
     int64_t a_bytes = !r->copy_a ? 0 : r->ta ? up(r->K * STRIP * 4, 64) : up(size.rows * r->a_row * 4, 64);
     r->at_panels = up(r->scratch_used, 64) + a_bytes;
     assert(r->at_panels + r->block * r->panel_bytes <= RT_SCRATCH_BYTES);
 
     TileSpec s = {.vecs = r->vecs, .cols = r->panel, .a_row = r->a_row, .a_k = r->a_k, .c_row = r->y_row,
-                  .b_type = F32, .c_type = r->y_type, .reload = r->K > LONG_K};
+                  .b_type = F32, .c_type = r->y_type, .reload = cuts_k(r)};
     unsigned small = r->heights & tile_all_heights(r->max_rows < size.rows ? (int)r->max_rows : size.rows);
     bool f32 = r->b_type == F32;
     unsigned heights = r->packed ? r->heights : small;
@@ -102,7 +104,7 @@ void rows_begin(Cg *cg, Rows *r) {
 
 // The rows of a tile, as the tile reads them.
 static LV tile_rows(Cg *cg, const Rows *r, const RowsRun *u, LV first, LV height) {
-    LV a_step = u->a_step ? u->a_step : cg_int(cg, r->K);
+    LV a_step = u->a_step ? u->a_step : cg_int(cg, r->a_given ? r->a_given : r->K);
     if (!r->copy_a) return cg_at(cg, F32, u->a, cg_mul(cg, first, a_step));
     LV to = bytes_at(cg, cg->scratch, up(r->scratch_used, 64));
     if (r->ta) strip_call(cg, &r->copy, to, cg_at(cg, r->a_type, u->a, first), u->k, a_step, height);
@@ -180,7 +182,7 @@ static void run_packed(Cg *cg, Rows *r, const RowsRun *u) {
     cg_for(cg, &block, u->lo, u->hi, r->block);
     LV p0 = block.i, p1 = cg_min(cg, cg_addi(cg, p0, r->block), u->hi), b_k = cg_int(cg, r->panel);
     LV k0 = cg_int(cg, 0), n_k = u->k;
-    if (r->K > LONG_K) {
+    if (cuts_k(r)) {
         cg_for(cg, &cut, k0, u->k, r->k_block);
         k0 = cut.i;
         n_k = cg_min(cg, cg_sub(cg, u->k, k0), cg_int(cg, r->k_block));
@@ -196,13 +198,13 @@ static void run_packed(Cg *cg, Rows *r, const RowsRun *u) {
         CgLoop l;
         cg_for(cg, &l, part ? cg_max(cg, p0, whole) : p0, part ? p1 : whole, 1);
         LV c = y_at(cg, r, u, first, cg_muli(cg, l.i, r->panel));
-        LV init = r->K > LONG_K ? cg_select(cg, cg_lt(cg, cg_int(cg, 0), k0), c, LLVMConstNull(cg->ptr)) : NULL;
+        LV init = cuts_k(r) ? cg_select(cg, cg_lt(cg, cg_int(cg, 0), k0), c, LLVMConstNull(cg->ptr)) : NULL;
         tile_call(cg, part ? &r->last : &r->whole, height,
                   &(TileCall){.a = a, .b = panel_at(cg, r, cg_sub(cg, l.i, p0)), .k = n_k, .b_k = b_k, .c = c, .init = init});
         cg_end(cg, &l);
     }
     cg_end(cg, &tile);
-    if (r->K > LONG_K) cg_end(cg, &cut);
+    if (cuts_k(r)) cg_end(cg, &cut);
     cg_end(cg, &block);
 }
 
@@ -243,7 +245,7 @@ void sums_begin(Cg *cg, Sums *s, int64_t matrices) {
     TileSize size = tile_size(cg->target);
     int levels = 1;
     while ((1 << levels) <= s->leaves) levels++;
-    s->cut = sums_cut(s->M, s->N, matrices);
+    if (!s->cut.m) s->cut = sums_cut(s->M, s->N, matrices);
     s->vecs = panel_vecs(cg->target, s->N);
     s->panel = s->vecs * LANES;
     s->tiles = (s->cut.m + size.rows - 1) / size.rows;
@@ -252,8 +254,12 @@ void sums_begin(Cg *cg, Sums *s, int64_t matrices) {
     s->level = s->slot * s->tiles * s->panels;
     s->at_slots = up(s->scratch_used, 64);
     s->at_a = s->at_slots + levels * s->level * 4;
-    s->at_b = s->at_a + s->tiles * SUM_ROWS * STRIP * 4;
-    assert(s->at_b + s->panels * SUM_ROWS * s->panel * 4 <= RT_SCRATCH_BYTES);
+    int64_t row = (s->tiles * STRIP + s->panels * s->panel) * 4;
+    int64_t end = s->scratch_end ? s->scratch_end : RT_SCRATCH_BYTES;
+    for (s->rows = SUM_ROWS; s->at_a + s->rows * row > end && s->rows > LANES;) s->rows /= 2;
+    s->at_b = s->at_a + s->tiles * s->rows * STRIP * 4;
+    s->scratch_end = s->at_b + s->panels * s->rows * s->panel * 4;
+    assert(s->scratch_end <= end);
     TileSpec spec = {.vecs = s->vecs, .cols = s->panel, .a_row = 1, .a_k = STRIP, .c_row = s->panel, .b_type = F32,
                      .c_type = F32, .reload = true, .merge = true, .merge_step = s->level};
     int64_t rest = s->M % s->cut.m;
@@ -274,10 +280,10 @@ static LV slot_at(Cg *cg, const Sums *s, LV level, LV t, LV p) {
     return cg_at(cg, F32, bytes_at(cg, cg->scratch, s->at_slots), at);
 }
 static LV strip_at(Cg *cg, const Sums *s, LV t) {
-    return cg_bytes(cg, bytes_at(cg, cg->scratch, s->at_a), cg_muli(cg, t, SUM_ROWS * STRIP * 4));
+    return cg_bytes(cg, bytes_at(cg, cg->scratch, s->at_a), cg_muli(cg, t, s->rows * STRIP * 4));
 }
 static LV sum_panel_at(Cg *cg, const Sums *s, LV p) {
-    return cg_bytes(cg, bytes_at(cg, cg->scratch, s->at_b), cg_muli(cg, p, (int64_t)SUM_ROWS * s->panel * 4));
+    return cg_bytes(cg, bytes_at(cg, cg->scratch, s->at_b), cg_muli(cg, p, s->rows * s->panel * 4));
 }
 
 static LV bits_set(Cg *cg, LV x) { return cg_intrinsic(cg, "llvm.ctpop", &cg->i64, 1, &x, 1); }
@@ -286,23 +292,21 @@ static LV trailing_zeros(Cg *cg, LV x) {                       // x is not 0
     return cg_intrinsic(cg, "llvm.cttz", &cg->i64, 1, args, 2);
 }
 
-// Packs n rows from `begin` of both operands for the part.
-static void pack_sums(Cg *cg, Sums *s, const SumPart *part, LV a, LV b, LV begin, LV n) {
-    LV whole = cg_min(cg, part->p1, cg_int(cg, s->N / s->panel)), b_row = cg_muli(cg, begin, s->N);
+// Packs n rows for the part; a and b: their first row, a at the part's first column.
+static void pack_sums(Cg *cg, Sums *s, const SumPart *part, LV a, LV b, LV n) {
+    LV whole = cg_min(cg, part->p1, cg_int(cg, s->N / s->panel)), a_step = cg_int(cg, s->a_given ? s->a_given : s->M);
     for (int last = 0; last < 2; last++) {
         if (last ? !s->pack_last.fn : !s->pack.fn) continue;
         CgLoop l;
         cg_for(cg, &l, last ? cg_max(cg, part->p0, whole) : part->p0, last ? part->p1 : whole, 1);
-        LV at = cg_add(cg, b_row, cg_muli(cg, l.i, s->panel));
         pack_call(cg, last ? &s->pack_last : &s->pack, sum_panel_at(cg, s, cg_sub(cg, l.i, part->p0)),
-                  cg_at(cg, s->b_type, b, at), n, cg_int(cg, s->N));
+                  cg_at(cg, s->b_type, b, cg_muli(cg, l.i, s->panel)), n, cg_int(cg, s->N));
         cg_end(cg, &l);
     }
     CgLoop l;
     cg_for(cg, &l, cg_int(cg, 0), part->cut.tiles, 1);
-    LV col = cg_add(cg, part->m0, tile_first(cg, &part->cut, l.i));
-    strip_call(cg, &s->strip, strip_at(cg, s, l.i), cg_at(cg, s->a_type, a, cg_add(cg, cg_muli(cg, begin, s->M), col)),
-               n, cg_int(cg, s->M), tile_height(cg, &part->cut, l.i));
+    strip_call(cg, &s->strip, strip_at(cg, s, l.i), cg_at(cg, s->a_type, a, tile_first(cg, &part->cut, l.i)), n, a_step,
+               tile_height(cg, &part->cut, l.i));
     cg_end(cg, &l);
 }
 
@@ -331,9 +335,9 @@ static void store_sums(Cg *cg, Sums *s, const SumPart *part, LV y) {
 
 // The stack is that of a binary counter: before leaf l it holds one sum for each bit of l; a finished leaf adds those
 // its carry runs through, the last leaf all.
-void sums_run(Cg *cg, Sums *s, LV a, LV b, LV y, LV run, LV group, LeafRows *rows, void *self) {
+void sums_run(Cg *cg, Sums *s, const SumsRun *u) {
     LV zero = cg_int(cg, 0);
-    SumPart part = {.m0 = cg_muli(cg, run, s->cut.m), .p0 = cg_muli(cg, group, s->cut.n / s->panel)};
+    SumPart part = {.m0 = cg_muli(cg, u->run, s->cut.m), .p0 = cg_muli(cg, u->group, s->cut.n / s->panel)};
     part.cut = tile_cut(cg, cg_min(cg, cg_int(cg, s->cut.m), cg_sub(cg, cg_int(cg, s->M), part.m0)),
                         tile_size(cg->target).rows);
     part.p1 = cg_min(cg, cg_addi(cg, part.p0, s->panels), cg_int(cg, rows_panels(cg->target, s->N)));
@@ -341,13 +345,15 @@ void sums_run(Cg *cg, Sums *s, LV a, LV b, LV y, LV run, LV group, LeafRows *row
     CgLoop leaf, block, t, p;
     cg_for(cg, &leaf, zero, cg_int(cg, s->leaves), 1);
     LV begin, end;
-    rows(self, cg, leaf.i, &begin, &end);
+    u->leaf(u->self, cg, leaf.i, &begin, &end);
     LV n = cg_sub(cg, end, begin), top = bits_set(cg, leaf.i);
     LV merges = cg_select(cg, cg_eq(cg, leaf.i, cg_int(cg, s->leaves - 1)), top, trailing_zeros(cg, cg_addi(cg, leaf.i, 1)));
-    cg_for(cg, &block, zero, cg_max(cg, n, cg_int(cg, 1)), SUM_ROWS);              // a leaf without rows counts as +0
-    LV left = cg_sub(cg, n, block.i), n_k = cg_min(cg, left, cg_int(cg, SUM_ROWS));
-    pack_sums(cg, s, &part, a, b, cg_add(cg, begin, block.i), n_k);
-    LV n_merge = cg_select(cg, cg_lt(cg, left, cg_int(cg, SUM_ROWS + 1)), merges, zero);
+    cg_for(cg, &block, zero, cg_max(cg, n, cg_int(cg, 1)), s->rows);              // a leaf without rows counts as +0
+    LV left = cg_sub(cg, n, block.i), n_k = cg_min(cg, left, cg_int(cg, s->rows)), first = cg_add(cg, begin, block.i);
+    LV a = u->make ? u->make(u->self, cg, first, n_k)
+                   : cg_at(cg, s->a_type, u->a, cg_add(cg, cg_muli(cg, first, s->a_given ? s->a_given : s->M), part.m0));
+    pack_sums(cg, s, &part, a, cg_at(cg, s->b_type, u->b, cg_muli(cg, first, s->N)), n_k);
+    LV n_merge = cg_select(cg, cg_lt(cg, left, cg_int(cg, s->rows + 1)), merges, zero);
     begin_tiles(cg, &part, &t, &p);
     LV init = cg_select(cg, cg_eq(cg, block.i, zero), LLVMConstNull(cg->ptr), slot_at(cg, s, top, t.i, p.i));
     tile_call(cg, &s->tile, tile_height(cg, &part.cut, t.i),
@@ -358,5 +364,5 @@ void sums_run(Cg *cg, Sums *s, LV a, LV b, LV y, LV run, LV group, LeafRows *row
     cg_end(cg, &t);
     cg_end(cg, &block);
     cg_end(cg, &leaf);
-    store_sums(cg, s, &part, y);
+    store_sums(cg, s, &part, u->y);
 }

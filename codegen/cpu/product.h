@@ -11,8 +11,8 @@ typedef struct {
     DType   a_type, b_type, y_type;
     bool    ta, tb;            // ta: a is stored [K, rows]; tb: b is stored [N, K]
     int64_t K, N;              // K: largest; N is known
-    int64_t y_row;             // elements between rows of y
-    int64_t min_rows, max_rows;      // of a run
+    int64_t y_row, a_given;    // elements between rows of y; of a, if they are not its K (0: they are)
+    int64_t min_rows, max_rows;      // of a run; with min_rows above a tile's no way for few rows is emitted
     unsigned heights;          // tile heights that can occur
     int64_t scratch_used;      // bytes at the start of the scratch that are not ours
     // made by rows_begin
@@ -46,9 +46,11 @@ typedef struct {
     DType   a_type, b_type, y_type;
     int64_t M, N;
     int     leaves;
-    int64_t scratch_used;
+    int64_t a_given;                             // elements between rows of a, if they are not M; 0: they are
+    int64_t scratch_used, scratch_end;           // bytes of the scratch: not ours at its start; end of ours, 0: all
+    SumCut  cut;                                 // m = 0: sums_begin fills it; else n is all of N
     // made by sums_begin
-    SumCut  cut;
+    int64_t rows;                                // of a and b packed at once
     int     vecs, panel;
     int64_t tiles, panels;                       // most of a task
     int64_t slot, level;                         // floats of a tile, of a level of the stack
@@ -60,7 +62,15 @@ typedef struct {
 void sums_begin(Cg *cg, Sums *s, int64_t matrices);
 // begin .. end-1: the rows of a leaf.
 typedef void LeafRows(void *self, Cg *cg, LV leaf, LV *begin, LV *end);
-// y: the matrix; run, group: which part of it.
-void sums_run(Cg *cg, Sums *s, LV a, LV b, LV y, LV run, LV group, LeafRows *rows, void *self);
+// Makes n rows of a from row `begin` on; returns the address of the first, at the task's first column.
+typedef LV MakeRows(void *self, Cg *cg, LV begin, LV n);
+typedef struct {
+    LV a, b, y;                                  // y: the matrix
+    LV run, group;                               // which part of it
+    LeafRows *leaf;
+    MakeRows *make;                              // NULL: rows of a lie in memory
+    void     *self;
+} SumsRun;
+void sums_run(Cg *cg, Sums *s, const SumsRun *u);
 
 #endif

@@ -121,8 +121,8 @@ static inline bool one_compile(OneKernel *o, const CpuTarget *target, DescribeFn
     for (int i = 0; i < cg.n_args; i++) cg.arg[i] = cg_load(&cg, cg.ptr, cg_gep(&cg, cg.ptr, args, cg_int(&cg, i)), 8);
     cg.task = cg_i64(&cg, FIELD(cg.i32, task));
     cg.n_tasks = cg_i64(&cg, FIELD(cg.i32, n_tasks));
-    cg.phase = FIELD(cg.i32, phase);
-    cg.thread = FIELD(cg.i32, thread);
+    cg.phase = cg_i64(&cg, FIELD(cg.i32, phase));
+    cg.thread = cg_i64(&cg, FIELD(cg.i32, thread));
     cg.scratch = FIELD(cg.ptr, scratch);
 #undef FIELD
     emit(&cg, &o->k);

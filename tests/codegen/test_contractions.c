@@ -263,6 +263,30 @@ static void test_grouped_dw(void **st) {
     grouped_case(*st, F32, 2, 2, 1500, 1, 130, 130, false, true, false);
 }
 
+static void sum_case(const Setup *s, DType t, int experts, int leaves, int64_t bound, int kind, int64_t N) {
+    Sym rows = {.name = "R", .kind = SYM_RAGGED, .bound = bound, .groups = experts, .leaves = leaves, .id = 3};
+    Case c = {0};
+    int32_t *offsets = make_offsets(experts, leaves, bound, kind);
+    offsets_now = offsets;
+    offsets_arg = 1;
+    offsets_n = experts * leaves + 1;
+    c.sym[3] = offsets[experts * leaves];
+    c.extra[0] = offsets;
+    c.n_extra = 1;
+    one_in(&c.o, ONE_TYPE(t, sym(&rows), num(N)));
+    one_in(&c.o, ONE_TYPE(I32, num(offsets_n)));
+    one_out(&c.o, ONE_TYPE(t, num(experts), num(N)));
+    check(s, &c, describe_grouped_sum, emit_grouped_sum, ref_grouped_sum, put_offsets);
+    free(offsets);
+}
+
+static void test_grouped_sum(void **st) {
+    for (int kind = 0; kind < 4; kind++) {
+        sum_case(*st, F32, 3, 4, 900, kind, 70);
+        sum_case(*st, kind ? F32 : BF16, 2, 1, 700, kind, 16);
+    }
+}
+
 // ---- attention --------------------------------------------------------------------------------------------------
 
 enum { SINKS = 1, BIAS = 2, VALID = 4, DOCUMENTS = 8 };
@@ -346,6 +370,45 @@ static void test_attention_grad(void **st) {
     for (size_t i = 0; i < sizeof attention_shapes / sizeof attention_shapes[0]; i++) attention_case(*st, attention_shapes[i], true);
 }
 
+// ---- head -------------------------------------------------------------------------------------------------------
+
+static void prepare_labels(Case *c) {
+    int64_t V = c->t[1].dim[0];
+    for (int64_t i = 0; i < n_elements(&c->t[2]); i++) ints(&c->t[2])[i] = draw() % 8 ? (int32_t)between(0, V - 1) : -1;
+    if (c->o.node.n_in < 5) return;
+    Tensor nll = c->t[4], lse = c->t[3], out[2];
+    out[0] = tensor_of(c, kernel_arg_type(&c->o.k, 4));
+    out[1] = lse;
+    ref_head_loss(&c->o.node.attr, 3, c->t, 2, out);
+    free(out[0].data);
+    for (int64_t i = 0; i < n_elements(&nll); i++) reals(&nll)[i] = number();
+}
+
+static void head_case(const Setup *s, DType t, int64_t leaves, int64_t rows, int64_t D, int64_t V, bool grad) {
+    Sym leaf = leaf_sym(leaves);
+    Case c = {0};
+    Type x = ONE_TYPE(t, sym(&leaf), num(rows), num(D)), w = ONE_TYPE(t, num(V), num(D)), one = ONE_TYPE(F32, sym(&leaf), num(rows), num(1));
+    c.o.node.attr.leaves = leaves;
+    one_in(&c.o, x);
+    one_in(&c.o, w);
+    one_in(&c.o, ONE_TYPE(I32, sym(&leaf), num(rows)));
+    if (grad) one_in(&c.o, one), one_in(&c.o, one);
+    one_out(&c.o, grad ? x : one);
+    one_out(&c.o, grad ? w : one);
+    if (grad) check(s, &c, describe_head_loss_grad, emit_head_loss_grad, ref_head_loss_grad, prepare_labels);
+    else check(s, &c, describe_head_loss, emit_head_loss, ref_head_loss, prepare_labels);
+}
+
+static void test_head_loss(void **st) {
+    for (int grad = 0; grad < 2; grad++) {
+        head_case(*st, F32, 1, 1, 8, 5, grad);
+        head_case(*st, F32, 2, 33, 24, 100, grad);
+        head_case(*st, F32, 4, 70, 32, 257, grad);
+        head_case(*st, BF16, 3, 20, 16, 64, grad);
+        head_case(*st, F32, 2, 300, 16, 8200, grad);      // g is not kept
+    }
+}
+
 static int set_up(void **st, const char *name) {
     Setup *s = calloc(1, sizeof *s);
     s->target = one_target(name);
@@ -366,7 +429,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_matmul_sizes), cmocka_unit_test(test_matmul_random), cmocka_unit_test(test_matmul_rows_vary),
         cmocka_unit_test(test_matmul_dw), cmocka_unit_test(test_grouped_matmul), cmocka_unit_test(test_grouped_dw),
-        cmocka_unit_test(test_attention), cmocka_unit_test(test_attention_grad),
+        cmocka_unit_test(test_grouped_sum),
+        cmocka_unit_test(test_attention), cmocka_unit_test(test_attention_grad), cmocka_unit_test(test_head_loss),
     };
     int failed = cmocka_run_group_tests_name("sse2", tests, sse2, tear_down);
     __builtin_cpu_init();
