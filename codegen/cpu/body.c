@@ -170,16 +170,14 @@ static Step *slice_of(Body *b, Step *x, int64_t begin, Dim width) {
         return s;
     }
     if (!x->wide) return x;
-    Step *s = new_step(b, S_BUFFER, x->dtype, width);
-    if (x->kind == S_BUFFER) {
-        s->whole = x->whole ? x->whole : x;
-        s->begin = x->begin + begin;
-    } else {
-        Step *all = new_step(b, S_BUFFER, x->dtype, x->width);
-        all->part[all->n_parts++] = (Part){x, 0, x->width};
-        s->whole = all;
-        s->begin = begin;
+    Step *whole = x->whole ? x->whole : x;
+    if (x->kind != S_BUFFER) {
+        whole = new_step(b, S_BUFFER, x->dtype, x->width);
+        whole->part[whole->n_parts++] = (Part){x, 0, x->width};
     }
+    Step *s = new_step(b, S_BUFFER, x->dtype, width);
+    s->whole = whole;
+    s->begin = begin + (x->kind == S_BUFFER ? x->begin : 0);
     return s;
 }
 
