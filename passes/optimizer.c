@@ -141,18 +141,13 @@ static Value *moved(Optimizer *o, Value *v) {
     return v->mark;
 }
 
-// With several passes a step the front end writes step_sum(x) as accumulate {name = X} and a read of state sum/X, so_far
-// as that read in the pass itself.  What is accumulated under X is the state grad/X.
-static void name_sums(Graph *g, Arena *a) {
-    for_each_node(g, n)
-        if (n->op == OP_STATE && !strncmp(n->attr.name, "sum/", 4))
-            n->attr.name = intern(arena_printf(a, "grad/%s", n->attr.name + 4));
-}
+// The states of so_far(x), which the front end writes: updated by each pass, so they stay there.
+static const char so_far[] = "so_far.";
 
 static void move_updates(Optimizer *o) {
     marks_clear(o->pass);
     for_each_node(o->pass, n) {
-        if (n->op != OP_UPDATE) continue;
+        if (n->op != OP_UPDATE || !strncmp(n->attr.name, so_far, strlen(so_far))) continue;
         Value *v = moved(o, n->in[0]);
         if (!v) break;
         o->b.at = n->at;
@@ -171,7 +166,6 @@ bool pass_optimizer(Graph *g, PassCtx *cx) {
         diag_error(cx->diag, (Span){0}, "train.optimizer is %s; there are adamw, adam and sgd", t->optimizer);
         return false;
     }
-    name_sums(g, cx->scratch);
     Optimizer o = {.pass = g, .update = graph_new(g->arena, "update"), .cx = cx};
     o.b = builder_end(o.update, cx->diag);
     o.lr = scalar_input(&o, "lr");

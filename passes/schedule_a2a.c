@@ -5,8 +5,7 @@
 //
 // An update means "at the end; reads see the old".  It moves behind the last reader of what it overwrites, and not
 // further, so that the memory of its operand is free early.  An update whose operand is itself a parameter or state
-// gets a copy of it first: two states may be exchanged.  An accumulate stands directly behind what it reads, or behind
-// the last reader of the sum so far.
+// gets a copy of it first: two states may be exchanged.  Accumulates stand directly behind what they read.
 //
 // One rank has no exchanges to overlap with compute.
 #include "passes/util.h"
@@ -40,8 +39,7 @@ bool pass_schedule_a2a(Graph *g, PassCtx *cx) {
         }
         if (n->op != OP_UPDATE && n->op != OP_ACCUMULATE) continue;
         Node *place = n->in[0]->node;
-        const char *written = n->op == OP_UPDATE ? n->attr.name : intern(arena_printf(cx->scratch, "grad/%s", n->attr.name));
-        Node *reader = map_get(&last_reader, written);
+        Node *reader = n->op == OP_UPDATE ? map_get(&last_reader, n->attr.name) : NULL;
         place = later(reader && reader != n ? reader : NULL, place);
         if (place->next == n || place == n) continue;
         node_move_behind(n, place);
