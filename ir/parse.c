@@ -199,15 +199,18 @@ static Type need_type(Parser *p, const Graph *g) {
 
 // ---- constant data --------------------------------------------------------------------------------------
 
+// NULL where the type holds more than the text could: sizes come from a file that may be damaged.
 static Data *new_data(Parser *p, DType dtype, const Type *type) {
+    int64_t bytes = dtype_bytes(dtype);
+    for (int i = 0; i < type->ndim; i++)
+        if (__builtin_mul_overflow(bytes, type->dim[i].n, &bytes) || bytes > 8 * (p->end - p->text)) {
+            fail(p, "constant data ends too early", NULL);
+            return NULL;
+        }
     Data *data = arena_new(p->arena, Data);
-    data->tensor = (Tensor){.dtype = dtype, .ndim = type->ndim};
-    data->bytes = dtype_bytes(dtype);
-    for (int i = 0; i < type->ndim; i++) {
-        data->tensor.dim[i] = type->dim[i].n;
-        data->bytes *= type->dim[i].n;
-    }
-    data->tensor.data = arena_alloc(p->arena, (size_t)data->bytes);
+    data->tensor = (Tensor){.dtype = dtype, .ndim = type->ndim, .data = arena_alloc(p->arena, (size_t)bytes)};
+    data->bytes = bytes;
+    for (int i = 0; i < type->ndim; i++) data->tensor.dim[i] = type->dim[i].n;
     return data;
 }
 
@@ -221,6 +224,7 @@ static void read_side_data(Parser *p) {
     Type type = need_type(p, NULL);
     if (!expect(p, "{")) return;
     Data *data = new_data(p, type.dtype, &type);
+    if (!data) return;
     data->hash = hash;
     for (int64_t i = 0; i < data->bytes; i++) {
         skip(p, true);
@@ -318,11 +322,10 @@ static void read_attrs(Parser *p, const Graph *g, Attrs *attrs, Pending *pending
 static void finish_data(Parser *p, Attrs *attrs, const Pending *pending, const Type *type) {
     if (!pending->element.at) return;
     DType dtype = dtype_is_float(type->dtype) ? F32 : type->dtype == BOOL ? BOOL : I32;
-    if (pending->element.n != type_bound_elements(type)) {
-        fail(p, "constant data does not fit its type", NULL);
-        return;
-    }
     Data *data = new_data(p, dtype, type);
+    if (data && pending->element.n * dtype_bytes(dtype) != data->bytes)
+        fail(p, "constant data does not fit its type", NULL);
+    if (p->failed) return;
     for (int i = 0; i < pending->element.n; i++) {
         const char *text = pending->element.at[i];
         if (dtype == F32) ((float *)data->tensor.data)[i] = strtof(text, NULL);
