@@ -132,6 +132,7 @@ struct Stmt {
     Decls decls;
     Args  options;
     Stmts body, orelse;
+    bool  for_losses;        // what it assigns is read by losses, metrics and updates only (resolve.c)
 };
 
 // ---- blocks ---------------------------------------------------------------------------------------------

@@ -36,10 +36,7 @@ static Instance *new_instance(Lower *lw, Instance *parent, const char *name, Spa
     in->parent = parent;
     in->path = join(lw, parent->path, name);
     in->frozen = parent->frozen;
-    if (parent->copy_from) {
-        in->copy_from = join(lw, parent->copy_from, name);
-        in->copy_at = parent->copy_at;
-    }
+    if (parent->copy_from) in->copy_from = join(lw, parent->copy_from, name);
     Child child = {name, in, parent->visit, at};
     vec_push(lw->arena, &parent->children, child);
     return in;
@@ -101,7 +98,6 @@ Instance *instance_of(Lower *lw, Call *c) {
         Instance *from = instance_of(lw, copy->layer ? copy->layer->scope : copy->scope);
         if (!from) return NULL;
         in->copy_from = join(lw, from->path, copy->layer ? copy->layer->name : copy->segment);
-        in->copy_at = copy->at;
     }
     const Call *outer = c->caller;
     while (outer && !outer->instance) outer = outer->caller;

@@ -61,7 +61,6 @@ struct Instance {
     Instance *parent;
     const char *path;        // "" for the model; "layers.3.ffn"
     const char *copy_from;   // path whose values these parameters start with, or NULL
-    Span copy_at;
     bool frozen;
     int  visit;
     VEC(Child) children;
@@ -101,8 +100,7 @@ struct Call {
 };
 
 typedef struct { const char *name; TVal *t; const char *path; Span at; bool automatic; } Emission;
-typedef struct { const Node *node; int64_t experts, k; bool state; } Made;
-typedef struct { const char *from; Span at; } CopyUse;
+typedef struct { Node *node; int64_t experts, k; bool state; } Made;
 
 struct Interp {
     Lower *lw;
@@ -112,7 +110,6 @@ struct Interp {
     Call *call;                       // innermost, as lw->call
     struct PolyTable *polys;
     VEC(Emission) emits;
-    VEC(CopyUse) copies;
     VEC(Made) made;                   // parameters and states
     VEC(Layer *) layers;
     bool  may_wait, waited;           // an assert: comparisons use the plan's numbers; waited: they were not known

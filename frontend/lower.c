@@ -125,13 +125,18 @@ static bool has_loss(const Graph *g) {
     return false;
 }
 
-// The parameters that copies start from must exist.
-static void check_copies(Lower *lw) {
+// A copied parameter starts as its source does.  Where nobody calls the source, so that it has no parameters, the copy
+// keeps its own initialiser but draws as the source would (init_from).
+static void finish_copies(Lower *lw) {
     Interp *in = interp_of(lw);
-    for (int i = 0; i < in->copies.n; i++) {
-        bool found = false;
-        for (int k = 0; k < in->made.n && !found; k++) found = in->made.at[k].node->attr.name == in->copies.at[i].from;
-        if (!found) error_at(lw, in->copies.at[i].at, "copy: there is no parameter '%s' to start from", in->copies.at[i].from);
+    for (int i = 0; i < in->made.n; i++) {
+        Attrs *attr = &in->made.at[i].node->attr;
+        for (int k = 0; attr->init_from && k < in->made.n; k++) {
+            if (in->made.at[k].node->attr.name != attr->init_from) continue;
+            attr->init = intern("copy");
+            attr->init_a = attr->init_b = 0;
+            break;
+        }
     }
 }
 
@@ -189,7 +194,7 @@ Graph *program_elaborate(Program *p, Arena *a, const ElabOpts *opts) {
     if (bind_hyper(lw, c, p)) {
         run_body(lw, c);
         return_results(lw, c);
-        check_copies(lw);
+        finish_copies(lw);
         bool quiet = diag_n_errors(p->diag) == errors;
         if (quiet && opts->kind == ELAB_TRAIN && !has_loss(g))
             error_at(lw, p->model->name_at, "model '%s' has no loss to train", p->model->name);
@@ -255,7 +260,7 @@ Graph *program_elaborate_call(Program *p, Arena *a, const char *call, const Elab
         if (r.v[i].kind == V_TENSOR) make_return(lw, arena_printf(a, "result.%d", i), r.v[i].t->v, e->at);
         else if (r.v[i].kind == V_FN) fn_message(lw, &r.v[i], "nothing is computed");
     }
-    check_copies(lw);
+    finish_copies(lw);
     keep_what_was_found(lw, p);
     return diag_n_errors(p->diag) == errors ? g : NULL;
 }

@@ -180,11 +180,7 @@ static Node *make_own(Lower *lw, Call *c, const Stmt *t, const Decl *d, Instance
     attr.group = intern(group ? group : "dense");
     if (attr.split >= 0 && lw->expert) attr.split++;
     if (in->copy_from) {
-        attr.init = intern("copy");
-        attr.init_a = attr.init_b = 0;
         attr.init_from = intern(arena_printf(lw->arena, "%s.%s", in->copy_from, d->name));
-        CopyUse use = {attr.init_from, in->copy_at};
-        vec_push(lw->arena, &interp_of(lw)->copies, use);
     }
     return build_node(&lw->b, OP_PARAM, INS(NULL), &attr);
 }
@@ -332,11 +328,14 @@ static bool not_in_expert(Lower *lw, const Stmt *t, const char *what) {
     return false;
 }
 
-static bool has_labels(const Interp *in) { return in->opts->kind != ELAB_EVAL || in->opts->labels; }
+// Generation, frozen models and evaluation without labels have no losses and metrics.
+static bool losses_vanish(const Lower *lw, const Call *c) {
+    const ElabOpts *o = interp_of(lw)->opts;
+    return lw->inference || is_frozen(c) || (o->kind == ELAB_EVAL && !o->labels);
+}
 
 static void exec_loss(Lower *lw, Call *c, const Stmt *t) {
-    Interp *in = interp_of(lw);
-    if (lw->inference || is_frozen(c) || !has_labels(in) || !not_in_expert(lw, t, "loss")) return;
+    if (losses_vanish(lw, c) || !not_in_expert(lw, t, "loss")) return;
     Val v = eval(lw, c, t->value);
     double weight = 1, until;
     if (!number_option(lw, c, t, "weight", &weight) || !until_step(lw, c, t, &until)) return;
@@ -345,7 +344,7 @@ static void exec_loss(Lower *lw, Call *c, const Stmt *t) {
 }
 
 static void exec_metric(Lower *lw, Call *c, const Stmt *t) {
-    if (lw->inference || is_frozen(c) || !has_labels(interp_of(lw)) || !not_in_expert(lw, t, "metric")) return;
+    if (losses_vanish(lw, c) || !not_in_expert(lw, t, "metric")) return;
     Val v = eval(lw, c, t->value);
     Value *x = scalar(lw, t, &v, "metric");
     if (x) build(&lw->b, OP_METRIC, INS(x), .name = path_of(lw, t->name));
@@ -532,6 +531,7 @@ static void forget(Lower *lw, Call *c, const Stmts *body) {
 }
 
 static void exec(Lower *lw, Call *c, const Stmt *t) {
+    if (t->for_losses && lw->g && losses_vanish(lw, c)) return;
     switch (t->kind) {
     case S_ASSIGN: exec_assign(lw, c, t); break;
     case S_UPDATE_BY: exec_update_by(lw, c, t); break;

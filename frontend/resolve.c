@@ -292,6 +292,84 @@ static void check_signature(Scope *s) {
         for (int k = 0; k < f->returns.at[i].shape.n; k++) check_expr(s, f->returns.at[i].shape.at[k]);
 }
 
+// ---- what only losses need --------------------------------------------------------------------------------
+
+// Names that matter where losses, metrics and updates vanish (generation, frozen models).
+typedef struct {
+    Arena *arena;
+    VEC(const char *) names;
+    bool grew;
+} Needed;
+
+static bool is_needed(const Needed *n, const char *name) {
+    for (int i = 0; i < n->names.n; i++)
+        if (n->names.at[i] == name) return true;
+    return false;
+}
+
+static void need_expr(Needed *n, const Expr *e) {
+    if (!e) return;
+    if (e->kind == X_NAME && !is_needed(n, e->name)) {
+        vec_push(n->arena, &n->names, e->name);
+        n->grew = true;
+    }
+    need_expr(n, e->a);
+    need_expr(n, e->b);
+    need_expr(n, e->c);
+    for (int i = 0; i < e->items.n; i++) need_expr(n, e->items.at[i]);
+    for (int i = 0; i < e->args.n; i++) need_expr(n, e->args.at[i].value);
+}
+
+static const char *target(const Expr *left) {
+    if (left->kind == X_INDEX) left = left->a;
+    return left->kind == X_NAME ? left->name : NULL;
+}
+
+static bool assigns_needed(const Needed *n, const Stmt *t) {
+    for (int i = 0; i < t->left.n; i++) {
+        const char *name = target(t->left.at[i]);
+        if (!name || is_needed(n, name)) return true;
+    }
+    return false;
+}
+
+static void need_body(Needed *n, const Stmts *body) {
+    for (int i = 0; i < body->n; i++) {
+        const Stmt *t = body->at[i];
+        bool vanishes = t->kind == S_LOSS || t->kind == S_METRIC || t->kind == S_UPDATE || t->kind == S_EXPR;
+        bool assignment = t->kind == S_ASSIGN || t->kind == S_UPDATE_BY;
+        if (vanishes || (assignment && !assigns_needed(n, t))) continue;
+        for (int k = 0; k < t->left.n; k++)
+            if (t->left.at[k]->kind == X_INDEX) need_expr(n, t->left.at[k]);
+        for (int k = 0; k < t->right.n; k++) need_expr(n, t->right.at[k]);
+        need_expr(n, t->value);
+        for (int k = 0; k < t->decls.n; k++)
+            for (int j = 0; j < t->decls.at[k].shape.n; j++) need_expr(n, t->decls.at[k].shape.at[j]);
+        for (int k = 0; k < t->options.n; k++) need_expr(n, t->options.at[k].value);
+        need_body(n, &t->body);
+        need_body(n, &t->orelse);
+    }
+}
+
+static void mark_for_losses(const Needed *n, Stmts *body) {
+    for (int i = 0; i < body->n; i++) {
+        Stmt *t = body->at[i];
+        bool assignment = t->kind == S_ASSIGN || t->kind == S_UPDATE_BY;
+        t->for_losses = t->kind == S_EXPR || (assignment && !assigns_needed(n, t));
+        mark_for_losses(n, &t->body);
+        mark_for_losses(n, &t->orelse);
+    }
+}
+
+static void find_what_losses_need(Arena *a, Fn *f) {
+    Needed n = {.arena = a, .grew = true};
+    while (n.grew) {
+        n.grew = false;
+        need_body(&n, &f->body);
+    }
+    mark_for_losses(&n, &f->body);
+}
+
 // ---- functions that call themselves ---------------------------------------------------------------------
 
 typedef struct {
@@ -344,8 +422,7 @@ static void visit_fn(Cycles *y, const Fn *f) {
 
 // ---- files ----------------------------------------------------------------------------------------------
 
-static void check_blocks(Arena *a, Diag *d, const Module *m) {
-    (void)a;
+static void check_blocks(Diag *d, const Module *m) {
     static const char *const known[] = {"train", "data", "parallel", "generate", "config", "weights"};
     for (int i = 0; i < m->blocks.n; i++) {
         const Block *b = &m->blocks.at[i];
@@ -360,7 +437,8 @@ bool resolve(Arena *a, Diag *d, const Module *m) {
     int before = diag_n_errors(d);
     const Fn *model = NULL;
     for (int i = 0; i < m->fns.n; i++) {
-        const Fn *f = m->fns.at[i];
+        Fn *f = m->fns.at[i];
+        find_what_losses_need(a, f);
         for (int k = 0; k < i; k++)
             if (m->fns.at[k]->name == f->name) {
                 diag_error(d, f->name_at, "there is a function '%s' in this file already", f->name);
@@ -378,6 +456,6 @@ bool resolve(Arena *a, Diag *d, const Module *m) {
         Cycles y = {.arena = a, .diag = d};
         visit_fn(&y, f);
     }
-    check_blocks(a, d, m);
+    check_blocks(d, m);
     return diag_n_errors(d) == before;
 }
