@@ -4,7 +4,7 @@
 #define IR_REF_WALK_H
 #include "ir/ref/ref.h"
 
-// Loops over transcendental functions use the machine's fma instruction where it has one: the same bits, sooner.
+// Loops over transcendental functions use the machine's fma instruction where it has one: the same bits.
 #if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__SANITIZE_ADDRESS__) && \
     !defined(__SANITIZE_THREAD__)
 #define FAST __attribute__((target_clones("arch=x86-64-v3", "default")))
