@@ -208,7 +208,7 @@ Object cpu_emit(const CpuTarget *t, const PlanKernel *k, CodeForm form) {
         }
     check_module(cg->module, k->key);
     LLVMPassBuilderOptionsRef options = LLVMCreatePassBuilderOptions();
-    LLVMErrorRef error = LLVMRunPasses(cg->module, "function(early-cse,instcombine,simplifycfg),globaldce", tm, options);
+    LLVMErrorRef error = LLVMRunPasses(cg->module, "function(early-cse,instcombine<no-verify-fixpoint>,simplifycfg),globaldce", tm, options);
     assert(!error);
     (void)error;
     LLVMDisposePassBuilderOptions(options);
