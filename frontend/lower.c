@@ -38,10 +38,9 @@ static Val make_input(Lower *lw, Call *c, const char *name, Span at, DType dtype
     LType type = {.dtype = dtype};
     for (int i = 0; i < shape->n; i++) {
         const Expr *x = shape->at[i];
-        if (x->kind != X_NAME || find_var(c, x->name)) continue;
-        const Poly *symbol = poly_sym(lw, x->name);
-        set_var(lw, c, x->name, value_of_poly(lw, x->at, symbol));
-        bind_size(lw, x->name);
+        if (x->kind != X_NAME) continue;
+        if (!find_var(c, x->name)) set_var(lw, c, x->name, value_of_poly(lw, x->at, poly_sym(lw, x->name)));
+        if (find_var(c, x->name)->kind == V_POLY) bind_size(lw, x->name);
     }
     if (!eval_shape(lw, c, shape, &type)) return val_error(at);
     if (strcmp(name, "tokens") == 0 && type.ndim == 2) {
@@ -115,6 +114,7 @@ static void return_results(Lower *lw, const Call *c) {
         if (!wants(o, e->name)) continue;
         int number = 0;
         for (int k = 0; k < i; k++) number += in->emits.at[k].name == e->name;
+        lw->b.path = e->path;
         make_return(lw, arena_printf(lw->arena, "%s.%d", e->name, number), e->t->v, e->at);
     }
 }
@@ -190,8 +190,8 @@ Graph *program_elaborate(Program *p, Arena *a, const ElabOpts *opts) {
     Call *c = root_call(lw, p->model, p->model->at);
     interp_of(lw)->call = c;
     lw->call = c;
-    bind_inputs(lw, c);
     if (bind_hyper(lw, c, p)) {
+        bind_inputs(lw, c);
         run_body(lw, c);
         return_results(lw, c);
         finish_copies(lw);

@@ -201,9 +201,21 @@ static const Override *find_override(const Program *p, const char *name) {
     return found;
 }
 
+// Names of the inputs' axes that are no hyper-parameters: B, S.
+static void bind_symbols(Lower *lw, Call *c, const Fn *f) {
+    for (int i = 0; i < f->params.n; i++)
+        for (int k = 0; k < f->params.at[i].type.shape.n; k++) {
+            const Expr *x = f->params.at[i].type.shape.at[k];
+            bool hyper = x->kind != X_NAME;
+            for (int j = 0; j < f->params.n && !hyper; j++) hyper = f->params.at[j].name == x->name;
+            if (!hyper) set_var(lw, c, x->name, value_of_poly(lw, x->at, poly_sym(lw, x->name)));
+        }
+}
+
 bool bind_hyper(Lower *lw, Call *c, Program *p) {
     bool ok = true;
     const Fn *f = p->model;
+    bind_symbols(lw, c, f);
     for (int i = 0; i < f->params.n; i++) {
         const Param *q = &f->params.at[i];
         if (q->type.kind == TY_TENSOR) continue;

@@ -436,6 +436,7 @@ static void check_blocks(Diag *d, const Module *m) {
 bool resolve(Arena *a, Diag *d, const Module *m) {
     int before = diag_n_errors(d);
     const Fn *model = NULL;
+    Cycles cycles = {.arena = a, .diag = d};
     for (int i = 0; i < m->fns.n; i++) {
         Fn *f = m->fns.at[i];
         find_what_losses_need(a, f);
@@ -453,8 +454,7 @@ bool resolve(Arena *a, Diag *d, const Module *m) {
         check_signature(&s);
         if (f->value) check_expr(&s, f->value);
         check_body(&s, &f->body);
-        Cycles y = {.arena = a, .diag = d};
-        visit_fn(&y, f);
+        visit_fn(&cycles, f);
     }
     check_blocks(d, m);
     return diag_n_errors(d) == before;
