@@ -8,8 +8,8 @@
 // Buffers: values that are the same memory.  A reshape is its operand; an elementwise node may write over an operand
 // of its type that nobody reads later.  A buffer lives from the node that writes it to the last that reads it; the
 // offsets of a ragged axis live as long as any value has that axis.  The new contents of a parameter or state are
-// written where the old ones are if their maker works element by element and nobody reads the old ones later;
-// otherwise they live to the end of the program, where updates are copied.
+// written where the old ones are (RT_PERSISTENT, offset -1) if their maker works element by element and nobody reads
+// the old ones later; otherwise they live in the arena to the end of the program, where updates are copied.
 //
 // Placement is offline: four orders (size, size x lifetime, start, lifetime), each placed by best fit in the gaps left
 // by placed buffers that overlap in time.  The best order seeds a repair: a buffer that sticks out above the lower
@@ -45,6 +45,7 @@ typedef struct {
     int    *last_read;      // [value id] list position; the value's own if nobody reads it
     int    *buffer;         // [value id] union-find: the value that stands for the buffer
     int    *buffer_end;     // [value id of a root]
+    bool   *is_in_place;    // [value id] written over the old contents of what it updates: not in the arena
 } Lives;
 
 static int root(Lives *l, int id) {
@@ -71,13 +72,22 @@ static RtArenaKind arena_of(const Value *v) {
     return op == OP_PARAM || op == OP_STATE || op == OP_INPUT || op == OP_CACHE ? RT_PERSISTENT : RT_STEP;
 }
 
-static bool is_in_arena(const Value *v) { return arena_of(v) == RT_STEP; }
 
-// Is operand i of a fused body read only element by element, where the results are written?
-static bool is_read_straight(const Graph *body, int i) {
+static bool is_in_arena(const Lives *l, const Value *v) {
+    return arena_of(v) == RT_STEP && !l->is_in_place[value_shown(v)->id];
+}
+
+static bool same_dims(const Type *x, const Type *y) {
+    Type z = *x;
+    z.dtype = y->dtype;
+    return type_eq(&z, y);
+}
+
+// Does the body work element by element, each of them of type t's shape, and not hand operand i on as it is?
+static bool is_straight(const Graph *body, int i, const Type *t) {
     for_each_node(body, n) {
-        bool may_be = op_is(n->op, ELEMENTWISE) || n->op == OP_ARG || n->op == OP_CONST || n->op == OP_YIELD;
-        if (!may_be) return false;                  // a second walk over the row
+        if (n->op == OP_ARG || n->op == OP_CONST) continue;
+        if (n->op != OP_YIELD && (!op_is(n->op, ELEMENTWISE) || !same_dims(&n->out[0].type, t))) return false;
         for (int k = 0; n->op == OP_YIELD && k < n->n_in; k++)
             if (n->in[k]->node->op == OP_ARG && n->in[k]->node->attr.k == i) return false;
     }
@@ -87,27 +97,35 @@ static bool is_read_straight(const Graph *body, int i) {
 bool node_can_overwrite(const Node *n, int operand, int result) {
     const Value *x = n->in[operand], *y = &n->out[result];
     if (!type_eq(&x->type, &y->type)) return false;
-    // another operand that is the same value is fine; one that overlaps in memory is ruled out by the last read
-    if (n->op == OP_FUSED) return is_read_straight(n->attr.body, operand);
+    for (int k = 0; k < n->n_in; k++)            // the same memory seen in another shape would be read late
+        if (value_shown(n->in[k]) == value_shown(x) && !type_eq(&n->in[k]->type, &y->type)) return false;
+    if (n->op == OP_FUSED) return is_straight(n->attr.body, operand, &y->type);
     return op_is(n->op, ELEMENTWISE) && n->op != OP_STOP_GRADIENT;
 }
 
-// Old contents of `name` are read by no node behind `maker`, and maker itself reads them element by element.
-static bool may_replace(Graph *g, const Node *maker, const Type *t, Name name) {
-    bool element_by_element = maker->op == OP_FUSED ? is_read_straight(maker->attr.body, -1) : op_is(maker->op, ELEMENTWISE);
-    if (!element_by_element || node_is_view(maker)) return false;
-    for_each_node(g, n) {
-        for (int i = 0; i < n->n_in; i++) {
+// The last node that reads each parameter or state, by name.
+static void find_readers(Graph *g, PtrMap *last_reader) {
+    for_each_node(g, n)
+        for (int i = 0; i < n->n_in && !node_is_view(n); i++) {
             const Node *source = value_shown(n->in[i])->node;
-            bool reads_it = (source->op == OP_PARAM || source->op == OP_STATE) && source->attr.name == name;
-            if (!reads_it || node_is_view(n)) continue;
-            if (n->id > maker->id || (n == maker && !type_eq(&n->in[i]->type, t))) return false;
+            if (source->op == OP_PARAM || source->op == OP_STATE) map_put(last_reader, source->attr.name, n);
         }
+}
+
+// The old contents of `name` are read by no node behind v's maker, and it reads them element by element.
+static bool may_replace(const PtrMap *last_reader, const Value *v, Name name) {
+    const Node *maker = v->node, *last = map_get(last_reader, name);
+    bool element_by_element = maker->op == OP_FUSED ? is_straight(maker->attr.body, -1, &v->type) : op_is(maker->op, ELEMENTWISE);
+    if (!element_by_element || node_is_view(maker) || (last && last->op != OP_UPDATE && last->id > maker->id)) return false;
+    for (int i = 0; i < maker->n_in; i++) {
+        const Node *source = value_shown(maker->in[i])->node;
+        bool reads_it = (source->op == OP_PARAM || source->op == OP_STATE) && source->attr.name == name;
+        if (reads_it && !type_eq(&maker->in[i]->type, &v->type)) return false;
     }
     return true;
 }
 
-static void find_lives(Lives *l) {
+static void find_lives(Lives *l, Arena *a) {
     Graph *g = l->g;
     int end = g->n_nodes;
     for_each_node(g, n) {
@@ -119,10 +137,13 @@ static void find_lives(Lives *l) {
         }
         for (int i = 0; i < n->n_in; i++) l->last_read[n->in[i]->id] = n->id;
     }
+    PtrMap readers = {.arena = a};
+    find_readers(g, &readers);
     for_each_node(g, n) {
         if (n->op != OP_UPDATE) continue;
         const Value *v = value_shown(n->in[0]);
-        if (!may_replace(g, v->node, &v->type, n->attr.name)) l->last_read[n->in[0]->id] = end;
+        if (may_replace(&readers, v, n->attr.name)) l->is_in_place[v->id] = true;
+        else l->last_read[n->in[0]->id] = end;
     }
     for (int s = 0; s < g->n_syms; s++) {
         const Value *extent = g->sym[s]->extent;
@@ -138,12 +159,13 @@ static void find_lives(Lives *l) {
 
 static void find_aliases(Lives *l) {
     for_each_node(l->g, n)
-        if (node_is_view(n) && is_in_arena(n->in[0])) unite(l, n->in[0]->id, n->out[0].id);
+        if (node_is_view(n) && is_in_arena(l, n->in[0])) unite(l, n->in[0]->id, n->out[0].id);
     for_each_node(l->g, n) {
         for (int r = 0; r < n->n_out && !node_is_view(n); r++) {
+            if (!is_in_arena(l, &n->out[r])) continue;
             for (int i = 0; i < n->n_in; i++) {
                 const Value *x = n->in[i];
-                if (!is_in_arena(x) || !node_can_overwrite(n, i, r) || l->buffer_end[root(l, x->id)] != n->id) continue;
+                if (!is_in_arena(l, x) || !node_can_overwrite(n, i, r) || l->buffer_end[root(l, x->id)] != n->id) continue;
                 bool is_taken = false;          // by another result of this node
                 for (int k = 0; k < r; k++) is_taken |= root(l, n->out[k].id) == root(l, x->id);
                 if (is_taken) continue;
@@ -156,37 +178,31 @@ static void find_aliases(Lives *l) {
 
 // ---- placement ----
 
-typedef struct { int64_t begin, end; } Range;
-
-static int by_begin(const void *x, const void *y) {
-    const Range *a = x, *b = y;
-    return a->begin < b->begin ? -1 : a->begin > b->begin;
-}
-
-// Places buffers in the given order; returns the arena's size.  O(n^2).
-static int64_t place(Buffer *const *order, int n, Range *taken) {
+// Places buffers in the given order; returns the arena's size.  placed: room for n.  O(n^2), but with small steps:
+// buffers that are placed stand in order of their offsets, so one walk over them meets the gaps in order.
+static int64_t place(Buffer *const *order, int n, Buffer **placed) {
     int64_t top = 0;
     for (int i = 0; i < n; i++) {
         Buffer *b = order[i];
-        int n_taken = 0;
-        for (int k = 0; k < i; k++) {
-            const Buffer *o = order[k];
-            if (o->begin <= b->end && b->begin <= o->end) taken[n_taken++] = (Range){o->offset, o->offset + o->bytes};
-        }
-        qsort(taken, (size_t)n_taken, sizeof *taken, by_begin);
         int64_t align = b->bytes > BIG ? BIG_ALIGN : ALIGN;
         int64_t free_from = 0, best = -1, best_gap = INT64_MAX;
-        for (int k = 0; k < n_taken; k++) {
+        for (int k = 0; k < i; k++) {
+            const Buffer *o = placed[k];
+            if (o->begin > b->end || b->begin > o->end) continue;
             int64_t at = (free_from + align - 1) / align * align;
-            int64_t gap = taken[k].begin - at;
+            int64_t gap = o->offset - at;
             if (gap >= b->bytes && gap < best_gap) {
                 best = at;
                 best_gap = gap;
             }
-            if (taken[k].end > free_from) free_from = taken[k].end;
+            if (o->offset + o->bytes > free_from) free_from = o->offset + o->bytes;
         }
         b->offset = best >= 0 ? best : (free_from + align - 1) / align * align;
         if (b->offset + b->bytes > top) top = b->offset + b->bytes;
+        int at = i;
+        while (at > 0 && placed[at - 1]->offset > b->offset) at--;
+        memmove(&placed[at + 1], &placed[at], sizeof *placed * (size_t)(i - at));
+        placed[at] = b;
     }
     return top;
 }
@@ -214,21 +230,21 @@ static uint64_t next_random(uint64_t *state) {
 // The smallest arena it finds; offsets are those of the last placement that was kept.
 static int64_t place_well(Arena *a, Buffer *buffers, int n, int64_t lower_bound) {
     Buffer **best = arena_array(a, Buffer *, n + 1), **order = arena_array(a, Buffer *, n + 1);
-    Range *taken = arena_array(a, Range, n + 1);
+    Buffer **placed = arena_array(a, Buffer *, n + 1);
     Keyed *keyed = arena_array(a, Keyed, n + 1);
     int64_t best_bytes = INT64_MAX;
     for (size_t k = 0; k < sizeof keys / sizeof *keys && best_bytes > lower_bound; k++) {
         for (int i = 0; i < n; i++) keyed[i] = (Keyed){keys[k](&buffers[i]), &buffers[i]};
         qsort(keyed, (size_t)n, sizeof *keyed, by_key);
         for (int i = 0; i < n; i++) order[i] = keyed[i].b;
-        int64_t bytes = place(order, n, taken);
+        int64_t bytes = place(order, n, placed);
         if (bytes >= best_bytes) continue;
         best_bytes = bytes;
         memcpy(best, order, sizeof *best * (size_t)n);
     }
     uint64_t random = 1;
     for (int t = 0; t < TRIES && n <= MOST_FOR_REPAIR && best_bytes > lower_bound; t++) {
-        place(best, n, taken);
+        place(best, n, placed);
         int n_high = 0, pick = -1;                     // one of those above the lower bound
         for (int i = 0; i < n; i++)
             if (best[i]->offset + best[i]->bytes > lower_bound && next_random(&random) % (uint64_t)++n_high == 0) pick = i;
@@ -237,12 +253,12 @@ static int64_t place_well(Arena *a, Buffer *buffers, int n, int64_t lower_bound)
         memcpy(order, best, sizeof *best * (size_t)n);
         memmove(&order[to + 1], &order[to], sizeof *order * (size_t)(pick - to));
         order[to] = best[pick];
-        int64_t bytes = place(order, n, taken);
+        int64_t bytes = place(order, n, placed);
         if (bytes > best_bytes) continue;
         best_bytes = bytes;
         memcpy(best, order, sizeof *best * (size_t)n);
     }
-    return n ? place(best, n, taken) : 0;
+    return n ? place(best, n, placed) : 0;
 }
 
 static int64_t peak(const Buffer *b, int n, int n_positions, Arena *a) {
@@ -262,8 +278,9 @@ bool pass_plan_memory(Graph *g, PassCtx *cx) {
     Arena *a = cx->scratch;
     int n_values = graph_number(g);
     Lives l = {.g = g, .value = arena_array(a, Value *, n_values + 1), .last_read = arena_array(a, int, n_values + 1),
-               .buffer = arena_array(a, int, n_values + 1), .buffer_end = arena_array(a, int, n_values + 1)};
-    find_lives(&l);
+               .buffer = arena_array(a, int, n_values + 1), .buffer_end = arena_array(a, int, n_values + 1),
+               .is_in_place = arena_array(a, bool, n_values + 1)};
+    find_lives(&l, a);
     find_aliases(&l);
 
     Buffer *buffers = arena_array(a, Buffer, n_values + 1);
@@ -272,7 +289,7 @@ bool pass_plan_memory(Graph *g, PassCtx *cx) {
     int64_t total = 0;
     for (int id = 0; id < n_values; id++) {
         const Value *v = l.value[id];
-        if (!is_in_arena(v)) continue;
+        if (!is_in_arena(&l, v)) continue;
         int64_t bytes = rounded_up(type_bytes(&v->type));
         total += node_is_view(v->node) ? 0 : bytes;
         if (root(&l, id) != id) continue;
@@ -285,7 +302,7 @@ bool pass_plan_memory(Graph *g, PassCtx *cx) {
 
     for (int id = 0; id < n_values; id++) {
         Value *v = l.value[id];
-        v->arena = (int8_t)arena_of(v);
+        v->arena = (int8_t)(is_in_arena(&l, v) ? RT_STEP : arena_of(v) == RT_CONST ? RT_CONST : RT_PERSISTENT);
         v->offset = v->arena == RT_STEP ? buffers[number[root(&l, id)]].offset : -1;
     }
     double mb = 1e6;
