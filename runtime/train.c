@@ -33,6 +33,7 @@ typedef struct {
     const RtSettings  *s;
     RtPlanInstance    *p;
     int     pass, update, eval;
+    int64_t steps_run;              // by this process
     RtTokenizer *tokenizer;
     RtData  *data;
     RtBatchInputs in;
@@ -336,8 +337,13 @@ static RtStatus do_step(Run *r, RtError *e) {
         rt_progress_say(&r->progress, "step %lld: the gradient is not finite; the step is skipped (%lld so far)", (long long)step,
                         (long long)r->skipped);
     }
-    r->seconds_per_step = r->seconds_per_step > 0 ? 0.9 * r->seconds_per_step + 0.1 * seconds : seconds;
-    double flops = (double)r->waves * rt_program_flops(r->p, r->pass) + rt_program_flops(r->p, r->update);
+    // the first step of a process touches its memory for the first time: not a rate to remember
+    bool warm = r->seconds_per_step > 0 && r->steps_run++ > 0;
+    r->seconds_per_step = warm ? 0.8 * r->seconds_per_step + 0.2 * seconds : seconds;
+    // MFU counts the model's work, backward as twice forward (Chowdhery et al., PaLM, 2022, appendix B), so what is
+    // computed again doesn't count
+    double forward = r->eval >= 0 ? rt_program_flops(r->p, r->eval) : rt_program_flops(r->p, r->pass) / 3;
+    double flops = 3 * (double)r->waves * forward;
     double mfu = r->o->peak_flops > 0 ? flops / seconds / r->o->peak_flops : -1;
     write_numbers(r, step, lr, r->size.tokens / seconds, mfu);
     rt_progress_step(&r->progress, &(RtProgressLine){
