@@ -16,7 +16,7 @@
 #include "codegen/cpu/elem.h"
 #include "ir/base/vec.h"
 
-enum { REGISTER_CHUNKS = 4, FLAT_RUN = 4096, MAX_WIDTHS = 12, MAX_OPERANDS = 3, MAX_SPACES = 8 };
+enum { REGISTER_CHUNKS = 4, FLAT_RUN = 4096, MAX_WIDTHS = 12, MAX_OPERANDS = 3, MAX_SPACES = 8, MAX_RESULTS = 32 };
 
 typedef enum { S_LOAD, S_TABLE, S_CONST, S_INDEX, S_ELEM, S_SUM, S_MAX, S_BUFFER } StepKind;
 
@@ -66,7 +66,7 @@ typedef struct {
     int  n_levels;
     int64_t scratch;
     int64_t grain;
-    const Value *result[2 * MAX_NAMED];     // what is stored; reshapes at the end only rename its dimensions
+    const Value *result[MAX_RESULTS];     // what is stored; reshapes at the end only rename its dimensions
     const Type *rows;            // of result 0: its rows are the rows of all
 } Body;
 
@@ -469,7 +469,7 @@ static bool make_body(Body *b, Arena *a, const KernelNode *k) {
     const Node *n = k->node;
     *b = (Body){.a = a, .k = k, .ok = true};
     b->body = n->attr.body ? n->attr.body : one_node_body(a, n);
-    if (n->n_out < 1 || n->n_out > 2 * MAX_NAMED) return false;
+    if (n->n_out < 1 || n->n_out > MAX_RESULTS) return false;
     b->rows = &n->out[0].type;
     b->flat = is_flat(b);
     if (b->flat) flatten_types(b);
@@ -548,7 +548,7 @@ typedef struct {
     Body *b;
     LV    row;
     LV    index[MAX_SPACES][MAX_DIM];       // by row space
-    LV    result_row[MAX_NAMED * 2];   // row offset of results
+    LV    result_row[MAX_RESULTS];   // row offset of results
     int   level, stamp, chunk_number;  // chunk_number: within a width kept in registers, else -1
     LV    col, mask;
 } Em;

@@ -418,3 +418,34 @@ LV cg_fold_max(Cg *cg, LV v) {
     }
     return LLVMBuildExtractElement(cg->b, v, cg_int32(cg, 0), "");
 }
+
+// Neighbours 1 apart, then 2, 4, ..: the same pairs as splitting at the largest power of two.
+static LV tree(Cg *cg, DType t, LV base, LV n, LV stride, LV col, LV mask) {
+    LLVMBasicBlockRef before = LLVMGetInsertBlock(cg->b);
+    LLVMBasicBlockRef head = new_block(cg, "tree"), body = new_block(cg, "pairs"), done = new_block(cg, "root");
+    LV one = cg_int(cg, 1);
+    LLVMBuildBr(cg->b, head);
+    LLVMPositionBuilderAtEnd(cg->b, head);
+    LV apart = LLVMBuildPhi(cg->b, cg->i64, "apart");
+    LLVMAddIncoming(apart, &one, &before, 1);
+    LLVMBuildCondBr(cg->b, cg_lt(cg, apart, n), body, done);
+    LLVMPositionBuilderAtEnd(cg->b, body);
+    LV pairs = cg_div(cg, cg_addi(cg, cg_add(cg, n, apart), -1), cg_muli(cg, apart, 2));
+    CgLoop l;
+    cg_for(cg, &l, cg_int(cg, 0), pairs, 1);
+    LV left = cg_add(cg, cg_mul(cg, cg_mul(cg, cg_muli(cg, l.i, 2), apart), stride), col);
+    LV right = cg_add(cg, left, cg_mul(cg, apart, stride));
+    LV a = cg_load_vec(cg, t, base, left, mask), b = cg_load_vec(cg, t, base, right, mask);
+    cg_store_vec(cg, t, t == F32 ? cg_fadd(cg, a, b) : cg_add(cg, a, b), base, left, mask);
+    cg_end(cg, &l);
+    LV twice = cg_muli(cg, apart, 2);
+    LLVMBasicBlockRef here = LLVMGetInsertBlock(cg->b);
+    LLVMAddIncoming(apart, &twice, &here, 1);
+    LLVMBuildBr(cg->b, head);
+    LLVMMoveBasicBlockAfter(done, here);
+    LLVMPositionBuilderAtEnd(cg->b, done);
+    return cg_load_vec(cg, t, base, col, mask);
+}
+
+LV cg_tree(Cg *cg, LV base, LV n, LV stride, LV col, LV mask) { return tree(cg, F32, base, n, stride, col, mask); }
+LV cg_tree_int(Cg *cg, LV base, LV n, LV stride, LV col, LV mask) { return tree(cg, I32, base, n, stride, col, mask); }

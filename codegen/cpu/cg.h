@@ -156,6 +156,10 @@ LV cg_cos(Cg *cg, LV x);
 // Lanes to one: fold 8, 4, 2, 1.
 LV cg_fold_sum(Cg *cg, LV v);                        // float (or i32) vector -> scalar
 LV cg_fold_max(Cg *cg, LV v);
+// The tree of abi.h over n rows of `stride` elements (f32, i32) at base: 16 columns from col.  Overwrites the rows, gives
+// the sum.  n >= 1, an LV.
+LV cg_tree(Cg *cg, LV base, LV n, LV stride, LV col, LV mask);
+LV cg_tree_int(Cg *cg, LV base, LV n, LV stride, LV col, LV mask);
 
 // ---- bodies (body.c) ---------------------------------------------------------------------------------------
 // Evaluates an elementwise body (epilogues) for 16 columns of one row.  arg(self, cg, n) gives the vector of ARG node

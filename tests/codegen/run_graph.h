@@ -208,7 +208,11 @@ static inline int case_compare(Case *c, const char *cpu, int64_t plain, double t
             }
         }
     int reference = compiled_stats(code).reference;
-    if (cpu && reference && getenv("CASE_VERBOSE")) printf("%d kernels run the reference\n", reference);
+    for (uint32_t i = 0; cpu && reference && getenv("CASE_VERBOSE") && i < p->steps.n; i++) {
+        const RtStep *s = &RT_TABLE(p, RtStep, steps)[i];
+        if (!strcmp(RT_TEXT(p, RT_TABLE(p, RtKernel, kernels)[s->kernel].symbol), "moec_ref_kernel"))
+            printf("%s runs the reference\n", RT_TEXT(p, s->op));
+    }
     free(m.base[0]);
     free(m.base[1]);
     free(m.sym);
