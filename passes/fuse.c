@@ -20,13 +20,14 @@
 #include <string.h>
 #include "passes/util.h"
 
-enum { MOST_NODES = 64, MOST_OPERANDS = 32, MOST_LIVE = 24, MOST_REDUCED_COLUMNS = 8192 };
+enum { MOST_PARTS = 8, MOST_NODES = 64, MOST_OPERANDS = 32, MOST_LIVE = 24, MOST_REDUCED_COLUMNS = 8192 };
 
 typedef struct {
     int   *member;          // node ids, ascending
     int    n;
     Type   space;           // dtype unused; last dimension: columns, 1 if no member has more
     bool   reduces;
+    bool   joins_columns;   // holds a concat: its members may have several numbers of columns
 } Group;
 
 typedef struct {
@@ -59,10 +60,12 @@ static bool is_row_reduction(const Node *n) {
 // A slice of columns is a load at an offset: of operands only.
 static bool is_column_slice(const Node *n) { return n->op == OP_SLICE && is_last_axis(n->in[0], n->attr.axis); }
 
+static bool is_column_concat(const Node *n) { return n->op == OP_CONCAT && is_last_axis(n->in[0], n->attr.axis) && n->n_in <= MOST_PARTS; }
+
 // The iteration space of a node alone; false if it can't be in a body.
 static bool space_of(const Node *n, Type *space) {
     if (n->n_out != 1 || n->attr.body) return false;
-    bool fits = (op_is(n->op, ELEMENTWISE) && !op_is(n->op, VIEW)) || n->op == OP_BROADCAST || is_column_slice(n)
+    bool fits = (op_is(n->op, ELEMENTWISE) && !op_is(n->op, VIEW)) || n->op == OP_BROADCAST || is_column_slice(n) || is_column_concat(n)
              || (n->n_in && is_row_reduction(n));
     if (!fits) return false;
     *space = n->out[0].type;
@@ -72,15 +75,16 @@ static bool space_of(const Node *n, Type *space) {
 
 static bool is_reduction(const Node *n) { return n->n_in && is_row_reduction(n); }
 
-static bool spaces_meet(const Type *x, const Type *y, Type *both) {
+// Equal rows; columns equal or 1, or any if a concat brings them together.
+static bool spaces_meet(const Type *x, const Type *y, bool any_columns, Type *both) {
     if (x->ndim != y->ndim) return false;
     *both = *x;
     if (!x->ndim) return true;
     int last = x->ndim - 1;
     for (int i = 0; i < last; i++)
         if (!dim_eq(x->dim[i], y->dim[i])) return false;
-    if (dim_is_1(x->dim[last])) both->dim[last] = y->dim[last];
-    return dim_eq(both->dim[last], y->dim[last]) || dim_is_1(y->dim[last]);
+    if (y->dim[last].n > x->dim[last].n) both->dim[last] = y->dim[last];
+    return any_columns || dim_is_1(x->dim[last]) || dim_is_1(y->dim[last]) || dim_eq(x->dim[last], y->dim[last]);
 }
 
 // ---- legality ----
@@ -182,7 +186,8 @@ static bool slices_member(Fuse *f, const Group *x, const Group *y) {
 // Joins y into x if that is legal.
 static bool join(Fuse *f, Group *x, Group *y) {
     Type space;
-    if (x == y || x->n + y->n > MOST_NODES || !spaces_meet(&x->space, &y->space, &space)) return false;
+    bool joins_columns = x->joins_columns || y->joins_columns;
+    if (x == y || x->n + y->n > MOST_NODES || !spaces_meet(&x->space, &y->space, joins_columns, &space)) return false;
     if (f->node[x->member[0]]->backward != f->node[y->member[0]]->backward) return false;
     bool reduces = x->reduces || y->reduces;
     if (reduces && type_cols(&space) > MOST_REDUCED_COLUMNS) return false;
@@ -197,6 +202,7 @@ static bool join(Fuse *f, Group *x, Group *y) {
     x->n = n;
     x->space = space;
     x->reduces = reduces;
+    x->joins_columns = joins_columns;
     for (int i = 0; i < n; i++) f->group[member[i]] = x;
     for (int at = member[0]; at < member[n - 1]; at++)
         if (f->reach[at] < member[n - 1]) f->reach[at] = member[n - 1];
@@ -261,7 +267,7 @@ static void join_siblings(Fuse *f) {
                 bool is_large = false;      // the value covers the space; a weight or a scalar doesn't count
                 for (int i = 0; i < n->n_out; i++) {
                     Type both;
-                    is_large |= spaces_meet(&n->out[i].type, &x->space, &both) && type_bound_elements(&n->out[i].type) > 1;
+                    is_large |= spaces_meet(&n->out[i].type, &x->space, false, &both) && type_bound_elements(&n->out[i].type) > 1;
                 }
                 if (!is_large || reads_group(f, x, y) || reads_group(f, y, x)) continue;
                 join(f, x, y);
@@ -380,7 +386,7 @@ bool pass_fuse(Graph *g, PassCtx *cx) {
         Type space;
         if (!space_of(n, &space)) continue;
         Group *group = arena_new(a, Group);
-        *group = (Group){arena_array(a, int, 1), 1, space, is_reduction(n)};
+        *group = (Group){arena_array(a, int, 1), 1, space, is_reduction(n), is_column_concat(n)};
         group->member[0] = n->id;
         f.group[n->id] = group;
     }
