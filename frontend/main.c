@@ -49,6 +49,7 @@ static const Option generate_options[] = {
 static const Option verify_options[] = {
     SET, {"train", NULL, "DIR holds a training curve (batches.safetensors, curve_f64.csv, final.safetensors)"},
     {"model", "FILE", "the .moe file (default: the one whose config hf names the model_type)"},
+    {"all", NULL, "print every gradient or step"},
     {"f64", NULL, "with --target ref: compute in double precision"}, COMPILE, COMMON};
 static const Option list_options[] = {COMMON};
 

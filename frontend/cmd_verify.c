@@ -1,0 +1,456 @@
+// moec verify: a checkpoint's numbers against those another implementation recorded for it.
+//
+//   reference.safetensors       ours
+//   input_ids, labels           inputs
+//   logits, logits_f64          what the model returns
+//   loss, ce_loss, aux_loss     its losses; loss is their weighted sum
+//   hidden.3, router_logits.3   what the instance layers.3 (or one inside it) put on that channel
+//   decoder.hidden.3            the same of decoder.layers.3
+//   grad.NAME                   gradients, put together as `weights hf` says what NAME is
+//   greedy_ids, greedy_margin   the largest logits, step by step with a cache
+#include "frontend/cmd_verify.h"
+
+#include <ctype.h>
+#include <libgen.h>
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const double logits_tolerance = 1e-4, loss_tolerance = 1e-5, weight_tolerance = 1e-5, hidden_share = 1e-5,
+                    grad_share = 5e-5, grad_floor = 1e-7;
+static const char *const channels[] = {"logits", "hidden", "router_logits", "topk_idx", "topk_weight", NULL};
+
+typedef struct {
+    Cli    *cli;
+    Session s;
+    Runner  runner;
+    Table   table;
+    StFiles *files, *reference;
+    const char *file;              // name of the reference
+    Weights w;
+    float **value;
+    int64_t B, S;                  // sequences and tokens of input_ids
+    Outputs out;
+    const char **published;        // per output: its name in the reference
+    bool   *compared;              // per output
+    double **grad;                 // per parameter
+    Weights grads;                 // the reference's gradients
+    double largest_grad;
+} Verify;
+
+// ---- opening ------------------------------------------------------------------------------------------------
+
+bool verify_open(Session *s, Cli *c, const char *dir, int n_sets, const char *const *sets) {
+    if (!weights_open_model(s, c, dir)) return false;
+    for (int i = 0; i < n_sets; i++) vec_push(s->arena, &s->sets, sets[i]);
+    for (int i = 0; i < c->sets.n; i++) vec_push(s->arena, &s->sets, c->sets.at[i]);
+    return session_settle(s);
+}
+
+static bool is_finite(Session *s, const Weights *w, float *const *value) {
+    for (int i = 0; i < w->n_params; i++) {
+        int64_t n = 1;
+        for (int k = 0; k < w->param[i].ndim; k++) n *= w->param[i].dim[k];
+        for (int64_t k = 0; value[i] && k < n; k++) {
+            if (isfinite(value[i][k])) continue;
+            diag_error(s->diag, (Span){0}, "%s: element %lld of %s is %g; weights must be finite", w->files ? st_at(w->files, 0)->file : "",
+                       (long long)k, w->param[i].name, (double)value[i][k]);
+            return false;
+        }
+    }
+    return true;
+}
+
+bool verify_weights(Session *s, const char *dir, StFiles **files, Weights *w, float ***value) {
+    RtError e = {0};
+    if (st_open(dir, files, &e) != RT_OK) {
+        diag_error(s->diag, (Span){0}, "%s", e.text);
+        return false;
+    }
+    if (!weights_match(s, *files, dir, "", true, w)) return false;
+    *value = weights_read(s, w);
+    return *value && is_finite(s, w, *value);
+}
+
+const StTensor *verify_tensor(Session *s, const StFiles *f, const char *file, const char *name) {
+    const StTensor *t = st_find(f, name);
+    if (!t) diag_error(s->diag, (Span){0}, "%s holds no tensor '%s'", file, name);
+    return t;
+}
+
+double *verify_numbers(Session *s, const StTensor *t) {
+    double *x = arena_array(s->arena, double, t->elements + 1);
+    RtError e = {0};
+    if (st_read_f64(t, 0, t->elements, x, &e) == RT_OK) return x;
+    diag_error(s->diag, (Span){0}, "%s", e.text);
+    return NULL;
+}
+
+int32_t *verify_ids(Session *s, const StTensor *t, bool may_be_ignored, int64_t most) {
+    int32_t *id = arena_array(s->arena, int32_t, t->elements + 1);
+    for (int64_t i = 0; i < t->elements; i++) {
+        double x = st_number(t, i);
+        bool ok = (x >= 0 && x <= (double)most && x == floor(x)) || (x == -100 && may_be_ignored);
+        if (!ok) {
+            diag_error(s->diag, (Span){0}, "%s: element %lld of %s is %g; ids go from 0 to %lld", t->file, (long long)i, t->name, x, (long long)most);
+            return NULL;
+        }
+        id[i] = (int32_t)x;
+    }
+    return id;
+}
+
+int64_t verify_vocabulary(const Graph *g) {
+    for_each_node(g, n)
+        if (n->op == OP_RETURN && !strcmp(n->attr.name, "logits")) return type_cols(&n->in[0]->type);
+    return 0;
+}
+
+static bool open_reference(Verify *v, const char *dir) {
+    RtError e = {0};
+    v->file = arena_printf(v->s.arena, "%s/reference.safetensors", dir);
+    if (st_open(v->file, &v->reference, &e) != RT_OK) {
+        diag_error(v->s.diag, (Span){0}, "%s", e.text);
+        return false;
+    }
+    const StTensor *ids = verify_tensor(&v->s, v->reference, v->file, "input_ids");
+    const StTensor *labels = verify_tensor(&v->s, v->reference, v->file, "labels");
+    if (!ids || !labels) return false;
+    bool same = ids->ndim == 2 && labels->ndim == 2 && labels->dim[0] == ids->dim[0] && labels->dim[1] == ids->dim[1];
+    if (!same || !ids->elements) {
+        diag_error(v->s.diag, (Span){0}, "%s: input_ids are %s and labels %s; both are [sequences, tokens] of one shape", v->file,
+                   verify_shape(v->s.arena, ids->ndim, ids->dim), verify_shape(v->s.arena, labels->ndim, labels->dim));
+        return false;
+    }
+    v->B = ids->dim[0];
+    v->S = ids->dim[1];
+    return true;
+}
+
+// ---- running ------------------------------------------------------------------------------------------------
+
+static Graph *elaborate(Verify *v, const ElabOpts *o, bool backward) {
+    Graph *g = program_elaborate(v->s.program, v->s.arena, o);
+    return g && session_passes(&v->s, &g, verify_pipeline(&v->runner, backward), NULL) ? g : NULL;
+}
+
+static bool build_programs(Verify *v, const StTensor *greedy) {
+    Graph **program = arena_array(v->s.arena, Graph *, 2);
+    ElabOpts eval = {.kind = ELAB_EVAL, .leaves = 1, .B = v->B, .S = v->S, .waves = 1, .labels = true, .returns = channels};
+    v->s.train.return_grads = true;
+    v->s.train.waves = 1;
+    program[0] = elaborate(v, &eval, true);
+    if (!program[0]) return false;
+    int n = 1;
+    if (greedy) {
+        ElabOpts run = {.kind = ELAB_RUN, .leaves = 1, .B = 1, .S = greedy->dim[1], .context = greedy->dim[1]};
+        program[n++] = elaborate(v, &run, false);
+        if (!program[1]) return false;
+    }
+    return runner_open(&v->runner, &v->s, program, n, &v->w, v->value);
+}
+
+static bool run(Verify *v) {
+    int64_t most = verify_vocabulary(v->runner.program[0]) - 1;
+    const int32_t *ids = verify_ids(&v->s, st_find(v->reference, "input_ids"), false, most);
+    const int32_t *given = verify_ids(&v->s, st_find(v->reference, "labels"), true, most);
+    if (!ids || !given) return false;
+    int64_t n = v->B * v->S;
+    int32_t *labels = arena_array(v->s.arena, int32_t, n), *positions = arena_array(v->s.arena, int32_t, n);
+    for (int64_t i = 0; i < n; i++) {
+        positions[i] = (int32_t)(i % v->S);
+        labels[i] = positions[i] == v->S - 1 ? -100 : given[i + 1];       // the file's are not shifted
+    }
+    return runner_set_ints(&v->runner, "tokens", ids, n) && runner_set_ints(&v->runner, "labels", labels, n) &&
+           (!runner_has_input(&v->runner, "eval", "positions") || runner_set_ints(&v->runner, "positions", positions, n)) &&
+           runner_run(&v->runner, "eval", &v->out);
+}
+
+// ---- names ----------------------------------------------------------------------------------------------------
+
+// decoder.layers.3.ffn.router, hidden -> decoder.hidden.3.  NULL: the path has no numbered layer.
+static const char *layer_name(Arena *a, const char *path, const char *channel) {
+    static const char mark[] = "layers.";
+    for (const char *at = path; at && (at = strstr(at, mark)); at++) {
+        const char *digits = at + strlen(mark);
+        size_t n = strspn(digits, "0123456789");
+        if ((at != path && at[-1] != '.') || !n || (digits[n] && digits[n] != '.')) continue;
+        return arena_printf(a, "%.*s%s.%.*s", (int)(at - path), path, channel, (int)n, digits);
+    }
+    return NULL;
+}
+
+// encoder.balance -> encoder_aux_loss
+static const char *loss_name(Arena *a, const char *name) {
+    static const struct { const char *ours, *theirs; } table[] = {
+        {"ce", "ce_loss"}, {"aux", "aux_loss"}, {"balance", "aux_loss"}, {"router_z", "z_loss"}};
+    const char *dot = strrchr(name, '.'), *last = dot ? dot + 1 : name;
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
+        if (strcmp(table[i].ours, last) != 0) continue;
+        char *text = arena_printf(a, "%.*s%s", (int)(last - name), name, table[i].theirs);
+        for (char *c = text; *c; c++)
+            if (*c == '.') *c = '_';
+        return text;
+    }
+    return NULL;
+}
+
+static void name_outputs(Verify *v) {
+    Arena *a = v->s.arena;
+    v->published = arena_array(a, const char *, v->out.n + 1);
+    v->compared = arena_array(a, bool, v->out.n + 1);
+    for (int i = 0; i < v->out.n; i++) {
+        const Output *o = &v->out.at[i];
+        if (o->op == OP_LOSS) v->published[i] = loss_name(a, o->name);
+        if (o->op != OP_RETURN || !strncmp(o->name, "grad.", 5)) continue;
+        const char *dot = strrchr(o->name, '.');
+        bool numbered = dot && isdigit((unsigned char)dot[1]);
+        const char *channel = numbered ? arena_strndup(a, o->name, (size_t)(dot - o->name)) : o->name;
+        const char *layer = numbered && o->path ? layer_name(a, o->path, channel) : NULL;
+        v->published[i] = layer ? layer : o->name;
+    }
+}
+
+// ---- comparing --------------------------------------------------------------------------------------------------
+
+static const Output *take(Verify *v, const char *published) {
+    for (int i = 0; i < v->out.n; i++)
+        if (v->published[i] && !strcmp(v->published[i], published)) {
+            v->compared[i] = true;
+            return &v->out.at[i];
+        }
+    return NULL;
+}
+
+static const char *tensor_shape(Verify *v, const StTensor *t) { return verify_shape(v->s.arena, t->ndim, t->dim); }
+
+// The same numbers in the same order: as many, the last axis equally long.
+static bool same_shape(const Output *o, const StTensor *t) {
+    int64_t ours = o->ndim ? o->dim[o->ndim - 1] : 1, theirs = t->ndim ? t->dim[t->ndim - 1] : 1;
+    return o->n == t->elements && (ours == theirs || o->n == 1);
+}
+
+static const Output *find_ours(Verify *v, const StTensor *t, const char *name) {
+    const Output *o = take(v, name);
+    if (!o) table_fail(&v->table, t->name, tensor_shape(v, t), "the model computes nothing of this name");
+    else if (!same_shape(o, t)) {
+        table_fail(&v->table, t->name, tensor_shape(v, t), arena_printf(v->s.arena, "the model's is %s", verify_shape(v->s.arena, o->ndim, o->dim)));
+        o = NULL;
+    }
+    return o;
+}
+
+static void compare(Verify *v, const StTensor *t, const char *ours, double tolerance, double share) {
+    const Output *o = find_ours(v, t, ours);
+    double *want = o ? verify_numbers(&v->s, t) : NULL;
+    if (!want) return;
+    if (share > 0) tolerance = share * largest_abs(want, o->n);
+    table_add(&v->table, t->name, tensor_shape(v, t), largest_error(o->at, want, o->n), tolerance);
+}
+
+static void compare_loss(Verify *v, const StTensor *t) {
+    double loss = 0;
+    for (int i = 0; i < v->out.n; i++)
+        for (int64_t k = 0; v->out.at[i].op == OP_LOSS && k < v->out.at[i].n; k++) loss += v->out.at[i].weight * v->out.at[i].at[k];
+    if (t->elements != 1) table_fail(&v->table, t->name, tensor_shape(v, t), "a loss is one number");
+    else table_add(&v->table, t->name, tensor_shape(v, t), fabs(loss - st_number(t, 0)), loss_tolerance);
+}
+
+static int by_number(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
+// As sets, per token.  The error is the number of tokens whose sets differ.
+static void compare_choices(Verify *v, const StTensor *t) {
+    const Output *o = find_ours(v, t, t->name);
+    double *want = o ? verify_numbers(&v->s, t) : NULL;
+    if (!want) return;
+    int64_t k = t->dim[t->ndim - 1], differ = 0;
+    double *got = arena_array(v->s.arena, double, k + 1);
+    for (int64_t i = 0; i < t->elements; i += k) {
+        memcpy(got, o->at + i, (size_t)k * sizeof *got);
+        qsort(got, (size_t)k, sizeof *got, by_number);
+        qsort(want + i, (size_t)k, sizeof *want, by_number);
+        differ += memcmp(got, want + i, (size_t)k * sizeof *got) != 0;
+    }
+    table_add(&v->table, t->name, tensor_shape(v, t), (double)differ, 0);
+}
+
+// Matched by expert: our entry j of a token for the recorded entry of the same expert that is not taken yet.
+static void compare_weights(Verify *v, const StTensor *t) {
+    const char *dot = strstr(t->name, "topk_weight.");
+    const char *idx_name = arena_printf(v->s.arena, "%.*stopk_idx.%s", (int)(dot - t->name), t->name, dot + strlen("topk_weight."));
+    const StTensor *idx = st_find(v->reference, idx_name);
+    const Output *o = find_ours(v, t, t->name), *choice = take(v, idx_name);
+    if (!o) return;
+    if (!idx || !choice || idx->elements != t->elements || choice->n != o->n) {
+        table_fail(&v->table, t->name, tensor_shape(v, t), arena_printf(v->s.arena, "there is no %s beside it", idx_name));
+        return;
+    }
+    int64_t k = t->dim[t->ndim - 1];
+    double worst = 0;
+    bool *taken = arena_array(v->s.arena, bool, k + 1);
+    for (int64_t i = 0; i < t->elements; i += k) {
+        memset(taken, 0, (size_t)k);
+        for (int64_t a = 0; a < k; a++) {
+            double best = NAN;                                 // of several dropped ones (-1), the nearest
+            int64_t which = -1;
+            for (int64_t b = 0; b < k; b++) {
+                double error = fabs(o->at[i + b] - st_number(t, i + a));
+                if (taken[b] || choice->at[i + b] != st_number(idx, i + a) || (which >= 0 && !(error < best))) continue;
+                best = error;
+                which = b;
+            }
+            if (which >= 0) taken[which] = true;
+            if (isnan(worst) || isnan(best) || best > worst) worst = best;
+        }
+    }
+    table_add(&v->table, t->name, tensor_shape(v, t), worst, weight_tolerance);
+}
+
+// ---- gradients ----------------------------------------------------------------------------------------------------
+
+static bool prepare_gradients(Verify *v) {
+    Arena *a = v->s.arena;
+    int n = v->w.n_params;
+    v->grad = arena_array(a, double *, n + 1);
+    for (int i = 0; i < n; i++) {
+        const Output *o = find_output(&v->out, OP_RETURN, arena_printf(a, "grad.%s", v->w.param[i].name));
+        int64_t elements = 1;
+        for (int k = 0; k < v->w.param[i].ndim; k++) elements *= v->w.param[i].dim[k];
+        v->grad[i] = arena_array(a, double, elements + 1);     // no loss depends on it: zero
+        if (o && o->n == elements) memcpy(v->grad[i], o->at, (size_t)elements * sizeof(double));
+    }
+    if (!weights_match(&v->s, v->reference, v->file, "grad.", false, &v->grads)) return false;
+    for (int i = 0; i < v->grads.n_tensors; i++)
+        for (int64_t k = 0; k < v->grads.source[i]->elements; k++)
+            v->largest_grad = fmax(v->largest_grad, fabs(st_number(v->grads.source[i], k)));
+    return true;
+}
+
+static void compare_gradient(Verify *v, const StTensor *t) {
+    const HfMatch *m = NULL;
+    for (int i = 0; i < v->grads.matches.n && !m; i++)
+        if (v->grads.source[v->grads.matches.at[i].tensor] == t) m = &v->grads.matches.at[i];
+    if (!m) {
+        table_fail(&v->table, t->name, tensor_shape(v, t), "no row of 'weights hf' names this tensor");
+        return;
+    }
+    double *want = verify_numbers(&v->s, t), *got = arena_array(v->s.arena, double, t->elements + 1);
+    if (!want) return;
+    hf_view_gather(m->view, sizeof(double), (char *const *)v->grad, (char *)got);
+    double tolerance = fmax(grad_share * largest_abs(want, t->elements), grad_floor * v->largest_grad);
+    table_add(&v->table, t->name, tensor_shape(v, t), largest_error(got, want, t->elements), tolerance);
+}
+
+// Tensors of the checkpoint that are trained, but have no recorded gradient.
+static void note_missing_gradients(Verify *v) {
+    for (int i = 0; i < v->w.matches.n; i++) {
+        const HfMatch *m = &v->w.matches.at[i];
+        const char *name = arena_printf(v->s.arena, "grad.%s", v->w.tensor[m->tensor].name);
+        const HfView *of = m->view;
+        while (of->kind != HV_PARAM) of = of->child[0];
+        bool trained = !v->w.param[of->param].optional;        // states are not
+        if (trained && !st_find(v->reference, name)) table_note(&v->table, name, "not in the reference");
+    }
+}
+
+// ---- greedy continuation --------------------------------------------------------------------------------------------
+
+typedef struct { int64_t prompt, length, wrong; double margin_error; const StTensor *margin; } Greedy;
+
+static bool continue_row(Verify *v, RunnerDecoder *d, const int32_t *ids, int64_t row, Greedy *g) {
+    int64_t vocab, past = 0;
+    for (int64_t at = g->prompt; at < g->length; at++) {
+        const double *logits = runner_decode(d, past, ids + past, at - past, &vocab);
+        if (!logits) return false;
+        past = at;
+        int64_t best = 0;
+        for (int64_t i = 1; i < vocab; i++)
+            if (logits[i] > logits[best]) best = i;
+        double second = -INFINITY;
+        for (int64_t i = 0; i < vocab; i++)
+            if (i != best && logits[i] > second) second = logits[i];
+        g->wrong += ids[at] != best;
+        if (!g->margin) continue;
+        double error = fabs(logits[best] - second - st_number(g->margin, row * (g->length - g->prompt) + at - g->prompt));
+        if (!(error <= g->margin_error)) g->margin_error = error;
+    }
+    (void)v;
+    return true;
+}
+
+// After a wrong token the recorded one is fed, so that each step is judged by itself.
+static void compare_greedy(Verify *v, const StTensor *t) {
+    enum { PROMPT = 8 };
+    Greedy g = {.prompt = PROMPT, .length = t->ndim == 2 ? t->dim[1] : 0, .margin = st_find(v->reference, "greedy_margin")};
+    if (t->ndim != 2 || g.length <= PROMPT || (g.margin && g.margin->elements != t->dim[0] * (g.length - PROMPT))) {
+        table_fail(&v->table, t->name, tensor_shape(v, t), "8 ids and their continuation, with a margin for each step, are expected");
+        return;
+    }
+    const int32_t *ids = verify_ids(&v->s, t, false, verify_vocabulary(v->runner.program[0]) - 1);
+    RunnerDecoder *d = ids ? runner_decoder(&v->runner) : NULL;
+    bool ok = d != NULL;
+    for (int64_t row = 0; ok && row < t->dim[0]; row++) ok = continue_row(v, d, ids + row * g.length, row, &g);
+    if (d) runner_decoder_close(d);
+    if (!ok) return;                                            // told
+    table_add(&v->table, t->name, tensor_shape(v, t), (double)g.wrong, 0);
+    if (g.margin) table_add(&v->table, g.margin->name, tensor_shape(v, g.margin), g.margin_error, 2 * logits_tolerance);
+}
+
+// ---- the whole ------------------------------------------------------------------------------------------------------
+
+static bool has_part(const char *name, const char *part) {
+    const char *at = strstr(name, part);
+    return at && (at == name || at[-1] == '.');
+}
+
+static void compare_tensor(Verify *v, const StTensor *t) {
+    const char *name = t->name;
+    size_t n = strlen(name);
+    if (!strcmp(name, "input_ids") || !strcmp(name, "labels") || !strcmp(name, "greedy_margin") || !strcmp(name, "greedy_ids")) return;
+    if (!strncmp(name, "grad.", 5)) compare_gradient(v, t);
+    else if (!strcmp(name, "logits") || !strcmp(name, "logits_f64")) compare(v, t, "logits", logits_tolerance, 0);
+    else if (!strcmp(name, "loss") || !strcmp(name, "loss_f64")) compare_loss(v, t);
+    else if (n > 5 && !strcmp(name + n - 5, "_loss")) compare(v, t, name, loss_tolerance, 0);
+    else if (has_part(name, "hidden.")) compare(v, t, name, 0, hidden_share);
+    else if (has_part(name, "router_logits.")) compare(v, t, name, logits_tolerance, 0);
+    else if (has_part(name, "topk_idx.")) compare_choices(v, t);
+    else if (has_part(name, "topk_weight.")) compare_weights(v, t);
+    else table_fail(&v->table, name, tensor_shape(v, t), "nothing is known of this tensor");
+}
+
+static bool verify(Verify *v, const char *dir) {
+    static const char *const sets[] = {"train.dtype=f32", "train.batch=1", "train.micro_batch=1", "train.lanes=1", "train.random_eval=false"};
+    if (!verify_open(&v->s, v->cli, dir, (int)(sizeof sets / sizeof *sets), sets)) return false;
+    v->table.arena = v->s.arena;
+    if (!open_reference(v, dir) || !verify_weights(&v->s, dir, &v->files, &v->w, &v->value)) return false;
+    const StTensor *greedy = st_find(v->reference, "greedy_ids");
+    if (greedy && greedy->ndim != 2) greedy = NULL;
+    if (!build_programs(v, greedy) || !run(v)) return false;
+    name_outputs(v);
+    if (!prepare_gradients(v)) return false;
+    for (int i = 0; i < st_count(v->reference); i++) compare_tensor(v, st_at(v->reference, i));
+    for (int i = 0; i < v->out.n; i++)
+        if (v->published[i] && !v->compared[i]) table_note(&v->table, v->published[i], "not in the reference");
+    note_missing_gradients(v);
+    if (greedy) compare_greedy(v, greedy);                      // last: runs of the decoder replace the outputs
+    return diag_n_errors(v->s.diag) == 0;
+}
+
+static const char *base_name(Arena *a, const char *dir) { return basename(arena_strdup(a, dir)); }
+
+int cmd_verify(Cli *c) {
+    const char *dir = c->args.at[0];
+    if (cli_flag(c, "f64") && !verify_is_ref(c)) return cli_usage(c, "--f64 computes by --target ref only");
+    if (cli_flag(c, "train")) return cmd_verify_train(c, dir);
+    Verify v = {.cli = c, .runner = {.ref = verify_is_ref(c), .f64 = cli_flag(c, "f64")}};
+    int status = EXIT_WRONG;
+    if (verify(&v, dir)) status = table_print(&v.table, base_name(c->arena, dir), cli_flag(c, "all"), c->quiet);
+    runner_close(&v.runner);
+    session_close(&v.s);
+    st_close(v.reference);
+    st_close(v.files);
+    return cli_finish(c, status);
+}
