@@ -47,6 +47,14 @@ static const char *with_name(Lower *lw, Span at, const char *as) {
     return arena_printf(lw->arena, "%s as %s", ast_text(lw->arena, lw->diag, at), as);
 }
 
+// The notes of a message about a call begin with the call around it.
+static void notes_around(Lower *lw, const Call *c) {
+    const Call *inner = lw->call;
+    lw->call = c->caller;
+    lower_notes(lw);
+    lw->call = inner;
+}
+
 static bool check_name(Lower *lw, const Call *c, const Child *known) {
     if (c->in_loop && !c->has_as) {
         error_at(lw, c->at, "this call makes an instance in each round of a loop and has no name of its own");
@@ -59,7 +67,7 @@ static bool check_name(Lower *lw, const Call *c, const Child *known) {
     } else {
         return true;
     }
-    lower_notes(lw);
+    notes_around(lw, c);
     return false;
 }
 

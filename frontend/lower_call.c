@@ -564,7 +564,10 @@ static Results call_fn(Lower *lw, Call *c, const FnVal *f, int n, const OpArg *a
     call->frozen = frozen;
     if (f->layer) call->scope = f->layer->scope;
     if (!bind_params(lw, call, &m, at, site->expr)) return failed(at);
-    return run_body(lw, call);
+    Results r = run_body(lw, call);
+    for (int i = 0; i < r.n; i++)
+        if (r.v[i].kind == V_ROUTE) r.v[i].route->at = at;       // for messages: the router's call, not its last line
+    return r;
 }
 
 Results call_value(Lower *lw, Call *c, const FnVal *f, int n, const OpArg *args, Span at, const char *segment) {

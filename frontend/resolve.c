@@ -136,7 +136,7 @@ static void check_ambiguous(Scope *s, Span at, const char *name) {
     const Fn *other, *f = find_fn(s->m, name, &other);
     if (!f || !other) return;
     diag_error(s->diag, at, "'%s' is in two imports: %s and %s", name, f->module->name, other->module->name);
-    diag_help(s->diag, "import one of them as something: import std.%s as x", other->module->name);
+    diag_help(s->diag, "give one import a name (import ... as n) and write n.%s", name);
 }
 
 static void check_callee(Scope *s, const Expr *e) {
