@@ -12,11 +12,13 @@ typedef struct RtReportSource {
     int     program, value;
     int64_t experts;                // of a load
     double *load;                   // [experts], summed
+    bool    routed;                 // load before the drop
     double  sum;
 } Source;
 
+// Every route reports `load.PATH` and `routed.PATH`: choices per expert, [L, E], after and before the drop.
 static bool is_load(const RtTensor *t, const char *name) {
-    return !strncmp(name, "load", 4) && t->ndim > 0 && t->dim[t->ndim - 1] > 1 && t->ndim > 1;
+    return (!strncmp(name, "load.", 5) || !strncmp(name, "routed.", 7)) && t->ndim > 1;
 }
 
 static int value_of(RtReport *r, const char *name, RtReportKind kind) {
@@ -44,12 +46,15 @@ RtStatus rt_report_open(RtReport *r, const RtPlanInstance *p, int pass, int upda
         int program = k ? update : pass;
         for (int i = 0; program >= 0 && i < p->n_tensors; i++) {
             const RtTensor *t = &p->tensor[i];
-            const char *name = rt_last_segment(rt_output_name(p, t));
-            if (!is_reported(p, t, name) || !rt_is_output_of(p, program, t)) continue;
+            const char *path = rt_output_name(p, t), *name = rt_last_segment(path);
+            if (!is_reported(p, t, path) || !rt_is_output_of(p, program, t)) continue;
             Source *s = &r->source[r->n_sources++];
-            RtReportKind kind = t->kind == RT_OUT_LOSS ? REPORT_LOSS : is_load(t, name) ? REPORT_LOAD : REPORT_METRIC;
-            *s = (Source){.t = t, .program = program, .value = value_of(r, name, kind)};
-            if (kind != REPORT_LOAD) continue;
+            RtReportKind kind = t->kind == RT_OUT_LOSS ? REPORT_LOSS : is_load(t, path) ? REPORT_LOAD : REPORT_METRIC;
+            bool routed = kind == REPORT_LOAD && path[0] == 'r';
+            if (kind == REPORT_LOAD) name = routed ? "drop_rate" : "load";
+            if (routed) kind = REPORT_DROP;
+            *s = (Source){.t = t, .program = program, .routed = routed, .value = value_of(r, name, kind)};
+            if (kind != REPORT_LOAD && kind != REPORT_DROP) continue;
             s->experts = t->dim[t->ndim - 1];
             s->load = calloc((size_t)s->experts, sizeof *s->load);
             if (!s->load) return rt_fail(e, RT_NO_MEMORY, "no memory for reports");
@@ -103,6 +108,16 @@ static double largest_over_mean(const double *load, int64_t n) {
     return sum > 0 ? most * (double)n / sum : 0;
 }
 
+// Share of all choices that found no place, over all routes.
+static double drop_rate(const RtReport *r) {
+    double routed = 0, kept = 0;
+    for (int i = 0; i < r->n_sources; i++) {
+        const Source *s = &r->source[i];
+        for (int64_t e = 0; s->load && e < s->experts; e++) *(s->routed ? &routed : &kept) += s->load[e];
+    }
+    return routed > 0 ? 1 - kept / routed : 0;
+}
+
 void rt_report_end(RtReport *r) {
     for (int v = 0; v < r->n; v++) {
         double sum = 0, worst = 0;
@@ -116,7 +131,8 @@ void rt_report_end(RtReport *r) {
             if (load > worst) worst = load;
         }
         RtReportValue *value = &r->value[v];
-        value->value = value->kind == REPORT_LOAD ? worst : value->kind == REPORT_METRIC && n ? sum / n : sum;
+        value->value = value->kind == REPORT_LOAD ? worst : value->kind == REPORT_DROP ? drop_rate(r)
+                     : value->kind == REPORT_METRIC && n ? sum / n : sum;
     }
 }
 

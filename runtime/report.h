@@ -6,7 +6,8 @@
 typedef enum {
     REPORT_LOSS,                    // without its weight: summed over instances (layers), mean over leaves and waves
     REPORT_METRIC,                  // mean over instances, leaves and waves
-    REPORT_LOAD                     // rows per expert: largest over mean, the worst instance
+    REPORT_LOAD,                    // rows per expert: largest over mean, the worst route
+    REPORT_DROP                     // share of choices without a place, over all routes
 } RtReportKind;
 
 typedef struct {

@@ -348,7 +348,7 @@ static RtStatus do_step(Run *r, RtError *e) {
     write_numbers(r, step, lr, r->size.tokens / seconds, mfu);
     rt_progress_step(&r->progress, &(RtProgressLine){
         .step = step, .loss = r->report.loss, .tokens_per_s = r->size.tokens / r->seconds_per_step, .mfu = mfu,
-        .load = reported(&r->report, REPORT_LOAD, "load"), .drop = reported(&r->report, REPORT_METRIC, "drop"),
+        .load = reported(&r->report, REPORT_LOAD, "load"), .drop = reported(&r->report, REPORT_DROP, "drop_rate"),
         .seconds_left = (double)(r->last_step - step) * r->seconds_per_step, .skipped = r->skipped});
     if (trace) {
         RT_TRY(rt_trace_write(r->p, r->o->trace_path, e));
