@@ -218,8 +218,17 @@ static Loc tensor_loc(const Plan *p, int i) { return (Loc){p->tensors.at[i].t.of
 
 static bool is_grad_name(const char *name) { return !strncmp(name, "grad/", 5); }
 
+// An input of a program that another one has in another shape (a batch there, one sequence here): PROGRAM/NAME.
+static const char *input_name(Plan *p, const Node *n) {
+    int i = find_tensor(p, n->attr.name);
+    if (i < 0 || p->tensors.at[i].t.role != RT_INPUT) return n->attr.name;
+    RtTensor x = tensor_of_type(p, &n->out[0].type, n->attr.name, RT_INPUT, n->at);
+    return same_shape(&p->tensors.at[i].t, &x) ? n->attr.name : intern(arena_printf(p->a, "%s/%s", n->graph->name, n->attr.name));
+}
+
 static int source_tensor(Plan *p, const Node *n) {
-    RtRole role = n->op == OP_PARAM ? RT_PARAM : n->op == OP_INPUT ? RT_INPUT : is_grad_name(n->attr.name) ? RT_GRAD : RT_STATE;
+    if (n->op == OP_INPUT) return named_tensor(p, &n->out[0].type, input_name(p, n), RT_INPUT, n);
+    RtRole role = n->op == OP_PARAM ? RT_PARAM : is_grad_name(n->attr.name) ? RT_GRAD : RT_STATE;
     return named_tensor(p, &n->out[0].type, n->attr.name, role, n);
 }
 
