@@ -34,6 +34,8 @@ typedef struct {
     RtPlanInstance    *p;
     int     pass, update, eval;
     int64_t steps_run;              // by this process
+    double  lr, mfu, tokens_per_s;  // of the last step
+    RtEvalResult evaluated;         // after the last step; {0}: it was not
     RtTokenizer *tokenizer;
     RtData  *data;
     RtBatchInputs in;
@@ -282,8 +284,10 @@ static void put_number(FILE *f, const char *name, double x) {
     else fprintf(f, ", \"%s\": null", name);                    // JSON knows no NaN
 }
 
-static void write_numbers(Run *r, int64_t step, double lr, double tokens_per_s, double mfu) {
+// One line a step; with the held-out numbers where the step was followed by an evaluation.
+static void write_numbers(Run *r) {
     FILE *f = r->metrics;
+    int64_t step = r->step;
     fprintf(f, "{\"step\": %lld", (long long)step);
     put_number(f, "loss", r->report.loss);
     rt_events_scalar(r->events, step, "loss/total", r->report.loss);
@@ -295,9 +299,15 @@ static void write_numbers(Run *r, int64_t step, double lr, double tokens_per_s, 
         if (strcmp(name, "loss") != 0) put_number(f, name, v->value);
         rt_events_scalar(r->events, step, tag, v->value);
     }
-    put_number(f, "lr", lr);
-    put_number(f, "tokens_per_s", tokens_per_s);
-    if (mfu >= 0) put_number(f, "mfu", mfu);
+    put_number(f, "lr", r->lr);
+    put_number(f, "tokens_per_s", r->tokens_per_s);
+    if (r->mfu >= 0) put_number(f, "mfu", r->mfu);
+    if (r->evaluated.tokens) {
+        put_number(f, "eval_loss", r->evaluated.ce);
+        put_number(f, "eval_perplexity", r->evaluated.perplexity);
+        put_number(f, "eval_bits_per_byte", r->evaluated.bits_per_byte);
+        r->evaluated = (RtEvalResult){0};
+    }
     fprintf(f, ", \"tokens\": %lld, \"skipped_steps\": %lld", (long long)r->tokens, (long long)r->skipped);
     put_number(f, "seconds", run_seconds(r));
     fputs("}\n", f);
@@ -305,8 +315,8 @@ static void write_numbers(Run *r, int64_t step, double lr, double tokens_per_s, 
         rt_progress_say(&r->progress, "cannot write metrics.jsonl: %s; training goes on", strerror(errno));
         r->warned = true;
     }
-    rt_events_scalar(r->events, step, "train/lr", lr);
-    rt_events_scalar(r->events, step, "train/tokens_per_s", tokens_per_s);
+    rt_events_scalar(r->events, step, "train/lr", r->lr);
+    rt_events_scalar(r->events, step, "train/tokens_per_s", r->tokens_per_s);
     rt_events_flush(r->events, NULL);
 }
 
@@ -345,7 +355,9 @@ static RtStatus do_step(Run *r, RtError *e) {
     double forward = r->eval >= 0 ? rt_program_flops(r->p, r->eval) : rt_program_flops(r->p, r->pass) / 3;
     double flops = 3 * (double)r->waves * forward;
     double mfu = r->o->peak_flops > 0 ? flops / seconds / r->o->peak_flops : -1;
-    write_numbers(r, step, lr, r->size.tokens / seconds, mfu);
+    r->lr = lr;
+    r->mfu = mfu;
+    r->tokens_per_s = r->size.tokens / seconds;
     rt_progress_step(&r->progress, &(RtProgressLine){
         .step = step, .loss = r->report.loss, .tokens_per_s = r->size.tokens / r->seconds_per_step, .mfu = mfu,
         .load = reported(&r->report, REPORT_LOAD, "load"), .drop = reported(&r->report, REPORT_DROP, "drop_rate"),
@@ -372,15 +384,9 @@ static RtStatus evaluate(Run *r, RtError *e) {
     RT_TRY(rt_eval(r->p, r->data, r->s->seed, 0, &v, e));
     rt_progress_say(&r->progress, "step %lld: held out: loss %.4f, perplexity %.3f, %.4f bits per byte (%.1f s)", (long long)r->step, v.ce,
                     v.perplexity, v.bits_per_byte, v.seconds);
-    fprintf(r->metrics, "{\"step\": %lld", (long long)r->step);
-    put_number(r->metrics, "eval_loss", v.ce);
-    put_number(r->metrics, "eval_perplexity", v.perplexity);
-    put_number(r->metrics, "eval_bits_per_byte", v.bits_per_byte);
-    fputs("}\n", r->metrics);
-    fflush(r->metrics);
+    r->evaluated = v;
     rt_events_scalar(r->events, r->step, "eval/loss", v.ce);
     rt_events_scalar(r->events, r->step, "eval/bits_per_byte", v.bits_per_byte);
-    rt_events_flush(r->events, NULL);
     r->evaluated_ns = rt_now_ns();
     return RT_OK;
 }
@@ -410,6 +416,7 @@ static RtStatus run_steps(Run *r, RtError *e) {
         RT_TRY(do_step(r, e));
         bool last = r->step == r->last_step || time_is_over(r);
         if (!stop_signal && (last || is_due(r->eval_every, r->s->eval_every, r->step, r->evaluated_ns))) RT_TRY(evaluate(r, e));
+        write_numbers(r);
         if (last || stop_signal || is_due(r->save_every, r->s->save_every, r->step, r->saved_ns)) RT_TRY(save(r, e));
         if (last) break;
     }
