@@ -88,11 +88,13 @@ const char *ast_doc(Arena *a, const Diag *d, const Fn *f) {
 
 // ---- printing -------------------------------------------------------------------------------------------
 
-// How tightly the form binds, as in the grammar: a part that binds less tightly than its place needs brackets.
+// How tightly the form binds, as in the grammar: a part that binds less tightly than its place needs
+// brackets.
 static int level_of(const Expr *e) {
-    static const struct { const char *op; int level; } levels[] = {
-        {"??", 1}, {"or", 2}, {"and", 3}, {"==", 5}, {"!=", 5}, {"<", 5}, {"<=", 5}, {">", 5}, {">=", 5}, {"in", 5},
-        {"not in", 5}, {"+", 7}, {"-", 7}, {"*", 8}, {"/", 8}, {"%", 8}, {"@", 8}, {"**", 10}};
+    static const struct { const char *op; int level;
+    } levels[] = {{"??", 1}, {"or", 2}, {"and", 3}, {"==", 5}, {"!=", 5},     {"<", 5},
+                  {"<=", 5}, {">", 5},  {">=", 5},  {"in", 5}, {"not in", 5}, {"+", 7},
+                  {"-", 7},  {"*", 8},  {"/", 8},   {"%", 8},  {"@", 8},      {"**", 10}};
     switch (e->kind) {
     case X_IF: return 0;
     case X_NOT: return 4;
@@ -218,8 +220,8 @@ static void indent(Str *out, int depth) {
 }
 
 static void print_type(Str *out, const TypeExpr *t) {
-    static const char *const words[] = {[TY_INT] = "int", [TY_NUM] = "num", [TY_BOOL] = "bool", [TY_STR] = "str",
-                                        [TY_LIST] = "list", [TY_FN] = "fn"};
+    static const char *const words[] = {[TY_INT] = "int", [TY_NUM] = "num",   [TY_BOOL] = "bool",
+                                        [TY_STR] = "str", [TY_LIST] = "list", [TY_FN] = "fn"};
     if (t->kind == TY_TENSOR) {
         str_printf(out, "%s[", t->element ? t->element : "");
         print_list(out, &t->shape);
@@ -398,7 +400,8 @@ void ast_print(Str *out, const Module *m) {
         if (im->quoted) {
             str_printf(out, "\"%s\"", im->path);
         } else {
-            for (const char *p = im->path; *p && strcmp(p, ".moe") != 0; p++) str_printf(out, "%c", *p == '/' ? '.' : *p);
+            for (const char *p = im->path; *p && strcmp(p, ".moe") != 0; p++)
+                str_printf(out, "%c", *p == '/' ? '.' : *p);
         }
         if (im->as) str_printf(out, " as %s", im->as);
         str_add(out, "\n");

@@ -191,7 +191,7 @@ bool  ast_parse(Arena *a, Diag *d, uint32_t file, Module *m);
 Entry *ast_parse_entry(Arena *a, Diag *d, uint32_t file);
 Expr  *ast_parse_expr(Arena *a, Diag *d, uint32_t file);
 
-const char *ast_text(Arena *a, const Diag *d, Span at);        // the source text of a span, blanks made single
+const char *ast_text(Arena *a, const Diag *d, Span at); // the source text of a span, blanks made single
 const char *ast_doc(Arena *a, const Diag *d, const Fn *f);     // the comment above a function, or NULL
 void  ast_print_expr(Str *out, const Expr *e);                 // in a normal form that reads back
 void  ast_print(Str *out, const Module *m);

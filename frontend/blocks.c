@@ -1,5 +1,5 @@
-// The blocks train, data, parallel and generate: one row per key.  A row's default is text of the language, read like
-// the user's own.
+// The blocks train, data, parallel and generate: one row per key.  A row's default is text of the language,
+// read like the user's own.
 #include "frontend/blocks.h"
 
 #include <stddef.h>
@@ -33,7 +33,8 @@ typedef struct {
 static const KeyRow rows[] = {
     {"train", "dtype", KEY_WORD, AT(train.dtype), "f32 bf16 f16", .fallback = "f32"},
     {"train", "batch", KEY_INT, AT(train.batch), .least = 1, .fallback = "16"},
-    {"train", "micro_batch", KEY_INT, AT(train.micro_batch), .may_be_none = true, .least = 1, .fallback = "none"},
+    {"train", "micro_batch", KEY_INT, AT(train.micro_batch), .may_be_none = true, .least = 1,
+     .fallback = "none"},
     {"train", "lanes", KEY_INT, AT(train.lanes), .may_be_none = true, .least = 1, .fallback = "none"},
     {"train", "sum", KEY_SUM, AT(train.sum_dense), .may_be_none = true, .fallback = "none"},
     {"train", "sequence", KEY_INT, AT(train.sequence), .least = 1, .fallback = "256"},
@@ -41,18 +42,23 @@ static const KeyRow rows[] = {
     {"train", "stop", KEY_QUANTITY, AT(train.stop), "step token sample epoch", true, .fallback = "none"},
     {"train", "lr", KEY_NUM, AT(train.lr), .fallback = "3e-4"},
     {"train", "lr_expert", KEY_NUM, AT(train.lr_expert), .fallback = "1.0"},
-    {"train", "schedule", KEY_SCHEDULE, AT(train.schedule), .fallback = "cosine(warmup: 100 steps, floor: 0.1)"},
+    {"train", "schedule", KEY_SCHEDULE, AT(train.schedule),
+     .fallback = "cosine(warmup: 100 steps, floor: 0.1)"},
     {"train", "optimizer", KEY_OPTIMIZER, AT(train.optimizer), .fallback = "adamw"},
     {"train", "clip", KEY_NUM, AT(train.clip), .may_be_none = true, .fallback = "1.0"},
     {"train", "average", KEY_WORD, AT(train.average), "leaf token", .fallback = "\"leaf\""},
-    {"train", "loss_scale", KEY_LOSS_SCALE, AT(train.loss_scale), .fallback = "dynamic(start: 2 ** 16, window: 1000, hysteresis: 2, least: 1)"},
+    {"train", "loss_scale", KEY_LOSS_SCALE, AT(train.loss_scale),
+     .fallback = "dynamic(start: 2 ** 16, window: 1000, hysteresis: 2, least: 1)"},
     {"train", "fast_gate", KEY_BOOL, AT(train.fast_gate), .fallback = "false"},
-    {"train", "recompute", KEY_WORD, AT(train.recompute), "none cheap layer offload", .fallback = "\"cheap\""},
+    {"train", "recompute", KEY_WORD, AT(train.recompute), "none cheap layer offload",
+     .fallback = "\"cheap\""},
     {"train", "seed", KEY_INT, AT(train.seed), .fallback = "0"},
     {"train", "random_eval", KEY_BOOL, AT(train.random_eval), .fallback = "false"},
     {"train", "exact", KEY_BOOL, AT(train.exact), .fallback = "true"},
-    {"train", "eval_every", KEY_QUANTITY, AT(train.eval_every), "step second minute hour", true, .fallback = "500 steps"},
-    {"train", "save_every", KEY_QUANTITY, AT(train.save_every), "step second minute hour", true, .fallback = "1000 steps"},
+    {"train", "eval_every", KEY_QUANTITY, AT(train.eval_every), "step second minute hour", true,
+     .fallback = "500 steps"},
+    {"train", "save_every", KEY_QUANTITY, AT(train.save_every), "step second minute hour", true,
+     .fallback = "1000 steps"},
     {"train", "keep", KEY_INT, AT(train.keep), .least = 1, .fallback = "3"},
     {"data", "source", KEY_SOURCE, AT(data.source), .may_be_none = true, .fallback = "none"},
     {"data", "tokenizer", KEY_TOKENIZER, AT(data.tokenizer), .fallback = "bytes"},
@@ -83,7 +89,8 @@ static const KeyRow rows[] = {
     {"generate", "repetition", KEY_NUM, AT(generate.repetition), .fallback = "1"},
     {"generate", "eos", KEY_IDS, AT(generate.eos), .fallback = "[]"},
     {"generate", "stop", KEY_WORDS, AT(generate.stop), .fallback = "[]"},
-    {"generate", "start", KEY_INT, AT(generate.start), .may_be_none = true, .none_is = -1, .fallback = "none"},
+    {"generate", "start", KEY_INT, AT(generate.start), .may_be_none = true, .none_is = -1,
+     .fallback = "none"},
     {"generate", "seed", KEY_INT, AT(generate.seed), .fallback = "0"},
     {"generate", "dropless", KEY_BOOL, AT(generate.dropless), .fallback = "true"},
     {"generate", "context", KEY_INT, AT(generate.context), .least = 1, .fallback = "4096"},
@@ -180,7 +187,8 @@ static bool number_of(Reader *r, const Val *v, Span at, const char *what, bool w
     return wrong(r, at, "%s is a %snumber, not %s", what, whole ? "whole " : "", val_text(r->lw, v));
 }
 
-static bool quantity_of(Reader *r, const Val *v, Span at, const char *what, const char *units, Quantity *out) {
+static bool quantity_of(Reader *r, const Val *v, Span at, const char *what, const char *units,
+                        Quantity *out) {
     const char *words[8];
     int n = split_words(units, words, 8);
     for (int i = 0; i < n && v->kind == V_QUANTITY; i++)
@@ -219,7 +227,8 @@ static bool form_begin(Reader *r, const Expr *e, const char *heads, Form *f) {
     const Expr *head = e && e->kind == X_CALL ? e->a : e;
     const char *word = bare_word(head, r->given);
     Span at = head ? head->at : r->given->at;
-    *f = (Form){.r = r, .at = e ? e->at : at, .args = e && e->kind == X_CALL ? &e->args : &no_args, .ok = true};
+    *f = (Form){
+        .r = r, .at = e ? e->at : at, .args = e && e->kind == X_CALL ? &e->args : &no_args, .ok = true};
     f->used = arena_array(r->arena, bool, f->args->n + 1);
     for (int i = 0; i < n && word; i++)
         if (strcmp(words[i], word) == 0) {
@@ -275,7 +284,9 @@ static void form_quantity(Form *f, const char *name, Quantity *out) {
     Val v;
     if (!e) return;
     if (!read_value(f->r, e, &v)) f->ok = false;
-    else if (v.kind != V_NONE && !quantity_of(f->r, &v, e->at, of_form(f, name), "step token sample epoch", out)) f->ok = false;
+    else if (v.kind != V_NONE &&
+             !quantity_of(f->r, &v, e->at, of_form(f, name), "step token sample epoch", out))
+        f->ok = false;
 }
 
 static const char *form_string(Form *f, const Expr *e, const char *name) {
@@ -299,8 +310,12 @@ static bool form_end(Form *f, const char *names) {
             continue;
         }
         const char *near = did_you_mean(a->name, words, n);
-        if (near) wrong(f->r, a->name_at, "%s: %s has no '%s'; did you mean '%s'?", f->r->name, f->head, a->name, near);
-        else if (n) wrong(f->r, a->name_at, "%s: %s has no '%s'; it has %s", f->r->name, f->head, a->name, words_list(f->r, words, n, " and "));
+        if (near)
+            wrong(f->r, a->name_at, "%s: %s has no '%s'; did you mean '%s'?", f->r->name, f->head, a->name,
+                  near);
+        else if (n)
+            wrong(f->r, a->name_at, "%s: %s has no '%s'; it has %s", f->r->name, f->head, a->name,
+                  words_list(f->r, words, n, " and "));
         else wrong(f->r, a->name_at, "%s: %s has no '%s'", f->r->name, f->head, a->name);
     }
     return f->ok;
@@ -314,14 +329,19 @@ static bool read_schedule(Reader *r, const Expr *e) {
     memset(&s->train.schedule, 0, sizeof s->train.schedule);
     s->train.schedule.kind = f.head;
     s->train.schedule.shape = intern("linear");
-    bool wsd = strcmp(f.head, "wsd") == 0, decays = strcmp(f.head, "cosine") == 0 || strcmp(f.head, "linear") == 0;
+    bool wsd = strcmp(f.head, "wsd") == 0,
+         decays = strcmp(f.head, "cosine") == 0 || strcmp(f.head, "linear") == 0;
     if (strcmp(f.head, "warmup_log") == 0) {
         const Expr *x = form_positional(&f);
         Val v;
-        if (!x) return wrong(r, f.at, "%s: warmup_log takes the number of steps: warmup_log(1000 steps)", r->name);
+        if (!x)
+            return wrong(r, f.at, "%s: warmup_log takes the number of steps: warmup_log(1000 steps)",
+                         r->name);
         if (!read_value(r, x, &v)) return false;
         if (v.kind == V_NUM) s->train.schedule.warmup = (Quantity){num_value(v.num), step};
-        else if (!quantity_of(r, &v, x->at, of_form(&f, "n"), "step token sample epoch", &s->train.schedule.warmup)) return false;
+        else if (!quantity_of(r, &v, x->at, of_form(&f, "n"), "step token sample epoch",
+                              &s->train.schedule.warmup))
+            return false;
         return form_end(&f, "");
     }
     if (strcmp(f.head, "constant") == 0) return form_end(&f, "");
@@ -336,7 +356,8 @@ static bool read_schedule(Reader *r, const Expr *e) {
         static const char *const shapes[] = {"linear", "cosine", "sqrt"};
         for (int i = 0; x && i < 3; i++)
             if (shape && strcmp(shapes[i], shape) == 0) s->train.schedule.shape = shape;
-        if (x && s->train.schedule.shape != shape) f.ok = wrong(r, x->at, "%s: 'shape' of wsd is linear, cosine or sqrt", r->name);
+        if (x && s->train.schedule.shape != shape)
+            f.ok = wrong(r, x->at, "%s: 'shape' of wsd is linear, cosine or sqrt", r->name);
     }
     return form_end(&f, wsd ? "warmup decay floor shape" : decays ? "warmup length floor" : "warmup");
 }
@@ -344,7 +365,8 @@ static bool read_schedule(Reader *r, const Expr *e) {
 static bool read_optimizer(Reader *r, const Expr *e) {
     Form f;
     if (!form_begin(r, e, "adamw adam sgd adafactor", &f)) return false;
-    bool adamw = strcmp(f.head, "adamw") == 0, adam = strcmp(f.head, "adam") == 0, sgd = strcmp(f.head, "sgd") == 0;
+    bool adamw = strcmp(f.head, "adamw") == 0, adam = strcmp(f.head, "adam") == 0,
+         sgd = strcmp(f.head, "sgd") == 0;
     Settings *s = r->out;
     memset(&s->train.optimizer, 0, sizeof s->train.optimizer);
     s->train.optimizer.kind = f.head;
@@ -362,7 +384,9 @@ static bool read_optimizer(Reader *r, const Expr *e) {
         form_number(&f, "decay", false, &s->train.optimizer.decay);
         form_bool(&f, "decay_all", &s->train.optimizer.decay_all);
     }
-    return form_end(&f, sgd ? "momentum decay decay_all" : adamw || adam ? "beta1 beta2 eps decay decay_all" : "");
+    return form_end(&f, sgd             ? "momentum decay decay_all"
+                        : adamw || adam ? "beta1 beta2 eps decay decay_all"
+                                        : "");
 }
 
 static bool read_loss_scale(Reader *r, const Expr *e) {
@@ -401,7 +425,10 @@ static bool read_source(Reader *r, const Expr *e, Source *out);
 static bool read_blend(Reader *r, Form *f, Source *out) {
     const Expr *list = form_positional(f);
     if (!list || list->kind != X_LIST || list->items.n == 0)
-        return wrong(r, f->at, "%s: blend takes a list of shares and sources: blend([[0.7, text(\"a\")], [0.3, text(\"b\")]])", r->name);
+        return wrong(
+            r, f->at,
+            "%s: blend takes a list of shares and sources: blend([[0.7, text(\"a\")], [0.3, text(\"b\")]])",
+            r->name);
     int n = list->items.n;
     Source *part = arena_array(r->arena, Source, n);
     double *share = arena_array(r->arena, double, n);
@@ -409,7 +436,8 @@ static bool read_blend(Reader *r, Form *f, Source *out) {
         const Expr *pair = list->items.at[i];
         Val v;
         if (pair->kind != X_LIST || pair->items.n != 2)
-            return wrong(r, pair->at, "%s: a part of blend is a share and a source: [0.7, text(\"a\")]", r->name);
+            return wrong(r, pair->at, "%s: a part of blend is a share and a source: [0.7, text(\"a\")]",
+                         r->name);
         if (!read_value(r, pair->items.at[0], &v) ||
             !number_of(r, &v, pair->items.at[0]->at, "a share of blend", false, &share[i]) ||
             !read_source(r, pair->items.at[1], &part[i]))
@@ -435,7 +463,8 @@ static bool read_source(Reader *r, const Expr *e, Source *out) {
         if (path) vec_push(r->arena, &paths, path);
         if (strcmp(f.head, "text") != 0) break;
     }
-    if (paths.n == 0 && f.ok) return wrong(r, f.at, "%s: %s takes a path: %s(\"...\")", r->name, f.head, f.head);
+    if (paths.n == 0 && f.ok)
+        return wrong(r, f.at, "%s: %s takes a path: %s(\"...\")", r->name, f.head, f.head);
     out->n_paths = paths.n;
     out->path = paths.at;
     bool jsonl = strcmp(f.head, "jsonl") == 0;
@@ -455,7 +484,9 @@ static bool read_tokenizer(Reader *r, const Expr *e) {
     r->out->data.tokenizer_from_command_line = r->command_line;
     if (strcmp(f.head, "bytes") != 0) {
         const Expr *x = form_positional(&f);
-        if (!x) return wrong(r, f.at, "%s: %s takes the folder of the tokenizer: %s(\"...\")", r->name, f.head, f.head);
+        if (!x)
+            return wrong(r, f.at, "%s: %s takes the folder of the tokenizer: %s(\"...\")", r->name, f.head,
+                         f.head);
         r->out->data.tokenizer_path = form_string(&f, x, "folder");
     }
     return form_end(&f, "");
@@ -471,17 +502,23 @@ static bool read_words(Reader *r, const Expr *e, Span at) {
     bool bare = e && e->kind == X_LIST && n_words;           // [ep, dp, tp]
     if (!bare) {
         if (!read_value(r, e, &v)) return false;
-        if (v.kind != V_LIST) return wrong(r, at, "%s is a list of strings, not %s", r->name, val_text(r->lw, &v));
+        if (v.kind != V_LIST)
+            return wrong(r, at, "%s is a list of strings, not %s", r->name, val_text(r->lw, &v));
         n = v.list->n;
     }
     const char **out = arena_array(r->arena, const char *, n + 1);
     for (int i = 0; i < n; i++) {
         Span item_at = bare ? e->items.at[i]->at : v.list->at[i].at;
-        out[i] = bare ? bare_word(e->items.at[i], NULL) : v.list->at[i].kind == V_STR ? v.list->at[i].str : NULL;
+        out[i] = bare                          ? bare_word(e->items.at[i], NULL)
+                 : v.list->at[i].kind == V_STR ? v.list->at[i].str
+                                               : NULL;
         bool known = n_words == 0 && out[i];
         for (int k = 0; k < n_words; k++) known |= out[i] && strcmp(words[k], out[i]) == 0;
-        if (!known && n_words) return wrong(r, item_at, "%s holds %s", r->name, words_list(r, words, n_words, " and "));
-        if (!known) return wrong(r, item_at, "%s is a list of strings, not %s", r->name, val_text(r->lw, &v.list->at[i]));
+        if (!known && n_words)
+            return wrong(r, item_at, "%s holds %s", r->name, words_list(r, words, n_words, " and "));
+        if (!known)
+            return wrong(r, item_at, "%s is a list of strings, not %s", r->name,
+                         val_text(r->lw, &v.list->at[i]));
     }
     *(Words *)field(r) = (Words){n, out};
     return true;
@@ -548,7 +585,8 @@ static bool read_key(Reader *r, const Expr *e, Span at) {
     case KEY_INT: case KEY_NUM: return read_number(r, e, at);
     case KEY_BOOL:
         if (!read_value(r, e, &v)) return false;
-        if (v.kind != V_BOOL) return wrong(r, at, "%s is true or false, not %s", r->name, val_text(r->lw, &v));
+        if (v.kind != V_BOOL)
+            return wrong(r, at, "%s is true or false, not %s", r->name, val_text(r->lw, &v));
         *(bool *)field(r) = v.b;
         return true;
     case KEY_QUANTITY:
@@ -586,7 +624,9 @@ bool blocks_check_key(Diag *d, const char *block, Span block_at, const char *key
     if (n == 0) {
         const char *near = did_you_mean(block, block_names, 4);
         if (near) diag_error(d, block_at, "there is no block '%s'; did you mean '%s'?", block, near);
-        else diag_error(d, block_at, "there is no block '%s'; there are train, data, parallel and generate", block);
+        else
+            diag_error(d, block_at, "there is no block '%s'; there are train, data, parallel and generate",
+                       block);
         return false;
     }
     const char *near = did_you_mean(key, keys, n);
@@ -639,7 +679,8 @@ static bool read_entries(Reader *r, const char *block, const Entries *entries, S
 static bool read_defaults(Reader *r) {
     Str text = {.arena = r->arena};
     for (int i = 0; i < N_ROWS; i++) {
-        if (i == 0 || rows[i].block != rows[i - 1].block) str_printf(&text, "%s%s {\n", i ? "}\n" : "", rows[i].block);
+        if (i == 0 || rows[i].block != rows[i - 1].block)
+            str_printf(&text, "%s%s {\n", i ? "}\n" : "", rows[i].block);
         str_printf(&text, "  %s = %s\n", rows[i].key, rows[i].fallback);
     }
     str_add(&text, "}\n");
@@ -647,7 +688,8 @@ static bool read_defaults(Reader *r) {
     uint32_t file = diag_add_file(r->lw->diag, "<defaults>", text.text, text.n);
     bool ok = ast_parse(r->arena, r->lw->diag, file, m);
     Span unused;
-    for (int i = 0; ok && i < m->blocks.n; i++) ok = read_entries(r, m->blocks.at[i].name, &m->blocks.at[i].entries, &unused);
+    for (int i = 0; ok && i < m->blocks.n; i++)
+        ok = read_entries(r, m->blocks.at[i].name, &m->blocks.at[i].entries, &unused);
     return ok;
 }
 
@@ -662,12 +704,15 @@ static bool share_batch(Reader *r, Span at) {
     Settings *s = r->out;
     int64_t batch = s->train.batch, micro = s->train.micro_batch, lanes = s->train.lanes;
     if (micro && batch % micro != 0)
-        return wrong(r, at, "train.batch = %lld is not a multiple of train.micro_batch = %lld", (long long)batch, (long long)micro);
+        return wrong(r, at, "train.batch = %lld is not a multiple of train.micro_batch = %lld",
+                     (long long)batch, (long long)micro);
     if (!lanes) lanes = largest_lanes(micro ? batch / micro : batch);
     if (!micro && batch % lanes == 0) micro = batch / lanes;
     if (!micro || batch % (lanes * micro) != 0)
-        return wrong(r, at, "train.batch = %lld is not a multiple of train.lanes = %lld%s", (long long)batch, (long long)lanes,
-                     micro ? arena_printf(r->arena, " times train.micro_batch = %lld", (long long)micro) : "");
+        return wrong(r, at, "train.batch = %lld is not a multiple of train.lanes = %lld%s", (long long)batch,
+                     (long long)lanes,
+                     micro ? arena_printf(r->arena, " times train.micro_batch = %lld", (long long)micro)
+                           : "");
     s->train.lanes = lanes;
     s->train.micro_batch = micro;
     s->train.waves = batch / (lanes * micro);
@@ -692,7 +737,8 @@ bool blocks_evaluate(Lower *lw, Call *hyper, Program *p, Settings *out) {
                 continue;
             }
             r.command_line = k->command_line;
-            if (strcmp(k->block, "train") == 0 && (strstr(k->key, "batch") || strcmp(k->key, "lanes") == 0)) batch_at = k->at;
+            if (strcmp(k->block, "train") == 0 && (strstr(k->key, "batch") || strcmp(k->key, "lanes") == 0))
+                batch_at = k->at;
             ok &= set_key(&r, k->block, k->key, k->e, &k->v, k->at);
         }
     return ok && share_batch(&r, batch_at);

@@ -1,4 +1,5 @@
-// The blocks after a model (train, data, parallel, generate) as plain numbers: defaults, the file's entries, --set.
+// The blocks after a model (train, data, parallel, generate) as plain numbers: defaults, the file's entries,
+// --set.
 #ifndef FRONTEND_BLOCKS_H
 #define FRONTEND_BLOCKS_H
 #include <stdbool.h>

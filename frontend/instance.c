@@ -1,5 +1,5 @@
-// The tree of instances.  A call gets its place in the tree when the first parameter or state is made in it or below
-// it, so functions without any leave no trace in paths.
+// The tree of instances.  A call gets its place in the tree when the first parameter or state is made in it
+// or below it, so functions without any leave no trace in paths.
 #include <string.h>
 
 #include "frontend/interp.h"
@@ -59,11 +59,14 @@ static bool check_name(Lower *lw, const Call *c, const Child *known) {
     if (c->in_loop && !c->has_as) {
         error_at(lw, c->at, "this call makes an instance in each round of a loop and has no name of its own");
         if (c->scope->loop_var)
-            diag_help(lw->diag, "%s", with_name(lw, c->at, arena_printf(lw->arena, "layers[%s]", c->scope->loop_var)));
+            diag_help(lw->diag, "%s",
+                      with_name(lw, c->at, arena_printf(lw->arena, "layers[%s]", c->scope->loop_var)));
     } else if (known) {
         error_at(lw, c->at, "this scope already has an instance '%s'", c->segment);
         diag_note(lw->diag, known->at, "the first one");
-        if (!c->has_as) diag_help(lw->diag, "name them: %s", with_name(lw, c->at, arena_printf(lw->arena, "%s2", c->segment)));
+        if (!c->has_as)
+            diag_help(lw->diag, "name them: %s",
+                      with_name(lw, c->at, arena_printf(lw->arena, "%s2", c->segment)));
     } else {
         return true;
     }
@@ -80,7 +83,8 @@ Instance *instance_of(Lower *lw, Call *c) {
         c->instance = layer->instance;
     } else {
         Child *known = find_child(parent, c->segment);
-        bool again = known && known->visit != parent->visit;      // an earlier call of the same shared layer made it
+        bool again =
+            known && known->visit != parent->visit; // an earlier call of the same shared layer made it
         if (!layer && !check_name(lw, c, again ? NULL : known)) return NULL;
         if (layer && known && !again) {
             error_at(lw, layer->at, "this scope already has an instance '%s'", c->segment);

@@ -1,7 +1,9 @@
 // The interpreter's own state, shared by lower*.c, blocks.c and program.c.  Nobody else includes this.
 //
 //   lower.c         a whole elaboration: inputs, the model, results, what is collected on the way
-//   lower_call.c    arguments, shapes at a call, functions as values, each_expert
+//   lower_call.c    calls: matching arguments, functions that lack some, running a body
+//   lower_bind.c    values and shapes on parameters, defaults
+//   lower_builtin.c a call in the text; each_expert, emitted, copy
 //   lower_stmt.c    statements: params, states, losses, loops, ...
 //   lower_value.c   expressions
 //   instance.c      the tree of instances: paths, sharing, copies
@@ -55,8 +57,8 @@ typedef struct CopyOf {
 typedef struct { const char *name; Instance *instance; int visit; Span at; } Child;
 typedef struct { const char *name; TVal *t; int visit; Span at; } Own;
 
-// A call that owns parameters or states, itself or below.  Calling a shared one again is another visit: what was
-// made in an earlier visit is found, what was made in this one is a name used twice.
+// A call that owns parameters or states, itself or below.  Calling a shared one again is another visit: what
+// was made in an earlier visit is found, what was made in this one is a name used twice.
 struct Instance {
     Instance *parent;
     const char *path;        // "" for the model; "layers.3.ffn"
@@ -77,13 +79,11 @@ typedef struct { int n; Val v[MAX_RESULTS]; } Results;
 struct Call {
     Call *caller;
     const Fn *fn;
-    const FnVal *value;      // what was called
     Span  at;                // the text of the call
     VEC(Bind) vars;          // parameters, dimensions and what was assigned
     bool  has_rest;          // `...` is known
     LType rest;              // its axes
     const char *segment;     // name of its instance, should it get one
-    Span  segment_at;
     bool  has_as, in_loop;
     Layer *layer;
     Call *scope;             // whose instance is the parent of its
@@ -99,7 +99,13 @@ struct Call {
     Results results;
 };
 
-typedef struct { const char *name; TVal *t; const char *path; Span at; bool automatic; } Emission;
+typedef struct {
+    const char *name;
+    TVal *t;
+    const char *path;
+    Span at;
+    bool automatic;
+} Emission; // automatic: by a route
 typedef struct { Node *node; int64_t experts, k; bool state; } Made;
 
 struct Interp {
@@ -112,21 +118,22 @@ struct Interp {
     VEC(Emission) emits;
     VEC(Made) made;                   // parameters and states
     VEC(Layer *) layers;
-    bool  may_wait, waited;           // an assert: comparisons use the plan's numbers; waited: they were not known
+    bool may_wait, waited; // an assert: comparisons use the plan's numbers; waited: they were not known
     Value *step, *tokens_seen;
 };
 
 static inline Interp *interp_of(const Lower *lw) { return lw->interp; }
 struct PolyTable *poly_table_new(Arena *a);
-int poly_compare(Lower *lw, const char *op, const Poly *a, const Poly *b);   // 1 or 0 for all values; -1: it depends
+int poly_compare(Lower *lw, const char *op, const Poly *a,
+                 const Poly *b); // 1 or 0 for all values; -1: it depends
 
 // ---- lower_value.c ---------------------------------------------------------------------------------------
 Val   eval(Lower *lw, Call *c, const Expr *e);
-Results eval_all(Lower *lw, Call *c, const Expr *e);              // several values of a call; {1, V_ERROR} after errors
+Results eval_all(Lower *lw, Call *c, const Expr *e); // several values of a call; {1, V_ERROR} after errors
 bool  eval_bool(Lower *lw, Call *c, const Expr *e, bool *out);    // false after an error
 Val   binary_values(Lower *lw, Span at, const char *op, const Val *a, const Val *b);
 bool  eval_dim(Lower *lw, Call *c, const Expr *e, const Poly **out);      // an element of a shape
-bool  eval_shape(Lower *lw, Call *c, const Exprs *shape, LType *out);     // `...` expanded; false after an error
+bool eval_shape(Lower *lw, Call *c, const Exprs *shape, LType *out); // `...` expanded; false after an error
 Val   value_of_poly(Lower *lw, Span at, const Poly *p);
 bool  poly_of_value(Lower *lw, const Val *v, const Poly **out);
 bool  values_equal(Lower *lw, const Val *a, const Val *b);        // compile-time values
@@ -137,34 +144,62 @@ Val   val_list(Lower *lw, Span at, int n, const Val *items);
 bool  has_error(const Val *v);                                    // V_ERROR, or a list that holds one
 const Val *find_var(const Call *c, const char *name);
 void  set_var(Lower *lw, Call *c, const char *name, Val v);
-Val   fn_message(Lower *lw, const Val *v, const char *needs);     // "this is a function: f still lacks .."; V_ERROR
+Val fn_message(Lower *lw, const Val *v, const char *needs); // "this is a function: f still lacks .."; V_ERROR
 
 // ---- lower_call.c ----------------------------------------------------------------------------------------
-Results eval_call(Lower *lw, Call *c, const Expr *e, const Expr *as);
-Results call_value(Lower *lw, Call *c, const FnVal *f, int n, const OpArg *args, Span at, const char *segment);
+// Where a call stands: what its instance would be called.
+typedef struct {
+    const char *segment;
+    bool has_as, per_expert;
+    const Expr *expr;                 // its text, or NULL
+} Site;
+Results call_fn(Lower *lw, Call *c, const FnVal *f, int n, const OpArg *args, Span at, const Site *site);
+Results call_op(Lower *lw, const char *op, int n, const OpArg *args, Span at);
+Results call_init(Lower *lw, const FnVal *f, int n, const OpArg *args, Span at);
+Results call_value(Lower *lw, Call *c, const FnVal *f, int n, const OpArg *args, Span at,
+                   const char *segment);
 Val   lookup_fn(Lower *lw, const Module *m, const char *name, Span at);   // V_NONE: no such function
 Val   lookup_own(Lower *lw, const Module *m, const char *name, Span at);  // not in its imports
-bool  check_param_value(Lower *lw, const Fn *f, int param, const Val *v, Span at);
-bool  solve_shape(Lower *lw, Call *c, const Fn *f, int param, const Val *v, Span at);
-Val   default_value(Lower *lw, Call *c, const Fn *f, int param, Span call_at);
 Call *call_new(Lower *lw, Call *caller, const Fn *fn, Span at);
 Results run_body(Lower *lw, Call *c);
+
+// ---- lower_builtin.c
+// ---------------------------------------------------------------------------------------
+Results eval_call(Lower *lw, Call *c, const Expr *e,
+                  const Expr *as); // as: the `call as name` around it, or NULL
+
+// ---- lower_bind.c
+// ------------------------------------------------------------------------------------------ By parameter:
+// what was given.
+typedef struct {
+    bool *given;
+    Val  *v;
+    Span *at;
+} Matched;
+int   find_param(const Fn *f, const char *name);                  // -1: none
+// Is v what the parameter takes?  Shapes are looked at by bind_params.  call: for a better help text, or
+// NULL.
+bool  check_value(Lower *lw, const Fn *f, int param, const Val *v, Span at, const Expr *call);
+bool  bind_params(Lower *lw, Call *c, const Matched *m, Span at, const Expr *call);
+Val   default_value(Lower *lw, Call *c, const Fn *f, int param, Span call_at);
 
 // ---- lower_stmt.c ----------------------------------------------------------------------------------------
 void  exec_body(Lower *lw, Call *c, const Stmts *body);
 
 // ---- instance.c ------------------------------------------------------------------------------------------
-Instance *instance_of(Lower *lw, Call *c);                        // makes it (and those above); NULL after an error
+Instance *instance_of(Lower *lw, Call *c); // makes it (and those above); NULL after an error
 const char *instance_path(Lower *lw, Call *c, const char *name);  // path of a parameter of its instance
 void  set_path(Lower *lw, const Call *c);                         // lw->b.path := where c stands
 bool  is_frozen(const Call *c);
 
 // ---- resolve.c -------------------------------------------------------------------------------------------
 const Fn *find_own_fn(const Module *m, const char *name);
-const Fn *find_fn(const Module *m, const char *name, const Fn **other);   // *other: another import has the name too
+const Fn *find_fn(const Module *m, const char *name,
+                  const Fn **other);                              // *other: another import has the name too
 bool  is_init(const char *name);                                  // normal, zeros, ...
-bool  is_builtin(const char *name);                               // an operation, an initialiser, each_expert, ...
-const char *near_name(Arena *a, const Module *m, int n_vars, const char *const *vars, bool with_ops, const char *name);
+bool is_builtin(const char *name); // an operation, an initialiser, each_expert, ...
+const char *near_name(Arena *a, const Module *m, int n_vars, const char *const *vars, bool with_ops,
+                      const char *name);
 bool  resolve(Arena *a, Diag *d, const Module *m);                // false after errors
 
 // ---- blocks.c --------------------------------------------------------------------------------------------
@@ -172,7 +207,13 @@ bool  blocks_check_key(Diag *d, const char *block, Span block_at, const char *ke
 bool  blocks_evaluate(Lower *lw, Call *hyper, Program *p, Settings *out);      // false after errors
 
 // ---- program.c -------------------------------------------------------------------------------------------
-typedef struct { const char *name; const Expr *e; Val v; Span at; bool command_line; } Override;      // e NULL: v
+typedef struct {
+    const char *name;
+    const Expr *e;
+    Val v;
+    Span at;
+    bool command_line;
+} Override; // e NULL: v
 typedef struct { const char *block, *key; const Expr *e; Val v; Span at, key_at; bool command_line; } KeySet;
 
 struct Program {
@@ -195,10 +236,12 @@ struct Program {
     VEC(Made) made;
 };
 Lower *lower_new(Program *p, Arena *a, Graph *g, const ElabOpts *opts);
-bool   bind_hyper(Lower *lw, Call *c, Program *p);                // hyper-parameters into c; false after an error
+bool bind_hyper(Lower *lw, Call *c, Program *p); // hyper-parameters into c; false after an error
 
 // ---- for all ---------------------------------------------------------------------------------------------
-void  error_at(Lower *lw, Span at, const char *fmt, ...) __attribute__((format(printf, 3, 4)));   // without the call chain
-const char *name_near(Lower *lw, const Call *c, const Module *m, const char *name);     // did you mean; c NULL: functions only
+void error_at(Lower *lw, Span at, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4))); // without the call chain
+const char *name_near(Lower *lw, const Call *c, const Module *m,
+                      const char *name); // did you mean; c NULL: functions only
 
 #endif

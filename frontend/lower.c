@@ -6,8 +6,14 @@
 Lower *lower_new(Program *p, Arena *a, Graph *g, const ElabOpts *opts) {
     Lower *lw = arena_new(a, Lower);
     Interp *in = arena_new(a, Interp);
-    *lw = (Lower){.arena = a, .diag = p->diag, .g = g, .interp = in, .float_type = F32, .n_leaves = opts->leaves,
-                  .n_waves = opts->waves > 0 ? opts->waves : 1, .training = opts->kind == ELAB_TRAIN,
+    *lw = (Lower){.arena = a,
+                  .diag = p->diag,
+                  .g = g,
+                  .interp = in,
+                  .float_type = F32,
+                  .n_leaves = opts->leaves,
+                  .n_waves = opts->waves > 0 ? opts->waves : 1,
+                  .training = opts->kind == ELAB_TRAIN,
                   .inference = opts->kind == ELAB_RUN};
     *in = (Interp){.lw = lw, .program = p, .opts = opts};
     in->polys = poly_table_new(a);
@@ -28,7 +34,8 @@ static DType element_of(const TypeExpr *t) {
     return F32;
 }
 
-// What the plan fixes for a name in an input's shape: B is the sequences of a leaf, any other the sequence length.
+// What the plan fixes for a name in an input's shape: B is the sequences of a leaf, any other the sequence
+// length.
 static void bind_size(Lower *lw, const char *name) {
     const ElabOpts *o = interp_of(lw)->opts;
     poly_bind(lw, name, dim_n(strcmp(name, "B") == 0 ? (o->kind == ELAB_RUN ? 1 : o->B) : o->S));
@@ -66,7 +73,9 @@ static Val make_input(Lower *lw, Call *c, const char *name, Span at, DType dtype
 
 static bool input_exists(const Lower *lw, const Param *p) {
     const Interp *in = interp_of(lw);
-    if (strcmp(p->name, "labels") == 0 && (lw->inference || (in->opts->kind == ELAB_EVAL && !in->opts->labels))) return false;
+    if (strcmp(p->name, "labels") == 0 &&
+        (lw->inference || (in->opts->kind == ELAB_EVAL && !in->opts->labels)))
+        return false;
     if (!p->fallback) return true;
     const Settings *s = program_settings(in->program);
     return strcmp(p->name, "documents") == 0 && s && s->data.documents && !lw->inference;
@@ -76,7 +85,8 @@ static void bind_inputs(Lower *lw, Call *c) {
     for (int i = 0; i < c->fn->params.n; i++) {
         const Param *p = &c->fn->params.at[i];
         if (p->type.kind != TY_TENSOR) continue;
-        Val v = input_exists(lw, p) ? make_input(lw, c, p->name, p->at, element_of(&p->type), &p->type.shape) : val_none(p->at);
+        Val v = input_exists(lw, p) ? make_input(lw, c, p->name, p->at, element_of(&p->type), &p->type.shape)
+                                    : val_none(p->at);
         set_var(lw, c, p->name, v);
     }
 }
@@ -102,7 +112,8 @@ static void return_results(Lower *lw, const Call *c) {
     if (logits && logits->kind == V_FN) {
         fn_message(lw, logits, "a model returns tensors");
     } else if (logits && logits->kind == V_TENSOR && logits->t->type.rows) {
-        error_at(lw, logits->at, "a model returns tokens, this is rows grouped by expert, %s", ltype_text(lw, &logits->t->type));
+        error_at(lw, logits->at, "a model returns tokens, this is rows grouped by expert, %s",
+                 ltype_text(lw, &logits->t->type));
         diag_help(lw->diag, "combine(rows, r) brings them back to their tokens");
     } else if (!logits || (logits->kind != V_TENSOR && logits->kind != V_ERROR)) {
         error_at(lw, c->fn->name_at, "model '%s' returns no tensor", c->fn->name);
@@ -125,8 +136,8 @@ static bool has_loss(const Graph *g) {
     return false;
 }
 
-// A copied parameter starts as its source does.  Where nobody calls the source, so that it has no parameters, the copy
-// keeps its own initialiser but draws as the source would (init_from).
+// A copied parameter starts as its source does.  Where nobody calls the source, so that it has no parameters,
+// the copy keeps its own initialiser but draws as the source would (init_from).
 static void finish_copies(Lower *lw) {
     Interp *in = interp_of(lw);
     for (int i = 0; i < in->made.n; i++) {
@@ -176,7 +187,7 @@ static Call *root_call(Lower *lw, const Fn *fn, Span at) {
     return c;
 }
 
-Graph *program_elaborate(Program *p, Arena *a, const ElabOpts *opts) {
+static Graph *elaborate(Program *p, Arena *a, const ElabOpts *opts, bool needs_loss) {
     if (!p->model) {
         diag_error(p->diag, (Span){0}, "%s has no model", p->main->path);
         return NULL;
@@ -196,18 +207,26 @@ Graph *program_elaborate(Program *p, Arena *a, const ElabOpts *opts) {
         return_results(lw, c);
         finish_copies(lw);
         bool quiet = diag_n_errors(p->diag) == errors;
-        if (quiet && opts->kind == ELAB_TRAIN && !has_loss(g))
+        if (quiet && needs_loss && !has_loss(g))
             error_at(lw, p->model->name_at, "model '%s' has no loss to train", p->model->name);
     }
     keep_what_was_found(lw, p);
     return diag_n_errors(p->diag) == errors && !p->names_wrong ? g : NULL;
 }
 
+Graph *program_elaborate(Program *p, Arena *a, const ElabOpts *opts) {
+    return elaborate(p, a, opts, opts->kind == ELAB_TRAIN);
+}
+
 ElabOpts program_train_opts(Program *p) {
     const Settings *s = program_settings(p);
     if (!s) return (ElabOpts){.kind = ELAB_TRAIN, .leaves = 1, .B = 1, .S = 1, .waves = 1, .labels = true};
-    return (ElabOpts){.kind = ELAB_TRAIN, .leaves = s->train.lanes, .B = s->train.micro_batch, .S = s->train.sequence,
-                      .waves = s->train.waves, .labels = true};
+    return (ElabOpts){.kind = ELAB_TRAIN,
+                      .leaves = s->train.lanes,
+                      .B = s->train.micro_batch,
+                      .S = s->train.sequence,
+                      .waves = s->train.waves,
+                      .labels = true};
 }
 
 // ---- one function alone ---------------------------------------------------------------------------------
@@ -229,7 +248,8 @@ static Expr *with_inputs(Lower *lw, Call *c, const Fn *f, const Expr *call) {
         if (a.value->kind == X_INDEX && a.value->a->kind == X_NAME) {
             const Param *p = param_for(f, call, i);
             const char *name = a.value->a->name;
-            set_var(lw, c, name, make_input(lw, c, name, a.at, p ? element_of(&p->type) : F32, &a.value->items));
+            set_var(lw, c, name,
+                    make_input(lw, c, name, a.at, p ? element_of(&p->type) : F32, &a.value->items));
             a.value = a.value->a;
         }
         vec_push(lw->arena, &e->args, a);
@@ -243,9 +263,11 @@ Graph *program_elaborate_call(Program *p, Arena *a, const char *call, const Elab
     uint32_t file = diag_add_file(p->diag, "<function>", text, strlen(text));
     const Expr *e = ast_parse_expr(p->arena, p->diag, file);
     if (!e) return NULL;
-    const Fn *other, *f = e->kind == X_CALL && e->a->kind == X_NAME ? find_fn(p->main, e->a->name, &other) : NULL;
+    const Fn *other,
+        *f = e->kind == X_CALL && e->a->kind == X_NAME ? find_fn(p->main, e->a->name, &other) : NULL;
     if (!f) {
-        diag_error(p->diag, e->at, "a call of a function of this file or its imports is needed: swiglu(x[B, S, 64], H: 96)");
+        diag_error(p->diag, e->at,
+                   "a call of a function of this file or its imports is needed: swiglu(x[B, S, 64], H: 96)");
         return NULL;
     }
     Graph *g = new_graph(a, opts);
@@ -284,7 +306,7 @@ const ParamInfo *program_params(Program *p, int *n) {
     *n = 0;
     if (!p->params.n) {
         ElabOpts opts = program_train_opts(p);
-        if (!program_elaborate(p, p->arena, &opts)) return NULL;
+        if (!elaborate(p, p->arena, &opts, false)) return NULL;
         for (int i = 0; i < p->made.n; i++) {
             ParamInfo info = describe(&p->made.at[i]);
             vec_push(p->arena, &p->params, info);

@@ -75,7 +75,8 @@ static uint64_t hash_poly(const Poly *p) {
 static bool same_poly(const Poly *x, const Poly *y) {
     if (x->n != y->n) return false;
     for (int i = 0; i < x->n; i++)
-        if (order(&x->term[i], &y->term[i]) != 0 || num_cmp(x->term[i].coef, y->term[i].coef) != 0) return false;
+        if (order(&x->term[i], &y->term[i]) != 0 || num_cmp(x->term[i].coef, y->term[i].coef) != 0)
+            return false;
     return true;
 }
 
@@ -195,7 +196,8 @@ const Poly *poly_mul(Lower *lw, const Poly *a, const Poly *b) {
     Poly *p = poly_alloc(lw, a->n * b->n);
     for (int i = 0; i < a->n; i++)
         for (int k = 0; k < b->n; k++)
-            if (!term_mul(&a->term[i], &b->term[k], &p->term[i * b->n + k])) return poly_opaque(lw, "*", a, b);
+            if (!term_mul(&a->term[i], &b->term[k], &p->term[i * b->n + k]))
+                return poly_opaque(lw, "*", a, b);
     return normal(lw, p);
 }
 
@@ -334,11 +336,13 @@ static const Poly *atom_value(Lower *lw, const Atom *a) {
     }
     const Dim *d = find_binding(t, a->name);
     if (d && !d->sym) return poly_int(lw, d->n);
-    if (d) return poly_mul(lw, poly_int(lw, d->n), poly_sym(lw, arena_printf(lw->arena, "$%s", d->sym->name)));
+    if (d)
+        return poly_mul(lw, poly_int(lw, d->n), poly_sym(lw, arena_printf(lw->arena, "$%s", d->sym->name)));
     if (strcmp(a->name, "past") == 0 && lw->sequence) {           // the context is S + past
         const Dim *context = find_binding(t, intern("S + past"));
         if (context && context->sym)
-            return poly_sub(lw, poly_sym(lw, arena_printf(lw->arena, "$%s", context->sym->name)), substitute(lw, lw->sequence));
+            return poly_sub(lw, poly_sym(lw, arena_printf(lw->arena, "$%s", context->sym->name)),
+                            substitute(lw, lw->sequence));
     }
     return poly_atom(lw, a->op, a->name, a->a, a->b);
 }
@@ -362,7 +366,8 @@ bool poly_dim(Lower *lw, const Poly *p, Dim *out) {
         *out = dim_n(n);
         return true;
     }
-    if (q->n != 1 || q->term[0].n != 1 || q->term[0].f[0].power != 1 || !num_is_int(q->term[0].coef, &n)) return false;
+    if (q->n != 1 || q->term[0].n != 1 || q->term[0].f[0].power != 1 || !num_is_int(q->term[0].coef, &n))
+        return false;
     const Atom *a = q->term[0].f[0].atom;
     if (a->op || a->name[0] != '$') return false;
     struct PolyTable *t = table(lw);
@@ -433,7 +438,8 @@ int poly_compare(Lower *lw, const char *op, const Poly *a, const Poly *b) {
         return (op[0] == '<' ? c < 0 : c > 0) || (equal_too && c == 0);
     }
     Num least;
-    bool above = poly_least(ab, &least) && num_value(least) > 0, below = poly_least(ba, &least) && num_value(least) > 0;
+    bool above = poly_least(ab, &least) && num_value(least) > 0,
+         below = poly_least(ba, &least) && num_value(least) > 0;
     bool not_below = poly_least(ab, &least) && num_value(least) >= 0;
     bool not_above = poly_least(ba, &least) && num_value(least) >= 0;
     if (op[0] == '=') return above || below ? 0 : -1;

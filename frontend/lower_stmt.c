@@ -71,9 +71,14 @@ typedef struct { const char *kind, *from; double a, b; } Init;
 static bool plain_init(Lower *lw, const FnVal *f, Span at, Init *out) {
     int n = f->given.n;
     double a = n > 0 ? num_value(f->given.at[0].v.num) : 0, b = n > 1 ? num_value(f->given.at[1].v.num) : 0;
-    bool none = strcmp(f->op, "zeros") == 0 || strcmp(f->op, "ones") == 0, two = strcmp(f->op, "trunc_normal") == 0;
+    bool none = strcmp(f->op, "zeros") == 0 || strcmp(f->op, "ones") == 0,
+         two = strcmp(f->op, "trunc_normal") == 0;
     if (none ? n != 0 : n < 1 || n > 1 + two) {
-        error_at(lw, at, "%s takes %s, %d stand here", f->op, none ? "no number" : two ? "one or two numbers" : "one number", n);
+        error_at(lw, at, "%s takes %s, %d stand here", f->op,
+                 none  ? "no number"
+                 : two ? "one or two numbers"
+                       : "one number",
+                 n);
         lower_notes(lw);
         return false;
     }
@@ -85,16 +90,20 @@ static bool plain_init(Lower *lw, const FnVal *f, Span at, Init *out) {
 
 static bool eval_init(Lower *lw, Call *c, const Stmt *t, const LType *shape, Init *out) {
     Val v = eval(lw, c, t->value);
-    for (int round = 0; v.kind == V_FN && !v.fn->init && v.fn->fn && round < 4; round++) {     // one of the user's own
+    for (int round = 0; v.kind == V_FN && !v.fn->init && v.fn->fn && round < 4;
+         round++) { // one of the user's own
         Val list = val_list(lw, t->value->at, shape->ndim, NULL);
-        for (int i = 0; i < shape->ndim; i++) list.list->at[i] = value_of_poly(lw, t->value->at, shape->dim[i]);
+        for (int i = 0; i < shape->ndim; i++)
+            list.list->at[i] = value_of_poly(lw, t->value->at, shape->dim[i]);
         OpArg arg = {intern("shape"), list, t->value->at};
         Results r = call_value(lw, c, v.fn, 1, &arg, t->value->at, NULL);
         v = r.n == 1 ? r.v[0] : val_none(t->value->at);
     }
     if (v.kind == V_FN && v.fn->init) return plain_init(lw, v.fn, t->value->at, out);
     if (has_error(&v)) return false;
-    error_at(lw, t->value->at, "what a parameter starts with is a function such as normal(0.02) or zeros, not %s", val_text(lw, &v));
+    error_at(lw, t->value->at,
+             "what a parameter starts with is a function such as normal(0.02) or zeros, not %s",
+             val_text(lw, &v));
     lower_notes(lw);
     return false;
 }
@@ -140,7 +149,8 @@ static bool fixed_dims(Lower *lw, const Decl *d, const LType *shape, Dims *out) 
         Dim dim;
         bool constant = poly_is_num(shape->dim[i], &n) && poly_dim(lw, shape->dim[i], &dim);
         if (!constant || dim.n < 1) {
-            error_at(lw, d->at, "'%s' has a shape that is not fixed: axis %d is %s", d->name, i, poly_text(lw, shape->dim[i]));
+            error_at(lw, d->at, "'%s' has a shape that is not fixed: axis %d is %s", d->name, i,
+                     poly_text(lw, shape->dim[i]));
             lower_notes(lw);
             return false;
         }
@@ -215,7 +225,8 @@ static Val declare(Lower *lw, Call *c, const Stmt *t, const Decl *d) {
     v.t->per_expert = lw->expert != NULL;
     Own fresh = {d->name, v.t, in->visit, d->at};
     vec_push(lw->arena, &in->own, fresh);
-    Made made = {n, lw->expert ? lw->expert->E : 0, lw->expert ? (lw->expert->by_expert ? 1 : lw->expert->K) : 0, t->kind == S_STATE};
+    Made made = {n, lw->expert ? lw->expert->E : 0,
+                 lw->expert ? (lw->expert->by_expert ? 1 : lw->expert->K) : 0, t->kind == S_STATE};
     vec_push(lw->arena, &interp_of(lw)->made, made);
     return v;
 }
@@ -225,7 +236,8 @@ static void exec_decls(Lower *lw, Call *c, const Stmt *t) {
         error_at(lw, t->at, "a function with parameters cannot be called here");
         return;
     }
-    for (int i = 0; i < t->decls.n; i++) set_var(lw, c, t->decls.at[i].name, declare(lw, c, t, &t->decls.at[i]));
+    for (int i = 0; i < t->decls.n; i++)
+        set_var(lw, c, t->decls.at[i].name, declare(lw, c, t, &t->decls.at[i]));
 }
 
 static void exec_update(Lower *lw, Call *c, const Stmt *t) {
@@ -243,13 +255,16 @@ static void exec_update(Lower *lw, Call *c, const Stmt *t) {
         return;
     }
     if (v.kind == V_NUM) {
-        error_at(lw, t->value->at, "the new value of '%s' is a tensor %s, not a number", t->name, ltype_text(lw, &own->t->type));
+        error_at(lw, t->value->at, "the new value of '%s' is a tensor %s, not a number", t->name,
+                 ltype_text(lw, &own->t->type));
         lower_notes(lw);
         return;
     }
     if (v.kind != V_TENSOR) {
         if (v.kind == V_FN) fn_message(lw, &v, "'update' needs a tensor");
-        else error_at(lw, t->value->at, "the new value of '%s' is a tensor, not %s", t->name, val_text(lw, &v));
+        else
+            error_at(lw, t->value->at, "the new value of '%s' is a tensor, not %s", t->name,
+                     val_text(lw, &v));
         return;
     }
     bool same = v.t->type.ndim == own->t->type.ndim;
@@ -262,7 +277,9 @@ static void exec_update(Lower *lw, Call *c, const Stmt *t) {
         return;
     }
     if (v.t->leafy || v.t->per_expert != own->t->per_expert) {
-        error_at(lw, t->value->at, "this value is of a single micro-batch: it enters an update through step_sum, step_mean or step_max");
+        error_at(lw, t->value->at,
+                 "this value is of a single micro-batch: it enters an update through step_sum, step_mean or "
+                 "step_max");
         lower_notes(lw);
         return;
     }
@@ -309,8 +326,9 @@ static bool until_step(Lower *lw, Call *c, const Stmt *t, double *out) {
         if (!s) return false;
         double per_step = strcmp(v.quantity.unit, "step") == 0     ? 1
                           : strcmp(v.quantity.unit, "sample") == 0 ? (double)s->train.batch
-                          : strcmp(v.quantity.unit, "token") == 0  ? (double)s->train.batch * (double)s->train.sequence
-                                                                   : 0;
+                          : strcmp(v.quantity.unit, "token") == 0
+                              ? (double)s->train.batch * (double)s->train.sequence
+                              : 0;
         if (per_step > 0) {
             *out = n / per_step;
             return true;
@@ -367,12 +385,14 @@ static void exec_layer(Lower *lw, Call *c, const Stmt *t) {
     Val v = eval(lw, c, t->value);
     Layer *layer = arena_new(lw->arena, Layer);
     *layer = (Layer){.name = t->name, .at = t->at, .scope = c};
-    if (v.kind == V_ERROR || !bool_option(lw, c, t, "frozen", &layer->frozen) || !str_option(lw, c, t, "weights", &layer->weights)) {
+    if (v.kind == V_ERROR || !bool_option(lw, c, t, "frozen", &layer->frozen) ||
+        !str_option(lw, c, t, "weights", &layer->weights)) {
         set_var(lw, c, t->name, val_error(t->at));
         return;
     }
     if (v.kind != V_FN || !v.fn->fn) {
-        error_at(lw, t->value->at, "a layer is a function that lacks its tensors, this is %s", val_text(lw, &v));
+        error_at(lw, t->value->at, "a layer is a function that lacks its tensors, this is %s",
+                 val_text(lw, &v));
         lower_notes(lw);
         set_var(lw, c, t->name, val_error(t->at));
         return;
@@ -395,7 +415,8 @@ static void check_shape(Lower *lw, Call *c, const Expr *left, const Val *v) {
     for (int i = 0; same && i < want.ndim; i++) same = v->t->type.dim[i] == want.dim[i];
     if (same) return;
     if (v->kind == V_TENSOR) want.dtype = v->t->type.dtype;
-    error_at(lw, left->at, "'%s' is written as %s, the value is %s", left->a->name, strchr(ltype_text(lw, &want), '['), val_text(lw, v));
+    error_at(lw, left->at, "'%s' is written as %s, the value is %s", left->a->name,
+             strchr(ltype_text(lw, &want), '['), val_text(lw, v));
     lower_notes(lw);
 }
 
@@ -419,7 +440,8 @@ static void exec_assign(Lower *lw, Call *c, const Stmt *t) {
     int n = t->left.n;
     if (t->right.n > 1) {
         if (t->right.n != n) {
-            error_at(lw, t->at, "%d values, %d %s on the left", t->right.n, n, n == 1 ? "name stands" : "names stand");
+            error_at(lw, t->at, "%d values, %d %s on the left", t->right.n, n,
+                     n == 1 ? "name stands" : "names stand");
             return;
         }
         Val v[16];
@@ -443,8 +465,8 @@ static void exec_assign(Lower *lw, Call *c, const Stmt *t) {
         return;
     }
     int given = r.n == 1 && r.v[0].kind == V_LIST ? r.v[0].list->n : r.n;
-    error_at(lw, right->at, "%s gives %d value%s, %d %s on the left", giver(lw, right), given, given == 1 ? "" : "s", n,
-             n == 1 ? "name stands" : "names stand");
+    error_at(lw, right->at, "%s gives %d value%s, %d %s on the left", giver(lw, right), given,
+             given == 1 ? "" : "s", n, n == 1 ? "name stands" : "names stand");
     lower_notes(lw);
     for (int i = 0; i < n; i++) assign(lw, c, t->left.at[i], val_error(right->at));
 }

@@ -79,8 +79,9 @@ const char *val_text(Lower *lw, const Val *v) {
     case V_QUANTITY:
         return arena_printf(a, "%s %ss", num_text(a, v->quantity.num), v->quantity.unit);
     case V_TENSOR:
-        return arena_printf(a, "%s %s", v->t->type.rows && !v->t->type.expert_rows ? "rows grouped by expert" : "a tensor",
-                            ltype_text(lw, &v->t->type));
+        return arena_printf(
+            a, "%s %s", v->t->type.rows && !v->t->type.expert_rows ? "rows grouped by expert" : "a tensor",
+            ltype_text(lw, &v->t->type));
     case V_ROUTE: return arena_printf(a, "a route to %lld experts", (long long)v->route->E);
     case V_ERROR: break;
     }
@@ -114,7 +115,8 @@ void lower_notes(Lower *lw) {
     enum { MOST = 4 };
     int n = 0;
     for (const Call *c = lw->call; c && c->caller && n < MOST; c = c->caller, n++) {
-        if (c->per_expert) diag_note(lw->diag, c->at, "'%s' runs once per expert because of this", c->fn->name);
+        if (c->per_expert)
+            diag_note(lw->diag, c->at, "'%s' runs once per expert because of this", c->fn->name);
         else diag_note(lw->diag, c->at, "in '%s', called here", c->fn->name);
     }
 }
@@ -164,7 +166,8 @@ void set_var(Lower *lw, Call *c, const char *name, Val v) {
 }
 
 static Val number_input(Lower *lw, Span at, const char *name, Value **made) {
-    if (!*made) *made = make(&lw->b, OP_INPUT, INS(NULL), .name = intern(name), .dtype = F32, .dims = {.n = 0});
+    if (!*made)
+        *made = make(&lw->b, OP_INPUT, INS(NULL), .name = intern(name), .dtype = F32, .dims = {.n = 0});
     return val_tensor(lw, at, *made, (LType){.dtype = F32}, false);
 }
 
@@ -176,7 +179,8 @@ static bool find_constant(Lower *lw, Span at, const char *name, Val *out) {
     else if (strcmp(name, "pi") == 0) *out = val_num(at, num_double(acos(-1)));
     else if (strcmp(name, "_") == 0) *out = val_of_str(at, "_");
     else if (strcmp(name, "step") == 0 && lw->g) *out = number_input(lw, at, "step", &in->step);
-    else if (strcmp(name, "tokens_seen") == 0 && lw->g) *out = number_input(lw, at, "tokens_seen", &in->tokens_seen);
+    else if (strcmp(name, "tokens_seen") == 0 && lw->g)
+        *out = number_input(lw, at, "tokens_seen", &in->tokens_seen);
     else return false;
     return true;
 }
@@ -224,7 +228,8 @@ static Val eval_name(Lower *lw, Call *c, const Expr *e) {
         return (Val){.kind = V_FN, .at = e->at, .fn = f};
     }
     if (c && c->fn && in_a_shape(c->fn, e->name))
-        return fail(lw, e->at, "dimension '%s' is not known here: the only tensors that have it are none", e->name);
+        return fail(lw, e->at, "dimension '%s' is not known here: the only tensors that have it are none",
+                    e->name);
     if (c && c->fn && assigns(&c->fn->body, e->name))
         return fail(lw, e->at, "'%s' has no value here: what assigns it was not run before this", e->name);
     const char *near = name_near(lw, c, module_of(lw, c), e->name);
@@ -243,7 +248,8 @@ bool values_equal(Lower *lw, const Val *a, const Val *b) {
     case V_NONE: return true;
     case V_BOOL: return a->b == b->b;
     case V_STR: return a->str == b->str;
-    case V_QUANTITY: return a->quantity.unit == b->quantity.unit && num_cmp(a->quantity.num, b->quantity.num) == 0;
+    case V_QUANTITY:
+        return a->quantity.unit == b->quantity.unit && num_cmp(a->quantity.num, b->quantity.num) == 0;
     case V_FN: return a->fn == b->fn;
     case V_LIST:
         if (a->list->n != b->list->n) return false;
@@ -261,7 +267,8 @@ static Val tensor_op(Lower *lw, Span at, const char *op, const Val *a, const Val
 
 static bool is_compare(const char *op) { return strchr("=!<>", op[0]) != NULL; }
 
-// Decides a comparison of symbolic ints: for every value where it can, else, in an assert, by the plan's numbers.
+// Decides a comparison of symbolic ints: for every value where it can, else, in an assert, by the plan's
+// numbers.
 static Val compare_polys(Lower *lw, Span at, const char *op, const Poly *a, const Poly *b) {
     int always = poly_compare(lw, op, a, b);
     if (always >= 0) return val_of_bool(at, always);
@@ -273,7 +280,8 @@ static Val compare_polys(Lower *lw, Span at, const char *op, const Poly *a, cons
         in->waited = true;
         return val_of_bool(at, true);
     }
-    error_at(lw, at, "'%s' depends on the size of the batch here: %s against %s", op, poly_text(lw, a), poly_text(lw, b));
+    error_at(lw, at, "'%s' depends on the size of the batch here: %s against %s", op, poly_text(lw, a),
+             poly_text(lw, b));
     lower_notes(lw);
     return val_error(at);
 }
@@ -303,19 +311,24 @@ static Val fold_numbers(Lower *lw, Span at, const char *op, const Val *a, const 
         if (poly_value(lw, x, &u) && poly_value(lw, y, &v)) return val_num(at, num_pow(u, v));
         return fail(lw, at, "'**': a power of %s is not known while compiling", poly_text(lw, x));
     }
-    if (op[0] == '+') return both ? val_num(at, num_add(a->num, b->num)) : value_of_poly(lw, at, poly_add(lw, x, y));
-    if (op[0] == '-') return both ? val_num(at, num_sub(a->num, b->num)) : value_of_poly(lw, at, poly_sub(lw, x, y));
-    if (op[0] == '*') return both ? val_num(at, num_mul(a->num, b->num)) : value_of_poly(lw, at, poly_mul(lw, x, y));
+    if (op[0] == '+')
+        return both ? val_num(at, num_add(a->num, b->num)) : value_of_poly(lw, at, poly_add(lw, x, y));
+    if (op[0] == '-')
+        return both ? val_num(at, num_sub(a->num, b->num)) : value_of_poly(lw, at, poly_sub(lw, x, y));
+    if (op[0] == '*')
+        return both ? val_num(at, num_mul(a->num, b->num)) : value_of_poly(lw, at, poly_mul(lw, x, y));
     bool remainder = op[0] == '%';
     Num divisor;
-    if (poly_is_num(y, &divisor) && num_value(divisor) == 0) return fail(lw, at, "'%s': division by zero", op);
+    if (poly_is_num(y, &divisor) && num_value(divisor) == 0)
+        return fail(lw, at, "'%s': division by zero", op);
     if (both) return val_num(at, remainder ? num_mod(a->num, b->num) : num_div(a->num, b->num));
     const Poly *q = poly_div(lw, x, y);
     if (!q) {
         Num u, v;
         if (poly_value(lw, x, &u) && poly_value(lw, y, &v))
             return val_num(at, remainder ? num_mod(u, v) : num_div(u, v));
-        return fail(lw, at, "'%s': %s does not divide %s for every size", op, poly_text(lw, y), poly_text(lw, x));
+        return fail(lw, at, "'%s': %s does not divide %s for every size", op, poly_text(lw, y),
+                    poly_text(lw, x));
     }
     if (!remainder) return value_of_poly(lw, at, q);
     return value_of_poly(lw, at, poly_sub(lw, x, poly_mul(lw, y, poly_opaque(lw, "floor", q, NULL))));
@@ -334,12 +347,14 @@ static Val fold_lists(Lower *lw, Span at, const char *op, const Val *a, const Va
         b = swap;
     }
     int64_t n;
-    if (strcmp(op, "*") == 0 && a->kind == V_LIST && b->kind == V_NUM && num_is_int(b->num, &n) && n >= 0 && n < 1 << 20) {
+    if (strcmp(op, "*") == 0 && a->kind == V_LIST && b->kind == V_NUM && num_is_int(b->num, &n) && n >= 0 &&
+        n < 1 << 20) {
         Val v = val_list(lw, at, a->list->n * (int)n, NULL);
         for (int i = 0; i < v.list->n; i++) v.list->at[i] = a->list->at[i % a->list->n];
         return v;
     }
-    return fail(lw, at, "'%s': lists join with '+' another list and repeat with '*' a whole number, not with %s", op,
+    return fail(lw, at,
+                "'%s': lists join with '+' another list and repeat with '*' a whole number, not with %s", op,
                 val_text(lw, a->kind == V_LIST ? b : a));
 }
 
@@ -353,11 +368,14 @@ Val binary_values(Lower *lw, Span at, const char *op, const Val *a, const Val *b
         return fn_message(lw, a->kind == V_FN ? a : b, arena_printf(lw->arena, "'%s' needs a tensor", op));
     }
     bool equality = strcmp(op, "==") == 0 || strcmp(op, "!=") == 0;
-    if (equality && (a->kind == V_NONE || b->kind == V_NONE)) return val_of_bool(at, (a->kind == b->kind) == (op[0] == '='));
+    if (equality && (a->kind == V_NONE || b->kind == V_NONE))
+        return val_of_bool(at, (a->kind == b->kind) == (op[0] == '='));
     if (a->kind == V_TENSOR || b->kind == V_TENSOR) {
         const Val *other = a->kind == V_TENSOR ? b : a;
-        if (other->kind == V_TENSOR || is_number(other) || other->kind == V_BOOL) return tensor_op(lw, at, op, a, b);
-        return fail(lw, at, "'%s' needs a tensor or a number beside the tensor, this is %s", op, val_text(lw, other));
+        if (other->kind == V_TENSOR || is_number(other) || other->kind == V_BOOL)
+            return tensor_op(lw, at, op, a, b);
+        return fail(lw, at, "'%s' needs a tensor or a number beside the tensor, this is %s", op,
+                    val_text(lw, other));
     }
     if (is_number(a) && is_number(b)) return fold_numbers(lw, at, op, a, b);
     if (equality) return val_of_bool(at, values_equal(lw, a, b) == (op[0] == '='));
@@ -386,7 +404,8 @@ static Val eval_logic(Lower *lw, Call *c, const Expr *e) {
         b.at = e->at;
         return b;
     }
-    if (b.kind == V_BOOL && a.kind == V_TENSOR) return b.b == is_and ? a : tensor_op(lw, e->at, e->name, &a, &b);
+    if (b.kind == V_BOOL && a.kind == V_TENSOR)
+        return b.b == is_and ? a : tensor_op(lw, e->at, e->name, &a, &b);
     if (a.kind == V_TENSOR && b.kind == V_TENSOR) return tensor_op(lw, e->at, e->name, &a, &b);
     const Val *odd = a.kind == V_BOOL || a.kind == V_TENSOR ? &b : &a;
     if (odd->kind == V_FN) return fn_message(lw, odd, arena_printf(lw->arena, "'%s' needs a bool", e->name));
@@ -396,7 +415,8 @@ static Val eval_logic(Lower *lw, Call *c, const Expr *e) {
 static Val eval_in(Lower *lw, Call *c, const Expr *e) {
     Val a = eval(lw, c, e->a), b = eval(lw, c, e->b);
     if (has_error(&a) || has_error(&b)) return val_error(e->at);
-    if (b.kind != V_LIST) return fail(lw, b.at, "'in' needs a list on its right, this is %s", val_text(lw, &b));
+    if (b.kind != V_LIST)
+        return fail(lw, b.at, "'in' needs a list on its right, this is %s", val_text(lw, &b));
     bool found = false;
     for (int i = 0; i < b.list->n; i++) found |= values_equal(lw, &a, &b.list->at[i]);
     return val_of_bool(e->at, found == (e->name[0] == 'i'));
@@ -420,8 +440,10 @@ static Val eval_unary(Lower *lw, Call *c, const Expr *e) {
     if (a.kind == V_TENSOR) return tensor_op(lw, e->at, op, &a, NULL);
     if (e->kind == X_NOT && a.kind == V_BOOL) return val_of_bool(e->at, !a.b);
     if (e->kind == X_NEG && a.kind == V_NUM) return val_num(e->at, num_sub(num_int(0), a.num));
-    if (e->kind == X_NEG && a.kind == V_POLY) return value_of_poly(lw, e->at, poly_sub(lw, poly_int(lw, 0), a.poly));
-    if (a.kind == V_FN) return fn_message(lw, &a, e->kind == X_NOT ? "'not' needs a bool" : "'-' needs a tensor");
+    if (e->kind == X_NEG && a.kind == V_POLY)
+        return value_of_poly(lw, e->at, poly_sub(lw, poly_int(lw, 0), a.poly));
+    if (a.kind == V_FN)
+        return fn_message(lw, &a, e->kind == X_NOT ? "'not' needs a bool" : "'-' needs a tensor");
     return fail(lw, e->at, "'%s' does not take %s", e->kind == X_NOT ? "not" : "-", val_text(lw, &a));
 }
 
@@ -467,8 +489,12 @@ static Val eval_range(Lower *lw, Call *c, const Expr *e) {
     Val a = eval(lw, c, e->a), b = eval(lw, c, e->b);
     if (a.kind == V_ERROR || b.kind == V_ERROR) return val_error(e->at);
     int64_t from, to;
-    const Val *odd = a.kind != V_NUM || !num_is_int(a.num, &from) ? &a : b.kind != V_NUM || !num_is_int(b.num, &to) ? &b : NULL;
-    if (odd) return fail(lw, odd->at, "a range goes from one whole number to another, this is %s", val_text(lw, odd));
+    const Val *odd = a.kind != V_NUM || !num_is_int(a.num, &from) ? &a
+                     : b.kind != V_NUM || !num_is_int(b.num, &to) ? &b
+                                                                  : NULL;
+    if (odd)
+        return fail(lw, odd->at, "a range goes from one whole number to another, this is %s",
+                    val_text(lw, odd));
     if (to - from > 1 << 20) return fail(lw, e->at, "this range has more than %d numbers", 1 << 20);
     int n = to > from ? (int)(to - from) : 0;
     Val v = val_list(lw, e->at, n, NULL);
@@ -479,7 +505,8 @@ static Val eval_range(Lower *lw, Call *c, const Expr *e) {
 static Val eval_each(Lower *lw, Call *c, const Expr *e) {
     Val over = eval(lw, c, e->b);
     if (has_error(&over)) return val_error(e->at);
-    if (over.kind != V_LIST) return fail(lw, over.at, "'for' runs over a list or a range, this is %s", val_text(lw, &over));
+    if (over.kind != V_LIST)
+        return fail(lw, over.at, "'for' runs over a list or a range, this is %s", val_text(lw, &over));
     VEC(Val) items = {0};
     Call *scope = c;
     if (!scope) scope = call_new(lw, NULL, NULL, e->at);
@@ -516,10 +543,12 @@ static Val index_list(Lower *lw, Call *c, const Expr *e, const Val *list) {
     }
     if (range) {
         if (from < 0 || to > n || from > to)
-            return fail(lw, x->at, "%lld..%lld is not inside a list of %lld", (long long)from, (long long)to, (long long)n);
+            return fail(lw, x->at, "%lld..%lld is not inside a list of %lld", (long long)from, (long long)to,
+                        (long long)n);
         return val_list(lw, e->at, (int)(to - from), list->list->at + from);
     }
-    if (from < 0 || from >= n) return fail(lw, x->at, "index %lld of a list of %lld", (long long)from, (long long)n);
+    if (from < 0 || from >= n)
+        return fail(lw, x->at, "index %lld of a list of %lld", (long long)from, (long long)n);
     return list->list->at[from];
 }
 
@@ -528,14 +557,18 @@ static Val eval_index(Lower *lw, Call *c, const Expr *e) {
     if (base.kind == V_ERROR) return base;
     if (base.kind == V_LIST) return index_list(lw, c, e, &base);
     if (base.kind == V_FN) return fn_message(lw, &base, "an index needs a tensor");
-    if (base.kind != V_TENSOR) return fail(lw, e->at, "only tensors and lists have elements, this is %s", val_text(lw, &base));
+    if (base.kind != V_TENSOR)
+        return fail(lw, e->at, "only tensors and lists have elements, this is %s", val_text(lw, &base));
     Index index[MAX_DIM];
     int n = e->items.n;
     if (n > MAX_DIM) return fail(lw, e->at, "%d indices: a tensor has at most %d axes", n, MAX_DIM);
     for (int i = 0; i < n; i++) {
         const Expr *x = e->items.at[i];
         index[i] = (Index){.at = x->at, .from = val_none(x->at), .to = val_none(x->at)};
-        index[i].kind = x->kind == X_RANGE ? IX_RANGE : x->kind == X_ALL ? IX_ALL : x->kind == X_REST ? IX_REST : IX_AT;
+        index[i].kind = x->kind == X_RANGE  ? IX_RANGE
+                        : x->kind == X_ALL  ? IX_ALL
+                        : x->kind == X_REST ? IX_REST
+                                            : IX_AT;
         if (x->kind == X_RANGE) {
             if (x->a) index[i].from = eval(lw, c, x->a);
             if (x->b) index[i].to = eval(lw, c, x->b);
@@ -568,7 +601,7 @@ static Val eval_member(Lower *lw, Call *c, const Expr *e) {
         Val v = val_none(e->at);
         return s->member(s->self, e->at, n, path, &v) ? v : val_none(e->at);
     }
-    if (e->a->kind == X_NAME && !find_var(c, e->a->name)) {          // a function of an import that has a name
+    if (e->a->kind == X_NAME && !find_var(c, e->a->name)) { // a function of an import that has a name
         const Module *m = module_of(lw, c);
         for (int i = 0; m && i < m->imports.n; i++) {
             const Import *im = &m->imports.at[i];
@@ -576,7 +609,8 @@ static Val eval_member(Lower *lw, Call *c, const Expr *e) {
             Val f = lookup_own(lw, im->module, e->name, e->at);
             if (f.kind != V_NONE) return f;
             const char *near = name_near(lw, NULL, im->module, e->name);
-            if (near) error_at(lw, e->op_at, "%s has no function '%s'; did you mean '%s'?", im->as, e->name, near);
+            if (near)
+                error_at(lw, e->op_at, "%s has no function '%s'; did you mean '%s'?", im->as, e->name, near);
             else error_at(lw, e->op_at, "%s has no function '%s'", im->as, e->name);
             return val_error(e->at);
         }
@@ -584,7 +618,8 @@ static Val eval_member(Lower *lw, Call *c, const Expr *e) {
     Val base = eval(lw, c, e->a);
     if (base.kind == V_ERROR || base.kind == V_NONE) return base;
     if (base.kind == V_TENSOR && strcmp(e->name, "T") == 0) return tensor_op(lw, e->at, "T", &base, NULL);
-    if (base.kind == V_FN) return fn_message(lw, &base, arena_printf(lw->arena, "'.%s' needs a tensor", e->name));
+    if (base.kind == V_FN)
+        return fn_message(lw, &base, arena_printf(lw->arena, "'.%s' needs a tensor", e->name));
     return fail(lw, e->op_at, "there is no member '%s' of %s%s", e->name, val_text(lw, &base),
                 base.kind == V_TENSOR ? "; a tensor has .T" : "");
 }

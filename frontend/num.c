@@ -178,7 +178,8 @@ Num num_parse(const char *text, size_t n) {
     } else {
         Wide ten = 1;
         for (long s = shift < 0 ? -shift : shift; s; s--) ten *= 10;
-        if (shift >= 0 && mantissa > (((Wide)1 << 62) / ten)) value = num_double((double)mantissa * (double)ten);
+        if (shift >= 0 && mantissa > (((Wide)1 << 62) / ten))
+            value = num_double((double)mantissa * (double)ten);
         else value = shift >= 0 ? make_num(mantissa * ten, 1) : make_num(mantissa, ten);
     }
     return i < n ? num_mul(value, suffix_factor(text + i, n - i)) : value;

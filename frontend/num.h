@@ -1,4 +1,5 @@
-// Exact numbers of compile time: a rational (num/den in lowest terms, den > 0), or a double once exactness was lost.
+// Exact numbers of compile time: a rational (num/den in lowest terms, den > 0), or a double once exactness
+// was lost.
 #ifndef FRONTEND_NUM_H
 #define FRONTEND_NUM_H
 #include <stdbool.h>

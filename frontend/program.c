@@ -54,7 +54,9 @@ static bool load_import(Program *p, const Module *m, Import *im) {
         return im->module != NULL;
     }
     if (im->quoted) diag_error(p->diag, im->at, "there is no file '%s' beside %s", im->path, m->path);
-    else diag_error(p->diag, im->at, "there is no file '%s' beside %s nor in %s", im->path, m->path, p->models_dir ? p->models_dir : "models");
+    else
+        diag_error(p->diag, im->at, "there is no file '%s' beside %s nor in %s", im->path, m->path,
+                   p->models_dir ? p->models_dir : "models");
     return false;
 }
 
@@ -141,7 +143,9 @@ static bool check_hyper(Program *p, const char *name, Span at) {
         if (q->type.kind != TY_TENSOR) vec_push(p->arena, &names, q->name);
     }
     const char *near = did_you_mean(name, names.at, names.n);
-    if (near) diag_error(p->diag, at, "%s has no hyper-parameter '%s'; did you mean '%s'?", p->model->name, name, near);
+    if (near)
+        diag_error(p->diag, at, "%s has no hyper-parameter '%s'; did you mean '%s'?", p->model->name, name,
+                   near);
     else diag_error(p->diag, at, "%s has no hyper-parameter '%s'", p->model->name, name);
     return false;
 }
@@ -161,12 +165,17 @@ bool program_set(Program *p, const char *assignment) {
     }
     if (left->kind == X_MEMBER && left->a->kind == X_NAME) {
         if (!blocks_check_key(p->diag, left->a->name, left->a->at, left->name, left->op_at)) return false;
-        KeySet k = {.block = left->a->name, .key = left->name, .e = e->right, .at = e->right->at, .key_at = left->op_at,
+        KeySet k = {.block = left->a->name,
+                    .key = left->name,
+                    .e = e->right,
+                    .at = e->right->at,
+                    .key_at = left->op_at,
                     .command_line = true};
         vec_push(p->arena, &p->keys, k);
         return true;
     }
-    diag_error(p->diag, left->at, "what is set is a hyper-parameter (D=256) or a key of a block (train.lr=1e-3)");
+    diag_error(p->diag, left->at,
+               "what is set is a hyper-parameter (D=256) or a key of a block (train.lr=1e-3)");
     return false;
 }
 
@@ -222,9 +231,9 @@ bool bind_hyper(Lower *lw, Call *c, Program *p) {
         const Override *o = find_override(p, q->name);
         Val v;
         if (o) {
-            bool word = o->e && o->e->kind == X_NAME && q->type.kind == TY_WORDS;      // quotes may be left out
+            bool word = o->e && o->e->kind == X_NAME && q->type.kind == TY_WORDS; // quotes may be left out
             v = word ? val_of_str(o->at, o->e->name) : o->e ? eval(lw, c, o->e) : o->v;
-            if (has_error(&v) || !check_param_value(lw, f, i, &v, o->at)) v = val_error(o->at);
+            if (has_error(&v) || !check_value(lw, f, i, &v, o->at, NULL)) v = val_error(o->at);
         } else if (q->fallback) {
             v = default_value(lw, c, f, i, q->at);
         } else {
@@ -261,7 +270,8 @@ Val program_hyper(Program *p, const char *name) {
 const char *const *program_hyper_names(Program *p, int *n) {
     VEC(const char *) names = {0};
     for (int i = 0; p->model && i < p->model->params.n; i++)
-        if (p->model->params.at[i].type.kind != TY_TENSOR) vec_push(p->arena, &names, p->model->params.at[i].name);
+        if (p->model->params.at[i].type.kind != TY_TENSOR)
+            vec_push(p->arena, &names, p->model->params.at[i].name);
     *n = names.n;
     return names.at;
 }
@@ -280,7 +290,8 @@ Val program_eval(Program *p, const Expr *e, const Subject *subject, int n_names,
     if (!make_values(p)) return val_error(e->at);
     Lower *lw = p->values;
     Call *c = call_new(lw, NULL, p->model, e->at);
-    for (int i = 0; i < p->hyper_call->vars.n; i++) set_var(lw, c, p->hyper_call->vars.at[i].name, p->hyper_call->vars.at[i].v);
+    for (int i = 0; i < p->hyper_call->vars.n; i++)
+        set_var(lw, c, p->hyper_call->vars.at[i].name, p->hyper_call->vars.at[i].v);
     for (int i = 0; i < n_names; i++) set_var(lw, c, intern(names[i].name), names[i].v);
     interp_of(lw)->subject = subject;
     Val v = eval(lw, c, e);

@@ -6,8 +6,8 @@
 
 typedef struct Program Program;
 
-// Reads a file and its imports, found beside the file, then in models_dir (std/, routing/).  NULL after errors in the
-// text; a program whose names are wrong is returned, and every program_elaborate of it fails.
+// Reads a file and its imports, found beside the file, then in models_dir (std/, routing/).  NULL after
+// errors in the text; a program whose names are wrong is returned, and every program_elaborate of it fails.
 Program *program_load(Arena *a, Diag *d, const char *path, const char *models_dir);
 
 // "train.lr=1e-3", "D=256", "generate.stop=[\"end\"]": as on the command line.  false after an error.
@@ -26,8 +26,8 @@ Diag *program_diag(Program *p);
 
 // ---- values ----------------------------------------------------------------------------------------------
 
-// A hyper-parameter's value with everything set so far.  V_ERROR: there is none of that name, or after an error
-// (reported).  Tensor inputs are none.
+// A hyper-parameter's value with everything set so far.  V_ERROR: there is none of that name, or after an
+// error (reported).  Tensor inputs are none.
 Val   program_hyper(Program *p, const char *name);
 const char *const *program_hyper_names(Program *p, int *n);
 
@@ -38,8 +38,8 @@ typedef struct {
 } Subject;
 
 typedef struct { const char *name; Val v; } Named;
-// The value of an expression that stands in a block: hyper-parameters, the names given and the members of the subject
-// (NULL: none) are known.  V_ERROR after an error.
+// The value of an expression that stands in a block: hyper-parameters, the names given and the members of the
+// subject (NULL: none) are known.  V_ERROR after an error.
 Val   program_eval(Program *p, const Expr *e, const Subject *subject, int n_names, const Named *names);
 // Plain values for a subject's answers.
 Val   program_val_num(Span at, Num n);
@@ -47,7 +47,7 @@ Val   program_val_bool(Span at, bool b);
 Val   program_val_str(Span at, const char *text);
 Val   program_val_none(Span at);
 Val   program_val_list(Arena *a, Span at, int n, const Val *items);
-const char *program_val_text(Program *p, const Val *v);           // "silu", 3, [1, 2]: for messages and --settings
+const char *program_val_text(Program *p, const Val *v); // "silu", 3, [1, 2]: for messages and --settings
 
 // ---- graphs ----------------------------------------------------------------------------------------------
 
@@ -57,7 +57,8 @@ typedef struct {
     int64_t waves;                   // passes of a step; 0: 1
     int64_t context;                 // RUN: bound of the cache
     bool    labels;                  // EVAL: labels are given, losses are kept
-    const char *const *returns;      // channels, ended by NULL: "logits", "hidden", ...; NULL: none.  RUN always returns logits
+    const char *const
+        *returns; // channels, ended by NULL: "logits", "hidden", ...; NULL: none.  RUN always returns logits
 } ElabOpts;
 
 // TRAIN: @pass.  EVAL: @eval.  RUN: @run, one sequence, rows S <= opts.S, S + past = C <= opts.context.
@@ -68,9 +69,13 @@ Graph *program_elaborate_call(Program *p, Arena *a, const char *call, const Elab
 // The options that train.* asks for.
 ElabOpts program_train_opts(Program *p);
 
-// ---- what the last program_elaborate found --------------------------------------------------------------------
+// ---- what the last program_elaborate found
+// --------------------------------------------------------------------
 
-typedef struct { const char *path, *weights; Span at; } FrozenModel;      // layer .., weights: .., frozen: true
+typedef struct {
+    const char *path, *weights;
+    Span at;
+} FrozenModel; // layer .., weights: .., frozen: true
 const FrozenModel *program_frozen(const Program *p, int *n);
 // The channel a RETURN is of: how many values it has ("hidden.0" .. "hidden.n-1").
 int program_channel_count(const Program *p, const char *channel);

@@ -1,7 +1,7 @@
 // Names: what every function of every file mentions must exist, whether somebody calls the function or not.
 //
-// Variables are judged by the text above: a name assigned further up, in whatever branch, counts as known.  Whether the
-// branch was taken is seen when the function runs (lower_value.c).
+// Variables are judged by the text above: a name assigned further up, in whatever branch, counts as known.
+// Whether the branch was taken is seen when the function runs (lower_value.c).
 #include <string.h>
 
 #include "frontend/interp.h"
@@ -29,7 +29,8 @@ const Fn *find_fn(const Module *m, const char *name, const Fn **other) {
 }
 
 static const char *const constants[] = {"training", "random_eval", "pi", "step", "tokens_seen", "_"};
-static const char *const inits[] = {"normal", "trunc_normal", "uniform", "zeros", "ones", "const", "random_int"};
+static const char *const inits[] = {"normal", "trunc_normal", "uniform",   "zeros",
+                                    "ones",   "const",        "random_int"};
 static const char *const builtins[] = {"each_expert", "emitted", "copy"};
 enum { N_CONSTANTS = 6, N_INITS = 7, N_BUILTINS = 3 };
 
@@ -40,9 +41,12 @@ static bool is_in(const char *name, const char *const *list, int n) {
 }
 
 bool is_init(const char *name) { return is_in(name, inits, N_INITS); }
-bool is_builtin(const char *name) { return is_in(name, builtins, N_BUILTINS) || is_init(name) || lower_is_op(name); }
+bool is_builtin(const char *name) {
+    return is_in(name, builtins, N_BUILTINS) || is_init(name) || lower_is_op(name);
+}
 
-const char *near_name(Arena *a, const Module *m, int n_vars, const char *const *vars, bool with_ops, const char *name) {
+const char *near_name(Arena *a, const Module *m, int n_vars, const char *const *vars, bool with_ops,
+                      const char *name) {
     VEC(const char *) names = {0};
     for (int i = 0; i < n_vars; i++) vec_push(a, &names, vars[i]);
     for (int i = 0; m && i < m->fns.n; i++) vec_push(a, &names, m->fns.at[i]->name);
@@ -103,8 +107,8 @@ static const Fn *static_callee(const Scope *s, const Expr *e) {
 }
 
 static bool surely_a_value(const Expr *e) {
-    return e->kind == X_NUM || e->kind == X_QUANTITY || e->kind == X_STR || e->kind == X_BOOL || e->kind == X_LIST ||
-           e->kind == X_CALL || e->kind == X_AS;
+    return e->kind == X_NUM || e->kind == X_QUANTITY || e->kind == X_STR || e->kind == X_BOOL ||
+           e->kind == X_LIST || e->kind == X_CALL || e->kind == X_AS;
 }
 
 static void check_args(Scope *s, const Fn *f, const Expr *call) {
@@ -118,7 +122,8 @@ static void check_args(Scope *s, const Fn *f, const Expr *call) {
             }
             continue;
         }
-        bool known = strcmp(a->name, "used") == 0 || !surely_a_value(a->value);      // what is none may be passed on
+        bool known =
+            strcmp(a->name, "used") == 0 || !surely_a_value(a->value); // what is none may be passed on
         VEC(const char *) names = {0};
         for (int k = 0; k < f->params.n; k++) {
             known |= f->params.at[k].name == a->name;
@@ -126,7 +131,9 @@ static void check_args(Scope *s, const Fn *f, const Expr *call) {
         }
         if (known) continue;
         const char *near = did_you_mean(a->name, names.at, names.n);
-        if (near) diag_error(s->diag, a->name_at, "%s has no parameter '%s'; did you mean '%s'?", f->name, a->name, near);
+        if (near)
+            diag_error(s->diag, a->name_at, "%s has no parameter '%s'; did you mean '%s'?", f->name, a->name,
+                       near);
         else diag_error(s->diag, a->name_at, "%s has no parameter '%s'", f->name, a->name);
         diag_note(s->diag, f->at, "its parameters");
     }
@@ -148,7 +155,9 @@ static void check_callee(Scope *s, const Expr *e) {
     check_ambiguous(s, e->at, e->name);
     if (is_var(s, e->name) || find_fn(s->m, e->name, &other) || is_builtin(e->name)) return;
     const char *near = near_name(s->arena, s->m, s->vars.n, s->vars.at, true, e->name);
-    if (near) diag_error(s->diag, e->at, "there is no operation or function '%s'; did you mean '%s'?", e->name, near);
+    if (near)
+        diag_error(s->diag, e->at, "there is no operation or function '%s'; did you mean '%s'?", e->name,
+                   near);
     else diag_error(s->diag, e->at, "there is no operation or function '%s'", e->name);
 }
 
@@ -170,7 +179,8 @@ static void check_member(Scope *s, const Expr *e) {
     }
     if (find_own_fn(im->module, e->name)) return;
     const char *near = near_name(s->arena, im->module, 0, NULL, false, e->name);
-    if (near) diag_error(s->diag, e->op_at, "%s has no function '%s'; did you mean '%s'?", im->as, e->name, near);
+    if (near)
+        diag_error(s->diag, e->op_at, "%s has no function '%s'; did you mean '%s'?", im->as, e->name, near);
     else diag_error(s->diag, e->op_at, "%s has no function '%s'", im->as, e->name);
 }
 
@@ -208,7 +218,10 @@ static void check_options(Scope *s, const Stmt *t) {
     static const char *const param[] = {"decay", "lr", "group", "split", "frozen", "dtype", NULL};
     static const char *const loss[] = {"weight", "until", NULL};
     static const char *const layer[] = {"frozen", "weights", NULL};
-    const char *const *allowed = t->kind == S_PARAM ? param : t->kind == S_LOSS ? loss : t->kind == S_LAYER ? layer : none;
+    const char *const *allowed = t->kind == S_PARAM   ? param
+                                 : t->kind == S_LOSS  ? loss
+                                 : t->kind == S_LAYER ? layer
+                                                      : none;
     int n = 0;
     while (allowed[n]) n++;
     for (int i = 0; i < t->options.n; i++) {
@@ -225,10 +238,13 @@ static void check_options(Scope *s, const Stmt *t) {
             check_expr(s, a->value);
         }
         if (is_in(a->name, allowed, n)) continue;
-        static const char *const words[] = {[S_PARAM] = "param", [S_STATE] = "state", [S_UPDATE] = "update", [S_LOSS] = "loss",
-                                            [S_METRIC] = "metric", [S_EMIT] = "emit", [S_LAYER] = "layer"};
+        static const char *const words[] = {
+            [S_PARAM] = "param",   [S_STATE] = "state", [S_UPDATE] = "update", [S_LOSS] = "loss",
+            [S_METRIC] = "metric", [S_EMIT] = "emit",   [S_LAYER] = "layer"};
         const char *near = did_you_mean(a->name, allowed, n);
-        if (near) diag_error(s->diag, a->name_at, "'%s' has no option '%s'; did you mean '%s'?", words[t->kind], a->name, near);
+        if (near)
+            diag_error(s->diag, a->name_at, "'%s' has no option '%s'; did you mean '%s'?", words[t->kind],
+                       a->name, near);
         else diag_error(s->diag, a->name_at, "'%s' has no option '%s'", words[t->kind], a->name);
     }
 }
@@ -245,7 +261,8 @@ static void check_stmt(Scope *s, const Stmt *t) {
             for (int k = 0; k < e->items.n; k++) check_expr(s, e->items.at[k]);
             e = e->a;
         }
-        if (e->kind != X_NAME) diag_error(s->diag, e->at, "only a name, or a name with a shape, can be assigned to");
+        if (e->kind != X_NAME)
+            diag_error(s->diag, e->at, "only a name, or a name with a shape, can be assigned to");
         else if (t->kind == S_UPDATE_BY) check_expr(s, e);
         else add_var(s, e->name);
     }
@@ -265,7 +282,9 @@ static void check_body(Scope *s, const Stmts *body) {
 static void check_shape_names(Scope *s, const Expr *e) {
     if (!e) return;
     if (e->kind == X_NAME && !is_var(s, e->name) && !is_builtin(e->name))
-        diag_error(s->diag, e->at, "%s is not known where this shape is solved: it is no parameter and stands alone nowhere", e->name);
+        diag_error(s->diag, e->at,
+                   "%s is not known where this shape is solved: it is no parameter and stands alone nowhere",
+                   e->name);
     check_shape_names(s, e->a);
     check_shape_names(s, e->b);
     check_shape_names(s, e->c);
@@ -277,7 +296,8 @@ static void check_signature(Scope *s) {
     for (int i = 0; i < f->params.n; i++) {
         const Param *p = &f->params.at[i];
         for (int k = 0; k < i; k++)
-            if (f->params.at[k].name == p->name) diag_error(s->diag, p->name_at, "there are two parameters '%s'", p->name);
+            if (f->params.at[k].name == p->name)
+                diag_error(s->diag, p->name_at, "there are two parameters '%s'", p->name);
         add_var(s, p->name);
         for (int k = 0; k < p->type.shape.n; k++)
             if (p->type.shape.at[k]->kind == X_NAME) add_var(s, p->type.shape.at[k]->name);
@@ -388,7 +408,8 @@ static void visit_expr(Cycles *y, const Fn *f, const Expr *e) {
             if (f->params.at[i].name == g->name) g = NULL;           // the parameter is called
         for (int i = 0; g && i < y->open.n; i++)
             if (y->open.at[i] == g) {
-                diag_error(y->diag, e->at, g == f ? "'%s' calls itself" : "'%s' is called by what it calls", g->name);
+                diag_error(y->diag, e->at, g == f ? "'%s' calls itself" : "'%s' is called by what it calls",
+                           g->name);
                 g = NULL;
             }
         if (g) visit_fn(y, g);
@@ -429,7 +450,11 @@ static void check_blocks(Diag *d, const Module *m) {
         if (is_in(b->name, known, 6)) continue;
         const char *near = did_you_mean(b->name, known, 6);
         if (near) diag_error(d, b->name_at, "there is no block '%s'; did you mean '%s'?", b->name, near);
-        else diag_error(d, b->name_at, "there is no block '%s'; there are train, data, parallel, generate, config and weights", b->name);
+        else
+            diag_error(
+                d, b->name_at,
+                "there is no block '%s'; there are train, data, parallel, generate, config and weights",
+                b->name);
     }
 }
 

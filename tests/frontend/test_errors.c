@@ -1,5 +1,6 @@
-// Every file of tests/frontend/errors says with `// ERROR: text` on a line what is wrong there: exactly those messages
-// must come, each on its line.  `// SET: D=3` sets from outside, `// EXPECT: text` is a message about that.
+// Every file of tests/frontend/errors says with `// ERROR: text` on a line what is wrong there: exactly those
+// messages must come, each on its line.  `// SET: D=3` sets from outside, `// EXPECT: text` is a message
+// about that.
 #include <dirent.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -73,7 +74,8 @@ static void check_file(const char *name) {
         if (strncmp(line, path, strlen(path)) == 0) number = atoi(line + strlen(path) + 1);
         bool found = false;
         for (int i = 0; i < n && !found; i++)
-            if (!expected[i].seen && (expected[i].line == number || !expected[i].line) && strstr(message, expected[i].text))
+            if (!expected[i].seen && (expected[i].line == number || !expected[i].line) &&
+                strstr(message, expected[i].text))
                 found = expected[i].seen = true;
         if (!found) {
             print_error("not expected: %s\n", line);

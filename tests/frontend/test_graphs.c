@@ -1,5 +1,5 @@
-// Models elaborate for training, evaluation and generation; parameters are those that checkpoints hold; the first loss
-// of a fresh model is that of guessing.
+// Models elaborate for training, evaluation and generation; parameters are those that checkpoints hold; the
+// first loss of a fresh model is that of guessing.
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -90,17 +90,31 @@ static void elaborates_three_ways(void **state) {
 }
 
 static void elaborates_every_router(void **state) {
-    static const char *const routers[] = {"batch_priority", "ds_top1", "ds_top2", "ds_top_k", "gshard", "nllb",
-                                          "noisy_top_k", "sigmoid_groups(groups: 4, open_groups: 2, k: 2)", "sinkhorn_top_k",
-                                          "softmax_after", "softmax_groups(groups: 2, k: 2)", "sparsemixer", "switch", "top_k"};
-    static const char *const others[] = {"hashed(x[B, S, 32], ids[B, S])", "weighed_before(x[B, S, 32])", "shared(x[B, S, 32])",
-                                         "residual(x[B, S, 32])", "routed(x[B, S, 32], router: expert_choice)"};
+    static const char *const routers[] = {"batch_priority",
+                                          "ds_top1",
+                                          "ds_top2",
+                                          "ds_top_k",
+                                          "gshard",
+                                          "nllb",
+                                          "noisy_top_k",
+                                          "sigmoid_groups(groups: 4, open_groups: 2, k: 2)",
+                                          "sinkhorn_top_k",
+                                          "softmax_after",
+                                          "softmax_groups(groups: 2, k: 2)",
+                                          "sparsemixer",
+                                          "switch",
+                                          "top_k"};
+    static const char *const others[] = {"hashed(x[B, S, 32], ids[B, S])", "weighed_before(x[B, S, 32])",
+                                         "shared(x[B, S, 32])", "residual(x[B, S, 32])",
+                                         "routed(x[B, S, 32], router: expert_choice)"};
     enum { N_ROUTERS = sizeof routers / sizeof *routers, N_OTHERS = sizeof others / sizeof *others };
     Loaded l = load("tests/frontend/routers.moe");
     for (int i = 0; i < 2 * N_ROUTERS + N_OTHERS; i++) {
-        const char *call = i < N_ROUTERS       ? arena_printf(l.a, "routed(x[B, S, 32], router: %s)", routers[i])
-                           : i < 2 * N_ROUTERS ? arena_printf(l.a, "masked(x[B, S, 32], ids[B, S], router: %s)", routers[i - N_ROUTERS])
-                                               : others[i - 2 * N_ROUTERS];
+        const char *call =
+            i < N_ROUTERS ? arena_printf(l.a, "routed(x[B, S, 32], router: %s)", routers[i])
+            : i < 2 * N_ROUTERS
+                ? arena_printf(l.a, "masked(x[B, S, 32], ids[B, S], router: %s)", routers[i - N_ROUTERS])
+                : others[i - 2 * N_ROUTERS];
         for (int kind = ELAB_TRAIN; kind <= ELAB_RUN; kind++) {
             if (kind == ELAB_RUN && (strstr(call, "expert_choice") || strstr(call, "ids"))) continue;
             ElabOpts opts = program_train_opts(l.p);
@@ -127,8 +141,13 @@ static const Node *find_param(const Graph *g, const char *name) {
 static void names_instances(void **state) {
     Loaded l = load("models/tiny_mixtral.moe");
     Graph *g = elaborate(&l, program_train_opts(l.p));
-    static const char *const names[] = {"embed", "layers.0.attn_norm.g", "layers.3.attn.q.w", "layers.1.ffn.router.gate",
-                                        "layers.2.ffn.experts.w1", "norm.g", "head.w"};
+    static const char *const names[] = {"embed",
+                                        "layers.0.attn_norm.g",
+                                        "layers.3.attn.q.w",
+                                        "layers.1.ffn.router.gate",
+                                        "layers.2.ffn.experts.w1",
+                                        "norm.g",
+                                        "head.w"};
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) assert_non_null(find_param(g, names[i]));
     const Node *w1 = find_param(g, "layers.2.ffn.experts.w1");
     assert_int_equal(w1->attr.dims.n, 3);
@@ -191,7 +210,9 @@ static uint64_t mix(uint64_t x) {
     return x ^ (x >> 33);
 }
 
-static double uniform(uint64_t key, int64_t i) { return (double)(mix(key + (uint64_t)i * 0x9e3779b97f4a7c15u) >> 11) * 0x1p-53; }
+static double uniform(uint64_t key, int64_t i) {
+    return (double)(mix(key + (uint64_t)i * 0x9e3779b97f4a7c15u) >> 11) * 0x1p-53;
+}
 
 // Parameters by their initialisers, ids by a hash.
 static bool fill(void *self, const Node *n, Tensor *t) {
@@ -202,7 +223,8 @@ static bool fill(void *self, const Node *n, Tensor *t) {
         double v = 0, u = uniform(key, 2 * i), w = uniform(key, 2 * i + 1);
         const char *init = n->attr.init;
         if (init && strcmp(init, "const") == 0) v = n->attr.init_a;
-        if (init && strcmp(init, "normal") == 0) v = n->attr.init_a * sqrt(-2 * log(u + 1e-300)) * cos(6.283185307179586 * w);
+        if (init && strcmp(init, "normal") == 0)
+            v = n->attr.init_a * sqrt(-2 * log(u + 1e-300)) * cos(6.283185307179586 * w);
         if (init && strcmp(init, "uniform") == 0) v = n->attr.init_a * (2 * u - 1);
         if (n->op == OP_INPUT) v = floor(u * (double)vocabulary);
         if (t->dtype == I32) ((int32_t *)t->data)[i] = (int32_t)v;
@@ -214,11 +236,13 @@ static bool fill(void *self, const Node *n, Tensor *t) {
 }
 
 static void starts_at_a_guess(void **state) {
-    static const char *const tiny[] = {"models/tiny_dense.moe", "models/tiny_mixtral.moe", "models/tiny_switch.moe"};
+    static const char *const tiny[] = {"models/tiny_dense.moe", "models/tiny_mixtral.moe",
+                                       "models/tiny_switch.moe"};
     for (int i = 0; i < 3; i++) {
         Loaded l = load(tiny[i]);
         assert_true(program_set(l.p, "L=2"));
-        Graph *g = elaborate(&l, (ElabOpts){.kind = ELAB_TRAIN, .leaves = 2, .B = 1, .S = 16, .labels = true});
+        Graph *g =
+            elaborate(&l, (ElabOpts){.kind = ELAB_TRAIN, .leaves = 2, .B = 1, .S = 16, .labels = true});
         int64_t vocabulary = 256;
         Eval *e = eval_graph(l.a, g, &(EvalOpts){.source = fill, .self = &vocabulary}, l.d);
         diag_print(l.d, stderr, false);
