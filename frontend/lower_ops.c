@@ -100,8 +100,10 @@ bool arg_int(OpCx *cx, int param, int64_t *out) {
     Val *v = &cx->arg[param];
     if (val_int(cx, v, out)) return true;
     if (v->kind == V_POLY)
-        op_error(cx, cx->arg_at[param], "%s: '%s' is %s, which is not a whole number known while compiling",
-                 cx->op, param_name(cx, param), poly_text(cx->lw, v->poly));
+        op_error(cx, cx->arg_at[param], "%s: '%s' is %s, which %s", cx->op, param_name(cx, param),
+                 poly_text(cx->lw, v->poly),
+                 cx->lw->inference ? "is not known before generation runs"
+                                   : "is not a whole number known while compiling");
     else
         op_error(cx, cx->arg_at[param], "%s: a whole number is expected for '%s', this is %s", cx->op,
                  param_name(cx, param), val_text(cx->lw, v));
