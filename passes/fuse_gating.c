@@ -16,8 +16,8 @@
 // Fused equals unfused: members are the same nodes with the same types and orders of sums, moved.  Effects, scalars
 // of losses and everything after a sum over tokens stay outside.
 //
-// The body yields what is read outside, always the route's results, and in a graph with losses the results of its
-// topks, so that the gradient doesn't have to choose again.
+// The body yields what is read outside, always the route's results, and in a graph with losses those of its topks,
+// softmaxes and sums: their gradients read them, and choosing again or summing again would cost more.
 #include <string.h>
 #include "passes/util.h"
 
@@ -168,6 +168,16 @@ static void make_convex(const Region *r) {
     }
 }
 
+// A reshape that nobody inside reads stays outside: what it shows is yielded, which others may want too.
+static void leave_views_outside(const Region *r) {
+    mark_reads(r);
+    for_each_node_reverse(r->g, n) {
+        if (!(n->flags & INSIDE) || n->flags & READ || n->op != OP_RESHAPE) continue;
+        n->flags = TAINTED;
+        mark_reads(r);
+    }
+}
+
 // ---- the node ----
 
 // Makes the members contiguous: those that depend on them and stand between move behind the last one.
@@ -227,7 +237,7 @@ static void build_gate(Region *r, PassCtx *cx) {
         Node *copy = node_clone(&inner, n, mapped);
         for (int i = 0; i < n->n_out; i++) {
             map_put(&map, &n->out[i], &copy->out[i]);
-            bool for_gradient = has_losses && n->op == OP_TOPK;
+            bool for_gradient = has_losses && (n->op == OP_TOPK || n->op == OP_SOFTMAX || n->op == OP_SUM);
             if (!is_read_outside(&n->out[i], outside) && n != r->route && !for_gradient) continue;
             vec_push(a, &yields, &copy->out[i]);
             vec_push(a, &results, &n->out[i]);
@@ -279,6 +289,7 @@ bool pass_fuse_gating(Graph *g, PassCtx *cx) {
         collect_up(&r, r.route);
         collect_down(&r);
         make_convex(&r);
+        leave_views_outside(&r);
         int n_members = 0;
         for_each_node(g, n) n_members += (n->flags & INSIDE) != 0;
         if (!(r.route->flags & INSIDE) || n_members < 2 || n_members > MOST_NODES) {

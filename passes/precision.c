@@ -1,35 +1,83 @@
-// Parameters of the training's own type are read from f32 masters.
+// train.dtype = bf16: contractions read and write bf16; everything else, and every parameter, stays f32.
 //
-//     %w = param {name = "w"} : bf16[4,8]      =>     %m = param {name = "w"} : f32[4,8]
-//                                                     %w = cast %m : bf16[4,8]
+//     %h = mul %n, %g : f32[L,3,4]                   %h  = mul %n, %g : f32[L,3,4]
+//     %w = param : f32[5,4]                          %hb = cast %h : bf16[L,3,4]
+//     %y = matmul %h, %w {tb = 1} : f32[L,3,5]  =>   %w  = param : f32[5,4]
+//                                                    %wb = cast %w : bf16[5,4]
+//                                                    %yb = matmul %hb, %wb {tb = 1} : bf16[L,3,5]
+//                                                    %y  = cast %yb : f32[L,3,5]
 //
-// The front end writes activations in train.dtype where the text leaves the element type open, and in f32 where the
-// text says so (routers, the inside of norms, losses), so types already say what is stored how.  What is left is that
-// an optimizer needs f32: masters, moments and gradients.  Autodiff differentiates the cast, so gradients of masters
-// come out in f32.  States stay what the text says.
+// Casts fuse into the bodies before and behind, so what is stored between a body and a contraction is bf16, and what a
+// body computes (norms, softmax, losses, statistics, the residual stream) is f32.  Parameters are their own f32 masters;
+// autodiff differentiates the casts, so their gradients leave in f32.
+//
+// Stays f32: the contraction that makes a router's scores.  From choices (topk, queue, route, gates) we walk up through
+// everything else to the first contraction.  Narrowing casts move above gathers and reshapes: less is copied.
 #include <string.h>
 #include "passes/util.h"
 
+static bool is_contraction(const Node *n) {
+    return n->op == OP_MATMUL || n->op == OP_GROUPED_MATMUL || n->op == OP_ATTENTION || n->op == OP_HEAD_LOSS;
+}
+
+static int n_narrowed(const Node *n) { return n->op == OP_ATTENTION ? 3 : 2; }     // q k v; a b; x w
+
+enum { CHOOSES = 1 };         // Node.flags: a choice depends on it with no contraction between
+
+static void find_choosers(Graph *g) {
+    for_each_node(g, n) n->flags = 0;
+    for_each_node_reverse(g, n) {
+        bool is_choice = n->op == OP_TOPK || n->op == OP_QUEUE || n->op == OP_ROUTE || n->op == OP_GATE || n->op == OP_SINKHORN;
+        bool hands_on = (n->flags & CHOOSES) && !is_contraction(n);
+        for (int i = 0; i < n->n_in; i++)
+            if (is_choice || hands_on) n->in[i]->node->flags |= CHOOSES;
+    }
+}
+
+static Value *narrowed(Builder *b, Value *x, DType type) {
+    Node *n = x->node;
+    if (x->type.dtype != F32) return x;
+    if (n->op == OP_CAST && n->in[0]->type.dtype == type) return n->in[0];
+    Dims dims = dims_of(&x->type);
+    if (n->op == OP_RESHAPE) return build_reshape(b, narrowed(b, n->in[0], type), &dims);
+    if (n->op == OP_GATHER_ROWS) return make(b, OP_GATHER_ROWS, INS(narrowed(b, n->in[0], type), n->in[1]), 0);
+    return build_cast(b, x, type);
+}
+
 bool pass_precision(Graph *g, PassCtx *cx) {
     if (!cx->train || !strcmp(cx->train->dtype, "f32")) return false;
-    int n_masters = 0;
+    DType type = !strcmp(cx->train->dtype, "bf16") ? BF16 : F16;
+    if (type == F16 && !strcmp(g->name, "pass")) {
+        diag_error(cx->diag, (Span){0}, "train.dtype is f16, whose gradients underflow; bf16 has the range of f32");
+        return false;
+    }
+    int n_narrow = 0, n_wide = 0;
+    find_choosers(g);
     marks_clear(g);
     for_each_node(g, n) {
         for (int i = 0; i < n->n_in; i++)
             if (n->in[i]->mark) replace_operand(n, i, n->in[i]->mark);
-        DType type = (DType)n->attr.dtype;
-        if (n->op != OP_PARAM || (type != BF16 && type != F16)) continue;
+        if (!is_contraction(n) || n->in[0]->type.dtype != F32) continue;
+        if (n->flags & CHOOSES) {
+            n_wide++;
+            continue;
+        }
         Builder b = builder_before(g, n);
-        Attrs attr = n->attr;
-        attr.dtype = F32;
-        Node *master = build_node(&b, OP_PARAM, NULL, &attr);
-        master->out[0].name = n->out[0].name;
-        n->out[0].mark = build_cast(&b, &master->out[0], type);
-        n_masters++;
+        Value **ins = arena_array(cx->scratch, Value *, n->n_in + 1);
+        for (int i = 0; i < n->n_in; i++) ins[i] = i < n_narrowed(n) ? narrowed(&b, n->in[i], type) : n->in[i];
+        Node *m = build_node(&b, n->op, ins, &n->attr);
+        for (int i = 0; i < n->n_out; i++) {
+            n->out[i].mark = build_cast(&b, &m->out[i], n->out[i].type.dtype);
+            m->out[i].name = n->out[i].name;
+        }
+        n_narrow++;
     }
-    for_each_node_reverse(g, n)
-        if (n->op == OP_PARAM && n->out[0].mark) graph_remove(n);
+    for_each_node_reverse(g, n) {
+        bool is_replaced = is_contraction(n) && n->n_out && n->out[0].mark;
+        if (is_replaced) graph_remove(n);
+        n->flags = 0;
+    }
     marks_clear(g);
-    TRACE(cx, "precision: %d masters\n", n_masters);
-    return n_masters > 0;
+    TRACE(cx, "precision: %d contractions in %s, %d of routers in f32\n", n_narrow, cx->train->dtype, n_wide);
+    return n_narrow > 0;
 }

@@ -17,7 +17,8 @@
 //   cheap             elementwise ops, softmax, structure, gathers of rows
 //   layer             also contractions and row reductions, inside their layer: what another layer reads is kept
 //
-// Never run again: choices (topk, queue, count, route, gates), attention, head_loss, random draws, sums over rows.
+// Never run again: choices (topk, queue, count, route, gates), attention, head_loss, random draws, sums over rows, and
+// what is too small to be worth a kernel.
 // A clone is its original with the same operands or their clones, so it computes the same bits.
 #include <stdlib.h>
 #include <string.h>
@@ -43,8 +44,16 @@ static bool same_layer(const Node *x, const Node *y) {
     return lx && ly && nx == ny && !strncmp(lx, ly, (size_t)nx);
 }
 
+// One number per row, or next to nothing: a kernel more costs more than the memory.
+static bool is_thin(const Type *t) {
+    enum { NEXT_TO_NOTHING = 64 << 10 };
+    bool one_column = !t->ndim || dim_is_1(t->dim[t->ndim - 1]) || t->dim[t->ndim - 1].sym;
+    return one_column || type_bytes(t) <= NEXT_TO_NOTHING;
+}
+
 static bool may_run_again(const Node *n, bool whole_layers) {
     if (n->n_out != 1 || n->attr.body || !op_is(n->op, PURE)) return false;
+    if (is_thin(&n->out[0].type) && !node_is_view(n)) return false;
     switch (n->op) {
     case OP_RESHAPE:
     case OP_BROADCAST:
