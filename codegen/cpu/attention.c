@@ -102,7 +102,7 @@ static void attention_begin(Cg *cg, Attn *p, bool heads_are_queries) {
     TileSpec s = {.vecs = p->vecs, .cols = p->lanes, .a_row = f32 ? p->Hk * p->A : p->A16, .a_k = 1, .c_row = p->lanes,
                   .b_type = F32, .c_type = F32};
     tile_functions(cg, &p->score, &s, "score", key_heights(p, size.rows, heads_are_queries));
-    p->pack = pack_function(cg, "pack_queries", F32, p->vecs, p->lanes, true);
+    p->pack = pack_columns_function(cg, "pack_queries", F32, p->vecs, p->lanes);
     p->copy_q = copy_rows_function(cg, "copy_q", p->q_type->dtype, p->A, p->A16);
     if (!f32) {
         p->copy_k = copy_rows_function(cg, "copy_k", p->k_type->dtype, p->A, p->A16);
@@ -173,7 +173,7 @@ static LV key_rows(Cg *cg, const Attn *p, bool values, LV j, LV n) {
     LV at = cg_at(cg, t->dtype, cg_in(cg, values ? 2 : 1), cg_muli(cg, row, width));
     if (t->dtype == F32) return at;
     LV to = at_byte(cg, values ? p->v_copy : p->k_copy);
-    pack_call(cg, values ? &p->copy_v : &p->copy_k, to, at, n, cg_int(cg, p->Hk * width));
+    copy_rows(cg, values ? &p->copy_v : &p->copy_k, to, at, n, cg_int(cg, p->Hk * width));
     return to;
 }
 
@@ -483,11 +483,11 @@ void emit_attention(Cg *cg, const KernelNode *k) {
     cg_for(cg, &lane, cg_int(cg, 0), cg_int(cg, p.lanes), 1);
     LV q = cg_min(cg, cg_add(cg, tile.i, lane.i), last);       // lanes without a query repeat the last one
     LV i = cg_div(cg, q, G), h = cg_add(cg, cg_muli(cg, p.g, p.G), cg_rem(cg, q, G));
-    pack_call(cg, &p.copy_q, cg_at(cg, F32, at_byte(cg, p.q_rows), cg_muli(cg, lane.i, p.A16)),
+    copy_rows(cg, &p.copy_q, cg_at(cg, F32, at_byte(cg, p.q_rows), cg_muli(cg, lane.i, p.A16)),
               cg_at(cg, p.q_type->dtype, cg_in(cg, 0), cg_muli(cg, query_row(cg, &p, i, h), p.A)), cg_int(cg, 1), cg_int(cg, 0));
     lane_setup(cg, &p, lane.i, i, h);
     cg_end(cg, &lane);
-    pack_call(cg, &p.pack, at_byte(cg, p.q_panel), at_byte(cg, p.q_rows), cg_int(cg, p.A), cg_int(cg, p.A16));
+    pack_columns(cg, &p.pack, at_byte(cg, p.q_panel), at_byte(cg, p.q_rows), cg_int(cg, p.A), cg_int(cg, p.A16));
     LV shift = cg_sub(cg, p.C_now, p.S_now), from, to;
     key_range(cg, &p, cg_add(cg, cg_div(cg, tile.i, G), shift), cg_add(cg, cg_div(cg, last, G), shift), &from, &to);
     attend_segments(cg, &p, &r, from, to);
@@ -639,16 +639,16 @@ static void grad_tile(Cg *cg, const Attn *p, const Grad *g, LV h, LV i0, LV n) {
     cg_for(cg, &lane, zero, lanes, 1);
     LV i = cg_min(cg, cg_add(cg, i0, lane.i), last), row = query_row(cg, p, i, h);
     LV do_row = cg_at(cg, F32, do_rows, cg_muli(cg, lane.i, p->V16));
-    pack_call(cg, &p->copy_q, cg_at(cg, F32, q_rows, cg_muli(cg, lane.i, p->A16)),
+    copy_rows(cg, &p->copy_q, cg_at(cg, F32, q_rows, cg_muli(cg, lane.i, p->A16)),
               cg_at(cg, t, cg_in(cg, 0), cg_muli(cg, row, p->A)), one, zero);
-    pack_call(cg, &g->copy_o, do_row, cg_at(cg, t, cg_in(cg, p->after + 2), cg_muli(cg, row, p->V)), one, zero);
-    pack_call(cg, &g->copy_o, o_row, cg_at(cg, t, cg_in(cg, p->after), cg_muli(cg, row, p->V)), one, zero);
+    copy_rows(cg, &g->copy_o, do_row, cg_at(cg, t, cg_in(cg, p->after + 2), cg_muli(cg, row, p->V)), one, zero);
+    copy_rows(cg, &g->copy_o, o_row, cg_at(cg, t, cg_in(cg, p->after), cg_muli(cg, row, p->V)), one, zero);
     cg_store1(cg, F32, cg_load1(cg, F32, cg_in(cg, p->after + 1), row), at_byte(cg, g->lse), lane.i);
     cg_store1(cg, F32, row_product(cg, p, do_row, o_row), at_byte(cg, g->D), lane.i);
     lane_setup(cg, p, lane.i, i, h);
     cg_end(cg, &lane);
-    pack_call(cg, &p->pack, at_byte(cg, p->q_panel), q_rows, cg_int(cg, p->A), cg_int(cg, p->A16));
-    pack_call(cg, &p->pack, at_byte(cg, g->do_panel), do_rows, cg_int(cg, p->V), cg_int(cg, p->V16));
+    pack_columns(cg, &p->pack, at_byte(cg, p->q_panel), q_rows, cg_int(cg, p->A), cg_int(cg, p->A16));
+    pack_columns(cg, &p->pack, at_byte(cg, g->do_panel), do_rows, cg_int(cg, p->V), cg_int(cg, p->V16));
     LV s = at_byte(cg, p->s), dp = at_byte(cg, g->dp), dq = at_byte(cg, g->dq);
     cg_memset0(cg, dq, cg_int(cg, p->A16 * p->lanes * 4));
     if (p->bias >= 0)

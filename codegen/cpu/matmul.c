@@ -53,7 +53,7 @@ static bool matmul_of(const CpuTarget *t, const KernelNode *k, Matmul *m) {
     int size = tile_size(t).rows;
     int64_t rest = bound % ROWS_RUN;
     bool vary = m->rows.sym != NULL;
-    m->r.min_rows = vary ? 0 : rest ? rest : m->r.max_rows;
+    m->r.min_rows = vary ? 0 : m->r.max_rows;
     m->r.heights = vary ? tile_all_heights(size) : tile_heights(m->r.max_rows, size) | tile_heights(rest, size);
     int panels = rows_panels(t, m->r.N);
     m->panels_each = (panels + m->groups - 1) / m->groups;

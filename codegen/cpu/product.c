@@ -4,6 +4,7 @@
 #include <stdio.h>
 
 enum {
+    DIRECT_ROWS = 112,             // a run so short reads B as it lies
     PACKED_BYTES = 512 << 10,      // of B in scratch: half of a small second-level cache
     LONG_K = 8192,                 // the longest chain that is never cut
     K_BLOCK = 2048,                // of chains that continue from y, so that a panel stays near
@@ -30,7 +31,11 @@ int rows_panels(const CpuTarget *t, int64_t N) {
 
 static bool cuts_k(const Rows *r) { return r->K > K_BLOCK && r->y_type == F32; }
 static int64_t k_block_of(const Rows *r) { return cuts_k(r) ? K_BLOCK : r->K; }
-static bool copies_a(const Rows *r) { return r->ta || r->a_type != F32; }
+// Rows of A that are a power of two apart meet in the same cache sets: they are copied, too.
+static bool copies_a(const Rows *r) {
+    int64_t row = (r->a_given ? r->a_given : r->K) * 4;
+    return r->ta || r->a_type != F32 || (row % 2048 == 0 && r->N >= 128 && r->max_rows > TILE_MAX_ROWS);
+}
 
 bool rows_possible(const Rows *r) {
     if (r->K > LONG_K && r->y_type != F32) return false;      // a cut chain is continued from y
@@ -56,13 +61,14 @@ void rows_begin(Cg *cg, Rows *r) {
     r->n_whole = (int)(r->N / r->panel);
     r->tail = (int)(r->N % r->panel);
     r->k_block = k_block_of(r);
-    r->panel_bytes = up(r->k_block, LANES) * r->panel * 4;
-    r->block = (int)(PACKED_BYTES / (r->panel_bytes ? r->panel_bytes : 1));
+    r->panel_bytes = up(r->k_block, LANES) * r->panel * 4 + 64;      // panels side by side shall not share cache sets
+    r->block = (int)(PACKED_BYTES / r->panel_bytes);
     if (r->block > r->n_panels) r->block = r->n_panels;
     if (r->block < 1) r->block = 1;
-    r->direct = !r->tb && r->min_rows <= size.rows;
-    r->packed = !r->direct || r->max_rows > size.rows;
     r->copy_a = copies_a(r);
+    r->direct_rows = r->copy_a ? size.rows : DIRECT_ROWS;      // copied rows would be copied again for each panel
+    r->direct = !r->tb && r->min_rows <= r->direct_rows;
+    r->packed = !r->direct || r->max_rows > r->direct_rows;
     r->a_row = r->ta ? 1 : r->copy_a ? up(r->K, LANES) + LANES : r->a_given ? r->a_given : r->K;
     r->a_k = r->ta ? STRIP : 1;
     int64_t a_bytes = !r->copy_a ? 0 : r->ta ? up(r->K * STRIP * 4, 64) : up(size.rows * r->a_row * 4, 64);
@@ -70,10 +76,9 @@ void rows_begin(Cg *cg, Rows *r) {
     assert(r->at_panels + r->block * r->panel_bytes <= RT_SCRATCH_BYTES);
 
     TileSpec s = {.vecs = r->vecs, .cols = r->panel, .a_row = r->a_row, .a_k = r->a_k, .c_row = r->y_row,
-                  .b_type = F32, .c_type = r->y_type, .reload = cuts_k(r)};
-    unsigned small = r->heights & tile_all_heights(r->max_rows < size.rows ? (int)r->max_rows : size.rows);
+                  .b_type = F32, .c_type = r->y_type, .reload = cuts_k(r), .prefetch = true};
     bool f32 = r->b_type == F32;
-    unsigned heights = r->packed ? r->heights : small;
+    unsigned heights = r->heights;
     if ((r->packed || f32) && r->n_whole) tile_functions(cg, &r->whole, &s, "tile", heights);
     TileSpec last = s;
     last.cols = r->tail;
@@ -84,21 +89,22 @@ void rows_begin(Cg *cg, Rows *r) {
         r->direct_last = r->last;
         s.b_type = last.b_type = r->b_type;
         s.reload = last.reload = false;
-        if (!f32 && r->n_whole) tile_functions(cg, &r->direct_whole, &s, "direct", small);
-        if (!f32 && r->tail) tile_functions(cg, &r->direct_last, &last, "direct_last", small);
+        if (!f32 && r->n_whole) tile_functions(cg, &r->direct_whole, &s, "direct", heights);
+        if (!f32 && r->tail) tile_functions(cg, &r->direct_last, &last, "direct_last", heights);
         for (int h = 1; h <= size.rows; h++) {
             TileSpec wide = s;
             wide.vecs = tile_vecs(cg->target, h);
             wide.cols = wide.vecs * LANES;
             char name[32];
             snprintf(name, sizeof name, "wide%d", wide.vecs);
-            if ((small >> h & 1) && wide.vecs > r->vecs && wide.cols <= r->N)
+            if ((heights >> h & 1) && wide.vecs > r->vecs && wide.cols <= r->N)
                 tile_functions(cg, &r->wide[h], &wide, name, 1u << h);
         }
     }
-    if (r->packed && r->n_whole) r->pack = pack_function(cg, "pack", r->b_type, r->vecs, r->panel, r->tb);
-    if (r->packed && r->tail) r->pack_last = pack_function(cg, "pack_last", r->b_type, r->vecs, r->tail, r->tb);
-    if (r->copy_a) r->copy = r->ta ? strip_function(cg, "strip", r->a_type)
+    if (r->packed && !r->tb) r->pack = pack_rows_function(cg, "pack", r->b_type, r->vecs, r->panel_bytes);
+    if (r->packed && r->tb && r->n_whole) r->pack = pack_columns_function(cg, "pack", r->b_type, r->vecs, r->panel);
+    if (r->packed && r->tb && r->tail) r->pack_last = pack_columns_function(cg, "pack_last", r->b_type, r->vecs, r->tail);
+    if (r->copy_a) r->copy = r->ta ? strips_function(cg, "strip", r->a_type, 0)
                                    : copy_rows_function(cg, "copy_rows", r->a_type, r->K, r->a_row);
 }
 
@@ -107,8 +113,9 @@ static LV tile_rows(Cg *cg, const Rows *r, const RowsRun *u, LV first, LV height
     LV a_step = u->a_step ? u->a_step : cg_int(cg, r->a_given ? r->a_given : r->K);
     if (!r->copy_a) return cg_at(cg, F32, u->a, cg_mul(cg, first, a_step));
     LV to = bytes_at(cg, cg->scratch, up(r->scratch_used, 64));
-    if (r->ta) strip_call(cg, &r->copy, to, cg_at(cg, r->a_type, u->a, first), u->k, a_step, height);
-    else pack_call(cg, &r->copy, to, cg_at(cg, r->a_type, u->a, cg_mul(cg, first, a_step)), height, a_step);
+    TileCut one = {cg_int(cg, 1), height, cg_int(cg, 0)};
+    if (r->ta) pack_strips(cg, &r->copy, to, cg_at(cg, r->a_type, u->a, first), u->k, a_step, &one);
+    else copy_rows(cg, &r->copy, to, cg_at(cg, r->a_type, u->a, cg_mul(cg, first, a_step)), height, a_step);
     return to;
 }
 
@@ -116,45 +123,45 @@ static LV y_at(Cg *cg, const Rows *r, const RowsRun *u, LV row, LV col) {
     return cg_at(cg, r->y_type, u->y, cg_add(cg, cg_muli(cg, row, r->y_row), col));
 }
 
-// At most one tile of rows: B is read as it lies, in pieces as wide as the registers allow.
+// B is read as it lies.  One tile of rows takes pieces as wide as the registers allow; several take one panel after the
+// other, which stays near while they pass.
 static void run_direct(Cg *cg, Rows *r, const RowsRun *u) {
-    LV zero = cg_int(cg, 0), b_k = cg_int(cg, r->N), a = tile_rows(cg, r, u, zero, u->n);
+    LV zero = cg_int(cg, 0), b_k = cg_int(cg, r->N);
     LV col = cg_muli(cg, u->lo, r->panel), end = cg_muli(cg, cg_min(cg, u->hi, cg_int(cg, r->n_whole)), r->panel);
+    TileCut rows = tile_cut(cg, u->n, tile_size(cg->target).rows);
+    LV copied = r->copy_a ? tile_rows(cg, r, u, zero, u->n) : NULL;
     for (int vecs = TILE_MAX_VECS; vecs > r->vecs; vecs /= 2) {
-        bool used = false;
-        for (int h = 1; h <= TILE_MAX_ROWS; h++) used |= r->wide[h].fn[h] && r->wide[h].spec.vecs == vecs;
-        if (!used) continue;
         TileSet set = {0};
-        LV fits = cg_bool(cg, false);
+        LV fits = NULL;
         for (int h = 1; h <= TILE_MAX_ROWS; h++) {
             if (!r->wide[h].fn[h] || r->wide[h].spec.vecs != vecs) continue;
+            LV equal = cg_eq(cg, u->n, cg_int(cg, h));
+            fits = fits ? LLVMBuildOr(cg->b, fits, equal, "") : equal;
             set.fn[h] = r->wide[h].fn[h];
             set.type = r->wide[h].type;
-            fits = LLVMBuildOr(cg->b, fits, cg_eq(cg, u->n, cg_int(cg, h)), "");
         }
+        if (!fits) continue;
         int64_t cols = vecs * LANES;
-        LV wide_end = cg_select(cg, fits, cg_addi(cg, end, 1 - cols), zero);
         CgLoop l;
-        cg_for(cg, &l, col, wide_end, cols);
-        tile_call(cg, &set, u->n, &(TileCall){.a = a, .b = cg_at(cg, r->b_type, u->b, l.i), .k = u->k, .b_k = b_k,
-                                              .c = y_at(cg, r, u, zero, l.i)});
+        cg_for(cg, &l, col, cg_select(cg, fits, cg_addi(cg, end, 1 - cols), zero), cols);
+        tile_call(cg, &set, u->n, &(TileCall){.a = copied ? copied : u->a, .b = cg_at(cg, r->b_type, u->b, l.i), .k = u->k,
+                                              .b_k = b_k, .c = y_at(cg, r, u, zero, l.i)});
         cg_end(cg, &l);
         col = l.i;
     }
-    if (r->n_whole) {
-        CgLoop l;
-        cg_for(cg, &l, col, end, r->panel);
-        tile_call(cg, &r->direct_whole, u->n, &(TileCall){.a = a, .b = cg_at(cg, r->b_type, u->b, l.i), .k = u->k,
-                                                          .b_k = b_k, .c = y_at(cg, r, u, zero, l.i)});
+    LV tail = cg_int(cg, r->n_whole * r->panel);
+    LV tail_end = cg_select(cg, cg_eq(cg, u->hi, cg_int(cg, r->n_panels)), cg_addi(cg, tail, 1), tail);
+    for (int part = 0; part < 2; part++) {
+        if (part ? !r->tail : !r->n_whole) continue;
+        CgLoop l, tile;
+        cg_for(cg, &l, part ? tail : col, part ? tail_end : end, r->panel);
+        cg_for(cg, &tile, zero, rows.tiles, 1);
+        LV first = tile_first(cg, &rows, tile.i);
+        tile_call(cg, part ? &r->direct_last : &r->direct_whole, tile_height(cg, &rows, tile.i),
+                  &(TileCall){.a = copied ? copied : tile_rows(cg, r, u, first, NULL), .k = u->k, .b_k = b_k,
+                              .b = cg_at(cg, r->b_type, u->b, l.i), .c = y_at(cg, r, u, first, l.i)});
+        cg_end(cg, &tile);
         cg_end(cg, &l);
-    }
-    if (r->tail) {
-        CgIf f;
-        LV at = cg_int(cg, r->n_whole * r->panel);
-        cg_if(cg, &f, cg_eq(cg, u->hi, cg_int(cg, r->n_panels)));
-        tile_call(cg, &r->direct_last, u->n, &(TileCall){.a = a, .b = cg_at(cg, r->b_type, u->b, at), .k = u->k,
-                                                         .b_k = b_k, .c = y_at(cg, r, u, zero, at)});
-        cg_endif(cg, &f);
     }
 }
 
@@ -163,15 +170,20 @@ static LV panel_at(Cg *cg, const Rows *r, LV index) {
 }
 
 static void pack_block(Cg *cg, Rows *r, const RowsRun *u, LV p0, LV p1, LV k0, LV n_k) {
-    LV step = r->tb ? u->k : cg_int(cg, r->N), whole = cg_min(cg, p1, cg_int(cg, r->n_whole));
+    if (!r->tb) {
+        LV col = cg_muli(cg, p0, r->panel), end = cg_min(cg, cg_muli(cg, p1, r->panel), cg_int(cg, r->N));
+        pack_rows(cg, &r->pack, panel_at(cg, r, cg_int(cg, 0)), cg_at(cg, r->b_type, u->b, cg_add(cg, cg_muli(cg, k0, r->N), col)),
+                  n_k, cg_int(cg, r->N), cg_sub(cg, end, col));
+        return;
+    }
+    LV whole = cg_min(cg, p1, cg_int(cg, r->n_whole));
     for (int part = 0; part < 2; part++) {
         if (part ? !r->tail : !r->n_whole) continue;
         CgLoop l;
         cg_for(cg, &l, part ? cg_max(cg, p0, whole) : p0, part ? p1 : whole, 1);
-        LV col = cg_muli(cg, l.i, r->panel);
-        LV at = r->tb ? cg_add(cg, cg_mul(cg, col, step), k0) : cg_add(cg, cg_mul(cg, k0, step), col);
-        pack_call(cg, part ? &r->pack_last : &r->pack, panel_at(cg, r, cg_sub(cg, l.i, p0)),
-                  cg_at(cg, r->b_type, u->b, at), n_k, step);
+        LV at = cg_add(cg, cg_mul(cg, cg_muli(cg, l.i, r->panel), u->k), k0);
+        pack_columns(cg, part ? &r->pack_last : &r->pack, panel_at(cg, r, cg_sub(cg, l.i, p0)),
+                     cg_at(cg, r->b_type, u->b, at), n_k, u->k);
         cg_end(cg, &l);
     }
 }
@@ -212,7 +224,7 @@ void rows_run(Cg *cg, Rows *r, const RowsRun *u) {
     CgIf some, few;
     cg_if(cg, &some, cg_lt(cg, cg_int(cg, 0), u->n));
     if (r->direct && r->packed) {
-        cg_if(cg, &few, cg_lt(cg, u->n, cg_int(cg, tile_size(cg->target).rows + 1)));
+        cg_if(cg, &few, cg_lt(cg, u->n, cg_int(cg, r->direct_rows + 1)));
         run_direct(cg, r, u);
         cg_else(cg, &few);
         run_packed(cg, r, u);
@@ -256,18 +268,18 @@ void sums_begin(Cg *cg, Sums *s, int64_t matrices) {
     s->at_a = s->at_slots + levels * s->level * 4;
     int64_t row = (s->tiles * STRIP + s->panels * s->panel) * 4;
     int64_t end = s->scratch_end ? s->scratch_end : RT_SCRATCH_BYTES;
-    for (s->rows = SUM_ROWS; s->at_a + s->rows * row > end && s->rows > LANES;) s->rows /= 2;
-    s->at_b = s->at_a + s->tiles * s->rows * STRIP * 4;
-    s->scratch_end = s->at_b + s->panels * s->rows * s->panel * 4;
+    for (s->rows = SUM_ROWS; s->at_a + s->rows * row + 65536 > end && s->rows > LANES;) s->rows /= 2;
+    s->strip_bytes = s->rows * STRIP * 4 + 64;
+    s->panel_bytes = s->rows * s->panel * 4 + 64;
+    s->at_b = s->at_a + s->tiles * s->strip_bytes;
+    s->scratch_end = s->at_b + s->panels * s->panel_bytes;
     assert(s->scratch_end <= end);
     TileSpec spec = {.vecs = s->vecs, .cols = s->panel, .a_row = 1, .a_k = STRIP, .c_row = s->panel, .b_type = F32,
                      .c_type = F32, .reload = true, .merge = true, .merge_step = s->level};
     int64_t rest = s->M % s->cut.m;
     tile_functions(cg, &s->tile, &spec, "sum", tile_heights(s->cut.m, size.rows) | tile_heights(rest, size.rows));
-    int tail = (int)(s->N % s->panel);
-    if (s->N >= s->panel) s->pack = pack_function(cg, "pack", s->b_type, s->vecs, s->panel, false);
-    if (tail) s->pack_last = pack_function(cg, "pack_last", s->b_type, s->vecs, tail, false);
-    s->strip = strip_function(cg, "strip", s->a_type);
+    s->pack = pack_rows_function(cg, "pack", s->b_type, s->vecs, s->panel_bytes);
+    s->strip = strips_function(cg, "strip", s->a_type, s->strip_bytes);
 }
 
 // What a task computes: rows m0 .. of the result in tiles, panels p0 .. p1-1.
@@ -280,10 +292,10 @@ static LV slot_at(Cg *cg, const Sums *s, LV level, LV t, LV p) {
     return cg_at(cg, F32, bytes_at(cg, cg->scratch, s->at_slots), at);
 }
 static LV strip_at(Cg *cg, const Sums *s, LV t) {
-    return cg_bytes(cg, bytes_at(cg, cg->scratch, s->at_a), cg_muli(cg, t, s->rows * STRIP * 4));
+    return cg_bytes(cg, bytes_at(cg, cg->scratch, s->at_a), cg_muli(cg, t, s->strip_bytes));
 }
 static LV sum_panel_at(Cg *cg, const Sums *s, LV p) {
-    return cg_bytes(cg, bytes_at(cg, cg->scratch, s->at_b), cg_muli(cg, p, s->rows * s->panel * 4));
+    return cg_bytes(cg, bytes_at(cg, cg->scratch, s->at_b), cg_muli(cg, p, s->panel_bytes));
 }
 
 static LV bits_set(Cg *cg, LV x) { return cg_intrinsic(cg, "llvm.ctpop", &cg->i64, 1, &x, 1); }
@@ -294,20 +306,10 @@ static LV trailing_zeros(Cg *cg, LV x) {                       // x is not 0
 
 // Packs n rows for the part; a and b: their first row, a at the part's first column.
 static void pack_sums(Cg *cg, Sums *s, const SumPart *part, LV a, LV b, LV n) {
-    LV whole = cg_min(cg, part->p1, cg_int(cg, s->N / s->panel)), a_step = cg_int(cg, s->a_given ? s->a_given : s->M);
-    for (int last = 0; last < 2; last++) {
-        if (last ? !s->pack_last.fn : !s->pack.fn) continue;
-        CgLoop l;
-        cg_for(cg, &l, last ? cg_max(cg, part->p0, whole) : part->p0, last ? part->p1 : whole, 1);
-        pack_call(cg, last ? &s->pack_last : &s->pack, sum_panel_at(cg, s, cg_sub(cg, l.i, part->p0)),
-                  cg_at(cg, s->b_type, b, cg_muli(cg, l.i, s->panel)), n, cg_int(cg, s->N));
-        cg_end(cg, &l);
-    }
-    CgLoop l;
-    cg_for(cg, &l, cg_int(cg, 0), part->cut.tiles, 1);
-    strip_call(cg, &s->strip, strip_at(cg, s, l.i), cg_at(cg, s->a_type, a, tile_first(cg, &part->cut, l.i)), n, a_step,
-               tile_height(cg, &part->cut, l.i));
-    cg_end(cg, &l);
+    LV col = cg_muli(cg, part->p0, s->panel), end = cg_min(cg, cg_muli(cg, part->p1, s->panel), cg_int(cg, s->N));
+    pack_rows(cg, &s->pack, sum_panel_at(cg, s, cg_int(cg, 0)), cg_at(cg, s->b_type, b, col), n, cg_int(cg, s->N),
+              cg_sub(cg, end, col));
+    pack_strips(cg, &s->strip, strip_at(cg, s, cg_int(cg, 0)), a, n, cg_int(cg, s->a_given ? s->a_given : s->M), &part->cut);
 }
 
 static void begin_tiles(Cg *cg, const SumPart *part, CgLoop *t, CgLoop *p) {

@@ -5,18 +5,19 @@
 #include "codegen/cpu/tile.h"
 
 // ---- y[n, N] = a[n, K] b[K, N] --------------------------------------------------------------------------------
-// B is packed into panels held in scratch while a run of rows passes by; a single tile of rows reads B as it lies.
+// B is packed into panels held in scratch while a run of rows passes by; a short run reads B as it lies.
 typedef struct {
     // given
     DType   a_type, b_type, y_type;
     bool    ta, tb;            // ta: a is stored [K, rows]; tb: b is stored [N, K]
     int64_t K, N;              // K: largest; N is known
     int64_t y_row, a_given;    // elements between rows of y; of a, if they are not its K (0: they are)
-    int64_t min_rows, max_rows;      // of a run; with min_rows above a tile's no way for few rows is emitted
+    int64_t min_rows, max_rows;      // of a run; no way for short runs is emitted if there are none
     unsigned heights;          // tile heights that can occur
     int64_t scratch_used;      // bytes at the start of the scratch that are not ours
     // made by rows_begin
     int     vecs, panel, n_panels, n_whole, tail;        // vectors and columns of a panel, panels, whole ones, columns of the last
+    int64_t direct_rows;       // longest run that reads B as it lies
     int64_t k_block, block;    // k of a panel packed at once, panels packed at once
     bool    copy_a, direct, packed;
     int64_t a_row, a_k, panel_bytes, at_panels;
@@ -54,9 +55,9 @@ typedef struct {
     int     vecs, panel;
     int64_t tiles, panels;                       // most of a task
     int64_t slot, level;                         // floats of a tile, of a level of the stack
-    int64_t at_slots, at_a, at_b;
+    int64_t at_slots, at_a, at_b, strip_bytes, panel_bytes;
     TileSet tile;
-    PackFunction pack, pack_last, strip;
+    PackFunction pack, strip;
 } Sums;
 
 void sums_begin(Cg *cg, Sums *s, int64_t matrices);

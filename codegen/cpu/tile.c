@@ -41,15 +41,19 @@ static LV offset(Cg *cg, LV base, int64_t elements) {
 
 // ---- the tile ---------------------------------------------------------------------------------------------
 
+enum { PREFETCH_ROWS = 12 };
 enum { P_A, P_B, P_K, P_B_K, P_C, P_INIT, P_N_MERGE, P_MERGE, N_PARAMS };
 
-// One step of the chain for all sums.
-static void tile_step(Cg *cg, const TileSpec *s, int height, LV a, int64_t k, LV b, LV *acc) {
+// One step of the chain for all sums.  ahead: bytes from b to what is asked for, or NULL.
+static void tile_step(Cg *cg, const TileSpec *s, int height, LV a, int64_t k, LV b, LV ahead, LV *acc) {
     LV bv[TILE_MAX_VECS];
     for (int v = 0; v < s->vecs; v++) {
         LV mask = s->mask_b ? tile_mask(cg, s->cols - v * LANES) : NULL;
         bv[v] = cg_load_vec(cg, s->b_type, b, cg_int(cg, v * LANES), mask);
     }
+    if (ahead)
+        for (int64_t at = 0; at < (int64_t)s->vecs * LANES * dtype_bytes(s->b_type); at += 64)
+            cg_prefetch(cg, cg_bytes(cg, b, cg_addi(cg, ahead, at)), false, 3);
     for (int i = 0; i < height; i++) {
         LV x = cg_splat(cg, cg_load(cg, cg->f32, offset(cg, a, i * s->a_row + k * s->a_k), 4));
         for (int v = 0; v < s->vecs; v++) acc[i * s->vecs + v] = cg_fma(cg, x, bv[v], acc[i * s->vecs + v]);
@@ -61,6 +65,7 @@ static void tile_chain(Cg *cg, const TileSpec *s, int height, LV fn, LV *acc) {
     int n = height * s->vecs, unroll = n >= 16 ? 2 : 4;
     LV k = LLVMGetParam(fn, P_K), step = cg_mul(cg, LLVMGetParam(fn, P_B_K), cg_int(cg, dtype_bytes(s->b_type)));
     LV most = LLVMBuildAnd(cg->b, k, cg_int(cg, -unroll), "");
+    LV ahead = s->prefetch ? cg_muli(cg, step, PREFETCH_ROWS) : NULL;
     LV carry[CG_MAX_CARRY], lo = cg_int(cg, 0), hi = most;
     for (int i = 0; i < n; i++) carry[i] = acc[i];
     carry[n] = LLVMGetParam(fn, P_A);
@@ -71,7 +76,7 @@ static void tile_chain(Cg *cg, const TileSpec *s, int height, LV fn, LV *acc) {
         for (int i = 0; i < n; i++) acc[i] = l.carry[i];
         LV a = l.carry[n], b = l.carry[n + 1];
         for (int j = 0; j < u; j++) {
-            tile_step(cg, s, height, a, j, b, acc);
+            tile_step(cg, s, height, a, j, b, ahead, acc);
             b = cg_bytes(cg, b, step);
         }
         for (int i = 0; i < n; i++) carry[i] = acc[i];
@@ -224,18 +229,71 @@ void tile_transpose(Cg *cg, LV rows[16]) {
     }
 }
 
-static void begin_pack(Cg *cg, CgFunction *f, PackFunction *p, const char *name) {
-    LT params[4] = {cg->ptr, cg->ptr, cg->i64, cg->i64};
-    cg_function_begin(cg, f, name, cg->void_t, params, 4);
+static void begin_pack(Cg *cg, CgFunction *f, PackFunction *p, const char *name, int n_params) {
+    LT params[8] = {cg->ptr, cg->ptr, cg->i64, cg->i64, cg->i64, cg->i64, cg->i64, cg->i64};
+    cg_function_begin(cg, f, name, cg->void_t, params, n_params);
     tile_noinline(cg, f->fn);
     *p = (PackFunction){f->type, f->fn};
 }
 
-static void end_pack(Cg *cg, CgFunction *f) { cg_function_end(cg, f); }
+static void call_pack(Cg *cg, const PackFunction *f, const LV *args, int n) { cg_call(cg, f->type, f->fn, args, n); }
+
+// A loop over n rows with the address in the source and an address that steps by to_bytes.
+typedef struct { CgLoop l; LV to, from, step; int64_t to_bytes; } RowLoop;
+
+static void begin_rows(Cg *cg, RowLoop *r, LV fn, DType t, int64_t to_bytes) {
+    LV carry[2] = {LLVMGetParam(fn, 0), LLVMGetParam(fn, 1)};
+    r->step = cg_muli(cg, LLVMGetParam(fn, 3), dtype_bytes(t));
+    r->to_bytes = to_bytes;
+    cg_loop_begin(cg, &r->l, cg_int(cg, 0), LLVMGetParam(fn, 2), 1, 2, carry);
+    r->to = r->l.carry[0];
+    r->from = r->l.carry[1];
+}
+static void end_rows(Cg *cg, RowLoop *r) {
+    LV next[2] = {cg_bytes(cg, r->to, cg_int(cg, r->to_bytes)), cg_bytes(cg, r->from, r->step)};
+    cg_loop_end(cg, &r->l, next);
+}
+
+// Row by row, so that memory is read as it lies; rows ahead are asked for, since rows may be pages apart.
+PackFunction pack_rows_function(Cg *cg, const char *name, DType t, int vecs, int64_t panel_bytes) {
+    CgFunction f;
+    PackFunction p;
+    RowLoop row;
+    CgLoop panel;
+    begin_pack(cg, &f, &p, name, 5);
+    int64_t width = vecs * LANES;
+    LV cols = LLVMGetParam(f.fn, 4), whole = cg_addi(cg, cols, 1 - width);
+    begin_rows(cg, &row, f.fn, t, width * 4);
+    cg_loop_begin(cg, &panel, cg_int(cg, 0), whole, width, 1, &row.to);
+    LV from = cg_at(cg, t, row.from, panel.i), to = panel.carry[0];
+    for (int v = 0; v < vecs; v++)
+        cg_store_vec(cg, F32, cg_load_vec(cg, t, from, cg_int(cg, v * LANES), NULL), to, cg_int(cg, v * LANES), NULL);
+    for (int64_t at = 0; at < width * dtype_bytes(t); at += 64)
+        cg_prefetch(cg, cg_bytes(cg, from, cg_addi(cg, cg_muli(cg, row.step, PREFETCH_ROWS), at)), false, 3);
+    LV next = cg_bytes(cg, to, cg_int(cg, panel_bytes));
+    cg_loop_end(cg, &panel, &next);
+    CgIf rest;
+    cg_if(cg, &rest, cg_lt(cg, panel.i, cols));
+    for (int v = 0; v < vecs; v++) {
+        LV at = cg_addi(cg, panel.i, v * LANES), mask = cg_tail_mask(cg, cg_sub(cg, cols, at));
+        cg_store_vec(cg, F32, cg_load_vec(cg, t, row.from, at, mask), panel.carry[0], cg_int(cg, v * LANES), NULL);
+    }
+    cg_endif(cg, &rest);
+    end_rows(cg, &row);
+    cg_function_end(cg, &f);
+    return p;
+}
+
+void pack_rows(Cg *cg, const PackFunction *f, LV panels, LV source, LV n, LV step, LV cols) {
+    call_pack(cg, f, (LV[]){panels, source, n, step, cols}, 5);
+}
 
 // 16 k of each group of 16 columns at a time: loaded along k, transposed, stored along the columns.
-static void pack_transposed(Cg *cg, LV fn, DType t, int vecs, int cols) {
-    LV to = LLVMGetParam(fn, 0), from = LLVMGetParam(fn, 1), k = LLVMGetParam(fn, 2), step = LLVMGetParam(fn, 3);
+PackFunction pack_columns_function(Cg *cg, const char *name, DType t, int vecs, int cols) {
+    CgFunction f;
+    PackFunction p;
+    begin_pack(cg, &f, &p, name, 4);
+    LV to = LLVMGetParam(f.fn, 0), from = LLVMGetParam(f.fn, 1), k = LLVMGetParam(f.fn, 2), step = LLVMGetParam(f.fn, 3);
     LV whole = LLVMBuildAnd(cg->b, k, cg_int(cg, -LANES), "");
     for (int part = 0; part < 2; part++) {                    // whole blocks, then the rest under a mask
         CgLoop l;
@@ -245,8 +303,7 @@ static void pack_transposed(Cg *cg, LV fn, DType t, int vecs, int cols) {
             LV x[LANES];
             for (int j = 0; j < LANES; j++) {
                 int col = v * LANES + j < cols ? v * LANES + j : cols - 1;
-                LV at = cg_at(cg, t, from, cg_muli(cg, step, col));
-                x[j] = cg_load_vec(cg, t, at, l.i, mask);
+                x[j] = cg_load_vec(cg, t, cg_at(cg, t, from, cg_muli(cg, step, col)), l.i, mask);
             }
             tile_transpose(cg, x);
             LV row = cg_at(cg, F32, to, cg_muli(cg, l.i, vecs * LANES));
@@ -255,84 +312,58 @@ static void pack_transposed(Cg *cg, LV fn, DType t, int vecs, int cols) {
         }
         cg_end(cg, &l);
     }
+    cg_function_end(cg, &f);
+    return p;
 }
 
-static void pack_plain(Cg *cg, LV fn, DType t, int vecs, int cols) {
-    LV k = LLVMGetParam(fn, 2), step = cg_muli(cg, LLVMGetParam(fn, 3), dtype_bytes(t));
-    LV carry[2] = {LLVMGetParam(fn, 0), LLVMGetParam(fn, 1)}, lo = cg_int(cg, 0), hi = LLVMBuildAnd(cg->b, k, cg_int(cg, -4), "");
-    for (int unroll = 4; unroll >= 1; unroll -= 3) {
-        CgLoop l;
-        cg_loop_begin(cg, &l, lo, hi, unroll, 2, carry);
-        LV from = l.carry[1];
-        for (int u = 0; u < unroll; u++) {
-            for (int v = 0; v < vecs; v++) {
-                LV x = cols <= v * LANES ? cg_vec(cg, 0)
-                     : cg_load_vec(cg, t, from, cg_int(cg, v * LANES), tile_mask(cg, cols - v * LANES));
-                cg_store_vec(cg, F32, x, l.carry[0], cg_int(cg, (u * vecs + v) * LANES), NULL);
-            }
-            from = cg_bytes(cg, from, step);
-        }
-        carry[0] = offset(cg, l.carry[0], unroll * vecs * LANES);
-        carry[1] = from;
-        cg_loop_end(cg, &l, carry);
-        carry[0] = l.carry[0];
-        carry[1] = l.carry[1];
-        lo = l.i;
-        hi = k;
-    }
+void pack_columns(Cg *cg, const PackFunction *f, LV panel, LV source, LV k, LV step) {
+    call_pack(cg, f, (LV[]){panel, source, k, step}, 4);
 }
 
-PackFunction pack_function(Cg *cg, const char *name, DType t, int vecs, int cols, bool transposed) {
+PackFunction strips_function(Cg *cg, const char *name, DType t, int64_t strip_bytes) {
     CgFunction f;
     PackFunction p;
-    begin_pack(cg, &f, &p, name);
-    (transposed ? pack_transposed : pack_plain)(cg, f.fn, t, vecs, cols);
-    end_pack(cg, &f);
+    RowLoop row;
+    CgLoop tile;
+    begin_pack(cg, &f, &p, name, 7);
+    TileCut cut = {LLVMGetParam(f.fn, 4), LLVMGetParam(f.fn, 5), LLVMGetParam(f.fn, 6)};
+    LV high = cg_tail_mask(cg, cg_addi(cg, cut.base, 1)), low = cg_tail_mask(cg, cut.base);
+    begin_rows(cg, &row, f.fn, t, LANES * 4);
+    LV ahead = cg_muli(cg, row.step, PREFETCH_ROWS), carry[2] = {row.to, row.from};
+    cg_loop_begin(cg, &tile, cg_int(cg, 0), cut.tiles, 1, 2, carry);
+    LV x = cg_load_vec(cg, t, tile.carry[1], cg_int(cg, 0), cg_select(cg, cg_lt(cg, tile.i, cut.extra), high, low));
+    cg_store_vec(cg, F32, x, tile.carry[0], cg_int(cg, 0), NULL);
+    cg_prefetch(cg, cg_bytes(cg, tile.carry[1], ahead), false, 3);
+    LV next[2] = {cg_bytes(cg, tile.carry[0], cg_int(cg, strip_bytes)),
+                  cg_at(cg, t, tile.carry[1], tile_height(cg, &cut, tile.i))};
+    cg_loop_end(cg, &tile, next);
+    end_rows(cg, &row);
+    cg_function_end(cg, &f);
     return p;
+}
+
+void pack_strips(Cg *cg, const PackFunction *f, LV strips, LV source, LV n, LV step, const TileCut *cut) {
+    call_pack(cg, f, (LV[]){strips, source, n, step, cut->tiles, cut->base, cut->extra}, 7);
 }
 
 PackFunction copy_rows_function(Cg *cg, const char *name, DType t, int64_t cols, int64_t to_step) {
     CgFunction f;
     PackFunction p;
-    begin_pack(cg, &f, &p, name);
-    LV to = LLVMGetParam(f.fn, 0), from = LLVMGetParam(f.fn, 1), n = LLVMGetParam(f.fn, 2), step = LLVMGetParam(f.fn, 3);
-    CgLoop row, col;
-    cg_for(cg, &row, cg_int(cg, 0), n, 1);
-    LV to_row = cg_at(cg, F32, to, cg_muli(cg, row.i, to_step)), from_row = cg_at(cg, t, from, cg_mul(cg, row.i, step));
+    RowLoop row;
+    CgLoop col;
+    begin_pack(cg, &f, &p, name, 4);
+    begin_rows(cg, &row, f.fn, t, to_step * 4);
     int64_t whole = cols / LANES * LANES;
     cg_for(cg, &col, cg_int(cg, 0), cg_int(cg, whole), LANES);
-    cg_store_vec(cg, F32, cg_load_vec(cg, t, from_row, col.i, NULL), to_row, col.i, NULL);
+    cg_store_vec(cg, F32, cg_load_vec(cg, t, row.from, col.i, NULL), row.to, col.i, NULL);
     cg_end(cg, &col);
     LV mask = tile_mask(cg, (int)(cols - whole)), at = cg_int(cg, whole);
-    if (whole < cols) cg_store_vec(cg, F32, cg_load_vec(cg, t, from_row, at, mask), to_row, at, mask);
-    cg_end(cg, &row);
-    end_pack(cg, &f);
+    if (whole < cols) cg_store_vec(cg, F32, cg_load_vec(cg, t, row.from, at, mask), row.to, at, mask);
+    end_rows(cg, &row);
+    cg_function_end(cg, &f);
     return p;
 }
 
-PackFunction strip_function(Cg *cg, const char *name, DType t) {
-    CgFunction f;
-    LT params[5] = {cg->ptr, cg->ptr, cg->i64, cg->i64, cg->i64};
-    cg_function_begin(cg, &f, name, cg->void_t, params, 5);
-    tile_noinline(cg, f.fn);
-    LV step = cg_muli(cg, LLVMGetParam(f.fn, 3), dtype_bytes(t)), mask = cg_tail_mask(cg, LLVMGetParam(f.fn, 4));
-    LV carry[2] = {LLVMGetParam(f.fn, 0), LLVMGetParam(f.fn, 1)};
-    CgLoop l;
-    cg_loop_begin(cg, &l, cg_int(cg, 0), LLVMGetParam(f.fn, 2), 1, 2, carry);
-    cg_store_vec(cg, F32, cg_load_vec(cg, t, l.carry[1], cg_int(cg, 0), mask), l.carry[0], cg_int(cg, 0), NULL);
-    carry[0] = offset(cg, l.carry[0], LANES);
-    carry[1] = cg_bytes(cg, l.carry[1], step);
-    cg_loop_end(cg, &l, carry);
-    cg_function_end(cg, &f);
-    return (PackFunction){f.type, f.fn};
-}
-
-void strip_call(Cg *cg, const PackFunction *f, LV strip, LV source, LV k, LV step, LV live) {
-    LV args[5] = {strip, source, k, step, live};
-    cg_call(cg, f->type, f->fn, args, 5);
-}
-
-void pack_call(Cg *cg, const PackFunction *f, LV panel, LV source, LV k, LV step) {
-    LV args[4] = {panel, source, k, step};
-    cg_call(cg, f->type, f->fn, args, 4);
+void copy_rows(Cg *cg, const PackFunction *f, LV to, LV source, LV n, LV step) {
+    call_pack(cg, f, (LV[]){to, source, n, step}, 4);
 }

@@ -24,6 +24,7 @@ typedef struct {
     int64_t c_row;             // elements from a row of C to the next
     DType   b_type, c_type;    // A is f32
     bool    mask_b;            // B is not a panel: loads stay inside cols
+    bool    prefetch;          // B comes from far: rows ahead are asked for
     bool    reload;            // the chain may continue from a tile in memory (init)
     bool    merge;             // after the chain the tiles at merge, merge - merge_step, .. are added (n_merge of them)
     int64_t merge_step;        // elements
@@ -56,17 +57,21 @@ LV       tile_first(Cg *cg, const TileCut *cut, LV tile);     // first row of a 
 unsigned tile_heights(int64_t n, int rows);                   // the heights that occur for n rows
 static inline unsigned tile_all_heights(int rows) { return (2u << rows) - 2; }
 
-// Functions that pack k x cols of B into a panel of vecs * 16 columns; k of the panel rounds up to 16.
-//     f(panel, source, k, step)        source: element (0, 0); step: elements between rows of the source
-// transposed: the source holds columns as rows.  Columns from cols on are copies of live ones or zeros.
+// Functions that pack.  All give f32 and read `source` from its element (0, 0), rows `step` elements apart.
 typedef struct { LT type; LV fn; } PackFunction;
-PackFunction pack_function(Cg *cg, const char *name, DType t, int vecs, int cols, bool transposed);
-void         pack_call(Cg *cg, const PackFunction *f, LV panel, LV source, LV k, LV step);
-// f(to, source, n, step): copies n rows of `cols` elements, `to_step` apart, as f32.
+// panels of vecs * 16 columns, panel_bytes apart, from n rows of `cols` columns.  The last panel may be narrow: what is
+// behind its columns is 0.
+PackFunction pack_rows_function(Cg *cg, const char *name, DType t, int vecs, int64_t panel_bytes);
+void         pack_rows(Cg *cg, const PackFunction *f, LV panels, LV source, LV n, LV step, LV cols);
+// One panel from a source that holds its columns as rows; k rounds up to 16.  Columns from `cols` on repeat the last.
+PackFunction pack_columns_function(Cg *cg, const char *name, DType t, int vecs, int cols);
+void         pack_columns(Cg *cg, const PackFunction *f, LV panel, LV source, LV k, LV step);
+// Strips [n][16], strip_bytes apart, from n rows: strip t has the columns of tile t of the cut, A of a transposed product.
+PackFunction strips_function(Cg *cg, const char *name, DType t, int64_t strip_bytes);
+void         pack_strips(Cg *cg, const PackFunction *f, LV strips, LV source, LV n, LV step, const TileCut *cut);
+// n rows of `cols` elements, to_step apart.
 PackFunction copy_rows_function(Cg *cg, const char *name, DType t, int64_t cols, int64_t to_step);
-// f(strip, source, k, step, live): strip [k][16] of the first `live` of 16 columns, the others 0: A of a transposed product.
-PackFunction strip_function(Cg *cg, const char *name, DType t);
-void         strip_call(Cg *cg, const PackFunction *f, LV strip, LV source, LV k, LV step, LV live);
+void         copy_rows(Cg *cg, const PackFunction *f, LV to, LV source, LV n, LV step);
 
 LV   tile_mask(Cg *cg, int live);                             // constant mask of the first `live` of 16 lanes; NULL: all
 void tile_transpose(Cg *cg, LV rows[16]);                     // 16 vectors as a 16 x 16 block
