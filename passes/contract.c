@@ -9,6 +9,8 @@
 //
 // The product must have no other reader and the type of the result.  Of two products the first is taken.  Bodies of
 // regions are rewritten likewise: a node means the same inside and outside.
+//
+// Gradients are done by now, so stop_gradient is its operand.
 #include "passes/util.h"
 
 static bool is_product_for(const Node *n, int i) {
@@ -34,6 +36,7 @@ static int contract(Graph *g) {
         if (n->attr.body) n_made += contract(n->attr.body);
         for (int i = 0; i < n->n_in; i++)
             if (n->in[i]->mark) replace_operand(n, i, n->in[i]->mark);
+        if (n->op == OP_STOP_GRADIENT) n->out[0].mark = n->in[0];
         if (n->op != OP_ADD && n->op != OP_SUB) continue;
         Builder b = builder_before(g, n);
         Value *v = contracted(&b, n);
@@ -44,7 +47,7 @@ static int contract(Graph *g) {
         n_made++;
     }
     for_each_node_reverse(g, n)
-        if (n->op == OP_ADD || n->op == OP_SUB || n->op == OP_MUL)
+        if (n->op == OP_ADD || n->op == OP_SUB || n->op == OP_MUL || n->op == OP_STOP_GRADIENT)
             if (!n->out[0].n_uses) graph_remove(n);
     marks_clear(g);
     return n_made;
