@@ -1,10 +1,8 @@
 // The main program of an executable built ahead of time: the plan and its kernels are linked in.
-#include <errno.h>
 #include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "runtime/checkpoint.h"
 #include "runtime/eval.h"
