@@ -11,6 +11,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "runtime/checkpoint.h"
@@ -26,7 +27,22 @@
 
 // The only way a signal can be told: set by the handler, read between steps.
 static volatile sig_atomic_t stop_signal;
-static void on_signal(int signal) { stop_signal = signal; }
+static volatile sig_atomic_t stop_alarm;       // seconds on the monotonic clock when it came, cut to an int
+
+// Supervisors signal the process and its group, so the same signal may come twice at once: only one that comes over
+// two seconds after the first ends the run without saving.
+static void on_signal(int signal_number) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    int now = (int)(t.tv_sec & 0x3fffffff);
+    if (stop_signal && now > stop_alarm + 2) {
+        signal(signal_number, SIG_DFL);
+        raise(signal_number);
+        return;
+    }
+    if (!stop_signal) stop_alarm = now;
+    stop_signal = signal_number;
+}
 
 typedef struct {
     const RtTrainOpts *o;
@@ -201,7 +217,7 @@ static void say_start(Run *r) {
 
 static void catch_signals(Run *r) {
     stop_signal = 0;
-    struct sigaction a = {.sa_handler = on_signal, .sa_flags = SA_RESTART | (int)SA_RESETHAND};    // a second one ends at once
+    struct sigaction a = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
     sigemptyset(&a.sa_mask);
     sigaction(SIGINT, &a, &r->old_int);
     sigaction(SIGTERM, &a, &r->old_term);
