@@ -5,16 +5,17 @@
 //                              %dy = const 1, per leaf
 //                              %dx = <gradient rule of f>(%dy)
 //
-// Gradients are sums over leaves: each leaf's loss is seeded with its weight, and dividing by the number of leaves
-// (or of labels) happens once, in the optimizer.  A loss without the leaf axis is the same for all leaves of the
-// pass, so it is seeded with weight * leaves.
+// Gradients are sums over leaves: each leaf's loss is seeded with its weight, and dividing by the number of
+// leaves (or of labels) happens once, in the optimizer.  A loss without the leaf axis is the same for all
+// leaves of the pass, so it is seeded with weight * leaves.
 //
-// One sweep forward finds which values depend on a parameter through differentiable ops, so nothing is built that
-// nobody wants.  One sweep backward calls the gradient rule of each node that some gradient reaches.  A value with
-// several readers gets the left fold of their gradients in reverse list order; that fixes how sums associate.
+// One sweep forward finds which values depend on a parameter through differentiable ops, so nothing is built
+// that nobody wants.  One sweep backward calls the gradient rule of each node that some gradient reaches.  A
+// value with several readers gets the left fold of their gradients in reverse list order; that fixes how sums
+// associate.
 //
-// A region (a gate) is differentiated through copies of its nodes, placed behind it: what it yields is then read from
-// it, what it doesn't (a softmax of logits) stays a copy, recomputed for the gradient.
+// A region (a gate) is differentiated through copies of its nodes, placed behind it: what it yields is then
+// read from it, what it doesn't (a softmax of logits) stays a copy, recomputed for the gradient.
 //
 // It names no op but the losses where it starts, the parameters where it ends, and what it builds there.
 #include <assert.h>
@@ -85,7 +86,8 @@ static Value *is_running(Autodiff *ad, double until) {
     Node *rng = find_input(ad->g, "rng");
     if (!rng) {
         Builder first = builder_before(ad->g, ad->g->first);
-        rng = build(&first, OP_INPUT, INS(NULL), .name = intern("rng"), .dtype = I32, .dims = {1, {dim_n(4)}});
+        rng =
+            build(&first, OP_INPUT, INS(NULL), .name = intern("rng"), .dtype = I32, .dims = {1, {dim_n(4)}});
     }
     Value *step = make(b, OP_SLICE, INS(&rng->out[0]), .axis = 0, .begin = 2, .end = 3);
     Value *runs = build_binary(b, OP_LT, build_reshape(b, step, &(Dims){0}), build_const(b, until, I32));
@@ -178,7 +180,7 @@ static void close_regions(Autodiff *ad, const YieldedList *yielded, const Extent
 
 static void leave(Autodiff *ad, const Node *param) {
     Value *d = ad->grad[param->out[0].id];
-    Builder b = builder_after(ad->g, d->node);      // as early as possible: the gradient's memory is free then
+    Builder b = builder_after(ad->g, d->node); // as early as possible: the gradient's memory is free then
     b.at = param->at;
     b.path = param->path;
     b.backward = true;
@@ -214,9 +216,10 @@ static bool step_back(Autodiff *ad, const Node *n) {
     }
     if (!is_wanted) return true;
     if (has_no_gradient(n->op)) {
-        diag_error(ad->cx->diag, n->at, "%s can't be differentiated, but a parameter's gradient flows through it",
-                   info->name);
-        diag_note(ad->cx->diag, n->at, "stop_gradient(..) of its operand or its result says that it is meant as a constant");
+        diag_error(ad->cx->diag, n->at,
+                   "%s can't be differentiated, but a parameter's gradient flows through it", info->name);
+        diag_note(ad->cx->diag, n->at,
+                  "stop_gradient(..) of its operand or its result says that it is meant as a constant");
         return false;
     }
     ad->b.at = n->at;
@@ -255,7 +258,8 @@ bool pass_autodiff(Graph *g, PassCtx *cx) {
             if (ad.grad[n->out[0].id])
                 leave(&ad, n);
             else
-                diag_warning(cx->diag, n->at, "parameter %s gets no gradient: no loss depends on it", n->attr.name);
+                diag_warning(cx->diag, n->at, "parameter %s gets no gradient: no loss depends on it",
+                             n->attr.name);
         } else if (!step_back(&ad, n)) {
             return true;
         }

@@ -1,5 +1,5 @@
-// A product that is only added becomes one fma: one rounding instead of two, decided here once and for all, so that
-// neither fusion nor a target changes a bit afterwards.
+// A product that is only added becomes one fma: one rounding instead of two, decided here once and for all,
+// so that neither fusion nor a target changes a bit afterwards.
 //
 //     %m = mul %a, %b                                 %m = mul %a, %b
 //     %y = add %m, %c   =>  %y = fma %a, %b, %c       %y = sub %c, %m   =>  %n = neg %a
@@ -7,15 +7,16 @@
 //     %y = sub %m, %c   =>  %n = neg %c
 //                           %y = fma %a, %b, %n
 //
-// The product must have no other reader and the type of the result.  Of two products the first is taken.  Bodies of
-// regions are rewritten likewise: a node means the same inside and outside.
+// The product must have no other reader and the type of the result.  Of two products the first is taken.
+// Bodies of regions are rewritten likewise: a node means the same inside and outside.
 //
 // Gradients are done by now, so stop_gradient is its operand.
 #include "passes/util.h"
 
 static bool is_product_for(const Node *n, int i) {
     const Value *m = n->in[i];
-    return m->node->op == OP_MUL && m->n_uses == 1 && type_eq(&m->type, &n->out[0].type) && dtype_is_float(m->type.dtype);
+    return m->node->op == OP_MUL && m->n_uses == 1 && type_eq(&m->type, &n->out[0].type) &&
+           dtype_is_float(m->type.dtype);
 }
 
 static Value *contracted(Builder *b, const Node *n) {

@@ -1,12 +1,12 @@
 // Constant folding, and tables of functions of the positions.
 //
-// What follows from constants alone is evaluated in double through the whole chain that leads to it and rounded once,
-// so cos and sin of rotary angles are the best f32 there is.
+// What follows from constants alone is evaluated in double through the whole chain that leads to it and
+// rounded once, so cos and sin of rotary angles are the best f32 there is.
 //
 //     %p = iota {axis = 1}        %a = mul (cast %p), %freqs       %c = cos %a     =>     %c = const data
 //
-// At inference positions are an input, in 0 .. context-1.  The chain is then evaluated for all of them, and rows of
-// the table are gathered: the same bits as in training, and no trigonometry at run time.
+// At inference positions are an input, in 0 .. context-1.  The chain is then evaluated for all of them, and
+// rows of the table are gathered: the same bits as in training, and no trigonometry at run time.
 //
 //     %p = input {name = "positions"} : i32[S]                  %t = const data : f32[4096,16]
 //     %a = mul (reshape (cast %p)), %freqs : f32[1,S,1,16]  =>  %g = gather_rows %t, %p : f32[S,16]
@@ -64,7 +64,8 @@ static Value *rounded(Builder *b, Arena *scratch, const Tensor *t) {
 static bool is_storable(const Type *t) {
     for (int i = 0; i < t->ndim; i++)
         if (t->dim[i].sym) return false;
-    return (t->dtype == F32 || t->dtype == I32 || t->dtype == BOOL) && type_bound_elements(t) <= MOST_ELEMENTS;
+    return (t->dtype == F32 || t->dtype == I32 || t->dtype == BOOL) &&
+           type_bound_elements(t) <= MOST_ELEMENTS;
 }
 
 // ---- constants ----
@@ -79,7 +80,8 @@ static bool is_expansion(const Node *n) {
 
 static bool is_constant(const Node *n) {
     if (is_source_constant(n)) return is_storable(&n->out[0].type);
-    if (!op_is(n->op, PURE) || !op_info[n->op].ref || !n->n_in || n->attr.body || is_expansion(n)) return false;
+    if (!op_is(n->op, PURE) || !op_info[n->op].ref || !n->n_in || n->attr.body || is_expansion(n))
+        return false;
     for (int i = 0; i < n->n_in; i++)
         if (!(n->in[i]->node->flags & IN_CHAIN)) return false;
     for (int i = 0; i < n->n_out; i++)
@@ -90,7 +92,8 @@ static bool is_constant(const Node *n) {
 // Broadcasts and reshapes of one number are the normal form already.
 static bool is_normal(const Node *n) {
     double number;
-    return n->n_out == 1 && (n->op == OP_BROADCAST || n->op == OP_RESHAPE) && value_is_number(&n->out[0], &number);
+    return n->n_out == 1 && (n->op == OP_BROADCAST || n->op == OP_RESHAPE) &&
+           value_is_number(&n->out[0], &number);
 }
 
 // Replaces the results of n, in the chain.  False if it can't be evaluated.
@@ -218,13 +221,15 @@ bool tabulate_positions(Graph *g, PassCtx *cx) {
         if (n->op == OP_INPUT && !strcmp(n->attr.name, "positions")) positions = n;
     for (int i = 0; i < g->n_syms; i++)
         if (g->sym[i]->kind == SYM_PLAIN && g->sym[i]->bound > context) context = g->sym[i]->bound;
-    if (!positions || g->leaf || positions->out[0].type.ndim != 1 || !positions->out[0].type.dim[0].sym) return false;
+    if (!positions || g->leaf || positions->out[0].type.ndim != 1 || !positions->out[0].type.dim[0].sym)
+        return false;
     Sym *s = positions->out[0].type.dim[0].sym;
 
     for_each_node(g, n) {
         n->flags = 0;
         const Node *varying = NULL;            // an operand that depends on positions
-        bool is_chain = n == positions || is_constant(n) || (op_is(n->op, PURE) && n->n_in && n->n_out == 1 && keeps_positions(n));
+        bool is_chain = n == positions || is_constant(n) ||
+                        (op_is(n->op, PURE) && n->n_in && n->n_out == 1 && keeps_positions(n));
         for (int i = 0; i < n->n_in; i++) {
             is_chain &= (n->in[i]->node->flags & IN_CHAIN) != 0;
             if (n->in[i]->node->flags & VARIES) varying = n->in[i]->node;

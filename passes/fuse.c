@@ -8,14 +8,16 @@
 //     %h = mul %n, %g                              yield %6
 //                                                }
 //
-// A body has one iteration space: rows (all axes but the last) times C columns.  What it may hold stands in README.md,
-// the contract with the code generators.  Inside, each node is the node it was, so a body computes the same bits.
+// A body has one iteration space: rows (all axes but the last) times C columns.  What it may hold stands in
+// README.md, the contract with the code generators.  Inside, each node is the node it was, so a body computes
+// the same bits.
 //
-// Greedy: edges between fusible nodes in order of bytes saved (a value with one reader is neither written nor read,
-// another one is read once less), ties by list position.  An edge joins its two groups if they have the same space,
-// if no path leaves the union and comes back, and if the union stays small: operands, results, and the values alive
-// at once by the body's own order.  Then siblings: groups of one space that read the same value, with no path between
-// them.  Forward and backward nodes never meet: there is always a path through the losses.
+// Greedy: edges between fusible nodes in order of bytes saved (a value with one reader is neither written nor
+// read, another one is read once less), ties by list position.  An edge joins its two groups if they have the
+// same space, if no path leaves the union and comes back, and if the union stays small: operands, results,
+// and the values alive at once by the body's own order.  Then siblings: groups of one space that read the
+// same value, with no path between them.  Forward and backward nodes never meet: there is always a path
+// through the losses.
 #include <stdlib.h>
 #include <string.h>
 #include "passes/util.h"
@@ -36,7 +38,7 @@ typedef struct {
     Node   **node;          // by id
     int      n_nodes;
     Group  **group;         // by node id; NULL: not fusible
-    int     *first_reader, *reader;    // CSR: readers of node i are reader[first_reader[i] .. first_reader[i+1])
+    int *first_reader, *reader; // CSR: readers of node i are reader[first_reader[i] .. first_reader[i+1])
     int     *reach;         // [position] the last member of any group that has members on both sides of it
     int     *stamp, now;    // visited marks of searches
     int     *stack;
@@ -58,15 +60,19 @@ static bool is_row_reduction(const Node *n) {
 }
 
 // A slice of columns is a load at an offset: of operands only.
-static bool is_column_slice(const Node *n) { return n->op == OP_SLICE && is_last_axis(n->in[0], n->attr.axis); }
+static bool is_column_slice(const Node *n) {
+    return n->op == OP_SLICE && is_last_axis(n->in[0], n->attr.axis);
+}
 
-static bool is_column_concat(const Node *n) { return n->op == OP_CONCAT && is_last_axis(n->in[0], n->attr.axis) && n->n_in <= MOST_PARTS; }
+static bool is_column_concat(const Node *n) {
+    return n->op == OP_CONCAT && is_last_axis(n->in[0], n->attr.axis) && n->n_in <= MOST_PARTS;
+}
 
 // The iteration space of a node alone; false if it can't be in a body.
 static bool space_of(const Node *n, Type *space) {
     if (n->n_out != 1 || n->attr.body) return false;
-    bool fits = (op_is(n->op, ELEMENTWISE) && !op_is(n->op, VIEW)) || n->op == OP_BROADCAST || is_column_slice(n) || is_column_concat(n)
-             || (n->n_in && is_row_reduction(n));
+    bool fits = (op_is(n->op, ELEMENTWISE) && !op_is(n->op, VIEW)) || n->op == OP_BROADCAST ||
+                is_column_slice(n) || is_column_concat(n) || (n->n_in && is_row_reduction(n));
     if (!fits) return false;
     *space = n->out[0].type;
     if (n->n_in && is_row_reduction(n)) *space = n->in[0]->type;
@@ -84,7 +90,8 @@ static bool spaces_meet(const Type *x, const Type *y, bool any_columns, Type *bo
     for (int i = 0; i < last; i++)
         if (!dim_eq(x->dim[i], y->dim[i])) return false;
     if (y->dim[last].n > x->dim[last].n) both->dim[last] = y->dim[last];
-    return any_columns || dim_is_1(x->dim[last]) || dim_is_1(y->dim[last]) || dim_eq(x->dim[last], y->dim[last]);
+    return any_columns || dim_is_1(x->dim[last]) || dim_is_1(y->dim[last]) ||
+           dim_eq(x->dim[last], y->dim[last]);
 }
 
 // ---- legality ----
@@ -187,7 +194,8 @@ static bool slices_member(Fuse *f, const Group *x, const Group *y) {
 static bool join(Fuse *f, Group *x, Group *y) {
     Type space;
     bool joins_columns = x->joins_columns || y->joins_columns;
-    if (x == y || x->n + y->n > MOST_NODES || !spaces_meet(&x->space, &y->space, joins_columns, &space)) return false;
+    if (x == y || x->n + y->n > MOST_NODES || !spaces_meet(&x->space, &y->space, joins_columns, &space))
+        return false;
     if (f->node[x->member[0]]->backward != f->node[y->member[0]]->backward) return false;
     bool reduces = x->reduces || y->reduces;
     if (reduces && type_cols(&space) > MOST_REDUCED_COLUMNS) return false;
@@ -244,7 +252,8 @@ static void join_along_edges(Fuse *f) {
             const Value *v = n->in[i];
             if (!f->group[v->node->id]) continue;
             int64_t bytes = type_bytes(&v->type);
-            vec_push(f->cx->scratch, &edges, ((Edge){v->n_uses == 1 ? 2 * bytes : bytes, v->node->id, n->id}));
+            vec_push(f->cx->scratch, &edges,
+                     ((Edge){v->n_uses == 1 ? 2 * bytes : bytes, v->node->id, n->id}));
         }
     }
     qsort(edges.at, (size_t)edges.n, sizeof *edges.at, by_saving);
@@ -267,7 +276,8 @@ static void join_siblings(Fuse *f) {
                 bool is_large = false;      // the value covers the space; a weight or a scalar doesn't count
                 for (int i = 0; i < n->n_out; i++) {
                     Type both;
-                    is_large |= spaces_meet(&n->out[i].type, &x->space, false, &both) && type_bound_elements(&n->out[i].type) > 1;
+                    is_large |= spaces_meet(&n->out[i].type, &x->space, false, &both) &&
+                                type_bound_elements(&n->out[i].type) > 1;
                 }
                 if (!is_large || reads_group(f, x, y) || reads_group(f, y, x)) continue;
                 join(f, x, y);
@@ -327,8 +337,8 @@ static Node *build_body(Fuse *f, const Group *group) {
     return fused;
 }
 
-// Writes the list anew: nodes at the end of the list in an order in which operands come first; a group where its last
-// member stood, or where its first reader needs it.
+// Writes the list anew: nodes at the end of the list in an order in which operands come first; a group where
+// its last member stood, or where its first reader needs it.
 static void emit(Fuse *f, int id, bool *is_done) {
     if (is_done[id]) return;
     const Group *group = f->group[id];
@@ -362,7 +372,8 @@ static void write_list(Fuse *f) {
     for (int id = f->n_nodes - 1; id >= 0; id--)
         if (f->group[id] && f->group[id]->n > 1) graph_remove(f->node[id]);
     for (int i = 0; i < f->g->n_syms; i++)
-        if (f->g->sym[i]->extent && f->g->sym[i]->extent->mark) f->g->sym[i]->extent = f->g->sym[i]->extent->mark;
+        if (f->g->sym[i]->extent && f->g->sym[i]->extent->mark)
+            f->g->sym[i]->extent = f->g->sym[i]->extent->mark;
     marks_clear(f->g);
     for_each_node_reverse(f->g, n)          // scalars that only bodies read now
         if (n->op == OP_CONST && !n->out[0].n_uses) {

@@ -7,22 +7,27 @@
 //     %c     = count %e {experts = 8}                       yield ..
 //     %off, %row, %slot = route %e                        }
 //
-// There is no list of known routers.  Anchor is a route.  A node is row-local if row t of its result depends only on
-// row t of operands that have the route's rows (its tokens); column ops are sums over tokens, count, queue and route.
+// There is no list of known routers.  Anchor is a route.  A node is row-local if row t of its result depends
+// only on row t of operands that have the route's rows (its tokens); column ops are sums over tokens, count,
+// queue and route.
 //   1. up: from the route's operand collect row-local nodes and queues, stopping at everything else
-//   2. down and sideways, until nothing changes: row-local nodes and column ops all of whose token operands are in the
-//      region or read by it: weights after the drop, statistics, z-loss rows
+//   2. down and sideways, until nothing changes: row-local nodes and column ops all of whose token operands
+//      are in the region or read by it: weights after the drop, statistics, z-loss rows
 //   3. convexity: nodes that depend on the region through a node outside leave it
-// Fused equals unfused: members are the same nodes with the same types and orders of sums, moved.  Effects, scalars
-// of losses and everything after a sum over tokens stay outside.
+// Fused equals unfused: members are the same nodes with the same types and orders of sums, moved.  Effects,
+// scalars of losses and everything after a sum over tokens stay outside.
 //
-// The body yields what is read outside, always the route's results, and in a graph with losses those of its topks,
-// softmaxes and sums: their gradients read them, and choosing again or summing again would cost more.
+// The body yields what is read outside, always the route's results, and in a graph with losses those of its
+// topks, softmaxes and sums: their gradients read them, and choosing again or summing again would cost more.
 #include <string.h>
 #include "passes/util.h"
 
 enum { MOST_COLUMNS = 4096, MOST_NODES = 512 };
-enum { INSIDE = 1, READ = 2, TAINTED = 4 };        // Node.flags: in the region; its result is read there; depends on it from outside
+enum {
+    INSIDE = 1,
+    READ = 2,
+    TAINTED = 4
+}; // Node.flags: in the region; its result is read there; depends on it from outside
 
 typedef struct {
     Graph *g;
@@ -44,7 +49,9 @@ static int token_axes(const Region *r, const Type *t) {
         have *= t->dim[i].n;
         if (t->dim[i].sym && sym) return -1;
         if (t->dim[i].sym) sym = t->dim[i].sym;
-        if (have == want && sym == want_sym && (i + 1 == t->ndim || !dim_is_1(t->dim[i + 1]) || i + 1 >= r->tokens.ndim)) return i + 1;
+        if (have == want && sym == want_sym &&
+            (i + 1 == t->ndim || !dim_is_1(t->dim[i + 1]) || i + 1 >= r->tokens.ndim))
+            return i + 1;
         if (have > want) return -1;
     }
     return -1;
@@ -271,8 +278,8 @@ static void build_gate(Region *r, PassCtx *cx) {
     }
     rows->extent = extent;
     marks_clear(g);
-    TRACE(cx, "fuse-gating: %s: %d nodes, %d inputs, %d results\n", gate->path ? gate->path : "", n_members, gate->n_in,
-          gate->n_out);
+    TRACE(cx, "fuse-gating: %s: %d nodes, %d inputs, %d results\n", gate->path ? gate->path : "", n_members,
+          gate->n_in, gate->n_out);
 }
 
 bool pass_fuse_gating(Graph *g, PassCtx *cx) {
@@ -293,7 +300,8 @@ bool pass_fuse_gating(Graph *g, PassCtx *cx) {
         int n_members = 0;
         for_each_node(g, n) n_members += (n->flags & INSIDE) != 0;
         if (!(r.route->flags & INSIDE) || n_members < 2 || n_members > MOST_NODES) {
-            TRACE(cx, "fuse-gating: %s stays as it is: a region of %d nodes\n", r.route->path ? r.route->path : "", n_members);
+            TRACE(cx, "fuse-gating: %s stays as it is: a region of %d nodes\n",
+                  r.route->path ? r.route->path : "", n_members);
             continue;
         }
         build_gate(&r, cx);

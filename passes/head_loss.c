@@ -5,8 +5,8 @@
 //     %t = take %z, %y : f32[L,512,1]                 =>
 //     %n = sub %l, %t : f32[L,512,1]
 //
-// Only where the logits and both rows of numbers have no other reader: a graph that returns its logits keeps them.
-// Labels below 0 give 0 here and logsumexp there; whoever has such labels masks them anyway.
+// Only where the logits and both rows of numbers have no other reader: a graph that returns its logits keeps
+// them. Labels below 0 give 0 here and logsumexp there; whoever has such labels masks them anyway.
 #include "passes/simplify.h"
 
 // What v is before reshapes and a widening cast, each with a single reader.
@@ -16,7 +16,9 @@ static Value *before_views(Value *v) {
     return v;
 }
 
-static bool keeps_last_axis(const Value *x, const Value *y) { return type_cols(&x->type) == type_cols(&y->type); }
+static bool keeps_last_axis(const Value *x, const Value *y) {
+    return type_cols(&x->type) == type_cols(&y->type);
+}
 
 // The head_loss's nll in the shape of n, or NULL.
 static Value *head_loss(Graph *g, Node *n) {
@@ -30,7 +32,9 @@ static Value *head_loss(Graph *g, Node *n) {
     Value *logits = z;
     if (z->node->op == OP_RESHAPE || z->node->op == OP_CAST) logits = before_views(z->node->in[0]);
     Node *m = logits->node;
-    if (m->op != OP_MATMUL || m->attr.ta || !m->attr.tb || m->in[1]->type.ndim != 2 || !keeps_last_axis(z, logits)) return NULL;
+    if (m->op != OP_MATMUL || m->attr.ta || !m->attr.tb || m->in[1]->type.ndim != 2 ||
+        !keeps_last_axis(z, logits))
+        return NULL;
     if (m != z->node && logits->n_uses != 1) return NULL;
 
     Builder b = builder_before(g, n);

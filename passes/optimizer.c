@@ -6,17 +6,19 @@
 //                                               update .. {name = "w"}   update .. {name = "adam.m/w"}   ..
 //     accumulate %c {name = "sum/0"}            update f(state "grad/sum/0") {name = "bias"}
 //
-// What the pass accumulates under NAME is read here as the state grad/NAME: the sum over the leaves of all passes
-// of the step.  Inputs the host writes before @update, all f32[]:
-//   lr           the schedule's rate of this step          grad_scale   1 / leaves of the step (average = "token":
-//   bias1 bias2  1 - beta1^step, 1 - beta2^step                         1 / labels of the step)
+// What the pass accumulates under NAME is read here as the state grad/NAME: the sum over the leaves of all
+// passes of the step.  Inputs the host writes before @update, all f32[]:
+//   lr            the schedule's rate of this step
+//   grad_scale    1 / leaves of the step; average = "token": 1 / labels of the step
+//   bias1 bias2   1 - beta1^step, 1 - beta2^step
 // Metrics: grad_norm (before clipping), finite (1 or 0).
 //
-// A step whose norm isn't finite changes no parameter and no moment: every new value is select(finite, new, old).
+// A step whose norm isn't finite changes no parameter and no moment: every new value is select(finite, new,
+// old).
 //
-// An update of the text (`update bias = bias + u*sign(..)`) may read values of the pass, but only sums over all
-// leaves: its expression is cut where the leaf axis ends.  The cut values are accumulated in the pass, the rest of
-// the expression is copied here.
+// An update of the text (`update bias = bias + u*sign(..)`) may read values of the pass, but only sums over
+// all leaves: its expression is cut where the leaf axis ends.  The cut values are accumulated in the pass,
+// the rest of the expression is copied here.
 #include <float.h>
 #include <string.h>
 #include "passes/util.h"
@@ -110,8 +112,10 @@ static Value *moved(Optimizer *o, Value *v);
 static Value *cut(Optimizer *o, Value *v) {
     const Node *n = v->node;
     if (n->op == OP_REDUCE_MAX && o->cx->train->waves > 1) {
-        diag_error(o->cx->diag, n->at, "an update reads a maximum over the step, which is known only in one pass, "
-                   "but a step has %ld passes", (long)o->cx->train->waves);
+        diag_error(o->cx->diag, n->at,
+                   "an update reads a maximum over the step, which is known only in one pass, "
+                   "but a step has %ld passes",
+                   (long)o->cx->train->waves);
         return NULL;
     }
     const char *name = intern(arena_printf(o->cx->scratch, "sum/%d", o->n_sums++));
@@ -129,7 +133,8 @@ static Value *moved(Optimizer *o, Value *v) {
     for (int i = 0; i < n->n_in; i++) is_cut |= depends_on_leaves(n->in[i]) && !depends_on_leaves(v);
     if (is_cut) return v->mark = cut(o, v);
     if (depends_on_leaves(v) || !op_is(n->op, PURE)) {
-        diag_error(o->cx->diag, n->at, "an update reads a value of single micro-batches; step_sum(..), step_mean(..) or "
+        diag_error(o->cx->diag, n->at,
+                   "an update reads a value of single micro-batches; step_sum(..), step_mean(..) or "
                    "step_max(..) of it is one value for the step");
         return NULL;
     }
@@ -161,7 +166,8 @@ static void move_updates(Optimizer *o) {
 bool pass_optimizer(Graph *g, PassCtx *cx) {
     const TrainOpts *t = cx->train;
     if (!t || !cx->update || t->return_grads) return false;
-    bool known = !strcmp(t->optimizer, "adamw") || !strcmp(t->optimizer, "adam") || !strcmp(t->optimizer, "sgd");
+    bool known =
+        !strcmp(t->optimizer, "adamw") || !strcmp(t->optimizer, "adam") || !strcmp(t->optimizer, "sgd");
     if (!known) {
         diag_error(cx->diag, (Span){0}, "train.optimizer is %s; there are adamw, adam and sgd", t->optimizer);
         return false;
@@ -186,7 +192,7 @@ bool pass_optimizer(Graph *g, PassCtx *cx) {
         if (n->op != OP_PARAM || !map_get(&accumulated, n->attr.name)) continue;
         o.b.at = n->at;
         o.b.path = n->path;
-        Value *gradient = state(&o, "grad", n);       // unscaled: nothing of its size is made but the new contents
+        Value *gradient = state(&o, "grad", n); // unscaled: nothing of its size is made but the new contents
         Value *squares = sum_of_squares(&o, gradient);
         total = total ? add(&o, total, squares) : squares;
         vec_push(cx->scratch, &trained, ((Trained){n, gradient}));
@@ -200,7 +206,8 @@ bool pass_optimizer(Graph *g, PassCtx *cx) {
     build(&o.b, OP_METRIC, INS(build_cast(&o.b, o.finite, F32)), .name = intern("finite"));
     Value *factor = o.scale;
     if (t->clip > 0) {
-        Value *room = quotient(&o, build_const(&o.b, t->clip, F32), add(&o, norm, build_const(&o.b, 1e-6, F32)));
+        Value *room =
+            quotient(&o, build_const(&o.b, t->clip, F32), add(&o, norm, build_const(&o.b, 1e-6, F32)));
         factor = mul(&o, factor, build_binary(&o.b, OP_MIN, build_const(&o.b, 1, F32), room));
     }
     for (int i = 0; i < trained.n; i++) {
@@ -209,7 +216,8 @@ bool pass_optimizer(Graph *g, PassCtx *cx) {
         update_parameter(&o, trained.at[i].param, mul(&o, trained.at[i].gradient, factor));
     }
     move_updates(&o);
-    TRACE(cx, "optimizer: %d parameters, %d nodes, %d sums of the pass\n", trained.n, o.update->n_nodes, o.n_sums);
+    TRACE(cx, "optimizer: %d parameters, %d nodes, %d sums of the pass\n", trained.n, o.update->n_nodes,
+          o.n_sums);
     *cx->update = o.update;
     return true;
 }

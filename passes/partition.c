@@ -1,5 +1,5 @@
-// Each rank's program.  One rank holds all leaves, all experts and all parameters, so its program is the graph as it
-// is, and every value is where it is needed.
+// Each rank's program.  One rank holds all leaves, all experts and all parameters, so its program is the
+// graph as it is, and every value is where it is needed.
 #include "passes/pass.h"
 
 bool pass_partition(Graph *g, PassCtx *cx) {

@@ -1,4 +1,4 @@
-// What a pass is.  The list: passes.def; the order and its reasons: pipeline.c; who runs and watches them: runner.c.
+// What a pass is.  The list: passes.def; the order and its reasons: pipeline.c; who runs them: runner.c.
 #ifndef PASSES_PASS_H
 #define PASSES_PASS_H
 #include "ir/build.h"
@@ -22,7 +22,7 @@ typedef struct {
     double lr_expert;
     bool   average_token;                    // train.average = "token"
     int64_t waves;                           // passes of a step (gradient accumulation)
-    bool   return_grads;                     // @pass returns "grad.NAME" instead of accumulating (moec verify)
+    bool   return_grads;                     // @pass returns "grad.NAME" and accumulates nothing (verify)
 } TrainOpts;
 
 typedef struct {
@@ -35,7 +35,7 @@ typedef struct {
     Graph **update;
 } PassCtx;
 
-// Rewrites g in place.  True if it changed anything.  After an error was reported to cx->diag the runner stops.
+// Rewrites g in place.  True if it changed anything.  After an error in cx->diag the runner stops.
 typedef bool PassFn(Graph *g, PassCtx *cx);
 
 typedef struct {
@@ -70,7 +70,7 @@ typedef struct {
     void *self;
 } RunOpts;
 
-// Runs the pipeline on *g (which MOE_DEBUG=roundtrip may replace by its re-parsed equal).  false after diag_error.
+// Runs the pipeline on *g, which MOE_DEBUG=roundtrip may replace by its re-parsed equal.  false: errors.
 // MOE_DEBUG=semantics: evaluates before and after on random inputs and compares (bitwise from `contract` on).
 bool passes_run(Graph **g, const char *const *pipeline, PassCtx *cx, const RunOpts *opts);
 

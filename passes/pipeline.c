@@ -9,26 +9,27 @@ const PassInfo pass_info[] = {
 };
 const int n_passes = (int)(sizeof pass_info / sizeof *pass_info);
 
-// simplify runs a second time after autodiff: gradient rules write the general case (sums over nothing, products
-// with 1) and repeat forward work that is there already.
-const char *const pipeline_train[] = {"simplify", "fuse-gating", "precision", "autodiff", "optimizer", "simplify",
-                                      "contract", "partition", "recompute", "fuse", "layout", "schedule-a2a",
-                                      "plan-memory", NULL};
-const char *const pipeline_update[] = {"simplify", "contract", "partition", "fuse", "layout", "schedule-a2a",
-                                       "plan-memory", NULL};
-const char *const pipeline_forward[] = {"simplify", "fuse-gating", "precision", "contract", "partition", "fuse",
-                                        "layout", "schedule-a2a", "plan-memory", NULL};
+// simplify runs a second time after autodiff: gradient rules write the general case (sums over nothing,
+// products with 1) and repeat forward work that is there already.
+const char *const pipeline_train[] = {
+    "simplify", "fuse-gating", "precision", "autodiff", "optimizer", "simplify", "contract", "partition",
+    "recompute", "fuse", "layout", "schedule-a2a", "plan-memory", NULL};
+const char *const pipeline_update[] = {
+    "simplify", "contract", "partition", "fuse", "layout", "schedule-a2a", "plan-memory", NULL};
+const char *const pipeline_forward[] = {
+    "simplify", "fuse-gating", "precision", "contract", "partition", "fuse", "layout", "schedule-a2a",
+    "plan-memory", NULL};
 
-// No `then` may stand before all `first`s of a list, and none before any of them where the reason is a permanent one.
-static const struct { const char *first, *then, *because; bool permanent; } pass_order[] = {
-    {"simplify",    "autodiff",     "head_loss is recognised in the forward graph, before its gradient exists"},
+// No `then` may stand before all `first`s of a list, and none before any of them where `always` says so.
+static const struct { const char *first, *then, *because; bool always; } pass_order[] = {
+    {"simplify",    "autodiff",     "head_loss is recognised before its gradient exists"},
     {"fuse-gating", "partition",    "the matcher looks for whole tensors, not shards"},
-    {"precision",   "autodiff",     "autodiff differentiates the casts, so gradients of parameters come out in f32"},
+    {"precision",   "autodiff",     "autodiff differentiates the casts, so gradients come out in f32"},
     {"autodiff",    "optimizer",    "the optimizer updates the parameters that have a gradient"},
     {"autodiff",    "contract",     "fma has no gradient rule"},
     {"optimizer",   "contract",     "updates leave the pass before its arithmetic is fixed"},
-    {"simplify",    "contract",     "simplify may change the order of products; from contract on nothing changes a bit", true},
-    {"contract",    "fuse",         "whether a product and a sum meet in one body must not decide how they are rounded"},
+    {"simplify",    "contract",     "simplify may reorder products; from contract on no bit changes", true},
+    {"contract",    "fuse",         "rounding must not depend on which nodes meet in one body"},
     {"contract",    "recompute",    "a clone must compute what its original does"},
     {"simplify",    "recompute",    "merging equal nodes would undo the clones", true},
     {"partition",   "recompute",    "exchanges are never done twice: they must be there to be seen"},
@@ -63,9 +64,9 @@ const char *pipeline_check(Arena *a, const char *const *names) {
             bool came_before = false;
             for (int j = 0; j < i; j++) came_before |= !strcmp(names[j], pass_order[k].first);
             for (int j = i + 1; names[j]; j++) {
-                if (!strcmp(names[j], pass_order[k].first) && (!came_before || pass_order[k].permanent))
-                    return arena_printf(a, "%s must come before %s: %s", pass_order[k].first, pass_order[k].then,
-                                        pass_order[k].because);
+                if (!strcmp(names[j], pass_order[k].first) && (!came_before || pass_order[k].always))
+                    return arena_printf(a, "%s must come before %s: %s", pass_order[k].first,
+                                        pass_order[k].then, pass_order[k].because);
             }
         }
     }

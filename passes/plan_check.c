@@ -1,4 +1,5 @@
-// Does a memory plan hold?  Looks at all pairs of values; takes nothing from the pass but what kernels promise.
+// Does a memory plan hold?  Looks at all pairs of values; takes nothing from the pass but what kernels
+// promise.
 #include "passes/util.h"
 
 typedef struct { const Value *v; int begin, end; int64_t bytes; } Life;
@@ -9,7 +10,8 @@ static bool is_meant(const Life *earlier, const Life *later) {
     const Node *n = later->v->node;
     if (earlier->end != later->begin) return false;
     for (int i = 0; i < n->n_in; i++)
-        if (value_shown(n->in[i]) == value_shown(earlier->v) && node_can_overwrite(n, i, later->v->index)) return true;
+        if (value_shown(n->in[i]) == value_shown(earlier->v) && node_can_overwrite(n, i, later->v->index))
+            return true;
     return false;
 }
 
@@ -39,7 +41,8 @@ const char *plan_overlap(Arena *a, Graph *g) {
                 if (r->id > x.end) x.end = r->id;
             }
             if (v->offset < 0 || v->offset % 64 || v->offset + x.bytes > g->arena_bytes)
-                return arena_printf(a, "%s lies at %ld, %ld bytes, outside the arena", node_str(m), (long)v->offset, (long)x.bytes);
+                return arena_printf(a, "%s lies at %ld, %ld bytes, outside the arena", node_str(m),
+                                    (long)v->offset, (long)x.bytes);
             life[n++] = x;
         }
     }
@@ -47,7 +50,8 @@ const char *plan_overlap(Arena *a, Graph *g) {
         for (int k = i + 1; k < n; k++) {
             const Life *x = &life[i], *y = &life[k];
             bool same_time = x->begin <= y->end && y->begin <= x->end;
-            bool same_place = x->v->offset < y->v->offset + y->bytes && y->v->offset < x->v->offset + x->bytes;
+            bool same_place =
+                x->v->offset < y->v->offset + y->bytes && y->v->offset < x->v->offset + x->bytes;
             if (same_time && same_place && !is_meant(x, y))
                 return arena_printf(a, "%s and %s overlap", node_str(x->v->node), node_str(y->v->node));
         }

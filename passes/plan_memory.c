@@ -5,19 +5,20 @@
 //     %b  8 KB             |-------|            offset 4096
 //     %c  4 KB                 |---|            offset 0
 //
-// Buffers: values that are the same memory.  A reshape is its operand; an elementwise node may write over an operand
-// of its type that nobody reads later.  A buffer lives from the node that writes it to the last that reads it; the
-// offsets of a ragged axis live as long as any value has that axis.  The new contents of a parameter or state are
-// written where the old ones are (RT_PERSISTENT, offset -1) if their maker works element by element and nobody reads
-// the old ones later; otherwise they live in the arena to the end of the program, where updates are copied.
+// Buffers: values that are the same memory.  A reshape is its operand; an elementwise node may write over an
+// operand of its type that nobody reads later.  A buffer lives from the node that writes it to the last that
+// reads it; the offsets of a ragged axis live as long as any value has that axis.  The new contents of a
+// parameter or state are written where the old ones are (RT_PERSISTENT, offset -1) if their maker works
+// element by element and nobody reads the old ones later; otherwise they live in the arena to the end of the
+// program, where updates are copied.
 //
-// Placement is offline: four orders (size, size x lifetime, start, lifetime), each placed by best fit in the gaps left
-// by placed buffers that overlap in time.  The best order seeds a repair: a buffer that sticks out above the lower
-// bound moves forward in the order, everything is placed again, and the try is kept if it isn't worse.  No choice
-// depends on anything but the graph.
+// Placement is offline: four orders (size, size x lifetime, start, lifetime), each placed by best fit in the
+// gaps left by placed buffers that overlap in time.  The best order seeds a repair: a buffer that sticks out
+// above the lower bound moves forward in the order, everything is placed again, and the try is kept if it
+// isn't worse.  No choice depends on anything but the graph.
 //
-// Parameters, states, gradients and inputs are laid out by who makes the plan: here they are RT_PERSISTENT, offset -1;
-// constants RT_CONST.
+// Parameters, states, gradients and inputs are laid out by who makes the plan: here they are RT_PERSISTENT,
+// offset -1; constants RT_CONST.
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
@@ -115,8 +116,10 @@ static void find_readers(Graph *g, PtrMap *last_reader) {
 // The old contents of `name` are read by no node behind v's maker, and it reads them element by element.
 static bool may_replace(const PtrMap *last_reader, const Value *v, Name name) {
     const Node *maker = v->node, *last = map_get(last_reader, name);
-    bool element_by_element = maker->op == OP_FUSED ? is_straight(maker->attr.body, -1, &v->type) : op_is(maker->op, ELEMENTWISE);
-    if (!element_by_element || node_is_view(maker) || (last && last->op != OP_UPDATE && last->id > maker->id)) return false;
+    bool element_by_element =
+        maker->op == OP_FUSED ? is_straight(maker->attr.body, -1, &v->type) : op_is(maker->op, ELEMENTWISE);
+    if (!element_by_element || node_is_view(maker) || (last && last->op != OP_UPDATE && last->id > maker->id))
+        return false;
     for (int i = 0; i < maker->n_in; i++) {
         const Node *source = value_shown(maker->in[i])->node;
         bool reads_it = (source->op == OP_PARAM || source->op == OP_STATE) && source->attr.name == name;
@@ -148,10 +151,13 @@ static void find_lives(Lives *l, Arena *a) {
     for (int s = 0; s < g->n_syms; s++) {
         const Value *extent = g->sym[s]->extent;
         if (!extent || extent->node->graph != g) continue;
-        for_each_node(g, n)
-            for (int i = 0; i < n->n_out; i++)
-                if (type_ragged(&n->out[i].type) == g->sym[s] && l->last_read[n->out[i].id] > l->last_read[extent->id])
-                    l->last_read[extent->id] = l->last_read[n->out[i].id];
+        int *last = &l->last_read[extent->id];
+        for_each_node(g, n) {
+            for (int i = 0; i < n->n_out; i++) {
+                bool has_rows = type_ragged(&n->out[i].type) == g->sym[s];
+                if (has_rows && l->last_read[n->out[i].id] > *last) *last = l->last_read[n->out[i].id];
+            }
+        }
     }
     for_each_node(g, n)
         for (int i = 0; i < n->n_out; i++) l->buffer_end[n->out[i].id] = l->last_read[n->out[i].id];
@@ -165,7 +171,9 @@ static void find_aliases(Lives *l) {
             if (!is_in_arena(l, &n->out[r])) continue;
             for (int i = 0; i < n->n_in; i++) {
                 const Value *x = n->in[i];
-                if (!is_in_arena(l, x) || !node_can_overwrite(n, i, r) || l->buffer_end[root(l, x->id)] != n->id) continue;
+                if (!is_in_arena(l, x) || !node_can_overwrite(n, i, r) ||
+                    l->buffer_end[root(l, x->id)] != n->id)
+                    continue;
                 bool is_taken = false;          // by another result of this node
                 for (int k = 0; k < r; k++) is_taken |= root(l, n->out[k].id) == root(l, x->id);
                 if (is_taken) continue;
@@ -178,8 +186,9 @@ static void find_aliases(Lives *l) {
 
 // ---- placement ----
 
-// Places buffers in the given order; returns the arena's size.  placed: room for n.  O(n^2), but with small steps:
-// buffers that are placed stand in order of their offsets, so one walk over them meets the gaps in order.
+// Places buffers in the given order; returns the arena's size.  placed: room for n.  O(n^2), but with small
+// steps: buffers that are placed stand in order of their offsets, so one walk over them meets the gaps in
+// order.
 static int64_t place(Buffer *const *order, int n, Buffer **placed) {
     int64_t top = 0;
     for (int i = 0; i < n; i++) {
@@ -247,7 +256,9 @@ static int64_t place_well(Arena *a, Buffer *buffers, int n, int64_t lower_bound)
         place(best, n, placed);
         int n_high = 0, pick = -1;                     // one of those above the lower bound
         for (int i = 0; i < n; i++)
-            if (best[i]->offset + best[i]->bytes > lower_bound && next_random(&random) % (uint64_t)++n_high == 0) pick = i;
+            if (best[i]->offset + best[i]->bytes > lower_bound &&
+                next_random(&random) % (uint64_t)++n_high == 0)
+                pick = i;
         if (pick < 1) break;
         int to = t % 2 ? (int)(next_random(&random) % (uint64_t)pick) : 0;
         memcpy(order, best, sizeof *best * (size_t)n);
@@ -277,8 +288,11 @@ static int64_t peak(const Buffer *b, int n, int n_positions, Arena *a) {
 bool pass_plan_memory(Graph *g, PassCtx *cx) {
     Arena *a = cx->scratch;
     int n_values = graph_number(g);
-    Lives l = {.g = g, .value = arena_array(a, Value *, n_values + 1), .last_read = arena_array(a, int, n_values + 1),
-               .buffer = arena_array(a, int, n_values + 1), .buffer_end = arena_array(a, int, n_values + 1),
+    Lives l = {.g = g,
+               .value = arena_array(a, Value *, n_values + 1),
+               .last_read = arena_array(a, int, n_values + 1),
+               .buffer = arena_array(a, int, n_values + 1),
+               .buffer_end = arena_array(a, int, n_values + 1),
                .is_in_place = arena_array(a, bool, n_values + 1)};
     find_lives(&l, a);
     find_aliases(&l);
@@ -302,12 +316,14 @@ bool pass_plan_memory(Graph *g, PassCtx *cx) {
 
     for (int id = 0; id < n_values; id++) {
         Value *v = l.value[id];
-        v->arena = (int8_t)(is_in_arena(&l, v) ? RT_STEP : arena_of(v) == RT_CONST ? RT_CONST : RT_PERSISTENT);
+        bool in_arena = is_in_arena(&l, v);
+        v->arena = (int8_t)(in_arena || arena_of(v) != RT_STEP ? arena_of(v) : RT_PERSISTENT);
         v->offset = v->arena == RT_STEP ? buffers[number[root(&l, id)]].offset : -1;
     }
     double mb = 1e6;
-    TRACE(cx, "plan-memory: arena %.1f MB, lower bound %.1f (%.3f), without reuse %.0f\n", (double)g->arena_bytes / mb,
-          (double)g->lower_bound_bytes / mb, g->lower_bound_bytes ? (double)g->arena_bytes / (double)g->lower_bound_bytes : 1.0,
+    TRACE(cx, "plan-memory: arena %.1f MB, lower bound %.1f (%.3f), without reuse %.0f\n",
+          (double)g->arena_bytes / mb, (double)g->lower_bound_bytes / mb,
+          g->lower_bound_bytes ? (double)g->arena_bytes / (double)g->lower_bound_bytes : 1.0,
           (double)total / mb);
     return true;
 }

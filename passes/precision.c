@@ -7,12 +7,13 @@
 //                                                    %yb = matmul %hb, %wb {tb = 1} : bf16[L,3,5]
 //                                                    %y  = cast %yb : f32[L,3,5]
 //
-// Casts fuse into the bodies before and behind, so what is stored between a body and a contraction is bf16, and what a
-// body computes (norms, softmax, losses, statistics, the residual stream) is f32.  Parameters are their own f32 masters;
-// autodiff differentiates the casts, so their gradients leave in f32.
+// Casts fuse into the bodies before and behind, so what is stored between a body and a contraction is bf16,
+// and what a body computes (norms, softmax, losses, statistics, the residual stream) is f32.  Parameters are
+// their own f32 masters; autodiff differentiates the casts, so their gradients leave in f32.
 //
-// Stays f32: the contraction that makes a router's scores.  From choices (topk, queue, route, gates) we walk up through
-// everything else to the first contraction.  Narrowing casts move above gathers and reshapes: less is copied.
+// Stays f32: the contraction that makes a router's scores.  From choices (topk, queue, route, gates) we walk
+// up through everything else to the first contraction.  Narrowing casts move above gathers and reshapes: less
+// is copied.
 #include <string.h>
 #include "passes/util.h"
 
@@ -27,7 +28,8 @@ enum { CHOOSES = 1 };         // Node.flags: a choice depends on it with no cont
 static void find_choosers(Graph *g) {
     for_each_node(g, n) n->flags = 0;
     for_each_node_reverse(g, n) {
-        bool is_choice = n->op == OP_TOPK || n->op == OP_QUEUE || n->op == OP_ROUTE || n->op == OP_GATE || n->op == OP_SINKHORN;
+        bool is_choice = n->op == OP_TOPK || n->op == OP_QUEUE || n->op == OP_ROUTE || n->op == OP_GATE ||
+                         n->op == OP_SINKHORN;
         bool hands_on = (n->flags & CHOOSES) && !is_contraction(n);
         for (int i = 0; i < n->n_in; i++)
             if (is_choice || hands_on) n->in[i]->node->flags |= CHOOSES;
@@ -40,7 +42,8 @@ static Value *narrowed(Builder *b, Value *x, DType type) {
     if (n->op == OP_CAST && n->in[0]->type.dtype == type) return n->in[0];
     Dims dims = dims_of(&x->type);
     if (n->op == OP_RESHAPE) return build_reshape(b, narrowed(b, n->in[0], type), &dims);
-    if (n->op == OP_GATHER_ROWS) return make(b, OP_GATHER_ROWS, INS(narrowed(b, n->in[0], type), n->in[1]), 0);
+    if (n->op == OP_GATHER_ROWS)
+        return make(b, OP_GATHER_ROWS, INS(narrowed(b, n->in[0], type), n->in[1]), 0);
     return build_cast(b, x, type);
 }
 
@@ -48,7 +51,8 @@ bool pass_precision(Graph *g, PassCtx *cx) {
     if (!cx->train || !strcmp(cx->train->dtype, "f32")) return false;
     DType type = !strcmp(cx->train->dtype, "bf16") ? BF16 : F16;
     if (type == F16 && !strcmp(g->name, "pass")) {
-        diag_error(cx->diag, (Span){0}, "train.dtype is f16, whose gradients underflow; bf16 has the range of f32");
+        diag_error(cx->diag, (Span){0},
+                   "train.dtype is f16, whose gradients underflow; bf16 has the range of f32");
         return false;
     }
     int n_narrow = 0, n_wide = 0;
@@ -64,7 +68,8 @@ bool pass_precision(Graph *g, PassCtx *cx) {
         }
         Builder b = builder_before(g, n);
         Value **ins = arena_array(cx->scratch, Value *, n->n_in + 1);
-        for (int i = 0; i < n->n_in; i++) ins[i] = i < n_narrowed(n) ? narrowed(&b, n->in[i], type) : n->in[i];
+        for (int i = 0; i < n->n_in; i++)
+            ins[i] = i < n_narrowed(n) ? narrowed(&b, n->in[i], type) : n->in[i];
         Node *m = build_node(&b, n->op, ins, &n->attr);
         for (int i = 0; i < n->n_out; i++) {
             n->out[i].mark = build_cast(&b, &m->out[i], n->out[i].type.dtype);

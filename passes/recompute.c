@@ -6,20 +6,21 @@
 //     %d = mul %g, %s          (backward)      %s' = sigmoid %a          (backward)
 //                                              %d  = mul %g, %s'
 //
-// Which values to keep is a minimum cut.  Every forward value that backward needs must be computable from what is kept;
-// keeping costs a value's bytes, computing again costs nothing, but not everything may be computed again.  A node of the
-// flow network per value, capacity its bytes; infinite edges from operands to results of nodes that may run again, from
-// the source to results of nodes that may not, and to the sink from what backward reads.  Of all minimum cuts the one
-// nearest to the sink is taken: the least work done twice.  Parameters, states and inputs are there anyway.
+// Which values to keep is a minimum cut.  Every forward value that backward needs must be computable from
+// what is kept; keeping costs a value's bytes, computing again costs nothing, but not everything may be
+// computed again.  A node of the flow network per value, capacity its bytes; infinite edges from operands to
+// results of nodes that may run again, from the source to results of nodes that may not, and to the sink from
+// what backward reads.  Of all minimum cuts the one nearest to the sink is taken: the least work done twice.
+// Parameters, states and inputs are there anyway.
 //
 //   train.recompute   may run again
 //   none              nothing: every value read is kept
 //   cheap             elementwise ops, softmax, structure, gathers of rows
-//   layer             also contractions and row reductions, inside their layer: what another layer reads is kept
+//   layer             also contractions and row reductions; what another layer reads is kept
 //
-// Never run again: choices (topk, queue, count, route, gates), attention, head_loss, random draws, sums over rows, and
-// what is too small to be worth a kernel.
-// A clone is its original with the same operands or their clones, so it computes the same bits.
+// Never run again: choices (topk, queue, count, route, gates), attention, head_loss, random draws, sums over
+// rows, and what is too small to be worth a kernel. A clone is its original with the same operands or their
+// clones, so it computes the same bits.
 #include <stdlib.h>
 #include <string.h>
 #include "passes/simplify.h"
@@ -68,7 +69,8 @@ static bool may_run_again(const Node *n, bool whole_layers) {
     case OP_GROUPED_MATMUL:
     case OP_LOGSUMEXP:
     case OP_SCATTER_ADD_ROWS: return whole_layers;
-    case OP_SUM:            return whole_layers && n->attr.axes.n == 1 && n->attr.axes.at[0] == n->in[0]->type.ndim - 1;
+    case OP_SUM:
+        return whole_layers && n->attr.axes.n == 1 && n->attr.axes.at[0] == n->in[0]->type.ndim - 1;
     default:                return op_is(n->op, ELEMENTWISE);
     }
 }
@@ -212,9 +214,12 @@ bool pass_recompute(Graph *g, PassCtx *cx) {
     bool *kept = arena_array(cx->scratch, bool, graph_number(g) + 1);
     choose(g, cx, whole_layers, kept);
     int64_t kept_bytes = 0, read_bytes = 0;
-    for_each_node(g, n)
-        for (int i = 0; i < n->n_out; i++)
-            if (!n->backward && kept[n->out[i].id] && !is_free(&n->out[i])) kept_bytes += type_bytes(&n->out[i].type);
+    for_each_node(g, n) {
+        for (int i = 0; i < n->n_out; i++) {
+            const Value *v = &n->out[i];
+            if (!n->backward && kept[v->id] && !is_free(v)) kept_bytes += type_bytes(&v->type);
+        }
+    }
     Clones c = {kept, 0};
     marks_clear(g);
     for_each_node(g, n) {
@@ -229,7 +234,7 @@ bool pass_recompute(Graph *g, PassCtx *cx) {
     }
     marks_clear(g);
     drop_dead(g, cx);
-    TRACE(cx, "recompute: %d clones; %.1f MB of forward values are kept, reads of %.1f MB are not\n", c.n_clones,
-          (double)kept_bytes / 1e6, (double)read_bytes / 1e6);
+    TRACE(cx, "recompute: %d clones; %.1f MB of forward values are kept, reads of %.1f MB are not\n",
+          c.n_clones, (double)kept_bytes / 1e6, (double)read_bytes / 1e6);
     return c.n_clones > 0;
 }

@@ -1,7 +1,8 @@
 // The algebra of simplify: one function per family, each with its picture.
 //
-// Requirements.  The type stays the same.  Each rule makes the graph smaller or moves it towards this normal form:
-//   * broadcasts stand directly before a node that can't broadcast itself (elementwise nodes can), as late as possible
+// Requirements.  The type stays the same.  Each rule makes the graph smaller or moves it towards this normal
+// form:
+//   * broadcasts stand as late as possible: before a node that can't broadcast itself (elementwise nodes can)
 //   * permutes of the last two axes are attributes of the contraction that reads them
 //   * a factor per row stands before a grouped matmul, not behind it
 // Rules that change bits beyond a rounding of the same value are not here: no division becomes a product.
@@ -77,8 +78,9 @@ static Value *arithmetic(Builder *b, Node *n) {
     }
     case OP_CAST: {
         if (same_type(x, n)) return x;
-        bool widened = x->node->op == OP_CAST && x->type.dtype == F32
-                    && x->node->in[0]->type.dtype == n->out[0].type.dtype && dtype_is_float(n->out[0].type.dtype);
+        bool widened = x->node->op == OP_CAST && x->type.dtype == F32 &&
+                       x->node->in[0]->type.dtype == n->out[0].type.dtype &&
+                       dtype_is_float(n->out[0].type.dtype);
         return widened ? x->node->in[0] : NULL;       // bf16 -> f32 -> bf16
     }
     default:
@@ -140,7 +142,8 @@ static Value *narrow_iota(Builder *b, Node *n) {
     for (int i = 0; i < t->ndim; i++) dims.at[i] = i == n->attr.axis ? t->dim[i] : dim_n(1);
     Type narrow = type_of_dims(t->dtype, &dims);
     if (type_eq(&narrow, t)) return NULL;
-    return build_broadcast(b, make(b, OP_IOTA, NULL, .dtype = t->dtype, .axis = n->attr.axis, .dims = dims), &all);
+    return build_broadcast(b, make(b, OP_IOTA, NULL, .dtype = t->dtype, .axis = n->attr.axis, .dims = dims),
+                           &all);
 }
 
 static Value *permuted(Builder *b, Node *n) {
@@ -165,7 +168,8 @@ static Value *sliced(Builder *b, Node *n) {
     if (m->op == OP_SLICE && m->attr.axis == at->axis)
         return make(b, OP_SLICE, INS(m->in[0]), .axis = at->axis, .begin = m->attr.begin + at->begin,
                     .end = m->attr.begin + at->end);
-    if (m->op == OP_UNSLICE && m->attr.axis == at->axis && m->attr.begin == at->begin && same_type(m->in[0], n))
+    if (m->op == OP_UNSLICE && m->attr.axis == at->axis && m->attr.begin == at->begin &&
+        same_type(m->in[0], n))
         return m->in[0];
     if (m->op == OP_CONCAT && m->attr.axis == at->axis) {
         int64_t begin = 0;
@@ -197,7 +201,8 @@ static Value *concatenated(Builder *b, Node *n) {
 static Value *joined_slices(Builder *b, Node *n) {
     if (n->op != OP_ADD) return NULL;
     Node *x = n->in[0]->node, *y = n->in[1]->node;
-    if (x->op != OP_UNSLICE || y->op != OP_UNSLICE || x->attr.axis != y->attr.axis || !type_eq(&x->out[0].type, &y->out[0].type))
+    if (x->op != OP_UNSLICE || y->op != OP_UNSLICE || x->attr.axis != y->attr.axis ||
+        !type_eq(&x->out[0].type, &y->out[0].type))
         return NULL;
     if (x->out[0].n_uses != 1 || y->out[0].n_uses != 1) return NULL;
     if (x->attr.begin > y->attr.begin) {
@@ -227,7 +232,9 @@ static Value *summed(Builder *b, Node *n) {
     double count = 1;
     for (int i = 0; i < axes.n; i++) {
         Dim d = x->type.dim[axes.at[i]];
-        if (!dim_is_1(before_broadcast(narrow, &x->type, (int)axes.at[i])) || (d.sym && d.sym->kind != SYM_LEAF)) return NULL;
+        if (!dim_is_1(before_broadcast(narrow, &x->type, (int)axes.at[i])) ||
+            (d.sym && d.sym->kind != SYM_LEAF))
+            return NULL;
         count *= (double)dim_bound(d);
     }
     Dims dims = dims_of(&n->out[0].type);
@@ -249,7 +256,8 @@ static bool swaps_last_two(const Node *n) {
 static Value *contraction(Builder *b, Node *n) {
     Attrs attr = n->attr;
     Value *x = n->in[0], *w = n->in[1];
-    bool batched = x->type.ndim == w->type.ndim;      // else all leading axes of a are rows: ta would mean another thing
+    bool batched =
+        x->type.ndim == w->type.ndim; // else all leading axes of a are rows: ta would mean another thing
     if (n->op == OP_MATMUL && batched && swaps_last_two(x->node)) {
         attr.ta = !attr.ta;
         x = x->node->in[0];
@@ -265,13 +273,15 @@ static Value *contraction(Builder *b, Node *n) {
 
 //  mul(grouped_matmul(a, w), s[R,1])        => grouped_matmul(mul(a, s), w)
 //  mul(add(grouped_matmul(a, w), bias), s)  => add(grouped_matmul(mul(a, s), w), mul(bias, s))
-// The router's weight then multiplies the activation: its gradient is a row sum inside the activation's backward
-// body, and expert outputs are neither saved nor recomputed.  Forward only: what autodiff writes stays.
+// The router's weight then multiplies the activation: its gradient is a row sum inside the activation's
+// backward body, and expert outputs are neither saved nor recomputed.  Forward only: what autodiff writes
+// stays.
 static Value *scale_before(Builder *b, Node *n) {
     if (n->op != OP_MUL || n->backward) return NULL;
     for (int i = 0; i < 2; i++) {
         Value *y = n->in[i], *s = n->in[1 - i];
-        bool per_row = s->type.ndim == 2 && y->type.ndim == 2 && dim_eq(s->type.dim[0], y->type.dim[0]) && dim_is_1(s->type.dim[1]);
+        bool per_row = s->type.ndim == 2 && y->type.ndim == 2 && dim_eq(s->type.dim[0], y->type.dim[0]) &&
+                       dim_is_1(s->type.dim[1]);
         if (!per_row || y->n_uses != 1) continue;
         const Node *m = y->node;
         if (m->op == OP_GROUPED_MATMUL) {
@@ -282,7 +292,8 @@ static Value *scale_before(Builder *b, Node *n) {
             const Node *product = m->in[k]->node;
             if (product->op != OP_GROUPED_MATMUL || m->in[k]->n_uses != 1) continue;
             Value *scaled = build_binary(b, OP_MUL, product->in[0], s);
-            Value *main = build_first(build_node(b, OP_GROUPED_MATMUL, INS(scaled, product->in[1], product->in[2]), &product->attr));
+            Value *main = build_first(build_node(
+                b, OP_GROUPED_MATMUL, INS(scaled, product->in[1], product->in[2]), &product->attr));
             return build_binary(b, OP_ADD, main, build_binary(b, OP_MUL, m->in[1 - k], s));
         }
     }
@@ -311,7 +322,9 @@ static Value *scatter_as_gather(Builder *b, Node *n) {
     if (!row_of) return NULL;
     Dims slots = dims_of(&n->out[0].type);
     slots.n--;
-    if (type_bound_elements(&n->out[0].type) / type_cols(&n->out[0].type) != type_bound_elements(&row_of->type)) return NULL;
+    if (type_bound_elements(&n->out[0].type) / type_cols(&n->out[0].type) !=
+        type_bound_elements(&row_of->type))
+        return NULL;
     return make(b, OP_GATHER_ROWS, INS(n->in[0], build_reshape(b, row_of, &slots)), 0);
 }
 

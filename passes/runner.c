@@ -1,6 +1,6 @@
 // Runs passes and watches them: stage, checker, time, dumps, and the two suspicious modes of MOE_DEBUG.
-//   roundtrip   prints the graph, parses the text and goes on with what was read: a pass can hand nothing to the next
-//               one but the graph
+//   roundtrip   prints the graph, parses the text and goes on with what was read: a pass can hand nothing
+//               to the next one but the graph
 //   semantics   evaluates the graph before and after on random sources
 #include <assert.h>
 #include <stdlib.h>
@@ -18,7 +18,8 @@ static double seconds_now(void) {
 
 // How exactly a pass keeps values: 0 = every bit.
 static double tolerance_of(const PassInfo *p, const PassCtx *cx) {
-    if (!strcmp(p->name, "precision")) return cx->train && strcmp(cx->train->dtype, "f32") ? -1 : 0;   // -1: not compared
+    if (!strcmp(p->name, "precision"))
+        return cx->train && strcmp(cx->train->dtype, "f32") ? -1 : 0; // -1: not compared
     return !strcmp(p->name, "simplify") || !strcmp(p->name, "contract") ? 1e-5 : 0;
 }
 
@@ -40,7 +41,8 @@ static void blame(const PassInfo *p, const Graph *before, const char *why, Diag 
     if (before) {
         const char *path = arena_printf(a, "/tmp/moec-%ld.ir", (long)getpid());
         write_graph(before, path, a);
-        fprintf(stderr, "the graph before this pass: %s\nrepeat with:  moec dump %s --passes=%s\n", path, path, p->name);
+        fprintf(stderr, "the graph before this pass: %s\nrepeat with:  moec dump %s --passes=%s\n", path,
+                path, p->name);
     }
     arena_destroy(a);
     abort();
@@ -78,7 +80,8 @@ static bool is_in(const char *const *names, const char *name) {
 }
 
 // False after an error.
-static bool run_one(Graph **graph, const PassInfo *p, PassCtx *cx, const RunOpts *opts, int number, bool verify) {
+static bool run_one(Graph **graph, const PassInfo *p, PassCtx *cx, const RunOpts *opts, int number,
+                    bool verify) {
     Graph *g = *graph;
     assert(p->needs == ANY_STAGE || (int)g->stage == p->needs);
     bool semantics = debug_on(DEBUG_semantics) && tolerance_of(p, cx) >= 0;
@@ -125,7 +128,7 @@ bool passes_run(Graph **g, const char *const *pipeline, PassCtx *cx, const RunOp
     }
     bool verify = opts->verify_each || debug_on(DEBUG_verify);
 #ifndef NDEBUG
-    verify = verify || (*g)->n_nodes < 2000;        // a debug build checks always, but not at the price of minutes
+    verify = verify || (*g)->n_nodes < 2000; // a debug build checks always, but not at the price of minutes
 #endif
     dump("input", *g, 0, true, cx->scratch);
     if (opts->seen) opts->seen(opts->self, "input", *g, 0);

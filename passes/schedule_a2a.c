@@ -3,9 +3,10 @@
 //     update %v {name = "w"}            %r = mul (param "w"), %x
 //     %r = mul (param "w"), %x    =>    update %v {name = "w"}
 //
-// An update means "at the end; reads see the old".  It moves behind the last reader of what it overwrites, and not
-// further, so that the memory of its operand is free early.  An update whose operand is itself a parameter or state
-// gets a copy of it first: two states may be exchanged.  Accumulates stand directly behind what they read.
+// An update means "at the end; reads see the old".  It moves behind the last reader of what it overwrites,
+// and not further, so that the memory of its operand is free early.  An update whose operand is itself a
+// parameter or state gets a copy of it first: two states may be exchanged.  Accumulates stand directly behind
+// what they read.
 //
 // One rank has no exchanges to overlap with compute.
 #include "passes/util.h"

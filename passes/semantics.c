@@ -32,7 +32,8 @@ static int64_t index_limit(const Node *n, int i) {
     }
 }
 
-// Walking backwards, the limit of an integer value is the least of its readers'; integer ops hand it on to operands.
+// Walking backwards, the limit of an integer value is the least of its readers'; integer ops hand it on to
+// operands.
 RandomSources random_sources(Arena *a, Graph *g) {
     int n_values = graph_number(g);
     RandomSources s = {g, arena_array(a, int64_t, n_values + 1)};
@@ -76,7 +77,9 @@ bool random_source(void *self, const Node *n, Tensor *t) {
         switch (t->dtype) {
         case F32:  ((float *)t->data)[i] = (float)x; break;
         case F64:  ((double *)t->data)[i] = (float)x; break;
-        case I32:  ((int32_t *)t->data)[i] = (int32_t)(is_positions ? i % cols : (int64_t)(r % (uint64_t)limit)); break;
+        case I32:
+            ((int32_t *)t->data)[i] = (int32_t)(is_positions ? i % cols : (int64_t)(r % (uint64_t)limit));
+            break;
         case BOOL: ((uint8_t *)t->data)[i] = r >> 40 & 1; break;
         default:   return false;
         }
@@ -93,7 +96,8 @@ int64_t random_sym_value(void *self, const Sym *s) {
 // ---- comparison ----
 
 static bool is_outcome(const Node *n) {
-    return n->op == OP_LOSS || n->op == OP_METRIC || n->op == OP_RETURN || n->op == OP_UPDATE || n->op == OP_ACCUMULATE;
+    return n->op == OP_LOSS || n->op == OP_METRIC || n->op == OP_RETURN || n->op == OP_UPDATE ||
+           n->op == OP_ACCUMULATE;
 }
 
 // The effect of `after` that answers to n: same op and name, the same one in order.
@@ -144,7 +148,8 @@ const char *semantics_differ(Arena *a, const Graph *before, const Graph *after, 
     Arena *scratch = arena_create();
     Diag *d = diag_new(scratch);
     RandomSources s = random_sources(scratch, (Graph *)before);       // numbers values, changes nothing else
-    EvalOpts opts = {.f64 = tolerance > 0, .source = random_source, .self = &s, .sym_value = random_sym_value};
+    EvalOpts opts = {
+        .f64 = tolerance > 0, .source = random_source, .self = &s, .sym_value = random_sym_value};
     const char *why = NULL;
     Eval *x = eval_graph(scratch, before, &opts, d);
     Eval *y = x ? eval_graph(scratch, after, &opts, d) : NULL;
@@ -155,7 +160,8 @@ const char *semantics_differ(Arena *a, const Graph *before, const Graph *after, 
         if (!m && n->op == OP_UPDATE) continue;
         const char *what = m ? tensors_differ(a, eval_value(x, n->in[0]), eval_value(y, m->in[0]), tolerance)
                              : "is gone";
-        if (what) why = arena_printf(a, "%s %s: %s", op_info[n->op].name, n->attr.name ? n->attr.name : "", what);
+        if (what)
+            why = arena_printf(a, "%s %s: %s", op_info[n->op].name, n->attr.name ? n->attr.name : "", what);
     }
     arena_destroy(scratch);
     return why;

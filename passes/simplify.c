@@ -5,10 +5,10 @@
 //     %c = add %a, %b
 //     %d = exp %x            (unread)
 //
-// One sweep walks the list once: each node first reads what its operands became, is then dropped for an equal node
-// seen before, or for what a rule (rules.c) makes of it.  A replaced value points at its replacement through
-// Value.mark, so a sweep is linear.  Each rule makes the graph smaller or moves it towards the normal form that
-// rules.c states, so sweeps end.
+// One sweep walks the list once: each node first reads what its operands became, is then dropped for an equal
+// node seen before, or for what a rule (rules.c) makes of it.  A replaced value points at its replacement
+// through Value.mark, so a sweep is linear.  Each rule makes the graph smaller or moves it towards the normal
+// form that rules.c states, so sweeps end.
 #include <assert.h>
 #include <string.h>
 #include "passes/simplify.h"

@@ -14,8 +14,8 @@ bool tabulate_positions(Graph *g, PassCtx *cx);
 
 // Drops pure nodes that nobody reads.  simplify.c
 bool drop_dead(Graph *g, PassCtx *cx);
-// Replaces what has a mark: every operand (and symbol extent) v with v->mark becomes the end of the chain of marks.
-// Then clears the marks.
+// Replaces what has a mark: every operand (and symbol extent) v with v->mark becomes the end of the chain of
+// marks. Then clears the marks.
 void marks_apply(Graph *g);
 static inline Value *mark_end(Value *v) {
     while (v->mark) v = v->mark;

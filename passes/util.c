@@ -20,7 +20,8 @@ Node *node_clone(Builder *b, const Node *n, Value *const *ins) {
 
 static bool data_equal(const Data *x, const Data *y) {
     if (x == y) return true;
-    if (!x || !y || x->hash != y->hash || x->bytes != y->bytes || x->tensor.dtype != y->tensor.dtype) return false;
+    if (!x || !y || x->hash != y->hash || x->bytes != y->bytes || x->tensor.dtype != y->tensor.dtype)
+        return false;
     if (x->tensor.ndim != y->tensor.ndim) return false;
     for (int i = 0; i < x->tensor.ndim; i++)
         if (x->tensor.dim[i] != y->tensor.dim[i]) return false;

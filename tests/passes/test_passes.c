@@ -23,11 +23,24 @@
 
 #define TESTS "tests/passes"      // ctest runs in the source folder
 
-static const Machine machine = {.fma_flops = 1e11, .dram_bytes = 2e10, .l1_bytes = 32 << 10, .l2_bytes = 1 << 20,
-                                .l3_bytes = 32 << 20, .cores = 2, .lanes = 16};
+static const Machine machine = {.fma_flops = 1e11,
+                                .dram_bytes = 2e10,
+                                .l1_bytes = 32 << 10,
+                                .l2_bytes = 1 << 20,
+                                .l3_bytes = 32 << 20,
+                                .cores = 2,
+                                .lanes = 16};
 
-static const TrainOpts usual = {.dtype = "f32", .recompute = "cheap", .optimizer = "adamw", .beta1 = 0.9, .beta2 = 0.95,
-                                .eps = 1e-8, .decay = 0.1, .clip = 1, .lr_expert = 1, .waves = 1};
+static const TrainOpts usual = {.dtype = "f32",
+                                .recompute = "cheap",
+                                .optimizer = "adamw",
+                                .beta1 = 0.9,
+                                .beta2 = 0.95,
+                                .eps = 1e-8,
+                                .decay = 0.1,
+                                .clip = 1,
+                                .lr_expert = 1,
+                                .waves = 1};
 
 static char *read_file(Arena *a, const char *path) {
     FILE *f = fopen(path, "rb");
@@ -96,7 +109,11 @@ static void run_file(const char *path) {
     split((char *)passes, words, 32);
 
     Graph *update = NULL;
-    PassCtx cx = {.scratch = scratch, .diag = d, .machine = &machine, .train = options ? &train : NULL, .update = &update};
+    PassCtx cx = {.scratch = scratch,
+                  .diag = d,
+                  .machine = &machine,
+                  .train = options ? &train : NULL,
+                  .update = &update};
     Str out = {.arena = a}, before = {.arena = a};
     graph_print(graphs[0], &before, (PrintOpts){0});
     bool ok = passes_run(&graphs[0], words, &cx, &(RunOpts){.verify_each = true});
@@ -131,7 +148,9 @@ static void run_file(const char *path) {
     arena_destroy(a);
 }
 
-static int by_name(const struct dirent **x, const struct dirent **y) { return strcmp((*x)->d_name, (*y)->d_name); }
+static int by_name(const struct dirent **x, const struct dirent **y) {
+    return strcmp((*x)->d_name, (*y)->d_name);
+}
 
 static int is_case(const struct dirent *e) {
     size_t n = strlen(e->d_name);
@@ -177,14 +196,15 @@ static void pipelines_keep_the_order(void **state) {
     arena_destroy(a);
 }
 
-// ---- gradients against central differences, in double -------------------------------------------------------
+// ---- gradients against central differences, in double -------------------------------------------------
 
 typedef struct { RandomSources random; const char *name; int64_t element; double shift; } Shifted;
 
 static bool shifted_source(void *self, const Node *n, Tensor *t) {
     Shifted *s = self;
     if (!random_source(&s->random, n, t)) return false;
-    if (n->op == OP_PARAM && s->name && !strcmp(n->attr.name, s->name)) ((double *)t->data)[s->element] += s->shift;
+    if (n->op == OP_PARAM && s->name && !strcmp(n->attr.name, s->name))
+        ((double *)t->data)[s->element] += s->shift;
     return true;
 }
 
@@ -257,7 +277,7 @@ static void gradients_are_differences(void **state) {
     arena_destroy(a);
 }
 
-// ---- the optimizer against its formulas ---------------------------------------------------------------------
+// ---- the optimizer against its formulas ---------------------------------------------------------------
 
 static const char two_params[] =
     "graph @pass stage WHOLE {\n"
@@ -290,8 +310,9 @@ static const double *source_of(Graph *g, const Eval *e, const char *name) {
 }
 
 static const double *effect_of(Graph *g, const Eval *e, const char *name) {
-    for_each_node(g, n)
-        if ((n->op == OP_UPDATE || n->op == OP_METRIC) && !strcmp(n->attr.name, name)) return eval_value(e, n->in[0])->data;
+    for_each_node(g, n) if ((n->op == OP_UPDATE || n->op == OP_METRIC) &&
+                            !strcmp(n->attr.name, name)) return eval_value(e, n->in[0])
+        ->data;
     fail_msg("no update %s", name);
     return NULL;
 }
@@ -324,7 +345,11 @@ static void adamw_is_its_formula(void **state) {
         Eval *e = eval_graph(a, update, &(EvalOpts){.f64 = true, .source = update_source, .self = &s}, d);
         assert_non_null(e);
         double scale = *source_of(update, e, "grad_scale"), squares = 0;
-        static const struct { const char *name; int n; double rate, decay; } param[] = {{"w", 3, 1, 0.1}, {"v", 6, 0.125, 0}};
+        static const struct {
+            const char *name;
+            int n;
+            double rate, decay;
+        } param[] = {{"w", 3, 1, 0.1}, {"v", 6, 0.125, 0}};
         char name[32];
         for (int p = 0; p < 2; p++) {
             snprintf(name, sizeof name, "grad/%s", param[p].name);
@@ -335,9 +360,12 @@ static void adamw_is_its_formula(void **state) {
         if (!infinite) near(*effect_of(update, e, "grad_norm"), norm);
         for (int p = 0; p < 2; p++) {
             const char *of = param[p].name;
-            const double *grad = source_of(update, e, arena_printf(a, "grad/%s", of)), *w = source_of(update, e, of);
-            const double *m = source_of(update, e, arena_printf(a, "adam.m/%s", of)), *v = source_of(update, e, arena_printf(a, "adam.v/%s", of));
-            const double *w1 = effect_of(update, e, of), *m1 = effect_of(update, e, arena_printf(a, "adam.m/%s", of));
+            const double *grad = source_of(update, e, arena_printf(a, "grad/%s", of)),
+                         *w = source_of(update, e, of);
+            const double *m = source_of(update, e, arena_printf(a, "adam.m/%s", of)),
+                         *v = source_of(update, e, arena_printf(a, "adam.v/%s", of));
+            const double *w1 = effect_of(update, e, of),
+                         *m1 = effect_of(update, e, arena_printf(a, "adam.m/%s", of));
             const double *v1 = effect_of(update, e, arena_printf(a, "adam.v/%s", of));
             double lr = *source_of(update, e, "lr") * param[p].rate;
             for (int i = 0; i < param[p].n; i++) {
@@ -346,7 +374,9 @@ static void adamw_is_its_formula(void **state) {
                 double root = sqrt(vv / *source_of(update, e, "bias2")) + t.eps;
                 near(m1[i], infinite ? m[i] : mm);
                 near(v1[i], infinite ? v[i] : vv);
-                near(w1[i], infinite ? w[i] : w[i] * (1 - lr * param[p].decay) - lr * (mm / *source_of(update, e, "bias1")) / root);
+                near(w1[i], infinite ? w[i]
+                                     : w[i] * (1 - lr * param[p].decay) -
+                                           lr * (mm / *source_of(update, e, "bias1")) / root);
             }
         }
     }
@@ -354,7 +384,7 @@ static void adamw_is_its_formula(void **state) {
     arena_destroy(a);
 }
 
-// ---- random graphs through all passes -------------------------------------------------------------------------
+// ---- random graphs through all passes -----------------------------------------------------------------
 
 static uint64_t random_state;
 
@@ -363,7 +393,8 @@ static int pick(int n) {
     return (int)((random_state >> 33) % (uint64_t)n);
 }
 
-// Mostly elementwise nodes over two shapes and their row numbers, with contractions, reductions and slices between.
+// Mostly elementwise nodes over two shapes and their row numbers, with contractions, reductions and slices
+// between.
 static Graph *random_graph(Arena *a, int n_nodes) {
     Graph *g = graph_new(a, "pass");
     Builder b = builder_end(g, NULL);
@@ -371,7 +402,9 @@ static Graph *random_graph(Arena *a, int n_nodes) {
     Dims rows = {3, {{1, leaf}, {3, NULL}, {4, NULL}}}, square = {2, {{4, NULL}, {4, NULL}}};
     VEC(Value *) wide = {0};                        // f32[L,3,4]
     for (int i = 0; i < 3; i++)
-        vec_push(a, &wide, make(&b, OP_INPUT, NULL, .name = intern(arena_printf(a, "x%d", i)), .dtype = F32, .dims = rows));
+        vec_push(
+            a, &wide,
+            make(&b, OP_INPUT, NULL, .name = intern(arena_printf(a, "x%d", i)), .dtype = F32, .dims = rows));
     Value *w = make(&b, OP_PARAM, NULL, .name = intern("w"), .dtype = F32, .dims = square, .lr = 1);
     static const Op unary[] = {OP_TANH, OP_SIGMOID, OP_NEG, OP_ABS, OP_SOFTMAX};
     static const Op binary[] = {OP_ADD, OP_SUB, OP_MUL, OP_MAX};
@@ -380,9 +413,13 @@ static Graph *random_graph(Arena *a, int n_nodes) {
         switch (pick(10)) {
         case 0:  v = make(&b, OP_MATMUL, INS(x, w), .tb = pick(2)); break;
         case 1:  v = build_binary(&b, OP_MUL, x, build_sum(&b, y, &(Ints){1, {2}})); break;
-        case 2:  v = build_binary(&b, OP_ADD, x, make(&b, OP_REDUCE_MAX, INS(build_unary(&b, OP_STOP_GRADIENT, y)), .axis = 2)); break;
+        case 2:
+            v = build_binary(&b, OP_ADD, x,
+                             make(&b, OP_REDUCE_MAX, INS(build_unary(&b, OP_STOP_GRADIENT, y)), .axis = 2));
+            break;
         case 3: {
-            Value *p = make(&b, OP_SLICE, INS(x), .axis = 2, .begin = 0, .end = 2), *q = make(&b, OP_SLICE, INS(y), .axis = 2, .begin = 2, .end = 4);
+            Value *p = make(&b, OP_SLICE, INS(x), .axis = 2, .begin = 0, .end = 2),
+                  *q = make(&b, OP_SLICE, INS(y), .axis = 2, .begin = 2, .end = 4);
             v = make(&b, OP_CONCAT, INS(q, p), .axis = 2);
             break;
         }
@@ -391,7 +428,8 @@ static Graph *random_graph(Arena *a, int n_nodes) {
         case 6:  v = build_unary(&b, unary[pick(5)], x); break;
         default: v = build_binary(&b, binary[pick(4)], x, y); break;
         }
-        v = build_binary(&b, OP_MIN, build_binary(&b, OP_MAX, v, build_const(&b, -2, F32)), build_const(&b, 2, F32));
+        v = build_binary(&b, OP_MIN, build_binary(&b, OP_MAX, v, build_const(&b, -2, F32)),
+                         build_const(&b, 2, F32));
         vec_push(a, &wide, v);
     }
     Value *sum = build_sum(&b, wide.at[wide.n - 1], &(Ints){2, {1, 2}});
