@@ -256,7 +256,7 @@ static void join_along_edges(Fuse *f) {
                      ((Edge){v->n_uses == 1 ? 2 * bytes : bytes, v->node->id, n->id}));
         }
     }
-    qsort(edges.at, (size_t)edges.n, sizeof *edges.at, by_saving);
+    if (edges.n) qsort(edges.at, (size_t)edges.n, sizeof *edges.at, by_saving);
     for (int i = 0; i < edges.n; i++) join(f, f->group[edges.at[i].from], f->group[edges.at[i].to]);
 }
 

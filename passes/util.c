@@ -6,7 +6,7 @@
 Node *node_clone(Builder *b, const Node *n, Value *const *ins) {
     Arena *a = b->g->arena;
     Value **in = arena_array(a, Value *, n->n_in + 1);
-    memcpy(in, ins, sizeof *in * (size_t)n->n_in);
+    if (n->n_in) memcpy(in, ins, sizeof *in * (size_t)n->n_in);
     Type *types = arena_array(a, Type, n->n_out + 1);
     for (int i = 0; i < n->n_out; i++) types[i] = n->out[i].type;
     Builder at = *b;
