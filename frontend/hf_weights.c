@@ -341,6 +341,12 @@ static bool eval(Match *m, const Expr *x, const char *subject, const Binding *b,
         }
         return wrong(m, x->at, "only numbers and words can be computed here");
     }
+    case X_NEG: {
+        int64_t n;
+        if (!eval_int(m, x->a, subject, b, &n)) return false;
+        *out = (HVal){.kind = H_NUMBER, .number = -n};
+        return true;
+    }
     case X_CALL: return eval_call(m, x, subject, b, out);
     default: return wrong(m, x->at, "this has no meaning in a weights row");
     }
