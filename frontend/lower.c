@@ -38,7 +38,8 @@ static DType element_of(const TypeExpr *t) {
 // length.
 static void bind_size(Lower *lw, const char *name) {
     const ElabOpts *o = interp_of(lw)->opts;
-    poly_bind(lw, name, dim_n(strcmp(name, "B") == 0 ? (o->kind == ELAB_RUN ? 1 : o->B) : o->S));
+    int64_t other = strcmp(name, "S") != 0 && o->source ? o->source : o->S;
+    poly_bind(lw, name, dim_n(strcmp(name, "B") == 0 ? (o->kind == ELAB_RUN ? 1 : o->B) : other));
 }
 
 static Val make_input(Lower *lw, Call *c, const char *name, Span at, DType dtype, const Exprs *shape) {

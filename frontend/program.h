@@ -54,6 +54,7 @@ const char *program_val_text(Program *p, const Val *v); // "silu", 3, [1, 2]: fo
 typedef struct {
     enum { ELAB_TRAIN, ELAB_EVAL, ELAB_RUN } kind;
     int64_t leaves, B, S;            // RUN: S is the bound of the rows
+    int64_t source;                  // length of other sequences than tokens, an encoder's; 0: S
     int64_t waves;                   // passes of a step; 0: 1
     int64_t context;                 // RUN: bound of the cache
     bool    labels;                  // EVAL: labels are given, losses are kept
@@ -69,8 +70,7 @@ Graph *program_elaborate_call(Program *p, Arena *a, const char *call, const Elab
 // The options that train.* asks for.
 ElabOpts program_train_opts(Program *p);
 
-// ---- what the last program_elaborate found
-// --------------------------------------------------------------------
+// ---- what the last program_elaborate found --------------------------------------------------------------
 
 typedef struct {
     const char *path, *weights;
