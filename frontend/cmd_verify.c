@@ -29,7 +29,8 @@ typedef struct {
     const char *file;              // name of the reference
     Weights w;
     float **value;
-    int64_t B, S;                  // sequences and tokens of input_ids
+    bool    encoder;               // the model has an encoder: input_ids feed it, labels are the decoder's
+    int64_t B, S, source;          // sequences; tokens and, of an encoder, source tokens of each
     Outputs out;
     const char **published;        // per output: its name in the reference
     bool   *compared;              // per output
@@ -116,14 +117,16 @@ static bool open_reference(Verify *v, const char *dir) {
     const StTensor *ids = verify_tensor(&v->s, v->reference, v->file, "input_ids");
     const StTensor *labels = verify_tensor(&v->s, v->reference, v->file, "labels");
     if (!ids || !labels) return false;
-    bool same = ids->ndim == 2 && labels->ndim == 2 && labels->dim[0] == ids->dim[0] && labels->dim[1] == ids->dim[1];
-    if (!same || !ids->elements) {
-        diag_error(v->s.diag, (Span){0}, "%s: input_ids are %s and labels %s; both are [sequences, tokens] of one shape", v->file,
-                   verify_shape(v->s.arena, ids->ndim, ids->dim), verify_shape(v->s.arena, labels->ndim, labels->dim));
+    bool same = ids->ndim == 2 && labels->ndim == 2 && labels->dim[0] == ids->dim[0] && (v->encoder || labels->dim[1] == ids->dim[1]);
+    if (!same || !ids->elements || !labels->elements) {
+        diag_error(v->s.diag, (Span){0}, "%s: input_ids are %s and labels %s; both are [sequences, tokens]%s", v->file,
+                   verify_shape(v->s.arena, ids->ndim, ids->dim), verify_shape(v->s.arena, labels->ndim, labels->dim),
+                   v->encoder ? "" : " of one shape");
         return false;
     }
     v->B = ids->dim[0];
-    v->S = ids->dim[1];
+    v->S = labels->dim[1];
+    v->source = ids->dim[1];
     return true;
 }
 
@@ -134,35 +137,60 @@ static Graph *elaborate(Verify *v, const ElabOpts *o, bool backward) {
     return g && session_passes(&v->s, &g, verify_pipeline(&v->runner, backward), NULL) ? g : NULL;
 }
 
+// With an encoder the continuation is read off one evaluation of all its steps: no step sees a later one.
+static Graph *greedy_program(Verify *v, int64_t length) {
+    if (!v->encoder) {
+        ElabOpts run = {.kind = ELAB_RUN, .leaves = 1, .B = 1, .S = length, .context = length};
+        return elaborate(v, &run, false);
+    }
+    static const char *const logits[] = {"logits", NULL};
+    ElabOpts steps = {.kind = ELAB_EVAL, .leaves = 1, .B = v->B, .S = length - 1, .source = v->source, .waves = 1, .returns = logits};
+    Graph *g = elaborate(v, &steps, false);
+    if (g) g->name = intern("greedy");
+    return g;
+}
+
 static bool build_programs(Verify *v, const StTensor *greedy) {
     Graph **program = arena_array(v->s.arena, Graph *, 2);
-    ElabOpts eval = {.kind = ELAB_EVAL, .leaves = 1, .B = v->B, .S = v->S, .waves = 1, .labels = true, .returns = channels};
+    ElabOpts eval = {.kind = ELAB_EVAL, .leaves = 1, .B = v->B, .S = v->S, .source = v->source, .waves = 1, .labels = true, .returns = channels};
     v->s.train.return_grads = true;
     v->s.train.waves = 1;
     program[0] = elaborate(v, &eval, true);
     if (!program[0]) return false;
-    int n = 1;
-    if (greedy) {
-        ElabOpts run = {.kind = ELAB_RUN, .leaves = 1, .B = 1, .S = greedy->dim[1], .context = greedy->dim[1]};
-        program[n++] = elaborate(v, &run, false);
-        if (!program[1]) return false;
+    if (greedy) program[1] = greedy_program(v, greedy->dim[1]);
+    if (greedy && !program[1]) return false;
+    return runner_open(&v->runner, &v->s, program, greedy ? 2 : 1, &v->w, v->value);
+}
+
+// What the decoder reads: a start id, then the targets; those that don't count are padding.
+static bool shift_right(Verify *v, const int32_t *labels, int32_t *tokens) {
+    int64_t start = v->s.settings->generate.start, pad = -1;
+    Val hyper = program_hyper(v->s.program, "pad");
+    if (hyper.kind != V_NUM || !num_is_int(hyper.num, &pad) || start < 0 || pad < 0) {
+        diag_error(v->s.diag, (Span){0}, "a decoder needs generate.start, its first id, and the hyper-parameter pad");
+        return false;
     }
-    return runner_open(&v->runner, &v->s, program, n, &v->w, v->value);
+    for (int64_t i = 0; i < v->B * v->S; i++) {
+        int32_t before = i % v->S ? labels[i - 1] : (int32_t)start;
+        tokens[i] = before == -100 ? (int32_t)pad : before;
+    }
+    return true;
 }
 
 static bool run(Verify *v) {
-    int64_t most = verify_vocabulary(v->runner.program[0]) - 1;
+    int64_t most = verify_vocabulary(v->runner.program[0]) - 1, n = v->B * v->S;
     const int32_t *ids = verify_ids(&v->s, st_find(v->reference, "input_ids"), false, most);
-    const int32_t *given = verify_ids(&v->s, st_find(v->reference, "labels"), true, most);
+    const int32_t *given = verify_ids(&v->s, st_find(v->reference, "labels"), true, most), *labels = given;
     if (!ids || !given) return false;
-    int64_t n = v->B * v->S;
-    int32_t *labels = arena_array(v->s.arena, int32_t, n), *positions = arena_array(v->s.arena, int32_t, n);
-    for (int64_t i = 0; i < n; i++) {
-        positions[i] = (int32_t)(i % v->S);
-        labels[i] = positions[i] == v->S - 1 ? -100 : given[i + 1];       // the file's are not shifted
+    int32_t *made = arena_array(v->s.arena, int32_t, n);
+    if (v->encoder) {
+        if (!shift_right(v, given, made) || !runner_set_ints(&v->runner, "eval", "source", ids, v->B * v->source)) return false;
+        ids = made;
+    } else {
+        for (int64_t i = 0; i < n; i++) made[i] = (i + 1) % v->S ? given[i + 1] : -100;    // the file's are not shifted
+        labels = made;
     }
-    return runner_set_ints(&v->runner, "tokens", ids, n) && runner_set_ints(&v->runner, "labels", labels, n) &&
-           (!runner_has_input(&v->runner, "eval", "positions") || runner_set_ints(&v->runner, "positions", positions, n)) &&
+    return runner_set_ints(&v->runner, "eval", "tokens", ids, n) && runner_set_ints(&v->runner, "eval", "labels", labels, n) &&
            runner_run(&v->runner, "eval", &v->out);
 }
 
@@ -358,45 +386,73 @@ static void note_missing_gradients(Verify *v) {
 
 // ---- greedy continuation --------------------------------------------------------------------------------------------
 
-typedef struct { int64_t prompt, length, wrong; double margin_error; const StTensor *margin; } Greedy;
+// ids[prompt ..] of a row are judged, each by the logits after the recorded ids before it.
+typedef struct {
+    const int32_t *ids;
+    const StTensor *margin;            // NULL: not recorded
+    int64_t prompt, length, vocab, wrong;
+    double  margin_error;
+} Greedy;
 
-static bool continue_row(Verify *v, RunnerDecoder *d, const int32_t *ids, int64_t row, Greedy *g) {
-    int64_t vocab, past = 0;
-    for (int64_t at = g->prompt; at < g->length; at++) {
-        const double *logits = runner_decode(d, past, ids + past, at - past, &vocab);
-        if (!logits) return false;
-        past = at;
-        int64_t best = 0;
-        for (int64_t i = 1; i < vocab; i++)
-            if (logits[i] > logits[best]) best = i;
-        double second = -INFINITY;
-        for (int64_t i = 0; i < vocab; i++)
-            if (i != best && logits[i] > second) second = logits[i];
-        g->wrong += ids[at] != best;
-        if (!g->margin) continue;
-        double error = fabs(logits[best] - second - st_number(g->margin, row * (g->length - g->prompt) + at - g->prompt));
-        if (!(error <= g->margin_error)) g->margin_error = error;
+static void judge(Greedy *g, int64_t row, int64_t at, const double *logits) {
+    int64_t best = 0;
+    for (int64_t i = 1; i < g->vocab; i++)
+        if (logits[i] > logits[best]) best = i;
+    double second = -INFINITY;
+    for (int64_t i = 0; i < g->vocab; i++)
+        if (i != best && logits[i] > second) second = logits[i];
+    g->wrong += g->ids[row * g->length + at] != best;
+    if (!g->margin) return;
+    double error = fabs(logits[best] - second - st_number(g->margin, row * (g->length - g->prompt) + at - g->prompt));
+    if (!(error <= g->margin_error)) g->margin_error = error;
+}
+
+static bool continue_rows(Verify *v, Greedy *g, int64_t rows) {
+    RunnerDecoder *d = runner_decoder(&v->runner);
+    bool ok = d != NULL;
+    for (int64_t row = 0; ok && row < rows; row++) {
+        for (int64_t at = g->prompt, past = 0; ok && at < g->length; past = at++) {
+            const double *logits = runner_decode(d, past, g->ids + row * g->length + past, at - past, &g->vocab);
+            ok = logits != NULL;
+            if (ok) judge(g, row, at, logits);
+        }
     }
-    (void)v;
+    if (d) runner_decoder_close(d);
+    return ok;
+}
+
+static bool continue_source(Verify *v, Greedy *g) {
+    int64_t steps = g->length - 1;
+    int32_t *tokens = arena_array(v->s.arena, int32_t, v->B * steps);
+    for (int64_t i = 0; i < v->B * steps; i++) tokens[i] = g->ids[i / steps * g->length + i % steps];
+    const int32_t *source = verify_ids(&v->s, st_find(v->reference, "input_ids"), false, INT32_MAX);
+    Outputs out;
+    if (!source || !runner_set_ints(&v->runner, "greedy", "tokens", tokens, v->B * steps) ||
+        !runner_set_ints(&v->runner, "greedy", "source", source, v->B * v->source) || !runner_run(&v->runner, "greedy", &out))
+        return false;
+    const Output *logits = find_output(&out, OP_RETURN, "logits");
+    if (!logits || logits->n != v->B * steps * g->vocab) return false;
+    for (int64_t i = 0; i < v->B * steps; i++) judge(g, i / steps, i % steps + 1, logits->at + i * g->vocab);
     return true;
 }
 
-// After a wrong token the recorded one is fed, so that each step is judged by itself.
 static void compare_greedy(Verify *v, const StTensor *t) {
-    enum { PROMPT = 8 };
-    Greedy g = {.prompt = PROMPT, .length = t->ndim == 2 ? t->dim[1] : 0, .margin = st_find(v->reference, "greedy_margin")};
-    if (t->ndim != 2 || g.length <= PROMPT || (g.margin && g.margin->elements != t->dim[0] * (g.length - PROMPT))) {
-        table_fail(&v->table, t->name, tensor_shape(v, t), "8 ids and their continuation, with a margin for each step, are expected");
-        return;
-    }
-    const int32_t *ids = verify_ids(&v->s, t, false, verify_vocabulary(v->runner.program[0]) - 1);
-    RunnerDecoder *d = ids ? runner_decoder(&v->runner) : NULL;
-    bool ok = d != NULL;
-    for (int64_t row = 0; ok && row < t->dim[0]; row++) ok = continue_row(v, d, ids + row * g.length, row, &g);
-    if (d) runner_decoder_close(d);
-    if (!ok) return;                                            // told
+    Greedy g = {.prompt = v->encoder ? 1 : 8, .length = t->dim[1], .margin = st_find(v->reference, "greedy_margin"),
+                .vocab = verify_vocabulary(v->runner.program[0])};
+    g.ids = verify_ids(&v->s, t, false, g.vocab - 1);
+    if (!g.ids || !(v->encoder ? continue_source(v, &g) : continue_rows(v, &g, t->dim[0]))) return;     // told
     table_add(&v->table, t->name, tensor_shape(v, t), (double)g.wrong, 0);
     if (g.margin) table_add(&v->table, g.margin->name, tensor_shape(v, g.margin), g.margin_error, 2 * logits_tolerance);
+}
+
+// The recorded continuation; NULL: none, or one that nothing can be compared with.
+static const StTensor *find_greedy(Verify *v) {
+    const StTensor *t = st_find(v->reference, "greedy_ids"), *margin = st_find(v->reference, "greedy_margin");
+    if (!t) return NULL;
+    int64_t prompt = v->encoder ? 1 : 8, rows = t->ndim == 2 ? t->dim[0] : 0, steps = t->ndim == 2 ? t->dim[1] - prompt : 0;
+    if (steps > 0 && (!v->encoder || rows == v->B) && (!margin || margin->elements == rows * steps)) return t;
+    table_fail(&v->table, t->name, tensor_shape(v, t), arena_printf(v->s.arena, "%lld ids and their continuation, with a margin for each step, are expected", (long long)prompt));
+    return NULL;
 }
 
 // ---- the whole ------------------------------------------------------------------------------------------------------
@@ -421,13 +477,20 @@ static void compare_tensor(Verify *v, const StTensor *t) {
     else table_fail(&v->table, name, tensor_shape(v, t), "nothing is known of this tensor");
 }
 
+static bool has_source(const Program *p) {
+    const Fn *f = program_model(p);
+    for (int i = 0; i < f->params.n; i++)
+        if (f->params.at[i].type.kind == TY_TENSOR && !strcmp(f->params.at[i].name, "source")) return true;
+    return false;
+}
+
 static bool verify(Verify *v, const char *dir) {
     static const char *const sets[] = {"train.dtype=f32", "train.batch=1", "train.micro_batch=1", "train.lanes=1", "train.random_eval=false"};
     if (!verify_open(&v->s, v->cli, dir, (int)(sizeof sets / sizeof *sets), sets)) return false;
     v->table.arena = v->s.arena;
+    v->encoder = has_source(v->s.program);
     if (!open_reference(v, dir) || !verify_weights(&v->s, dir, &v->files, &v->w, &v->value)) return false;
-    const StTensor *greedy = st_find(v->reference, "greedy_ids");
-    if (greedy && greedy->ndim != 2) greedy = NULL;
+    const StTensor *greedy = find_greedy(v);
     if (!build_programs(v, greedy) || !run(v)) return false;
     name_outputs(v);
     if (!prepare_gradients(v)) return false;

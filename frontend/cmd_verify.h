@@ -38,9 +38,9 @@ const char *const *verify_pipeline(const Runner *r, bool backward);      // for 
 // Compiles the programs (or nothing, for ref) and fills the parameters: value[i] of w->param[i], NULL: its first value.
 bool runner_open(Runner *r, Session *s, Graph *const *programs, int n, const Weights *w, float *const *value);
 void runner_close(Runner *r);
-bool runner_set_ints(Runner *r, const char *input, const int32_t *values, int64_t n);     // false after an error
+bool runner_set_ints(Runner *r, const char *program, const char *input, const int32_t *values, int64_t n);   // false after an error
 bool runner_has_input(const Runner *r, const char *program, const char *input);
-void runner_set_number(Runner *r, const char *input, double value);     // nothing happens if there is no such input
+void runner_set_number(Runner *r, const char *program, const char *input, double value);   // nothing happens if there is none
 bool runner_run(Runner *r, const char *program, Outputs *out);           // out: valid until the next run
 const double *runner_value(Runner *r, const char *name, int64_t n);      // a parameter now; lives as long as the session
 const Output *find_output(const Outputs *o, Op op, const char *name);    // NULL: there is none

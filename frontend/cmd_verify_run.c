@@ -149,35 +149,41 @@ void runner_close(Runner *r) {
 
 // ---- inputs -------------------------------------------------------------------------------------------------
 
-static const RtTensor *plan_input(const Runner *r, const char *name) {
-    const RtTensor *t = rt_tensor(r->s->plan, name);
+// PROGRAM/NAME, where other programs have one of that name in another shape.
+static const RtTensor *plan_input(const Runner *r, const char *program, const char *name) {
+    const RtTensor *t = rt_tensor(r->s->plan, arena_printf(r->s->arena, "%s/%s", program, name));
+    if (!t) t = rt_tensor(r->s->plan, name);
     return t && t->role == RT_INPUT ? t : NULL;
 }
 
-bool runner_has_input(const Runner *r, const char *program, const char *input) {
+static const Node *find_input(const Runner *r, const char *program, const char *name) {
     for_each_node(find_program(r, program), n)
-        if (n->op == OP_INPUT && !strcmp(n->attr.name, input)) return true;
-    return false;
+        if (n->op == OP_INPUT && !strcmp(n->attr.name, name)) return n;
+    return NULL;
 }
 
-bool runner_set_ints(Runner *r, const char *input, const int32_t *values, int64_t n) {
-    const Node *node = find_source(r, OP_INPUT, input);
+bool runner_has_input(const Runner *r, const char *program, const char *input) {
+    return find_input(r, program, input) != NULL;
+}
+
+bool runner_set_ints(Runner *r, const char *program, const char *input, const int32_t *values, int64_t n) {
+    const Node *node = find_input(r, program, input);
     const Type *t = node ? &node->out[0].type : NULL;
     if (!t || t->dtype != I32 || type_bound_elements(t) < n) {
         diag_error(r->s->diag, (Span){0}, "the model has no input '%s' of %lld ids", input, (long long)n);
         return false;
     }
+    const RtTensor *planned = r->ref ? NULL : plan_input(r, program, input);
     if (r->ref) memcpy(store(r, input, I32, n)->data, values, (size_t)n * sizeof *values);
-    else if (plan_input(r, input)) memcpy(rt_tensor_data(r->s->plan, plan_input(r, input)), values, (size_t)n * sizeof *values);
+    else if (planned) memcpy(rt_tensor_data(r->s->plan, planned), values, (size_t)n * sizeof *values);
     return true;
 }
 
-void runner_set_number(Runner *r, const char *input, double value) {
-    const Node *node = find_source(r, OP_INPUT, input);
-    if (!node) return;
+void runner_set_number(Runner *r, const char *program, const char *input, double value) {
+    const Node *node = find_input(r, program, input);
+    const RtTensor *t = r->ref || !node ? NULL : plan_input(r, program, input);
+    if (!node || (!r->ref && !t)) return;
     int64_t n = type_bound_elements(&node->out[0].type);
-    const RtTensor *t = r->ref ? NULL : plan_input(r, input);
-    if (!r->ref && !t) return;
     Stored *s = r->ref ? store(r, input, held_as(r, node->out[0].type.dtype), n) : NULL;
     for (int64_t i = 0; i < n; i++)
         rt_store_number(s ? s->data : rt_tensor_data(r->s->plan, t), s ? s->dtype : (DType)t->dtype, i, value);
@@ -277,7 +283,7 @@ void runner_decoder_close(RunnerDecoder *d) {
 static const double *decode_by_meaning(Runner *r, int64_t past, const int32_t *ids, int64_t n, int64_t *vocab) {
     r->rows = n;
     r->context = past + n;
-    if (!runner_set_ints(r, "tokens", ids, n)) return NULL;
+    if (!runner_set_ints(r, "run", "tokens", ids, n)) return NULL;
     if (runner_has_input(r, "run", "positions")) {
         Stored *s = store(r, "positions", I32, n);
         for (int64_t i = 0; i < n; i++) ((int32_t *)s->data)[i] = (int32_t)(past + i);

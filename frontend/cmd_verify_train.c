@@ -128,23 +128,23 @@ static bool build_programs(Curve *v) {
     return runner_open(&v->runner, &v->s, program, 2, &v->w, v->value);
 }
 
-static void set_number_everywhere(Curve *v, int64_t step, int64_t labels) {
+static void set_numbers(Curve *v, const char *program, int64_t step, int64_t labels) {
     const Settings *t = v->s.settings;
     Runner *r = &v->runner;
     double scale = v->s.train.average_token ? 1 / (double)(labels ? labels : 1) : 1 / (double)(t->train.lanes * t->train.waves);
     int32_t rng[4] = {(int32_t)t->train.seed, (int32_t)(t->train.seed >> 32), (int32_t)(step - 1), 0};
-    if (runner_has_input(r, "pass", "rng")) runner_set_ints(r, "rng", rng, 4);
-    runner_set_number(r, "step", (double)step);
-    runner_set_number(r, "tokens_seen", (double)((step - 1) * v->B * v->S));
-    runner_set_number(r, "wave", 0);
-    runner_set_number(r, "lr", rt_schedule_lr(&v->schedule, step));
-    runner_set_number(r, "bias1", 1 - pow(t->train.optimizer.beta1, (double)step));
-    runner_set_number(r, "bias2", 1 - pow(t->train.optimizer.beta2, (double)step));
-    runner_set_number(r, "grad_scale", scale);
+    if (runner_has_input(r, program, "rng")) runner_set_ints(r, program, "rng", rng, 4);
+    runner_set_number(r, program, "step", (double)step);
+    runner_set_number(r, program, "tokens_seen", (double)((step - 1) * v->B * v->S));
+    runner_set_number(r, program, "wave", 0);
+    runner_set_number(r, program, "lr", rt_schedule_lr(&v->schedule, step));
+    runner_set_number(r, program, "bias1", 1 - pow(t->train.optimizer.beta1, (double)step));
+    runner_set_number(r, program, "bias2", 1 - pow(t->train.optimizer.beta2, (double)step));
+    runner_set_number(r, program, "grad_scale", scale);
 }
 
 // The mean over leaves of the losses with this last segment; NULL: of the objective.
-static double loss_of(const Curve *v, const Outputs *out, const char *segment) {
+static double loss_of(const Outputs *out, const char *segment) {
     double sum = 0;
     for (int i = 0; i < out->n; i++) {
         const Output *o = &out->at[i];
@@ -152,7 +152,6 @@ static double loss_of(const Curve *v, const Outputs *out, const char *segment) {
         if (o->op != OP_LOSS || (segment && strcmp(dot ? dot + 1 : o->name, segment) != 0)) continue;
         for (int64_t k = 0; k < o->n; k++) sum += (segment ? 1 : o->weight) * o->at[k] / (double)o->n;
     }
-    (void)v;
     return sum;
 }
 
@@ -167,13 +166,14 @@ static bool train_step(Curve *v, int64_t step) {
         labels[i] = row[i % v->S + 1];
         positions[i] = (int32_t)(i % v->S);
     }
-    if (!runner_set_ints(r, "tokens", tokens, n) || !runner_set_ints(r, "labels", labels, n)) return false;
-    if (runner_has_input(r, "pass", "positions") && !runner_set_ints(r, "positions", positions, n)) return false;
-    set_number_everywhere(v, step, n);
+    if (!runner_set_ints(r, "pass", "tokens", tokens, n) || !runner_set_ints(r, "pass", "labels", labels, n)) return false;
+    if (runner_has_input(r, "pass", "positions") && !runner_set_ints(r, "pass", "positions", positions, n)) return false;
+    set_numbers(v, "pass", step, n);
+    set_numbers(v, "update", step, n);
     Outputs out;
     if (!runner_run(r, "pass", &out)) return false;
     Point *p = &v->got[step - 1];
-    *p = (Point){.loss = loss_of(v, &out, NULL), .ce = loss_of(v, &out, "ce"), .aux = loss_of(v, &out, "aux"), .lr = rt_schedule_lr(&v->schedule, step)};
+    *p = (Point){.loss = loss_of(&out, NULL), .ce = loss_of(&out, "ce"), .aux = loss_of(&out, "aux"), .lr = rt_schedule_lr(&v->schedule, step)};
     if (!runner_run(r, "update", &out)) return false;
     const Output *norm = find_output(&out, OP_METRIC, "grad_norm");
     p->grad_norm = norm && norm->n == 1 ? norm->at[0] : NAN;
