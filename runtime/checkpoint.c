@@ -1,7 +1,7 @@
 // Checkpoints: written beside, synced, renamed; verified when read.
 //
-// Order of writing: tensors, side files, texts, then the manifest, then the folder's name.  Whatever is interrupted
-// leaves a folder .tmp-step-N, which nobody reads and the next save removes.
+// Order of writing: tensors, side files, texts, then the manifest, then the folder's name.  Whatever is
+// interrupted leaves a folder .tmp-step-N, which nobody reads and the next save removes.
 #include "runtime/checkpoint.h"
 
 #include <ctype.h>
@@ -28,7 +28,7 @@ static const char format[] = "moec-checkpoint";
 
 #define BAD(...) rt_fail(e, RT_BAD_FILE, __VA_ARGS__)
 
-// ---- names --------------------------------------------------------------------------------------------------------
+// ---- names ----------------------------------------------------------------------------------------------
 
 char *rt_expert_name(const char *name, int64_t expert) {
     const char *last = name;
@@ -42,7 +42,8 @@ static int64_t n_pieces(const RtTensor *t) { return t->experts ? t->dim[0] : 1; 
 
 static StWrite piece(const RtPlanInstance *p, const RtTensor *t, int64_t k, char **name) {
     *name = t->experts ? rt_expert_name(rt_tensor_name(p, t), k) : rt_path("%s", rt_tensor_name(p, t));
-    StWrite w = {.name = *name, .dtype = st_dtype_of((DType)t->dtype), .ndim = t->ndim - (t->experts ? 1 : 0)};
+    StWrite w = {
+        .name = *name, .dtype = st_dtype_of((DType)t->dtype), .ndim = t->ndim - (t->experts ? 1 : 0)};
     for (int i = 0; i < w.ndim; i++) w.dim[i] = t->dim[i + (t->experts ? 1 : 0)];
     int64_t bytes = t->experts && t->dim[0] ? t->bytes / t->dim[0] : t->bytes;
     w.data = (const char *)rt_tensor_data(p, t) + k * bytes;
@@ -60,7 +61,7 @@ static bool is_saved(const RtPlanInstance *p, const RtTensor *t) {
     return t->saved && t->role <= RT_STATE && strncmp(rt_tensor_name(p, t), "cache/", 6) != 0;
 }
 
-// ---- hashes -------------------------------------------------------------------------------------------------------
+// ---- hashes ---------------------------------------------------------------------------------------------
 
 static int64_t n_blocks(int64_t n) { return (n + BLOCK - 1) / BLOCK; }
 
@@ -107,7 +108,7 @@ static uint64_t self_hash(char *text, size_t n, char *field) {
     return hash;
 }
 
-// ---- writing --------------------------------------------------------------------------------------------------------
+// ---- writing --------------------------------------------------------------------------------------------
 
 typedef struct {
     const RtPlanInstance *p;
@@ -133,9 +134,11 @@ static RtStatus save_file(Saver *s, const char *name, const StWrite *w, int n, R
     for (int i = 0; i < n; i++) total += n_blocks(elements(&w[i]));
     uint64_t *block = malloc(((size_t)total + 1) * sizeof *block);
     int64_t *offset = malloc(((size_t)n + 1) * sizeof *offset);
-    char *path = rt_path("%s/%s", s->dir, name), *side = rt_path("%s.xxh", name), *side_path = rt_path("%s/%s.xxh", s->dir, name);
+    char *path = rt_path("%s/%s", s->dir, name), *side = rt_path("%s.xxh", name),
+         *side_path = rt_path("%s/%s.xxh", s->dir, name);
     static const char *const metadata[] = {"format", "moec", NULL};
-    RtStatus status = block && offset ? RT_OK : rt_fail(e, RT_NO_MEMORY, "no memory for the hashes of %s", path);
+    RtStatus status =
+        block && offset ? RT_OK : rt_fail(e, RT_NO_MEMORY, "no memory for the hashes of %s", path);
     if (status == RT_OK) status = st_write(path, w, n, metadata, offset, e);
     int64_t at = 0;
     for (int i = 0; status == RT_OK && i < n; i++) {
@@ -144,9 +147,11 @@ static RtStatus save_file(Saver *s, const char *name, const StWrite *w, int n, R
         json_t *shape = json_array();
         for (int d = 0; d < w[i].ndim; d++) json_array_append_new(shape, json_integer(w[i].dim[d]));
         json_object_set_new(s->tensors, w[i].name,
-                            json_pack("{s:s, s:o, s:o, s:[{s:i, s:i, s:I, s:I}], s:I}", "dtype", st_dtype_name(w[i].dtype), "shape", shape, "hash",
-                                      hex_json(hash), "pieces", "file", (int)json_array_size(s->files), "begin", 0, "end", (json_int_t)count,
-                                      "offset", (json_int_t)offset[i], "blocks", (json_int_t)at));
+                            json_pack("{s:s, s:o, s:o, s:[{s:i, s:i, s:I, s:I}], s:I}", "dtype",
+                                      st_dtype_name(w[i].dtype), "shape", shape, "hash", hex_json(hash),
+                                      "pieces", "file", (int)json_array_size(s->files), "begin", 0, "end",
+                                      (json_int_t)count, "offset", (json_int_t)offset[i], "blocks",
+                                      (json_int_t)at));
         at += n_blocks(count);
     }
     if (status == RT_OK) status = note_file(s, name, e);
@@ -160,7 +165,8 @@ static RtStatus save_file(Saver *s, const char *name, const StWrite *w, int n, R
     return status;
 }
 
-// All parameters (weights-NNNNN, from 1) or all states (state-NNNNN, from 0), in plan order, files of at most 4 GiB.
+// All parameters (weights-NNNNN, from 1) or all states (state-NNNNN, from 0), in plan order, files of at most
+// 4 GiB.
 static RtStatus save_role(Saver *s, RtRole role, RtError *e) {
     const RtPlanInstance *p = s->p;
     int64_t most = 0;
@@ -178,7 +184,8 @@ static RtStatus save_role(Saver *s, RtRole role, RtError *e) {
             int64_t more = t ? t->bytes / (n_pieces(t) ? n_pieces(t) : 1) : 0;
             if (n && (!t || bytes + more > MAX_FILE)) {
                 char name[64];
-                snprintf(name, sizeof name, role == RT_PARAM ? "weights-%05d.safetensors" : "state-%05d.safetensors", number++);
+                snprintf(name, sizeof name,
+                         role == RT_PARAM ? "weights-%05d.safetensors" : "state-%05d.safetensors", number++);
                 status = save_file(s, name, w, n, e);
                 while (n) free((char *)w[--n].name);
                 bytes = 0;
@@ -210,15 +217,18 @@ static RtStatus save_manifest(Saver *s, const RtCkptInfo *info, RtError *e) {
     strftime(when, sizeof when, "%Y-%m-%dT%H:%M:%SZ", &utc);
     if (info->model_text) rt_hex64(XXH3_64bits(info->model_text, strlen(info->model_text)), model_hash);
     snprintf(seconds, sizeof seconds, "%a", info->seconds);
-    json_t *m = json_pack("{s:s, s:i, s:[], s:I, s:s, s:{s:s, s:s, s:o}, s:{s:I, s:I, s:s}, s:{s:i, s:i, s:i, s:i}}", "format", format, "version",
-                          VERSION, "needs", "step", (json_int_t)info->step, "time", when, "model", "file",
-                          info->model_file ? info->model_file : "", "xxh3", model_hash, "graph", hex_json(s->p->plan->graph_hash), "sum",
-                          "lanes", (json_int_t)info->leaves, "waves", (json_int_t)info->waves, "kind",
-                          RT_TEXT(s->p->plan, s->p->plan->arithmetic), "layout", "dp", 1, "ep", 1, "tp", 1, "zero", 0);
-    json_t *progress = json_pack("{s:I, s:{s:o, s:I, s:I}, s:o, s:I, s:s}", "tokens", (json_int_t)info->tokens, "data", "spec_hash",
-                                 hex_json(info->data_hash), "epoch", (json_int_t)info->data.epoch, "next_sample",
-                                 (json_int_t)info->data.next_sample, "seed", hex_json(info->seed), "skipped_steps",
-                                 (json_int_t)info->skipped_steps, "seconds", seconds);
+    json_t *m =
+        json_pack("{s:s, s:i, s:[], s:I, s:s, s:{s:s, s:s, s:o}, s:{s:I, s:I, s:s}, s:{s:i, s:i, s:i, s:i}}",
+                  "format", format, "version", VERSION, "needs", "step", (json_int_t)info->step, "time", when,
+                  "model", "file", info->model_file ? info->model_file : "", "xxh3", model_hash, "graph",
+                  hex_json(s->p->plan->graph_hash), "sum", "lanes", (json_int_t)info->leaves, "waves",
+                  (json_int_t)info->waves, "kind", RT_TEXT(s->p->plan, s->p->plan->arithmetic), "layout",
+                  "dp", 1, "ep", 1, "tp", 1, "zero", 0);
+    json_t *progress =
+        json_pack("{s:I, s:{s:o, s:I, s:I}, s:o, s:I, s:s}", "tokens", (json_int_t)info->tokens, "data",
+                  "spec_hash", hex_json(info->data_hash), "epoch", (json_int_t)info->data.epoch,
+                  "next_sample", (json_int_t)info->data.next_sample, "seed", hex_json(info->seed),
+                  "skipped_steps", (json_int_t)info->skipped_steps, "seconds", seconds);
     json_object_set_new(m, "progress", progress);
     json_object_set(m, "files", s->files);
     json_object_set(m, "tensors", s->tensors);
@@ -311,9 +321,11 @@ static RtStatus save_into(Saver *s, const RtCkptInfo *info, RtError *e) {
     return rt_sync_dir(s->dir, e);
 }
 
-RtStatus rt_ckpt_save(const char *run, const RtPlanInstance *p, const RtCkptInfo *info, int64_t keep, char **dir, RtError *e) {
+RtStatus rt_ckpt_save(const char *run, const RtPlanInstance *p, const RtCkptInfo *info, int64_t keep,
+                      char **dir, RtError *e) {
     char *ckpt = rt_path("%s/ckpt", run), *name = rt_path("step-%08lld", (long long)info->step);
-    char *tmp = rt_path("%s/.tmp-%s", ckpt, name), *final = rt_path("%s/%s", ckpt, name), *latest = rt_path("%s/latest", ckpt);
+    char *tmp = rt_path("%s/.tmp-%s", ckpt, name), *final = rt_path("%s/%s", ckpt, name),
+         *latest = rt_path("%s/latest", ckpt);
     Saver s = {.p = p, .dir = tmp, .files = json_array(), .tensors = json_object()};
     RtStatus status = rt_make_dirs(ckpt, e);
     if (status == RT_OK) {
@@ -321,8 +333,10 @@ RtStatus rt_ckpt_save(const char *run, const RtPlanInstance *p, const RtCkptInfo
         status = rt_make_dirs(tmp, e);
     }
     if (status == RT_OK) status = save_into(&s, info, e);
-    if (status == RT_OK && rt_is_dir(final)) delete_dir(ckpt, name);        // saved before, by a run that went on from earlier
-    if (status == RT_OK && rename(tmp, final) != 0) status = rt_fail(e, RT_IO, "cannot rename %s: %s", tmp, strerror(errno));
+    if (status == RT_OK && rt_is_dir(final))
+        delete_dir(ckpt, name); // saved before, by a run that went on from earlier
+    if (status == RT_OK && rename(tmp, final) != 0)
+        status = rt_fail(e, RT_IO, "cannot rename %s: %s", tmp, strerror(errno));
     if (status == RT_OK) status = rt_sync_dir(ckpt, e);
     if (status == RT_OK) {
         rt_write_file(latest, name, strlen(name), NULL);                  // only a hint
@@ -342,7 +356,7 @@ RtStatus rt_ckpt_save(const char *run, const RtPlanInstance *p, const RtCkptInfo
     return status;
 }
 
-// ---- reading ----------------------------------------------------------------------------------------------------------
+// ---- reading --------------------------------------------------------------------------------------------
 
 static RtStatus read_manifest(const char *dir, json_t **out, RtError *e) {
     *out = NULL;
@@ -362,7 +376,9 @@ static RtStatus read_manifest(const char *dir, json_t **out, RtError *e) {
         json_int_t version = json_integer_value(json_object_get(m, "version"));
         const char *need = json_string_value(json_array_get(json_object_get(m, "needs"), 0));
         if (!kind || strcmp(kind, format) != 0) status = BAD("%s is not the manifest of a checkpoint", path);
-        else if (version < 1 || version > VERSION) status = BAD("%s has version %lld; versions up to %d can be read", path, (long long)version, VERSION);
+        else if (version < 1 || version > VERSION)
+            status =
+                BAD("%s has version %lld; versions up to %d can be read", path, (long long)version, VERSION);
         else if (need) status = BAD("%s needs '%s', which this program cannot read", path, need);
     }
     if (status == RT_OK) *out = m;
@@ -384,7 +400,9 @@ static RtStatus check_files(const char *dir, const json_t *manifest, RtError *e)
         free(path);
         if (!there) return BAD("%s: the file %s is missing", dir, name);
         json_int_t bytes = json_integer_value(json_object_get(f, "bytes"));
-        if (st.st_size != bytes) return BAD("%s: the file %s has %lld bytes, not %lld", dir, name, (long long)st.st_size, (long long)bytes);
+        if (st.st_size != bytes)
+            return BAD("%s: the file %s has %lld bytes, not %lld", dir, name, (long long)st.st_size,
+                       (long long)bytes);
     }
     return RT_OK;
 }
@@ -422,8 +440,10 @@ RtStatus rt_ckpt_find(const char *path, char **dir, int *skipped, RtError *e) {
         free(candidate);
     }
     free(list);
-    RtStatus status = *dir ? RT_OK : n ? rt_fail(e, RT_BAD_FILE, "%s: no checkpoint is whole; of the newest: %s", path, why.text)
-                                       : rt_fail(e, RT_IO, "%s holds no checkpoint", path);
+    RtStatus status =
+        *dir ? RT_OK
+        : n  ? rt_fail(e, RT_BAD_FILE, "%s: no checkpoint is whole; of the newest: %s", path, why.text)
+             : rt_fail(e, RT_IO, "%s holds no checkpoint", path);
     free(ckpt);
     return status;
 }
@@ -469,7 +489,8 @@ static RtStatus same_shape(const StTensor *from, const StWrite *to, RtError *e) 
         int n = snprintf(text[side], sizeof text[side], "%s[", st_dtype_name(side ? to->dtype : from->dtype));
         int ndim = side ? to->ndim : from->ndim;
         for (int i = 0; i < ndim; i++)
-            n += snprintf(text[side] + n, sizeof text[side] - (size_t)n, "%s%lld", i ? "," : "", (long long)(side ? to->dim[i] : from->dim[i]));
+            n += snprintf(text[side] + n, sizeof text[side] - (size_t)n, "%s%lld", i ? "," : "",
+                          (long long)(side ? to->dim[i] : from->dim[i]));
         snprintf(text[side] + n, sizeof text[side] - (size_t)n, "]");
     }
     return BAD("%s: '%s' is %s, but the model's is %s", from->file, from->name, text[0], text[1]);
@@ -493,20 +514,24 @@ static RtStatus load_piece(const Loader *l, const StWrite *to, RtError *e) {
     const json_t *entry = json_object_get(json_object_get(l->manifest, "tensors"), to->name);
     const json_t *where = json_array_get(json_object_get(entry, "pieces"), 0);
     json_int_t file = json_integer_value(json_object_get(where, "file"));
-    if (!entry || file < 0 || file >= l->n || !l->file[file]) return BAD("%s: tensor '%s' is missing", l->dir, to->name);
+    if (!entry || file < 0 || file >= l->n || !l->file[file])
+        return BAD("%s: tensor '%s' is missing", l->dir, to->name);
     const StTensor *from = st_find(l->file[file], to->name);
     if (!from) return BAD("%s: tensor '%s' is missing from its file", l->dir, to->name);
     RT_TRY(same_shape(from, to, e));
     uint64_t expected;
-    if (!hex_read(json_object_get(entry, "hash"), &expected)) return BAD("%s: tensor '%s' has no hash", l->dir, to->name);
+    if (!hex_read(json_object_get(entry, "hash"), &expected))
+        return BAD("%s: tensor '%s' has no hash", l->dir, to->name);
     uint64_t *block = malloc(((size_t)n_blocks(from->elements) + 1) * sizeof *block);
     if (!block) return rt_fail(e, RT_NO_MEMORY, "no memory for the hashes of '%s'", to->name);
     uint64_t hash = hash_tensor(from->data, from->elements, st_dtype_bytes(from->dtype), block);
     RtStatus status = RT_OK;
     if (hash != expected) {
-        int64_t bad = damaged_block(from->file, block, n_blocks(from->elements), json_integer_value(json_object_get(entry, "blocks")));
+        int64_t bad = damaged_block(from->file, block, n_blocks(from->elements),
+                                    json_integer_value(json_object_get(entry, "blocks")));
         status = bad < 0 ? BAD("%s: tensor '%s' is damaged: its hash does not fit", from->file, to->name)
-                         : BAD("%s: tensor '%s' is damaged near element %lld: its hash does not fit", from->file, to->name, (long long)(bad * BLOCK));
+                         : BAD("%s: tensor '%s' is damaged near element %lld: its hash does not fit",
+                               from->file, to->name, (long long)(bad * BLOCK));
     } else memcpy((void *)to->data, from->data, from->bytes);
     free(block);
     return status;
@@ -522,10 +547,13 @@ static RtStatus missing(const RtPlanInstance *p, const Loader *l, const char *na
         while (k < n && k < m && name[n - 1 - k] == other[m - 1 - k]) k++;
         if (k > best && !rt_tensor(p, other)) best = k, near = other;
     }
-    return BAD("%s has no tensor '%s'%s%s%s", l->dir, name, near ? "; nearest: '" : "", near ? near : "", near ? "'" : "");
+    return BAD("%s has no tensor '%s'%s%s%s", l->dir, name, near ? "; nearest: '" : "", near ? near : "",
+               near ? "'" : "");
 }
 
-static int64_t integer(const json_t *object, const char *key) { return json_integer_value(json_object_get(object, key)); }
+static int64_t integer(const json_t *object, const char *key) {
+    return json_integer_value(json_object_get(object, key));
+}
 
 static char *read_text(const char *dir, const char *name) {
     char *path = rt_path("%s/%s", dir, name), *text = NULL;
@@ -535,13 +563,19 @@ static char *read_text(const char *dir, const char *name) {
 }
 
 static void fill_info(const char *dir, const json_t *m, RtCkptInfo *info) {
-    const json_t *progress = json_object_get(m, "progress"), *data = json_object_get(progress, "data"), *sum = json_object_get(m, "sum");
+    const json_t *progress = json_object_get(m, "progress"), *data = json_object_get(progress, "data"),
+                 *sum = json_object_get(m, "sum");
     const char *seconds = json_string_value(json_object_get(progress, "seconds"));
     const char *file = json_string_value(json_object_get(json_object_get(m, "model"), "file"));
     const char *arithmetic = json_string_value(json_object_get(sum, "kind"));
-    *info = (RtCkptInfo){.step = integer(m, "step"), .tokens = integer(progress, "tokens"), .skipped_steps = integer(progress, "skipped_steps"),
-                         .data = {integer(data, "epoch"), integer(data, "next_sample")}, .leaves = integer(sum, "lanes"),
-                         .waves = integer(sum, "waves"), .seconds = seconds ? strtod(seconds, NULL) : 0, .owned = true};
+    *info = (RtCkptInfo){.step = integer(m, "step"),
+                         .tokens = integer(progress, "tokens"),
+                         .skipped_steps = integer(progress, "skipped_steps"),
+                         .data = {integer(data, "epoch"), integer(data, "next_sample")},
+                         .leaves = integer(sum, "lanes"),
+                         .waves = integer(sum, "waves"),
+                         .seconds = seconds ? strtod(seconds, NULL) : 0,
+                         .owned = true};
     hex_read(json_object_get(data, "spec_hash"), &info->data_hash);
     hex_read(json_object_get(progress, "seed"), &info->seed);
     info->model_file = file && *file ? rt_path("%s", file) : NULL;
@@ -577,7 +611,9 @@ static RtStatus load_tensors(const Loader *l, RtPlanInstance *p, bool all, RtErr
             char *name;
             StWrite to = piece(p, t, k, &name);
             bool there = json_object_get(json_object_get(l->manifest, "tensors"), name) != NULL;
-            RtStatus status = there ? load_piece(l, &to, e) : all || t->role == RT_PARAM ? missing(p, l, name, e) : RT_OK;
+            RtStatus status = there                        ? load_piece(l, &to, e)
+                              : all || t->role == RT_PARAM ? missing(p, l, name, e)
+                                                           : RT_OK;
             free(name);
             RT_TRY(status);
         }
@@ -610,7 +646,8 @@ static RtStatus load_plain(const char *path, RtPlanInstance *p, RtError *e) {
             int64_t n = whole ? rt_tensor_elements(p, t) : elements(&to);
             if (!from && t->role == RT_PARAM) status = BAD("%s has no tensor '%s'", path, name);
             else if (from && from->elements != n)
-                status = BAD("%s: '%s' has %lld elements, the model's has %lld", from->file, from->name, (long long)from->elements, (long long)n);
+                status = BAD("%s: '%s' has %lld elements, the model's has %lld", from->file, from->name,
+                             (long long)from->elements, (long long)n);
             for (int64_t j = 0; from && status == RT_OK && j < n; j++) {
                 if (from->dtype == to.dtype) { memcpy((void *)to.data, from->data, from->bytes); break; }
                 rt_store_number((void *)to.data, (DType)t->dtype, j, st_number(from, j));

@@ -24,18 +24,21 @@ typedef struct {
     bool      owned;                // the strings are ours
 } RtCkptInfo;
 
-// Writes RUN/ckpt/step-N beside, then renames it; then keeps the newest `keep` (0: all) and deletes the others.
-// A failure leaves every older checkpoint as it was.  *dir (may be NULL): the new folder; the caller frees it.
-RtStatus rt_ckpt_save(const char *run, const RtPlanInstance *p, const RtCkptInfo *info, int64_t keep, char **dir, RtError *e);
+// Writes RUN/ckpt/step-N beside, then renames it; then keeps the newest `keep` (0: all) and deletes the
+// others. A failure leaves every older checkpoint as it was.  *dir (may be NULL): the new folder; the caller
+// frees it.
+RtStatus rt_ckpt_save(const char *run, const RtPlanInstance *p, const RtCkptInfo *info, int64_t keep,
+                      char **dir, RtError *e);
 
-// path: a run (its newest whole checkpoint) or a checkpoint.  The caller frees *dir.  skipped (may be NULL): how many
-// newer ones are damaged or half-written.
+// path: a run (its newest whole checkpoint) or a checkpoint.  The caller frees *dir.  skipped (may be NULL):
+// how many newer ones are damaged or half-written.
 RtStatus rt_ckpt_find(const char *path, char **dir, int *skipped, RtError *e);
 bool     rt_ckpt_is_whole(const char *dir, RtError *e);            // false says why in e
 
 // Everything: parameters, moments, states.  Verifies each tensor's hash.  info (may be NULL): rt_ckpt_free.
 RtStatus rt_ckpt_load(const char *dir, RtPlanInstance *p, RtCkptInfo *info, RtError *e);
-// Parameters and those states the checkpoint has, from a checkpoint, a run, or any safetensors with canonical names.
+// Parameters and those states the checkpoint has, from a checkpoint, a run, or any safetensors with canonical
+// names.
 RtStatus rt_ckpt_load_weights(const char *path, RtPlanInstance *p, RtError *e);
 RtStatus rt_ckpt_info(const char *dir, RtCkptInfo *info, RtError *e);
 void     rt_ckpt_free(RtCkptInfo *info);

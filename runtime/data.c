@@ -1,7 +1,7 @@
 // Text files -> tokens in one mapped cache file -> samples in a computed order.
 //
-// The cache file: 64 bytes of header, then the tokens, 1, 2 or 4 bytes each.  Its name is a hash of the texts, the
-// tokenizer and data.end, so a changed text is another file; it is written beside and renamed.
+// The cache file: 64 bytes of header, then the tokens, 1, 2 or 4 bytes each.  Its name is a hash of the
+// texts, the tokenizer and data.end, so a changed text is another file; it is written beside and renamed.
 #include "runtime/data.h"
 
 #include <assert.h>
@@ -44,7 +44,7 @@ static int32_t token_at(const RtData *d, int64_t i) {
     return x;
 }
 
-// ---- order ------------------------------------------------------------------------------------------------------
+// ---- order ----------------------------------------------------------------------------------------------
 
 int64_t rt_permute(int64_t i, int64_t n, uint64_t seed, uint64_t epoch) {
     int half = 1;
@@ -54,7 +54,8 @@ int64_t rt_permute(int64_t i, int64_t n, uint64_t seed, uint64_t epoch) {
     do {
         uint32_t left = (uint32_t)(x >> half), right = (uint32_t)x & mask;
         for (uint32_t round = 0; round < 6; round++) {
-            Philox4 r = philox4((Philox4){{right, round, (uint32_t)epoch, (uint32_t)(epoch >> 32)}}, (uint32_t)seed, (uint32_t)(seed >> 32));
+            Philox4 r = philox4((Philox4){{right, round, (uint32_t)epoch, (uint32_t)(epoch >> 32)}},
+                                (uint32_t)seed, (uint32_t)(seed >> 32));
             uint32_t next = left ^ (r.at[0] & mask);
             left = right;
             right = next;
@@ -64,7 +65,7 @@ int64_t rt_permute(int64_t i, int64_t n, uint64_t seed, uint64_t epoch) {
     return (int64_t)x;
 }
 
-// ---- texts to tokens ----------------------------------------------------------------------------------------------
+// ---- texts to tokens ------------------------------------------------------------------------------------
 
 enum { CHUNK = 1 << 20 };           // text is cut about here, so that threads share the work
 
@@ -104,7 +105,8 @@ static RtStatus encode_file(const RtTokenizer *t, const RtMap *m, int64_t end_id
 static unsigned char *pack(const RtIds *ids, int width) {
     unsigned char *packed = malloc((size_t)(ids->n * width) + 1);
     for (int64_t i = 0; packed && i < ids->n; i++)
-        for (int b = 0; b < width; b++) packed[i * width + b] = (unsigned char)((uint32_t)ids->at[i] >> 8 * b & 0xff);
+        for (int b = 0; b < width; b++)
+            packed[i * width + b] = (unsigned char)((uint32_t)ids->at[i] >> 8 * b & 0xff);
     return packed;
 }
 
@@ -112,8 +114,9 @@ static bool use_cache_file(RtData *d, const char *path, uint64_t hash, int width
     RtMap m;
     if (rt_map_file(path, &m, NULL) != RT_OK) return false;
     const CacheHeader *h = (const CacheHeader *)m.data;
-    bool good = m.bytes >= sizeof *h && !memcmp(h->magic, "moectok1", 8) && h->hash == hash && h->width == width && h->tokens >= 0
-             && h->tokens <= (int64_t)(m.bytes - sizeof *h) / width && m.bytes == sizeof *h + (size_t)(h->tokens * width);
+    bool good = m.bytes >= sizeof *h && !memcmp(h->magic, "moectok1", 8) && h->hash == hash &&
+                h->width == width && h->tokens >= 0 && h->tokens <= (int64_t)(m.bytes - sizeof *h) / width &&
+                m.bytes == sizeof *h + (size_t)(h->tokens * width);
     if (!good) {
         rt_unmap(&m);
         return false;
@@ -132,11 +135,13 @@ static RtStatus store(RtData *d, const RtIds *ids, const char *dir, uint64_t has
         free(packed);
         return rt_fail(e, RT_NO_MEMORY, "no memory for %lld tokens", (long long)ids->n);
     }
-    CacheHeader h = {.magic = "moectok", .hash = hash, .tokens = ids->n, .width = width, .vocab = d->tokenizer->vocab};
+    CacheHeader h = {
+        .magic = "moectok", .hash = hash, .tokens = ids->n, .width = width, .vocab = d->tokenizer->vocab};
     h.magic[7] = '1';
     memcpy(file, &h, sizeof h);
     memcpy(file + sizeof h, packed, bytes);
-    bool written = rt_make_dirs(dir, NULL) == RT_OK && rt_write_file(d->cache_path, file, sizeof h + bytes, NULL) == RT_OK;
+    bool written = rt_make_dirs(dir, NULL) == RT_OK &&
+                   rt_write_file(d->cache_path, file, sizeof h + bytes, NULL) == RT_OK;
     free(file);
     if (written && use_cache_file(d, d->cache_path, hash, width)) {
         free(packed);
@@ -150,7 +155,8 @@ static RtStatus store(RtData *d, const RtIds *ids, const char *dir, uint64_t has
     return RT_OK;
 }
 
-static RtStatus read_tokens(RtData *d, const RtMap *file, int n_files, int64_t end_id, const char *dir, RtError *e) {
+static RtStatus read_tokens(RtData *d, const RtMap *file, int n_files, int64_t end_id, const char *dir,
+                            RtError *e) {
     uint64_t hash = d->tokenizer->hash + (uint64_t)(end_id + 1) * 0x9E3779B97F4A7C15u;
     for (int i = 0; i < n_files; i++) hash = XXH3_64bits_withSeed(file[i].data, file[i].bytes, hash);
     d->hash = hash;
@@ -168,15 +174,19 @@ static RtStatus read_tokens(RtData *d, const RtMap *file, int n_files, int64_t e
     return s;
 }
 
-// ---- opening --------------------------------------------------------------------------------------------------------
+// ---- opening --------------------------------------------------------------------------------------------
 
 static RtStatus open_files(RtData *d, const RtSettings *s, const char *cache_dir, RtError *e) {
-    if (!s->source.kind) return rt_fail(e, RT_BAD_SETTING, "there is nothing to train on: set data.source, for instance to text(\"kjv.txt\")");
+    if (!s->source.kind)
+        return rt_fail(e, RT_BAD_SETTING,
+                       "there is nothing to train on: set data.source, for instance to text(\"kjv.txt\")");
     if (strcmp(s->source.kind, "text") != 0)
-        return rt_fail(e, RT_BAD_SETTING, "data.source is %s(..); this runtime reads text(\"FILE\", ..)", s->source.kind);
+        return rt_fail(e, RT_BAD_SETTING, "data.source is %s(..); this runtime reads text(\"FILE\", ..)",
+                       s->source.kind);
     if (!s->source.n_args) return rt_fail(e, RT_BAD_SETTING, "data.source: text() names no file");
     if (s->end >= d->tokenizer->vocab)
-        return rt_fail(e, RT_BAD_SETTING, "data.end is %lld, but the tokenizer's ids end at %d", (long long)s->end, d->tokenizer->vocab - 1);
+        return rt_fail(e, RT_BAD_SETTING, "data.end is %lld, but the tokenizer's ids end at %d",
+                       (long long)s->end, d->tokenizer->vocab - 1);
     RtMap *file = calloc((size_t)s->source.n_args, sizeof *file);
     if (!file) return rt_fail(e, RT_NO_MEMORY, "no memory for a list of files");
     char *dir = cache_dir ? rt_path("%s", cache_dir) : rt_cache_dir();
@@ -190,7 +200,8 @@ static RtStatus open_files(RtData *d, const RtSettings *s, const char *cache_dir
     return status;
 }
 
-RtStatus rt_data_open(const RtSettings *s, int64_t sequence, const RtTokenizer *t, const char *cache_dir, RtData **out, RtError *e) {
+RtStatus rt_data_open(const RtSettings *s, int64_t sequence, const RtTokenizer *t, const char *cache_dir,
+                      RtData **out, RtError *e) {
     *out = NULL;
     RtData *d = calloc(1, sizeof *d);
     if (!d) return rt_fail(e, RT_NO_MEMORY, "no memory for data");
@@ -207,8 +218,11 @@ RtStatus rt_data_open(const RtSettings *s, int64_t sequence, const RtTokenizer *
         uint64_t cut_at[4] = {d->hash, (uint64_t)d->n_train, (uint64_t)sequence, s->shuffle};
         d->hash = XXH3_64bits(cut_at, sizeof cut_at);
         if (d->samples == 0)
-            status = rt_fail(e, RT_BAD_FILE, "%s%s: %lld tokens to train on (data.held_out = %g is kept back) are less than one sequence of "
-                             "%lld and its last label", s->source.arg[0], s->source.n_args > 1 ? ", .." : "", (long long)d->n_train,
+            status = rt_fail(e, RT_BAD_FILE,
+                             "%s%s: %lld tokens to train on (data.held_out = %g is kept back) are less than "
+                             "one sequence of "
+                             "%lld and its last label",
+                             s->source.arg[0], s->source.n_args > 1 ? ", .." : "", (long long)d->n_train,
                              s->held_out, (long long)sequence);
     }
     if (status != RT_OK) rt_data_close(d);
@@ -231,7 +245,7 @@ uint64_t rt_data_hash(const RtData *d) { return d->hash; }
 bool rt_data_cached(const RtData *d) { return d->cached; }
 const char *rt_data_cache_path(const RtData *d) { return d->cache_path; }
 
-// ---- batches ----------------------------------------------------------------------------------------------------------
+// ---- batches --------------------------------------------------------------------------------------------
 
 static void copy_sample(const RtData *d, int64_t first_token, int32_t *tokens, int32_t *labels) {
     for (int64_t i = 0; i < d->sequence; i++) {
@@ -242,13 +256,15 @@ static void copy_sample(const RtData *d, int64_t first_token, int32_t *tokens, i
 
 void rt_data_batch(const RtData *d, RtDataPos *pos, int64_t n, int32_t *tokens, int32_t *labels) {
     for (int64_t k = 0; k < n; k++) {
-        int64_t sample = d->shuffle ? rt_permute(pos->next_sample, d->samples, d->seed, (uint64_t)pos->epoch) : pos->next_sample;
+        int64_t sample = d->shuffle ? rt_permute(pos->next_sample, d->samples, d->seed, (uint64_t)pos->epoch)
+                                    : pos->next_sample;
         copy_sample(d, sample * d->sequence, tokens + k * d->sequence, labels + k * d->sequence);
         if (++pos->next_sample == d->samples) *pos = (RtDataPos){pos->epoch + 1, 0};
     }
 }
 
-int64_t rt_data_held_out_batch(const RtData *d, int64_t first, int64_t n, int32_t *tokens, int32_t *labels, int64_t *bytes) {
+int64_t rt_data_held_out_batch(const RtData *d, int64_t first, int64_t n, int32_t *tokens, int32_t *labels,
+                               int64_t *bytes) {
     assert(d->held_out > 0);
     int64_t real = 0, n_bytes = 0;
     for (int64_t k = 0; k < n; k++) {

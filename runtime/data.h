@@ -12,8 +12,8 @@ typedef struct RtData RtData;
 typedef struct { int64_t epoch, next_sample; } RtDataPos;          // {0} = the beginning
 
 // sequence: S.  cache_dir NULL: rt_cache_dir().  t must live as long as the data.
-RtStatus rt_data_open(const RtSettings *s, int64_t sequence, const RtTokenizer *t, const char *cache_dir, RtData **out,
-                      RtError *e);
+RtStatus rt_data_open(const RtSettings *s, int64_t sequence, const RtTokenizer *t, const char *cache_dir,
+                      RtData **out, RtError *e);
 void     rt_data_close(RtData *d);                                 // NULL is fine
 
 int64_t  rt_data_tokens(const RtData *d);
@@ -25,12 +25,13 @@ const char *rt_data_cache_path(const RtData *d);                   // NULL: only
 
 // The next n training samples, tokens and labels both [n, S]; moves pos on.
 void     rt_data_batch(const RtData *d, RtDataPos *pos, int64_t n, int32_t *tokens, int32_t *labels);
-// Held-out samples first .. first + n.  Behind the last one: repeated tokens, labels -100.  Returns how many are real;
-// *bytes (may be NULL) is how many bytes of text their labels stand for.
-int64_t  rt_data_held_out_batch(const RtData *d, int64_t first, int64_t n, int32_t *tokens, int32_t *labels, int64_t *bytes);
+// Held-out samples first .. first + n.  Behind the last one: repeated tokens, labels -100.  Returns how many
+// are real; *bytes (may be NULL) is how many bytes of text their labels stand for.
+int64_t rt_data_held_out_batch(const RtData *d, int64_t first, int64_t n, int32_t *tokens, int32_t *labels,
+                               int64_t *bytes);
 
-// Place of i in a permutation of [0, n): a Feistel network over the next even number of bits, walked until it is
-// below n.
+// Place of i in a permutation of [0, n): a Feistel network over the next even number of bits, walked until it
+// is below n.
 int64_t  rt_permute(int64_t i, int64_t n, uint64_t seed, uint64_t epoch);
 
 #endif

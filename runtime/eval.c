@@ -21,12 +21,14 @@ static double ce_of(const RtReport *r) {
 }
 
 // Runs the batches; returns the labels that counted.
-static int64_t run_batches(RtPlanInstance *p, const RtData *d, const RtBatchInputs *in, int program, uint64_t seed, int64_t samples,
-                           int64_t *counts, RtReport *report, RtEvalResult *out) {
+static int64_t run_batches(RtPlanInstance *p, const RtData *d, const RtBatchInputs *in, int program,
+                           uint64_t seed, int64_t samples, int64_t *counts, RtReport *report,
+                           RtEvalResult *out) {
     int64_t labels = 0;
     for (int64_t first = 0; first < samples; first += rt_batch_sequences(in)) {
         int64_t bytes, here = 0;
-        out->samples += rt_data_held_out_batch(d, first, rt_batch_sequences(in), rt_batch_tokens(in), rt_batch_labels(in), &bytes);
+        out->samples += rt_data_held_out_batch(d, first, rt_batch_sequences(in), rt_batch_tokens(in),
+                                               rt_batch_labels(in), &bytes);
         out->bytes += bytes;
         rt_batch_finish(in, counts);
         for (int64_t l = 0; l < in->leaves; l++) here += counts[l];
@@ -41,7 +43,8 @@ static int64_t run_batches(RtPlanInstance *p, const RtData *d, const RtBatchInpu
     return labels;
 }
 
-RtStatus rt_eval(RtPlanInstance *p, const RtData *d, uint64_t seed, int64_t max_samples, RtEvalResult *out, RtError *e) {
+RtStatus rt_eval(RtPlanInstance *p, const RtData *d, uint64_t seed, int64_t max_samples, RtEvalResult *out,
+                 RtError *e) {
     *out = (RtEvalResult){0};
     int program = rt_program(p, "eval");
     if (program < 0) return rt_fail(e, RT_BAD_PLAN, "the plan has no program 'eval'");
@@ -50,8 +53,10 @@ RtStatus rt_eval(RtPlanInstance *p, const RtData *d, uint64_t seed, int64_t max_
     int64_t samples = rt_data_held_out(d);
     if (max_samples > 0 && max_samples < samples) samples = max_samples;
     if (samples == 0)
-        return rt_fail(e, RT_BAD_SETTING, "the held-out part is shorter than one sequence of %lld and its last label: raise data.held_out",
-                       (long long)in.sequence);
+        return rt_fail(
+            e, RT_BAD_SETTING,
+            "the held-out part is shorter than one sequence of %lld and its last label: raise data.held_out",
+            (long long)in.sequence);
     int64_t *counts = calloc((size_t)in.leaves, sizeof *counts), begin_ns = rt_now_ns();
     RtReport report;
     RtStatus s = rt_report_open(&report, p, program, -1, e);
@@ -61,7 +66,8 @@ RtStatus rt_eval(RtPlanInstance *p, const RtData *d, uint64_t seed, int64_t max_
         out->tokens = run_batches(p, d, &in, program, seed, samples, counts, &report, out);
         out->ce = ce_of(&report);
         out->loss = report.loss;
-        if (isnan(out->ce) && report.n_sources == 0) s = rt_fail(e, RT_BAD_PLAN, "program 'eval' reports no loss");
+        if (isnan(out->ce) && report.n_sources == 0)
+            s = rt_fail(e, RT_BAD_PLAN, "program 'eval' reports no loss");
     }
     rt_report_close(&report);
     free(counts);
@@ -73,6 +79,6 @@ RtStatus rt_eval(RtPlanInstance *p, const RtData *d, uint64_t seed, int64_t max_
 }
 
 void rt_eval_print(const RtEvalResult *r, FILE *out) {
-    fprintf(out, "loss %.5f  perplexity %.4f  bits per byte %.4f  (%lld tokens, %lld bytes, %.1f s)\n", r->ce, r->perplexity,
-            r->bits_per_byte, (long long)r->tokens, (long long)r->bytes, r->seconds);
+    fprintf(out, "loss %.5f  perplexity %.4f  bits per byte %.4f  (%lld tokens, %lld bytes, %.1f s)\n", r->ce,
+            r->perplexity, r->bits_per_byte, (long long)r->tokens, (long long)r->bytes, r->seconds);
 }

@@ -14,7 +14,8 @@ typedef struct {
 } RtEvalResult;
 
 // Runs program "eval" over the held-out samples, at most max_samples of them (0: all).
-RtStatus rt_eval(RtPlanInstance *p, const RtData *d, uint64_t seed, int64_t max_samples, RtEvalResult *out, RtError *e);
+RtStatus rt_eval(RtPlanInstance *p, const RtData *d, uint64_t seed, int64_t max_samples, RtEvalResult *out,
+                 RtError *e);
 void     rt_eval_print(const RtEvalResult *r, FILE *out);
 
 #endif

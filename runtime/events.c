@@ -4,8 +4,8 @@
 //   data     message Event: 1 double wall_time, 2 int64 step, 3 string file_version, 5 Summary, 7 SessionLog
 //   Summary  repeated 1 Value: 1 string tag, 2 float simple_value
 //
-// Only these fields are needed, so the protocol buffers are written by hand: key = field << 3 | kind (0 varint,
-// 1 eight bytes, 2 length and bytes, 5 four bytes).
+// Only these fields are needed, so the protocol buffers are written by hand: key = field << 3 | kind (0
+// varint, 1 eight bytes, 2 length and bytes, 5 four bytes).
 #include "runtime/events.h"
 
 #include <errno.h>
@@ -101,13 +101,16 @@ RtStatus rt_events_open(const char *dir, int64_t first_step, RtEvents **out, RtE
     char host[64] = "host";
     gethostname(host, sizeof host - 1);
     for (int n = 0; n < 1000; n++) {            // a run gone on with within a second needs another name
-        ev->path = rt_path("%s/events.out.tfevents.%lld.%s.%d.%d", dir, (long long)time(NULL), host, (int)getpid(), n);
+        ev->path = rt_path("%s/events.out.tfevents.%lld.%s.%d.%d", dir, (long long)time(NULL), host,
+                           (int)getpid(), n);
         ev->fd = open(ev->path, O_WRONLY | O_CREAT | O_EXCL | O_APPEND | O_CLOEXEC, 0666);
         if (ev->fd >= 0 || errno != EEXIST) break;
         free(ev->path);
         ev->path = NULL;
     }
-    RtStatus s = ev->fd < 0 ? rt_fail(e, RT_IO, "cannot create %s: %s", ev->path ? ev->path : dir, strerror(errno)) : RT_OK;
+    RtStatus s = ev->fd < 0
+                     ? rt_fail(e, RT_IO, "cannot create %s: %s", ev->path ? ev->path : dir, strerror(errno))
+                     : RT_OK;
     if (s == RT_OK) {
         begin_event(ev, 0);
         put_bytes(&ev->event, 3, "brain.Event:2", 13);

@@ -1,4 +1,5 @@
-// TensorBoard event files: records (length, masked CRC, data, masked CRC) of protocol buffers written by hand.
+// TensorBoard event files: records (length, masked CRC, data, masked CRC) of protocol buffers written by
+// hand.
 #ifndef RUNTIME_EVENTS_H
 #define RUNTIME_EVENTS_H
 #include <stddef.h>

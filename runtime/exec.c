@@ -1,16 +1,15 @@
-// Runs a program: one parallel region, in which every thread walks all steps.
+// Runs a program: every thread of the plan's team walks all steps.
 //
 //   step 0, phase 0:  tasks 0 .. n   handed out by one shared counter        barrier
 //   step 0, phase 1:  ...                                                    barrier
 //   step 1, ...                      a step that defines a row symbol: thread 0 reads it again, barrier
 //
 // What a task computes depends on sizes only and tasks of a phase are independent, so it doesn't matter which
-// thread takes which, nor how many there are.  The counter of the next phase is reset while this one runs: the
-// threads use two in turn, and whoever is in phase j has passed the barrier behind phase j - 1.
+// thread takes which, nor how many there are.  The counter of the next phase is reset while this one runs:
+// the threads use two in turn, and whoever is in phase j has passed the barrier behind phase j - 1.
 #include "runtime/exec.h"
 
-#include <omp.h>
-
+#include "runtime/team.h"
 #include "runtime/trace.h"
 
 static int64_t count_tasks(const RtPlanInstance *p, const RtTasks *t) {
@@ -20,7 +19,8 @@ static int64_t count_tasks(const RtPlanInstance *p, const RtTasks *t) {
 
 static void run_thread(RtPlanInstance *p, const RtProgram *program, int thread) {
     const RtKernel *kernel = RT_TABLE(p->plan, RtKernel, kernels);
-    RtCall call = {.sym = p->sym, .thread = thread, .scratch = p->scratch + (size_t)thread * RT_SCRATCH_BYTES};
+    RtCall call = {
+        .sym = p->sym, .thread = thread, .scratch = p->scratch + (size_t)thread * RT_SCRATCH_BYTES};
     int turn = 0;
     for (uint32_t i = program->first_step; i < program->first_step + program->n_steps; i++) {
         const RtStep *step = &p->step[i];
@@ -44,19 +44,25 @@ static void run_thread(RtPlanInstance *p, const RtProgram *program, int thread) 
                 event.end_ns = rt_now_ns();
                 rt_trace_add(p->trace, thread, event);
             }
-#pragma omp barrier
+            rt_team_barrier(p->team, thread);
             turn ^= 1;
         }
         if (step->defines_sym >= 0) {
             if (thread == 0) rt_read_sym(p, step->defines_sym);
-#pragma omp barrier
+            rt_team_barrier(p->team, thread);
         }
     }
+}
+
+typedef struct { RtPlanInstance *p; const RtProgram *program; } Job;
+
+static void run_job(void *arg, int thread) {
+    const Job *job = arg;
+    run_thread(job->p, job->program, thread);
 }
 
 void rt_run(RtPlanInstance *p, int program) {
     atomic_store(&p->next[0], 0);
     atomic_store(&p->next[1], 0);
-#pragma omp parallel num_threads(p->threads)
-    run_thread(p, &p->program[program], omp_get_thread_num());
+    rt_team_run(p->team, run_job, &(Job){p, &p->program[program]});
 }

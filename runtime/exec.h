@@ -6,8 +6,8 @@
 // Runs a program once.  Allocates nothing.  The result doesn't depend on the number of threads.
 void rt_run(RtPlanInstance *p, int program);
 
-// First values of all parameters and states, and zeros for gradients.  They depend on seed, name and element number
-// only.
+// First values of all parameters and states, and zeros for gradients.  They depend on seed, name and element
+// number only.
 RtStatus rt_init(RtPlanInstance *p, uint64_t seed, RtError *e);
 
 #endif

@@ -83,8 +83,10 @@ RtStatus rt_write_file(const char *path, const void *data, size_t bytes, RtError
     RtStatus s = fd < 0 ? rt_fail(e, RT_IO, "cannot create %s: %s", tmp, strerror(errno)) : RT_OK;
     if (s == RT_OK) s = rt_write_all(fd, tmp, data, bytes, e);
     if (s == RT_OK && fsync(fd) != 0) s = rt_fail(e, RT_IO, "cannot write %s: %s", tmp, strerror(errno));
-    if (fd >= 0 && close(fd) != 0 && s == RT_OK) s = rt_fail(e, RT_IO, "cannot write %s: %s", tmp, strerror(errno));
-    if (s == RT_OK && rename(tmp, path) != 0) s = rt_fail(e, RT_IO, "cannot rename %s: %s", tmp, strerror(errno));
+    if (fd >= 0 && close(fd) != 0 && s == RT_OK)
+        s = rt_fail(e, RT_IO, "cannot write %s: %s", tmp, strerror(errno));
+    if (s == RT_OK && rename(tmp, path) != 0)
+        s = rt_fail(e, RT_IO, "cannot rename %s: %s", tmp, strerror(errno));
     if (s != RT_OK && fd >= 0) unlink(tmp);
     free(tmp);
     return s;
@@ -97,7 +99,8 @@ RtStatus rt_make_dirs(const char *path, RtError *e) {
         char c = *slash;
         if (c && c != '/') continue;
         *slash = 0;
-        if (mkdir(at, 0777) != 0 && errno != EEXIST) s = rt_fail(e, RT_IO, "cannot create folder %s: %s", at, strerror(errno));
+        if (mkdir(at, 0777) != 0 && errno != EEXIST)
+            s = rt_fail(e, RT_IO, "cannot create folder %s: %s", at, strerror(errno));
         else if (!rt_is_dir(at)) s = rt_fail(e, RT_IO, "%s is not a folder", at);
         *slash = c;
         if (!c) break;
@@ -109,7 +112,9 @@ RtStatus rt_make_dirs(const char *path, RtError *e) {
 RtStatus rt_sync_dir(const char *path, RtError *e) {
     int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     if (fd < 0) return rt_fail(e, RT_IO, "cannot open folder %s: %s", path, strerror(errno));
-    RtStatus s = fsync(fd) != 0 && errno != EINVAL ? rt_fail(e, RT_IO, "cannot sync folder %s: %s", path, strerror(errno)) : RT_OK;
+    RtStatus s = fsync(fd) != 0 && errno != EINVAL
+                     ? rt_fail(e, RT_IO, "cannot sync folder %s: %s", path, strerror(errno))
+                     : RT_OK;
     close(fd);
     return s;
 }
@@ -140,7 +145,8 @@ char *rt_absolute(const char *base, const char *path) {
     if (base && base[0] == '/') return rt_path("%s/%s", base, path);
     char here[PATH_MAX];
     if (!getcwd(here, sizeof here)) return rt_path("%s%s%s", base ? base : "", base ? "/" : "", path);
-    return base && *base && strcmp(base, ".") != 0 ? rt_path("%s/%s/%s", here, base, path) : rt_path("%s/%s", here, path);
+    return base && *base && strcmp(base, ".") != 0 ? rt_path("%s/%s/%s", here, base, path)
+                                                   : rt_path("%s/%s", here, path);
 }
 
 char *rt_cache_dir(void) {

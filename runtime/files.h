@@ -26,9 +26,10 @@ RtStatus rt_sync_dir(const char *path, RtError *e);         // makes renames in 
 void     rt_remove_tree(const char *path);                  // a folder of plain files; silent
 bool     rt_is_dir(const char *path);
 bool     rt_is_file(const char *path);
-char    *rt_path(const char *fmt, ...) __attribute__((format(printf, 1, 2)));     // the caller frees it; never NULL
-char    *rt_absolute(const char *base, const char *path);                         // likewise; base NULL: current folder
-// $XDG_CACHE_HOME/moec or ~/.cache/moec or, without a home, a folder of this user in /tmp.  The caller frees it.
+char *rt_path(const char *fmt, ...) __attribute__((format(printf, 1, 2))); // the caller frees it; never NULL
+char *rt_absolute(const char *base, const char *path); // likewise; base NULL: current folder
+// $XDG_CACHE_HOME/moec or ~/.cache/moec or, without a home, a folder of this user in /tmp.  The caller frees
+// it.
 char    *rt_cache_dir(void);
 
 // 16 hex digits of XXH3.

@@ -11,7 +11,7 @@
 #include "runtime/philox.h"
 #include "runtime/trace.h"
 
-// ---- sampling ---------------------------------------------------------------------------------------------------
+// ---- sampling -------------------------------------------------------------------------------------------
 
 struct RtSampler {
     RtSampling s;
@@ -47,7 +47,9 @@ void rt_sampler_seen(RtSampler *s, int32_t id) {
 }
 
 // Falling probability, ties by rising id.
-static bool before(const RtSampler *s, int32_t a, int32_t b) { return s->p[a] > s->p[b] || (s->p[a] == s->p[b] && a < b); }
+static bool before(const RtSampler *s, int32_t a, int32_t b) {
+    return s->p[a] > s->p[b] || (s->p[a] == s->p[b] && a < b);
+}
 
 static void sift(RtSampler *s, int64_t i) {
     int32_t *h = s->heap, moving = h[i];
@@ -83,7 +85,8 @@ int32_t rt_sampler_next(RtSampler *s, const float *logits, int64_t draw) {
     int32_t best = largest(s);
     if (o->temperature <= 0 || o->top_k == 1 || s->p[best] == -INFINITY) return best;
     double top = s->p[best], total = 0;
-    for (int64_t i = 0; i < s->vocab; i++) total += s->p[i] = s->p[i] == top ? 1 : exp((s->p[i] - top) / o->temperature);
+    for (int64_t i = 0; i < s->vocab; i++)
+        total += s->p[i] = s->p[i] == top ? 1 : exp((s->p[i] - top) / o->temperature);
 
     s->n_heap = s->vocab;
     for (int64_t i = 0; i < s->vocab; i++) s->heap[i] = (int32_t)i;
@@ -108,7 +111,8 @@ int32_t rt_sampler_next(RtSampler *s, const float *logits, int64_t draw) {
     sum = 0;
     for (int64_t i = 0; i < n; i++) sum += s->p[s->kept[i]];
 
-    Philox4 r = philox4((Philox4){{(uint32_t)draw, (uint32_t)((uint64_t)draw >> 32), 0x67656e, 0}}, (uint32_t)o->seed, (uint32_t)(o->seed >> 32));
+    Philox4 r = philox4((Philox4){{(uint32_t)draw, (uint32_t)((uint64_t)draw >> 32), 0x67656e, 0}},
+                        (uint32_t)o->seed, (uint32_t)(o->seed >> 32));
     double u = ((double)(((uint64_t)r.at[1] << 32 | r.at[0]) >> 11)) * 0x1p-53 * sum;
     for (int64_t i = 0; i < n; i++) {
         u -= s->p[s->kept[i]];
@@ -117,7 +121,7 @@ int32_t rt_sampler_next(RtSampler *s, const float *logits, int64_t draw) {
     return s->kept[n - 1];
 }
 
-// ---- decoding -----------------------------------------------------------------------------------------------------
+// ---- decoding -------------------------------------------------------------------------------------------
 
 // An input of program run: run/NAME where other programs have one of the same name and another shape.
 static const RtTensor *run_input(const RtPlanInstance *p, const char *own_name, const char *name) {
@@ -134,7 +138,8 @@ static RtStatus find_decoder(RtPlanInstance *p, RtDecoder *d, RtError *e) {
     d->positions = run_input(p, "run/positions", "positions");
     d->logits = rt_output(p, d->program, "logits");
     if (d->sym_rows < 0 || !d->tokens || !d->logits || d->logits->ndim < 2)
-        return rt_fail(e, RT_BAD_PLAN, "program 'run' must have rows S, the input tokens and the output logits");
+        return rt_fail(e, RT_BAD_PLAN,
+                       "program 'run' must have rows S, the input tokens and the output logits");
     const RtSym *sym = RT_TABLE(p->plan, RtSym, syms);
     d->max_rows = sym[d->sym_rows].bound;
     d->max_context = d->sym_context >= 0 ? sym[d->sym_context].bound : d->max_rows;
@@ -165,7 +170,9 @@ const float *rt_decoder_feed(RtDecoder *d, const int32_t *ids, int64_t n) {
         if (d->sym_context >= 0) rt_set_sym(p, d->sym_context, d->past + rows);
         for (int64_t i = 0; i < rows; i++) {
             rt_store_number(rt_tensor_data(p, d->tokens), (DType)d->tokens->dtype, i, ids[i]);
-            if (d->positions) rt_store_number(rt_tensor_data(p, d->positions), (DType)d->positions->dtype, i, (double)(d->past + i));
+            if (d->positions)
+                rt_store_number(rt_tensor_data(p, d->positions), (DType)d->positions->dtype, i,
+                                (double)(d->past + i));
         }
         rt_run(p, d->program);
         d->past += rows;
@@ -174,11 +181,12 @@ const float *rt_decoder_feed(RtDecoder *d, const int32_t *ids, int64_t n) {
     }
     int64_t last = rt_tensor_elements(p, d->logits) / d->vocab - 1;
     for (int64_t i = 0; i < d->vocab; i++)
-        d->row[i] = (float)rt_load_number(rt_tensor_data(p, d->logits), (DType)d->logits->dtype, last * d->vocab + i);
+        d->row[i] =
+            (float)rt_load_number(rt_tensor_data(p, d->logits), (DType)d->logits->dtype, last * d->vocab + i);
     return d->row;
 }
 
-// ---- text out -------------------------------------------------------------------------------------------------------
+// ---- text out -------------------------------------------------------------------------------------------
 
 // Text waits here while it might be the beginning of a stop text.
 typedef struct {
@@ -237,23 +245,28 @@ static bool is_eos(const RtSettings *s, const RtTokenizer *t, int32_t id) {
     return s->n_eos == 0 && t->end >= 0 && id == t->end;
 }
 
-static RtStatus encode_prompt(const RtDecoder *d, const RtTokenizer *t, const RtSettings *s, const char *prompt, RtIds *ids, RtError *e) {
+static RtStatus encode_prompt(const RtDecoder *d, const RtTokenizer *t, const RtSettings *s,
+                              const char *prompt, RtIds *ids, RtError *e) {
     if (s->start >= 0) rt_ids_add(ids, (int32_t)s->start);
     RT_TRY(t->encode(t, prompt, strlen(prompt), true, ids, e));
     if (ids->n == 0) {
-        if (t->end < 0) return rt_fail(e, RT_BAD_SETTING, "the prompt is empty and generate.start is none: there is nothing to continue");
+        if (t->end < 0)
+            return rt_fail(e, RT_BAD_SETTING,
+                           "the prompt is empty and generate.start is none: there is nothing to continue");
         rt_ids_add(ids, t->end);
     }
     if (ids->n > d->max_context)
-        return rt_fail(e, RT_BAD_SETTING, "the prompt has %lld tokens, but generate.context is %lld", (long long)ids->n, (long long)d->max_context);
+        return rt_fail(e, RT_BAD_SETTING, "the prompt has %lld tokens, but generate.context is %lld",
+                       (long long)ids->n, (long long)d->max_context);
     for (int64_t i = 0; i < ids->n; i++)
         if (ids->at[i] < 0 || ids->at[i] >= d->vocab)
-            return rt_fail(e, RT_BAD_SETTING, "the prompt has token %d, but the model knows %lld", ids->at[i], (long long)d->vocab);
+            return rt_fail(e, RT_BAD_SETTING, "the prompt has token %d, but the model knows %lld", ids->at[i],
+                           (long long)d->vocab);
     return RT_OK;
 }
 
-static void decode_loop(RtDecoder *d, const RtTokenizer *t, const RtSettings *s, RtSampler *sampler, const RtIds *ids, Outlet *o,
-                        RtGenerateResult *r) {
+static void decode_loop(RtDecoder *d, const RtTokenizer *t, const RtSettings *s, RtSampler *sampler,
+                        const RtIds *ids, Outlet *o, RtGenerateResult *r) {
     RtUtf8 utf8 = {.n_held = 0};
     size_t n;
     int64_t begin_ns = rt_now_ns();
@@ -282,8 +295,8 @@ static void decode_loop(RtDecoder *d, const RtTokenizer *t, const RtSettings *s,
     rt_utf8_free(&utf8);
 }
 
-RtStatus rt_generate(RtPlanInstance *p, const RtTokenizer *t, const RtSettings *s, const char *prompt, FILE *out, RtGenerateResult *result,
-                     RtError *e) {
+RtStatus rt_generate(RtPlanInstance *p, const RtTokenizer *t, const RtSettings *s, const char *prompt,
+                     FILE *out, RtGenerateResult *result, RtError *e) {
     RtDecoder d;
     RtIds ids = {NULL, 0, 0};
     RtGenerateResult r = {0};
@@ -292,8 +305,13 @@ RtStatus rt_generate(RtPlanInstance *p, const RtTokenizer *t, const RtSettings *
     RtStatus status = rt_decoder_open(p, &d, e);
     if (status == RT_OK) status = encode_prompt(&d, t, s, prompt, &ids, e);
     if (status == RT_OK) {
-        sampler = rt_sampler_open((RtSampling){.temperature = s->temperature, .top_k = s->top_k, .top_p = s->top_p, .min_p = s->min_p,
-                                               .repetition = s->repetition, .seed = s->generate_seed}, d.vocab);
+        sampler = rt_sampler_open((RtSampling){.temperature = s->temperature,
+                                               .top_k = s->top_k,
+                                               .top_p = s->top_p,
+                                               .min_p = s->min_p,
+                                               .repetition = s->repetition,
+                                               .seed = s->generate_seed},
+                                  d.vocab);
         if (!sampler) status = rt_fail(e, RT_NO_MEMORY, "no memory for sampling");
     }
     if (status == RT_OK) {

@@ -18,7 +18,8 @@ typedef struct RtSampler RtSampler;
 RtSampler *rt_sampler_open(RtSampling s, int64_t vocab);          // NULL: no memory
 void       rt_sampler_close(RtSampler *s);
 void       rt_sampler_seen(RtSampler *s, int32_t id);              // counts for the repetition penalty
-// The token for draw number `draw` (each number gives its own random number).  logits[vocab] stay as they are.
+// The token for draw number `draw` (each number gives its own random number).  logits[vocab] stay as they
+// are.
 int32_t    rt_sampler_next(RtSampler *s, const float *logits, int64_t draw);
 
 typedef struct {
@@ -27,8 +28,8 @@ typedef struct {
     const char *why;                // "eos", "stop", "max_tokens", "context"
 } RtGenerateResult;
 
-// Decodes one sequence step by step: program "run", inputs tokens and positions i32[1,S], symbols S (rows of this
-// call) and C (rows of the sequence so far), output logits.
+// Decodes one sequence step by step: program "run", inputs tokens and positions i32[1,S], symbols S (rows of
+// this call) and C (rows of the sequence so far), output logits.
 typedef struct {
     RtPlanInstance *plan;
     int     program, sym_rows, sym_context;
@@ -43,7 +44,7 @@ void     rt_decoder_restart(RtDecoder *d);                         // an empty s
 const float *rt_decoder_feed(RtDecoder *d, const int32_t *ids, int64_t n);
 
 // Prompt in, text out to `out` as it comes (whole characters only); out NULL: nowhere.
-RtStatus rt_generate(RtPlanInstance *p, const RtTokenizer *t, const RtSettings *s, const char *prompt, FILE *out,
-                     RtGenerateResult *result, RtError *e);
+RtStatus rt_generate(RtPlanInstance *p, const RtTokenizer *t, const RtSettings *s, const char *prompt,
+                     FILE *out, RtGenerateResult *result, RtError *e);
 
 #endif

@@ -1,6 +1,6 @@
-// First values.  A draw is Philox(key = seed, counter = element number, attempt, hash of the tensor's name): it
-// depends on nothing else, so threads, ranks and the order of tensors don't matter.  A tensor of stacked experts
-// counts its elements as a whole.
+// First values.  A draw is Philox(key = seed, counter = element number, attempt, hash of the tensor's name):
+// it depends on nothing else, so threads, ranks and the order of tensors don't matter.  A tensor of stacked
+// experts counts its elements as a whole.
 #include <math.h>
 #include <string.h>
 
@@ -14,7 +14,8 @@
 typedef struct { uint64_t seed, name; } DrawKey;
 
 static Philox4 draw(DrawKey key, uint64_t i, uint32_t attempt) {
-    Philox4 counter = {{(uint32_t)i, (uint32_t)(i >> 32 & 0xffff) | attempt << 16, (uint32_t)key.name, (uint32_t)(key.name >> 32)}};
+    Philox4 counter = {{(uint32_t)i, (uint32_t)(i >> 32 & 0xffff) | attempt << 16, (uint32_t)key.name,
+                        (uint32_t)(key.name >> 32)}};
     return philox4(counter, (uint32_t)key.seed, (uint32_t)(key.seed >> 32));
 }
 
@@ -35,7 +36,8 @@ static double standard_normal(DrawKey key, uint64_t i, uint32_t attempt) {
 // Draws outside +-cut are drawn again; a cut below 1e-3 would take long and means nothing.
 static double cut_normal(DrawKey key, uint64_t i, double cut) {
     double x = standard_normal(key, i, 0);
-    for (uint32_t attempt = 1; fabs(x) > cut && attempt < 0xffff; attempt++) x = standard_normal(key, i, attempt);
+    for (uint32_t attempt = 1; fabs(x) > cut && attempt < 0xffff; attempt++)
+        x = standard_normal(key, i, attempt);
     return fabs(x) > cut ? 0 : x;
 }
 
@@ -77,11 +79,13 @@ static void draw_tensor(const RtPlanInstance *p, const RtTensor *t, uint64_t see
 static RtStatus copy_tensor(const RtPlanInstance *p, const RtTensor *t, RtError *e) {
     const char *from = RT_TEXT(p->plan, t->init_from);
     const RtTensor *source = rt_tensor(p, from);
-    if (!source) return rt_fail(e, RT_BAD_PLAN, "'%s' starts as a copy of '%s', which does not exist", rt_tensor_name(p, t), from);
+    if (!source)
+        return rt_fail(e, RT_BAD_PLAN, "'%s' starts as a copy of '%s', which does not exist",
+                       rt_tensor_name(p, t), from);
     int64_t n = rt_tensor_elements(p, t), m = rt_tensor_elements(p, source);
     if (n && (!m || n % m))
-        return rt_fail(e, RT_BAD_PLAN, "'%s' has %lld elements and starts as a copy of '%s' with %lld", rt_tensor_name(p, t),
-                       (long long)n, from, (long long)m);
+        return rt_fail(e, RT_BAD_PLAN, "'%s' has %lld elements and starts as a copy of '%s' with %lld",
+                       rt_tensor_name(p, t), (long long)n, from, (long long)m);
     void *data = rt_tensor_data(p, t);
     const void *source_data = rt_tensor_data(p, source);
 #pragma omp parallel for num_threads(p->threads) schedule(static)
@@ -107,12 +111,14 @@ RtStatus rt_init(RtPlanInstance *p, uint64_t seed, RtError *e) {
         if (t->role == RT_GRAD) memset(rt_tensor_data(p, t), 0, (size_t)t->bytes);
         if (t->role > RT_STATE) continue;
         int depth = copy_depth(p, t);
-        if (depth > p->n_tensors) return rt_fail(e, RT_BAD_PLAN, "'%s' starts as a copy of itself", rt_tensor_name(p, t));
+        if (depth > p->n_tensors)
+            return rt_fail(e, RT_BAD_PLAN, "'%s' starts as a copy of itself", rt_tensor_name(p, t));
         if (depth > deepest) deepest = depth;
         if (depth == 0) draw_tensor(p, t, seed);
     }
     for (int depth = 1; depth <= deepest; depth++)
         for (int i = 0; i < p->n_tensors; i++)
-            if (p->tensor[i].role <= RT_STATE && copy_depth(p, &p->tensor[i]) == depth) RT_TRY(copy_tensor(p, &p->tensor[i], e));
+            if (p->tensor[i].role <= RT_STATE && copy_depth(p, &p->tensor[i]) == depth)
+                RT_TRY(copy_tensor(p, &p->tensor[i], e));
     return RT_OK;
 }

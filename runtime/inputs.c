@@ -31,10 +31,13 @@ void rt_set_progress(RtPlanInstance *p, int64_t step, int64_t tokens_seen) {
 
 static RtStatus find_batch(RtPlanInstance *p, const char *name, const RtTensor **out, RtError *e) {
     *out = find_input(p, name);
-    if (!*out) return rt_fail(e, RT_BAD_SETTING, "the model has no input '%s': a text can train only models that take tokens and labels", name);
+    if (!*out)
+        return rt_fail(
+            e, RT_BAD_SETTING,
+            "the model has no input '%s': a text can train only models that take tokens and labels", name);
     if ((*out)->dtype != I32 || (*out)->ndim != 3)
-        return rt_fail(e, RT_BAD_SETTING, "the model's input '%s' must be i32[B, S], but is %s with %d axes", name,
-                       dtype_name((DType)(*out)->dtype), (*out)->ndim - 1);
+        return rt_fail(e, RT_BAD_SETTING, "the model's input '%s' must be i32[B, S], but is %s with %d axes",
+                       name, dtype_name((DType)(*out)->dtype), (*out)->ndim - 1);
     return RT_OK;
 }
 
@@ -43,7 +46,8 @@ RtStatus rt_batch_inputs(RtPlanInstance *p, int64_t end, RtBatchInputs *out, RtE
     RT_TRY(find_batch(p, "tokens", &out->tokens, e));
     RT_TRY(find_batch(p, "labels", &out->labels, e));
     Tensor t = rt_tensor_view(p, out->tokens), l = rt_tensor_view(p, out->labels);
-    if (memcmp(t.dim, l.dim, sizeof t.dim) != 0) return rt_fail(e, RT_BAD_SETTING, "the model's tokens and labels have different shapes");
+    if (memcmp(t.dim, l.dim, sizeof t.dim) != 0)
+        return rt_fail(e, RT_BAD_SETTING, "the model's tokens and labels have different shapes");
     out->leaves = t.dim[0];
     out->batch = t.dim[1];
     out->sequence = t.dim[2];

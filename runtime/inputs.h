@@ -25,8 +25,8 @@ int32_t *rt_batch_labels(const RtBatchInputs *b);
 // After tokens are there: positions, documents.  counts[leaves]: labels of each leaf that count.
 void rt_batch_finish(const RtBatchInputs *b, int64_t *counts);
 
-// The value of one output: the mean over its leaves, weighted by weight[leaves] where it has one number per leaf and
-// weight isn't NULL.
+// The value of one output: the mean over its leaves, weighted by weight[leaves] where it has one number per
+// leaf and weight isn't NULL.
 double rt_output_mean(const RtPlanInstance *p, const RtTensor *t, int64_t leaves, const int64_t *weight);
 const char *rt_last_segment(const char *name);          // layers.3.ffn.balance -> balance
 

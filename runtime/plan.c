@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "runtime/team.h"
 #include "runtime/trace.h"
 
 // ---- checking -------------------------------------------------------------------------------------------
@@ -19,7 +20,8 @@ static RtStatus check_table(const RtPlan *plan, const char *name, RtSpan s, size
     if (s.offset < sizeof *plan || (entry > 1 && s.offset % 8))
         return s.n ? BAD("table '%s' starts at byte %u", name, s.offset) : RT_OK;
     if (s.offset > plan->bytes || s.n > (plan->bytes - s.offset) / entry)
-        return BAD("table '%s' (%u entries at byte %u) goes beyond its %u bytes", name, s.n, s.offset, plan->bytes);
+        return BAD("table '%s' (%u entries at byte %u) goes beyond its %u bytes", name, s.n, s.offset,
+                   plan->bytes);
     return RT_OK;
 }
 
@@ -38,9 +40,9 @@ static RtStatus check_syms(const RtPlan *plan, RtError *e) {
         if (!text_ok(plan, s[i].name)) return BAD("symbol %u has no name", i);
         if (s[i].bound < 0 || s[i].fixed > s[i].bound)
             return BAD("symbol '%s': bound %lld", RT_TEXT(plan, s[i].name), (long long)s[i].bound);
-        if (s[i].fixed < 0 && s[i].from_arena >= 0
-            && (s[i].from_index < 0
-                || !in_arena(plan, (uint32_t)s[i].from_arena, s[i].from_offset, 4 * ((int64_t)s[i].from_index + 1))))
+        if (s[i].fixed < 0 && s[i].from_arena >= 0 &&
+            (s[i].from_index < 0 || !in_arena(plan, (uint32_t)s[i].from_arena, s[i].from_offset,
+                                              4 * ((int64_t)s[i].from_index + 1))))
             return BAD("symbol '%s' is read from outside its arena", RT_TEXT(plan, s[i].name));
     }
     return RT_OK;
@@ -51,19 +53,24 @@ static RtStatus check_tensors(const RtPlan *plan, RtError *e) {
     for (uint32_t i = 0; i < plan->tensors.n; i++) {
         if (!text_ok(plan, t[i].name)) return BAD("tensor %u has no name", i);
         const char *name = RT_TEXT(plan, t[i].name);
-        if (t[i].dtype >= DTYPE_COUNT || t[i].ndim > MAX_DIM || t[i].role > RT_OUTPUT || t[i].init > RT_INIT_COPY)
+        if (t[i].dtype >= DTYPE_COUNT || t[i].ndim > MAX_DIM || t[i].role > RT_OUTPUT ||
+            t[i].init > RT_INIT_COPY)
             return BAD("tensor '%s': type, rank, role or initial values are out of range", name);
         int64_t bytes = dtype_bytes(t[i].dtype);
         for (int d = 0; d < t[i].ndim; d++) {
             if (t[i].dim[d] < 0 || __builtin_mul_overflow(bytes, t[i].dim[d], &bytes))
                 return BAD("tensor '%s': dimension %d is %lld", name, d, (long long)t[i].dim[d]);
-            if (t[i].dim_sym[d] >= (int64_t)plan->syms.n) return BAD("tensor '%s': no symbol %d", name, t[i].dim_sym[d]);
+            if (t[i].dim_sym[d] >= (int64_t)plan->syms.n)
+                return BAD("tensor '%s': no symbol %d", name, t[i].dim_sym[d]);
         }
-        if (bytes > t[i].bytes || t[i].arena > RT_STEP || !in_arena(plan, t[i].arena, t[i].offset, t[i].bytes))
+        if (bytes > t[i].bytes || t[i].arena > RT_STEP ||
+            !in_arena(plan, t[i].arena, t[i].offset, t[i].bytes))
             return BAD("tensor '%s' (%lld bytes at %lld) lies outside its arena", name, (long long)t[i].bytes,
                        (long long)t[i].offset);
-        if (t[i].init == RT_INIT_COPY && !text_ok(plan, t[i].init_from)) return BAD("tensor '%s' copies nothing", name);
-        if (t[i].role <= RT_STATE && !text_ok(plan, t[i].init_name)) return BAD("tensor '%s' has no random key", name);
+        if (t[i].init == RT_INIT_COPY && !text_ok(plan, t[i].init_from))
+            return BAD("tensor '%s' copies nothing", name);
+        if (t[i].role <= RT_STATE && !text_ok(plan, t[i].init_name))
+            return BAD("tensor '%s' has no random key", name);
         if (t[i].experts && t[i].ndim == 0) return BAD("tensor '%s' has no axis of experts", name);
     }
     return RT_OK;
@@ -73,7 +80,8 @@ static RtStatus check_kernels(const RtPlan *plan, RtError *e) {
     const RtKernel *k = RT_TABLE(plan, RtKernel, kernels);
     for (uint32_t i = 0; i < plan->kernels.n; i++) {
         if (!text_ok(plan, k[i].symbol)) return BAD("kernel %u has no name", i);
-        if (k[i].n_phases > RT_MAX_PHASES) return BAD("kernel '%s' has %u phases", RT_TEXT(plan, k[i].symbol), k[i].n_phases);
+        if (k[i].n_phases > RT_MAX_PHASES)
+            return BAD("kernel '%s' has %u phases", RT_TEXT(plan, k[i].symbol), k[i].n_phases);
         RT_TRY(check_table(plan, RT_TEXT(plan, k[i].symbol), k[i].data, 1, e));
     }
     const RtArg *a = RT_TABLE(plan, RtArg, args);
@@ -85,7 +93,8 @@ static RtStatus check_kernels(const RtPlan *plan, RtError *e) {
 static RtStatus check_steps(const RtPlan *plan, RtError *e) {
     const RtStep *s = RT_TABLE(plan, RtStep, steps);
     for (uint32_t i = 0; i < plan->steps.n; i++) {
-        if (s[i].kernel >= plan->kernels.n) return BAD("step %u runs kernel %u of %u", i, s[i].kernel, plan->kernels.n);
+        if (s[i].kernel >= plan->kernels.n)
+            return BAD("step %u runs kernel %u of %u", i, s[i].kernel, plan->kernels.n);
         if (s[i].first_arg > plan->args.n || s[i].n_args > plan->args.n - s[i].first_arg)
             return BAD("step %u has arguments that do not exist", i);
         uint32_t n_phases = RT_TABLE(plan, RtKernel, kernels)[s[i].kernel].n_phases;
@@ -94,7 +103,8 @@ static RtStatus check_steps(const RtPlan *plan, RtError *e) {
             if (t->grain < 1 || t->n < 0 || t->times < 0 || t->sym >= (int64_t)plan->syms.n)
                 return BAD("step %u: the number of tasks of phase %u", i, k);
         }
-        if (s[i].defines_sym >= (int64_t)plan->syms.n) return BAD("step %u defines symbol %d", i, s[i].defines_sym);
+        if (s[i].defines_sym >= (int64_t)plan->syms.n)
+            return BAD("step %u defines symbol %d", i, s[i].defines_sym);
         if (!text_ok(plan, s[i].op) || !text_ok(plan, s[i].path)) return BAD("step %u has no name", i);
     }
     const RtProgram *p = RT_TABLE(plan, RtProgram, programs);
@@ -107,10 +117,14 @@ static RtStatus check_steps(const RtPlan *plan, RtError *e) {
 }
 
 RtStatus rt_plan_check(const RtPlan *plan, size_t available, RtError *e) {
-    if (available < sizeof *plan) return rt_fail(e, RT_BAD_PLAN, "a plan has at least %zu bytes, this has %zu", sizeof *plan, available);
-    if (plan->magic != RT_PLAN_MAGIC) return rt_fail(e, RT_BAD_PLAN, "this is not a plan (it begins with %08x)", plan->magic);
+    if (available < sizeof *plan)
+        return rt_fail(e, RT_BAD_PLAN, "a plan has at least %zu bytes, this has %zu", sizeof *plan,
+                       available);
+    if (plan->magic != RT_PLAN_MAGIC)
+        return rt_fail(e, RT_BAD_PLAN, "this is not a plan (it begins with %08x)", plan->magic);
     if (plan->version != RT_PLAN_VERSION)
-        return rt_fail(e, RT_BAD_PLAN, "the plan has version %u, this program reads version %d: build it again",
+        return rt_fail(e, RT_BAD_PLAN,
+                       "the plan has version %u, this program reads version %d: build it again",
                        plan->version, RT_PLAN_VERSION);
     if (plan->bytes > available || plan->bytes < sizeof *plan)
         return BAD("it says %u bytes, but has %zu", plan->bytes, available);
@@ -152,14 +166,18 @@ static RtStatus check_memory(const RtPlan *plan, RtError *e) {
     int64_t need = plan->persistent_bytes + plan->step_bytes;
     int64_t have = (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE);
     if (have > 0 && need > have)
-        return rt_fail(e, RT_NO_MEMORY, "the plan needs %.1f GB (parameters, optimizer and gradients %.1f, one pass %.1f), "
-                       "but this machine has %.1f GB", (double)need / 1e9, (double)plan->persistent_bytes / 1e9,
+        return rt_fail(e, RT_NO_MEMORY,
+                       "the plan needs %.1f GB (parameters, optimizer and gradients %.1f, one pass %.1f), "
+                       "but this machine has %.1f GB",
+                       (double)need / 1e9, (double)plan->persistent_bytes / 1e9,
                        (double)plan->step_bytes / 1e9, (double)have / 1e9);
     return RT_OK;
 }
 
 // Heap sort of tensor numbers by name: qsort has no context argument in C11.
-static const char *name_at(const RtPlanInstance *p, uint32_t i) { return RT_TEXT(p->plan, p->tensor[i].name); }
+static const char *name_at(const RtPlanInstance *p, uint32_t i) {
+    return RT_TEXT(p->plan, p->tensor[i].name);
+}
 
 static void sift(const RtPlanInstance *p, uint32_t *a, uint32_t i, uint32_t n) {
     for (uint32_t child; (child = 2 * i + 1) < n; i = child) {
@@ -189,10 +207,12 @@ static RtStatus fill(RtPlanInstance *p, RtError *e) {
     p->arg = calloc((size_t)plan->args.n + 1, sizeof *p->arg);
     p->kernel_data = calloc((size_t)plan->kernels.n + 1, sizeof *p->kernel_data);
     p->by_name = calloc((size_t)p->n_tensors + 1, sizeof *p->by_name);
-    if (!p->sym || !p->arg || !p->kernel_data || !p->by_name) return rt_fail(e, RT_NO_MEMORY, "no memory for the plan's tables");
+    if (!p->sym || !p->arg || !p->kernel_data || !p->by_name)
+        return rt_fail(e, RT_NO_MEMORY, "no memory for the plan's tables");
     memcpy(p->arena[RT_CONST], (const char *)plan + plan->consts.offset, plan->consts.n);
     const RtSym *sym = RT_TABLE(plan, RtSym, syms);
-    for (int i = 0; i < p->n_syms; i++) p->sym[i] = sym[i].fixed >= 0 ? sym[i].fixed : sym[i].from_arena < 0 ? sym[i].bound : 0;
+    for (int i = 0; i < p->n_syms; i++)
+        p->sym[i] = sym[i].fixed >= 0 ? sym[i].fixed : sym[i].from_arena < 0 ? sym[i].bound : 0;
     const RtArg *arg = RT_TABLE(plan, RtArg, args);
     for (uint32_t i = 0; i < plan->args.n; i++) p->arg[i] = p->arena[arg[i].arena] + arg[i].offset;
     const RtKernel *kernel = RT_TABLE(plan, RtKernel, kernels);
@@ -202,7 +222,8 @@ static RtStatus fill(RtPlanInstance *p, RtError *e) {
     return RT_OK;
 }
 
-RtStatus rt_plan_open(const RtPlan *plan, RtKernelFn *const *kernels, int threads, RtPlanInstance **out, RtError *e) {
+RtStatus rt_plan_open(const RtPlan *plan, RtKernelFn *const *kernels, int threads, RtPlanInstance **out,
+                      RtError *e) {
     *out = NULL;
     RT_TRY(rt_plan_check(plan, plan->bytes, e));
     RT_TRY(check_memory(plan, e));
@@ -222,6 +243,10 @@ RtStatus rt_plan_open(const RtPlan *plan, RtKernelFn *const *kernels, int thread
     p->arena_bytes[RT_STEP] = (size_t)plan->step_bytes;
     p->arena_bytes[RT_CONST] = plan->consts.n;
     RtStatus s = fill(p, e);
+    if (s == RT_OK) {
+        p->team = rt_team_open(p->threads);
+        if (!p->team) s = rt_fail(e, RT_NO_MEMORY, "cannot start %d threads: %s", p->threads, strerror(errno));
+    }
     if (s != RT_OK) rt_plan_close(p);
     else *out = p;
     return s;
@@ -230,6 +255,7 @@ RtStatus rt_plan_open(const RtPlan *plan, RtKernelFn *const *kernels, int thread
 void rt_plan_close(RtPlanInstance *p) {
     if (!p) return;
     rt_trace_end(p);
+    rt_team_close(p->team);
     for (int i = 0; i < RT_ARENAS; i++)
         if (p->arena[i]) munmap(p->arena[i], p->arena_bytes[i] ? p->arena_bytes[i] : 64);
     if (p->scratch) munmap(p->scratch, (size_t)p->threads * RT_SCRATCH_BYTES);
@@ -240,7 +266,7 @@ void rt_plan_close(RtPlanInstance *p) {
     free(p);
 }
 
-// ---- looking things up ------------------------------------------------------------------------------------
+// ---- looking things up ----------------------------------------------------------------------------------
 
 int rt_program(const RtPlanInstance *p, const char *name) {
     for (int i = 0; i < p->n_programs; i++)
@@ -338,14 +364,17 @@ bool rt_is_output_of(const RtPlanInstance *p, int program, const RtTensor *t) {
     const RtProgram *pr = &p->program[program];
     for (uint32_t s = pr->first_step; s < pr->first_step + pr->n_steps; s++)
         for (uint32_t a = p->step[s].first_arg; a < p->step[s].first_arg + p->step[s].n_args; a++)
-            if (arg[a].arena == t->arena && arg[a].offset >= t->offset && arg[a].offset < t->offset + t->bytes) return true;
+            if (arg[a].arena == t->arena && arg[a].offset >= t->offset &&
+                arg[a].offset < t->offset + t->bytes)
+                return true;
     return false;
 }
 
 const RtTensor *rt_output(const RtPlanInstance *p, int program, const char *name) {
     for (int i = 0; i < p->n_tensors; i++) {
         const RtTensor *t = &p->tensor[i];
-        if (t->role == RT_OUTPUT && !strcmp(rt_output_name(p, t), name) && rt_is_output_of(p, program, t)) return t;
+        if (t->role == RT_OUTPUT && !strcmp(rt_output_name(p, t), name) && rt_is_output_of(p, program, t))
+            return t;
     }
     return NULL;
 }
@@ -381,6 +410,7 @@ int64_t rt_parameters(const RtPlanInstance *p) {
 
 double rt_program_flops(const RtPlanInstance *p, int program) {
     double flops = 0;
-    for (uint32_t i = 0; i < p->program[program].n_steps; i++) flops += p->step[p->program[program].first_step + i].flops;
+    for (uint32_t i = 0; i < p->program[program].n_steps; i++)
+        flops += p->step[p->program[program].first_step + i].flops;
     return flops;
 }

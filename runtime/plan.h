@@ -7,6 +7,7 @@
 #include "runtime/status.h"
 
 struct RtTrace;
+struct RtTeam;
 
 typedef struct RtPlanInstance {
     const RtPlan      *plan;            // borrowed: must live as long
@@ -16,6 +17,7 @@ typedef struct RtPlanInstance {
     const RtProgram   *program;
     int      n_tensors, n_programs, n_syms;
     int      threads;
+    struct RtTeam *team;
     unsigned char *arena[RT_ARENAS];
     size_t   arena_bytes[RT_ARENAS];
     int64_t *sym;                       // current values
@@ -31,29 +33,31 @@ typedef struct RtPlanInstance {
 RtStatus rt_plan_check(const RtPlan *plan, size_t available, RtError *e);
 
 // threads 0: one per core.  Tensors start as zeros; rt_init gives parameters and states their first values.
-RtStatus rt_plan_open(const RtPlan *plan, RtKernelFn *const *kernels, int threads, RtPlanInstance **out, RtError *e);
+RtStatus rt_plan_open(const RtPlan *plan, RtKernelFn *const *kernels, int threads, RtPlanInstance **out,
+                      RtError *e);
 void     rt_plan_close(RtPlanInstance *p);       // NULL is fine
 
 int             rt_program(const RtPlanInstance *p, const char *name);            // number, or -1
 const RtTensor *rt_tensor(const RtPlanInstance *p, const char *name);             // NULL: there is none
 const char     *rt_tensor_name(const RtPlanInstance *p, const RtTensor *t);
-const char     *rt_tensor_nearest(const RtPlanInstance *p, const char *name);     // for "did you mean"; NULL: nothing near
+const char *rt_tensor_nearest(const RtPlanInstance *p,
+                              const char *name); // for "did you mean"; NULL: nothing near
 void           *rt_tensor_data(const RtPlanInstance *p, const RtTensor *t);
 Tensor          rt_tensor_view(const RtPlanInstance *p, const RtTensor *t);       // with its actual sizes
 int64_t         rt_tensor_elements(const RtPlanInstance *p, const RtTensor *t);   // with its actual sizes
-// Outputs of a program.  One called PROGRAM/NAME belongs to that program, any other to the programs whose steps
-// touch it; rt_output_name leaves PROGRAM/ out.
+// Outputs of a program.  One called PROGRAM/NAME belongs to that program, any other to the programs whose
+// steps touch it; rt_output_name leaves PROGRAM/ out.
 bool            rt_is_output_of(const RtPlanInstance *p, int program, const RtTensor *t);
 const char     *rt_output_name(const RtPlanInstance *p, const RtTensor *t);
 const RtTensor *rt_output(const RtPlanInstance *p, int program, const char *name);   // NULL: there is none
 
-int     rt_sym(const RtPlanInstance *p, const char *name);                        // number of a row symbol, or -1
+int rt_sym(const RtPlanInstance *p, const char *name); // number of a row symbol, or -1
 void    rt_set_sym(RtPlanInstance *p, int sym, int64_t value);                    // 0 <= value <= bound
 
 // A symbol whose offsets a step has just written: takes its new value.
 void    rt_read_sym(RtPlanInstance *p, int sym);
 
-int64_t rt_parameters(const RtPlanInstance *p);                                   // elements of all PARAM tensors
+int64_t rt_parameters(const RtPlanInstance *p); // elements of all PARAM tensors
 double  rt_program_flops(const RtPlanInstance *p, int program);
 
 #endif

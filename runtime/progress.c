@@ -33,8 +33,8 @@ static bool is_shown(const RtProgress *p, int64_t step) {
 void rt_progress_step(RtProgress *p, const RtProgressLine *l) {
     if (!p->out || !is_shown(p, l->step)) return;
     char text[256], left[24];
-    size_t n = (size_t)snprintf(text, sizeof text, "step %lld/%lld  loss %.4f  %.0f tok/s", (long long)l->step, (long long)p->last_step, l->loss,
-                                l->tokens_per_s);
+    size_t n = (size_t)snprintf(text, sizeof text, "step %lld/%lld  loss %.4f  %.0f tok/s",
+                                (long long)l->step, (long long)p->last_step, l->loss, l->tokens_per_s);
     if (l->mfu >= 0) n += (size_t)snprintf(text + n, sizeof text - n, "  MFU %.1f%%", 100 * l->mfu);
     if (l->load >= 0) n += (size_t)snprintf(text + n, sizeof text - n, "  load %.2f", l->load);
     if (l->drop >= 0) n += (size_t)snprintf(text + n, sizeof text - n, "  drop %.1f%%", 100 * l->drop);
@@ -47,7 +47,8 @@ void rt_progress_step(RtProgress *p, const RtProgressLine *l) {
         return;
     }
     struct winsize w;
-    if (ioctl(fileno(p->out), TIOCGWINSZ, &w) == 0 && w.ws_col > 8 && strlen(text) >= w.ws_col) text[w.ws_col - 1] = 0;
+    if (ioctl(fileno(p->out), TIOCGWINSZ, &w) == 0 && w.ws_col > 8 && strlen(text) >= w.ws_col)
+        text[w.ws_col - 1] = 0;
     fprintf(p->out, "\r%s\033[K", text);
     fflush(p->out);
     p->open_line = true;

@@ -49,7 +49,9 @@ RtStatus rt_report_open(RtReport *r, const RtPlanInstance *p, int pass, int upda
             const char *path = rt_output_name(p, t), *name = rt_last_segment(path);
             if (!is_reported(p, t, path) || !rt_is_output_of(p, program, t)) continue;
             Source *s = &r->source[r->n_sources++];
-            RtReportKind kind = t->kind == RT_OUT_LOSS ? REPORT_LOSS : is_load(t, path) ? REPORT_LOAD : REPORT_METRIC;
+            RtReportKind kind = t->kind == RT_OUT_LOSS ? REPORT_LOSS
+                                : is_load(t, path)     ? REPORT_LOAD
+                                                       : REPORT_METRIC;
             bool routed = kind == REPORT_LOAD && path[0] == 'r';
             if (kind == REPORT_LOAD) name = routed ? "drop_rate" : "load";
             if (routed) kind = REPORT_DROP;
@@ -78,13 +80,15 @@ void rt_report_begin(RtReport *r) {
     }
 }
 
-void rt_report_add(RtReport *r, const RtPlanInstance *p, int program, int64_t step, double share, int64_t leaves, const int64_t *counts) {
+void rt_report_add(RtReport *r, const RtPlanInstance *p, int program, int64_t step, double share,
+                   int64_t leaves, const int64_t *counts) {
     for (int i = 0; i < r->n_sources; i++) {
         Source *s = &r->source[i];
         if (s->program != program) continue;
         if (s->load) {
             int64_t n = rt_tensor_elements(p, s->t);
-            for (int64_t k = 0; k < n; k++) s->load[k % s->experts] += rt_load_number(rt_tensor_data(p, s->t), (DType)s->t->dtype, k);
+            for (int64_t k = 0; k < n; k++)
+                s->load[k % s->experts] += rt_load_number(rt_tensor_data(p, s->t), (DType)s->t->dtype, k);
             continue;
         }
         double mean = rt_output_mean(p, s->t, leaves, counts);

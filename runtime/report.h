@@ -4,10 +4,10 @@
 #include "runtime/plan.h"
 
 typedef enum {
-    REPORT_LOSS,                    // without its weight: summed over instances (layers), mean over leaves and waves
-    REPORT_METRIC,                  // mean over instances, leaves and waves
-    REPORT_LOAD,                    // rows per expert: largest over mean, the worst route
-    REPORT_DROP                     // share of choices without a place, over all routes
+    REPORT_LOSS,   // without its weight: summed over instances (layers), mean over leaves and waves
+    REPORT_METRIC, // mean over instances, leaves and waves
+    REPORT_LOAD,   // rows per expert: largest over mean, the worst route
+    REPORT_DROP    // share of choices without a place, over all routes
 } RtReportKind;
 
 typedef struct {
@@ -29,8 +29,8 @@ RtStatus rt_report_open(RtReport *r, const RtPlanInstance *p, int pass, int upda
 void     rt_report_close(RtReport *r);
 void     rt_report_begin(RtReport *r);
 // After a run: share = this run's part of the step's leaves (or labels); counts as for rt_output_mean.
-void     rt_report_add(RtReport *r, const RtPlanInstance *p, int program, int64_t step, double share, int64_t leaves,
-                       const int64_t *counts);
+void rt_report_add(RtReport *r, const RtPlanInstance *p, int program, int64_t step, double share,
+                   int64_t leaves, const int64_t *counts);
 // Divides what was collected so far (not loads): shares that were no shares yet.
 void     rt_report_scale(RtReport *r, double factor);
 void     rt_report_end(RtReport *r);

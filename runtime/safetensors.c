@@ -16,12 +16,14 @@
 
 enum { MAX_HEADER = 100000000, MAX_FILES = 4096, MAX_TENSORS = 4000000 };
 
-// ---- element types ----------------------------------------------------------------------------------------
+// ---- element types --------------------------------------------------------------------------------------
 
-static const struct { const char *name; int bytes; int dtype; } types[ST_DTYPES] = {
-    [ST_F64] = {"F64", 8, F64},   [ST_F32] = {"F32", 4, F32},   [ST_F16] = {"F16", 2, F16},  [ST_BF16] = {"BF16", 2, BF16},
-    [ST_I64] = {"I64", 8, I64},   [ST_I32] = {"I32", 4, I32},   [ST_I16] = {"I16", 2, -1},   [ST_I8] = {"I8", 1, I8},
-    [ST_U64] = {"U64", 8, -1},    [ST_U32] = {"U32", 4, U32},   [ST_U16] = {"U16", 2, -1},   [ST_U8] = {"U8", 1, U8},
+static const struct { const char *name; int bytes; int dtype;
+} types[ST_DTYPES] = {
+    [ST_F64] = {"F64", 8, F64},    [ST_F32] = {"F32", 4, F32},        [ST_F16] = {"F16", 2, F16},
+    [ST_BF16] = {"BF16", 2, BF16}, [ST_I64] = {"I64", 8, I64},        [ST_I32] = {"I32", 4, I32},
+    [ST_I16] = {"I16", 2, -1},     [ST_I8] = {"I8", 1, I8},           [ST_U64] = {"U64", 8, -1},
+    [ST_U32] = {"U32", 4, U32},    [ST_U16] = {"U16", 2, -1},         [ST_U8] = {"U8", 1, U8},
     [ST_BOOL] = {"BOOL", 1, BOOL}, [ST_F8_E4M3] = {"F8_E4M3", 1, -1}, [ST_F8_E5M2] = {"F8_E5M2", 1, -1},
 };
 
@@ -40,7 +42,7 @@ bool st_dtype_to(StDType t, DType *out) {
     return true;
 }
 
-// ---- reading ----------------------------------------------------------------------------------------------
+// ---- reading --------------------------------------------------------------------------------------------
 
 typedef struct { char *path; RtMap map; json_t *header; } OneFile;
 
@@ -57,7 +59,8 @@ struct StFiles {
 static RtStatus read_shape(const json_t *shape, StTensor *t, RtError *e) {
     if (!json_is_array(shape)) return BAD("%s: tensor '%s' has no shape", t->file, t->name);
     if (json_array_size(shape) > MAX_DIM)
-        return BAD("%s: tensor '%s' has %zu dimensions, at most %d are read", t->file, t->name, json_array_size(shape), MAX_DIM);
+        return BAD("%s: tensor '%s' has %zu dimensions, at most %d are read", t->file, t->name,
+                   json_array_size(shape), MAX_DIM);
     t->ndim = (int)json_array_size(shape);
     t->elements = 1;
     for (int i = 0; i < t->ndim; i++) {
@@ -69,12 +72,14 @@ static RtStatus read_shape(const json_t *shape, StTensor *t, RtError *e) {
     return RT_OK;
 }
 
-static RtStatus read_entry(const json_t *entry, StTensor *t, const unsigned char *data, size_t data_bytes, size_t data_at, RtError *e) {
+static RtStatus read_entry(const json_t *entry, StTensor *t, const unsigned char *data, size_t data_bytes,
+                           size_t data_at, RtError *e) {
     const char *dtype = json_string_value(json_object_get(entry, "dtype"));
     if (!dtype) return BAD("%s: tensor '%s' has no dtype", t->file, t->name);
     int type = 0;
     while (type < ST_DTYPES && strcmp(types[type].name, dtype) != 0) type++;
-    if (type == ST_DTYPES) return BAD("%s: tensor '%s' has dtype '%.32s', which is not known", t->file, t->name, dtype);
+    if (type == ST_DTYPES)
+        return BAD("%s: tensor '%s' has dtype '%.32s', which is not known", t->file, t->name, dtype);
     t->dtype = (StDType)type;
     RT_TRY(read_shape(json_object_get(entry, "shape"), t, e));
     const json_t *offsets = json_object_get(entry, "data_offsets");
@@ -82,13 +87,18 @@ static RtStatus read_entry(const json_t *entry, StTensor *t, const unsigned char
     if (json_array_size(offsets) != 2 || !json_is_integer(from) || !json_is_integer(to))
         return BAD("%s: tensor '%s' has no data_offsets", t->file, t->name);
     int64_t begin = json_integer_value(from), end = json_integer_value(to), bytes;
-    if (begin < 0 || end < begin) return BAD("%s: tensor '%s': data_offsets [%lld, %lld]", t->file, t->name, (long long)begin, (long long)end);
+    if (begin < 0 || end < begin)
+        return BAD("%s: tensor '%s': data_offsets [%lld, %lld]", t->file, t->name, (long long)begin,
+                   (long long)end);
     if (__builtin_mul_overflow(t->elements, (int64_t)types[type].bytes, &bytes) || bytes != end - begin)
-        return BAD("%s: tensor '%s': its shape needs %lld elements of %d bytes, but data_offsets hold %lld bytes", t->file, t->name,
-                   (long long)t->elements, types[type].bytes, (long long)(end - begin));
+        return BAD(
+            "%s: tensor '%s': its shape needs %lld elements of %d bytes, but data_offsets hold %lld bytes",
+            t->file, t->name, (long long)t->elements, types[type].bytes, (long long)(end - begin));
     if ((uint64_t)end > data_bytes)
-        return BAD("%s: tensor '%s' ends at byte %llu of the file, which has only %llu: the file is truncated", t->file, t->name,
-                   (unsigned long long)(data_at + (uint64_t)end), (unsigned long long)(data_at + data_bytes));
+        return BAD(
+            "%s: tensor '%s' ends at byte %llu of the file, which has only %llu: the file is truncated",
+            t->file, t->name, (unsigned long long)(data_at + (uint64_t)end),
+            (unsigned long long)(data_at + data_bytes));
     t->bytes = (size_t)bytes;
     t->offset = data_at + (size_t)begin;
     t->data = data + begin;
@@ -101,18 +111,25 @@ static int by_offset(const void *a, const void *b) {
     return x->bytes < y->bytes ? -1 : x->bytes > y->bytes;
 }
 
-static int by_name(const void *a, const void *b) { return strcmp(((const StTensor *)a)->name, ((const StTensor *)b)->name); }
+static int by_name(const void *a, const void *b) {
+    return strcmp(((const StTensor *)a)->name, ((const StTensor *)b)->name);
+}
 
 // The tensors of one file, in order of offset, must fill the data part exactly.
-static RtStatus check_ranges(StTensor *t, int n, const char *path, size_t data_at, size_t file_bytes, RtError *e) {
+static RtStatus check_ranges(StTensor *t, int n, const char *path, size_t data_at, size_t file_bytes,
+                             RtError *e) {
     qsort(t, (size_t)n, sizeof *t, by_offset);
     size_t end = data_at;
     for (int i = 0; i < n; i++) {
-        if (t[i].offset < end) return BAD("%s: tensors '%s' and '%s' overlap", path, t[i - 1].name, t[i].name);
-        if (t[i].offset > end) return BAD("%s: %zu bytes before tensor '%s' belong to nobody", path, t[i].offset - end, t[i].name);
+        if (t[i].offset < end)
+            return BAD("%s: tensors '%s' and '%s' overlap", path, t[i - 1].name, t[i].name);
+        if (t[i].offset > end)
+            return BAD("%s: %zu bytes before tensor '%s' belong to nobody", path, t[i].offset - end,
+                       t[i].name);
         end += t[i].bytes;
     }
-    if (end != file_bytes) return BAD("%s: %zu bytes after the last tensor belong to nobody", path, file_bytes - end);
+    if (end != file_bytes)
+        return BAD("%s: %zu bytes after the last tensor belong to nobody", path, file_bytes - end);
     return RT_OK;
 }
 
@@ -138,13 +155,17 @@ static RtStatus add_file(StFiles *f, char *path, RtError *e) {
     if (one->map.bytes < 8) return BAD("%s has %zu bytes: not a safetensors file", path, one->map.bytes);
     uint64_t header_bytes = 0;
     for (int i = 7; i >= 0; i--) header_bytes = header_bytes << 8 | one->map.data[i];
-    if (header_bytes > MAX_HEADER) return BAD("%s: the header has %llu bytes: not a safetensors file", path, (unsigned long long)header_bytes);
+    if (header_bytes > MAX_HEADER)
+        return BAD("%s: the header has %llu bytes: not a safetensors file", path,
+                   (unsigned long long)header_bytes);
     if (header_bytes > one->map.bytes - 8)
         return BAD("%s: the header has %llu bytes, but the file only %zu: the file is truncated", path,
                    (unsigned long long)header_bytes, one->map.bytes);
     json_error_t where;
     one->header = json_loadb((const char *)one->map.data + 8, header_bytes, JSON_REJECT_DUPLICATES, &where);
-    if (!json_is_object(one->header)) return BAD("%s: the header is not a JSON object (%s)", path, one->header ? "another value" : where.text);
+    if (!json_is_object(one->header))
+        return BAD("%s: the header is not a JSON object (%s)", path,
+                   one->header ? "another value" : where.text);
 
     RT_TRY(reserve(f, (int)json_object_size(one->header), e));
     size_t data_at = 8 + (size_t)header_bytes;
@@ -165,7 +186,8 @@ static RtStatus check_names(StFiles *f, RtError *e) {
     qsort(f->tensor, (size_t)f->n, sizeof *f->tensor, by_name);
     for (int i = 1; i < f->n; i++)
         if (!strcmp(f->tensor[i - 1].name, f->tensor[i].name))
-            return BAD("tensor '%s' is in %s and in %s", f->tensor[i].name, f->tensor[i - 1].file, f->tensor[i].file);
+            return BAD("tensor '%s' is in %s and in %s", f->tensor[i].name, f->tensor[i - 1].file,
+                       f->tensor[i].file);
     return RT_OK;
 }
 
@@ -183,11 +205,13 @@ static RtStatus add_index(StFiles *f, const char *dir, const char *index_path, R
     RtStatus s = RT_OK;
     json_object_foreach(map, name, value) {
         const char *file = json_string_value(value);
-        if (!file || !*file || strchr(file, '/') || file[0] == '.') s = BAD("%s: tensor '%s' lies in a file of no proper name", index_path, name);
+        if (!file || !*file || strchr(file, '/') || file[0] == '.')
+            s = BAD("%s: tensor '%s' lies in a file of no proper name", index_path, name);
         else if (!json_object_get(seen, file)) json_object_set_new(seen, file, json_true());
         if (s != RT_OK) break;
     }
-    if (s == RT_OK && json_object_size(seen) > MAX_FILES) s = BAD("%s names %zu files", index_path, json_object_size(seen));
+    if (s == RT_OK && json_object_size(seen) > MAX_FILES)
+        s = BAD("%s names %zu files", index_path, json_object_size(seen));
     if (s == RT_OK)
         json_object_foreach(seen, name, value) {
             s = add_file(f, rt_path("%s/%s", dir, name), e);
@@ -198,7 +222,9 @@ static RtStatus add_index(StFiles *f, const char *dir, const char *index_path, R
     RT_TRY(check_names(f, e));
     json_object_foreach(map, name, value) {
         const StTensor *t = st_find(f, name);
-        if (!t) return BAD("%s says that %s holds tensor '%s', but it does not", index_path, json_string_value(value), name);
+        if (!t)
+            return BAD("%s says that %s holds tensor '%s', but it does not", index_path,
+                       json_string_value(value), name);
     }
     return RT_OK;
 }
@@ -211,12 +237,17 @@ static RtStatus add_pieces(StFiles *f, const char *dir, RtError *e) {
     int n = 0;
     for (struct dirent *entry; n < MAX_FILES && (entry = readdir(d));) {
         size_t length = strlen(entry->d_name);
-        if (!strncmp(entry->d_name, "weights-", 8) && length > 12 && !strcmp(entry->d_name + length - 12, ".safetensors"))
+        if (!strncmp(entry->d_name, "weights-", 8) && length > 12 &&
+            !strcmp(entry->d_name + length - 12, ".safetensors"))
             path[n++] = rt_path("%s/%s", dir, entry->d_name);
     }
     closedir(d);
     qsort(path, (size_t)n, sizeof *path, text_order);
-    if (n == 0) return rt_fail(e, RT_IO, "%s holds neither model.safetensors.index.json nor model.safetensors nor weights-*.safetensors", dir);
+    if (n == 0)
+        return rt_fail(
+            e, RT_IO,
+            "%s holds neither model.safetensors.index.json nor model.safetensors nor weights-*.safetensors",
+            dir);
     RtStatus s = RT_OK;
     for (int i = 0; i < n; i++) {
         if (s == RT_OK) s = add_file(f, path[i], e);
@@ -230,7 +261,8 @@ static RtStatus add_path(StFiles *f, const char *path, RtError *e) {
         RT_TRY(add_file(f, rt_path("%s", path), e));
         return check_names(f, e);
     }
-    char *index = rt_path("%s/model.safetensors.index.json", path), *single = rt_path("%s/model.safetensors", path);
+    char *index = rt_path("%s/model.safetensors.index.json", path),
+         *single = rt_path("%s/model.safetensors", path);
     RtStatus s;
     if (rt_is_file(index)) s = add_index(f, path, index, e);
     else if (rt_is_file(single)) {
@@ -304,8 +336,8 @@ double st_number(const StTensor *t, int64_t i) {
 
 static RtStatus check_range(const StTensor *t, int64_t begin, int64_t n, RtError *e) {
     if (begin >= 0 && n >= 0 && n <= t->elements - begin) return RT_OK;
-    return BAD("%s: tensor '%s' has %lld elements, not [%lld, %lld)", t->file, t->name, (long long)t->elements, (long long)begin,
-               (long long)(begin + n));
+    return BAD("%s: tensor '%s' has %lld elements, not [%lld, %lld)", t->file, t->name,
+               (long long)t->elements, (long long)begin, (long long)(begin + n));
 }
 
 RtStatus st_read_f32(const StTensor *t, int64_t begin, int64_t n, float *out, RtError *e) {
@@ -324,7 +356,7 @@ RtStatus st_read_f64(const StTensor *t, int64_t begin, int64_t n, double *out, R
     return RT_OK;
 }
 
-// ---- writing ----------------------------------------------------------------------------------------------
+// ---- writing --------------------------------------------------------------------------------------------
 
 static int64_t write_bytes(const StWrite *w) {
     int64_t bytes = types[w->dtype].bytes;
@@ -342,7 +374,8 @@ static int *layout_order(const StWrite *tensor, int n) {
     return order;
 }
 
-static char *make_header(const StWrite *tensor, int n, const int *order, const char *const *metadata, size_t *bytes) {
+static char *make_header(const StWrite *tensor, int n, const int *order, const char *const *metadata,
+                         size_t *bytes) {
     json_t *header = json_object();
     if (metadata) {
         json_t *m = json_object();
@@ -355,8 +388,9 @@ static char *make_header(const StWrite *tensor, int n, const int *order, const c
         json_t *shape = json_array();
         for (int i = 0; i < w->ndim; i++) json_array_append_new(shape, json_integer(w->dim[i]));
         int64_t end = at + write_bytes(w);
-        json_object_set_new(header, w->name, json_pack("{s:s, s:o, s:[I,I]}", "dtype", types[w->dtype].name, "shape", shape,
-                                                       "data_offsets", (json_int_t)at, (json_int_t)end));
+        json_object_set_new(header, w->name,
+                            json_pack("{s:s, s:o, s:[I,I]}", "dtype", types[w->dtype].name, "shape", shape,
+                                      "data_offsets", (json_int_t)at, (json_int_t)end));
         at = end;
     }
     char *text = json_dumps(header, JSON_COMPACT);
@@ -374,8 +408,8 @@ static char *make_header(const StWrite *tensor, int n, const int *order, const c
     return block;
 }
 
-static RtStatus write_parts(int fd, const char *path, const StWrite *tensor, int n, const int *order, const char *header,
-                            size_t header_bytes, int64_t *offset, RtError *e) {
+static RtStatus write_parts(int fd, const char *path, const StWrite *tensor, int n, const int *order,
+                            const char *header, size_t header_bytes, int64_t *offset, RtError *e) {
     int64_t total = (int64_t)header_bytes;
     for (int i = 0; i < n; i++) total += write_bytes(&tensor[i]);
     int full = posix_fallocate(fd, 0, total);               // a full disk shows before anything is written
@@ -393,7 +427,8 @@ static RtStatus write_parts(int fd, const char *path, const StWrite *tensor, int
     return RT_OK;
 }
 
-RtStatus st_write(const char *path, const StWrite *tensor, int n, const char *const *metadata, int64_t *offset, RtError *e) {
+RtStatus st_write(const char *path, const StWrite *tensor, int n, const char *const *metadata,
+                  int64_t *offset, RtError *e) {
     size_t header_bytes = 0;
     int *order = layout_order(tensor, n);
     char *header = order ? make_header(tensor, n, order, metadata, &header_bytes) : NULL;
@@ -402,8 +437,10 @@ RtStatus st_write(const char *path, const StWrite *tensor, int n, const char *co
     int fd = s == RT_OK ? open(tmp, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0666) : -1;
     if (s == RT_OK && fd < 0) s = rt_fail(e, RT_IO, "cannot create %s: %s", tmp, strerror(errno));
     if (s == RT_OK) s = write_parts(fd, tmp, tensor, n, order, header, header_bytes, offset, e);
-    if (fd >= 0 && close(fd) != 0 && s == RT_OK) s = rt_fail(e, RT_IO, "cannot write %s: %s", tmp, strerror(errno));
-    if (s == RT_OK && rename(tmp, path) != 0) s = rt_fail(e, RT_IO, "cannot rename %s: %s", tmp, strerror(errno));
+    if (fd >= 0 && close(fd) != 0 && s == RT_OK)
+        s = rt_fail(e, RT_IO, "cannot write %s: %s", tmp, strerror(errno));
+    if (s == RT_OK && rename(tmp, path) != 0)
+        s = rt_fail(e, RT_IO, "cannot rename %s: %s", tmp, strerror(errno));
     if (s != RT_OK && fd >= 0) unlink(tmp);
     free(tmp);
     free(header);

@@ -5,8 +5,24 @@
 #include "runtime/abi.h"
 #include "runtime/status.h"
 
-typedef enum { ST_F64, ST_F32, ST_F16, ST_BF16, ST_I64, ST_I32, ST_I16, ST_I8, ST_U64, ST_U32, ST_U16, ST_U8, ST_BOOL,
-               ST_F8_E4M3, ST_F8_E5M2, ST_DTYPES } StDType;
+typedef enum {
+    ST_F64,
+    ST_F32,
+    ST_F16,
+    ST_BF16,
+    ST_I64,
+    ST_I32,
+    ST_I16,
+    ST_I8,
+    ST_U64,
+    ST_U32,
+    ST_U16,
+    ST_U8,
+    ST_BOOL,
+    ST_F8_E4M3,
+    ST_F8_E5M2,
+    ST_DTYPES
+} StDType;
 const char *st_dtype_name(StDType t);          // as in files: "F32"
 int         st_dtype_bytes(StDType t);
 StDType     st_dtype_of(DType t);
@@ -33,7 +49,7 @@ void            st_close(StFiles *f);                                  // NULL i
 int             st_count(const StFiles *f);
 const StTensor *st_at(const StFiles *f, int i);
 const StTensor *st_find(const StFiles *f, const char *name);           // NULL: there is none
-const char     *st_metadata(const StFiles *f, const char *key);        // of the first file; NULL: there is none
+const char *st_metadata(const StFiles *f, const char *key); // of the first file; NULL: there is none
 
 // Elements [begin, begin + n) as f32 or f64, from any type.
 RtStatus st_read_f32(const StTensor *t, int64_t begin, int64_t n, float *out, RtError *e);
@@ -48,8 +64,10 @@ typedef struct {
     const void *data;
 } StWrite;
 
-// Writes beside (PATH.tmp), syncs, renames.  Tensors are laid out by falling element size, otherwise in this order.
-// metadata: key, value, ..., NULL; or NULL.  offset (may be NULL): where the data of tensor i begins in the file.
-RtStatus st_write(const char *path, const StWrite *tensor, int n, const char *const *metadata, int64_t *offset, RtError *e);
+// Writes beside (PATH.tmp), syncs, renames.  Tensors are laid out by falling element size, otherwise in this
+// order. metadata: key, value, ..., NULL; or NULL.  offset (may be NULL): where the data of tensor i begins
+// in the file.
+RtStatus st_write(const char *path, const StWrite *tensor, int n, const char *const *metadata,
+                  int64_t *offset, RtError *e);
 
 #endif

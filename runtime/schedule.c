@@ -50,7 +50,8 @@ static double progress(double s, double begin, double n) {
 double rt_schedule_lr(const RtSchedule *c, int64_t step) {
     double s = (double)step, warmup = c->warmup;
     if (c->kind == SCHEDULE_CONSTANT) return c->lr;
-    if (c->kind == SCHEDULE_WARMUP_LOG) return s >= warmup || warmup <= 1 ? c->lr : c->lr * log(s) / log(warmup);
+    if (c->kind == SCHEDULE_WARMUP_LOG)
+        return s >= warmup || warmup <= 1 ? c->lr : c->lr * log(s) / log(warmup);
     if (s <= warmup) return c->lr * s / warmup;
     double left = 1;
     switch (c->kind) {

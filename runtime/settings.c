@@ -1,4 +1,5 @@
-// Settings: one table of keys, filled from JSON; and a reader of `key=value` that makes JSON of a value's text.
+// Settings: one table of keys, filled from JSON; and a reader of `key=value` that makes JSON of a value's
+// text.
 #include "runtime/settings.h"
 
 #include <ctype.h>
@@ -12,7 +13,7 @@
 
 #include "runtime/files.h"
 
-// ---- the table ------------------------------------------------------------------------------------------------
+// ---- the table ------------------------------------------------------------------------------------------
 
 typedef enum {
     BUILT_IN,        // the plan has it: not read here, can't be changed
@@ -46,9 +47,16 @@ static const Key keys[] = {
     {"train", "eval_every", QUANTITY, AT(eval_every), 0, 1e18, false},
     {"train", "save_every", QUANTITY, AT(save_every), 0, 1e18, false},
     {"train", "keep", INT, AT(keep), 0, 1e9, false},
-    {"train", "dtype", BUILT_IN}, {"train", "micro_batch", BUILT_IN}, {"train", "lanes", BUILT_IN}, {"train", "sum", BUILT_IN},
-    {"train", "lr_expert", BUILT_IN}, {"train", "clip", BUILT_IN}, {"train", "loss_scale", BUILT_IN},
-    {"train", "fast_gate", BUILT_IN}, {"train", "recompute", BUILT_IN}, {"train", "random_eval", BUILT_IN},
+    {"train", "dtype", BUILT_IN},
+    {"train", "micro_batch", BUILT_IN},
+    {"train", "lanes", BUILT_IN},
+    {"train", "sum", BUILT_IN},
+    {"train", "lr_expert", BUILT_IN},
+    {"train", "clip", BUILT_IN},
+    {"train", "loss_scale", BUILT_IN},
+    {"train", "fast_gate", BUILT_IN},
+    {"train", "recompute", BUILT_IN},
+    {"train", "random_eval", BUILT_IN},
     {"train", "exact", BUILT_IN},
     {"data", "source", CALL, AT(source), ANY, false},
     {"data", "tokenizer", CALL, AT(tokenizer), ANY, false},
@@ -56,7 +64,9 @@ static const Key keys[] = {
     {"data", "shuffle", BOOLEAN, AT(shuffle), ANY, false},
     {"data", "end", INT_OR_NONE, AT(end), 0, 0x7fffffff, false},
     {"data", "pad", INT_OR_NONE, AT(pad), 0, 0x7fffffff, false},
-    {"data", "documents", BUILT_IN}, {"data", "mean", BUILT_IN}, {"data", "std", BUILT_IN},
+    {"data", "documents", BUILT_IN},
+    {"data", "mean", BUILT_IN},
+    {"data", "std", BUILT_IN},
     {"generate", "max_tokens", INT, AT(max_tokens), 0, 1e12, false},
     {"generate", "temperature", REAL, AT(temperature), 0, 1e6, false},
     {"generate", "top_k", INT_OR_NONE, AT(top_k), 0, 1e9, false},
@@ -67,14 +77,16 @@ static const Key keys[] = {
     {"generate", "stop", TEXT_LIST, AT(stop_text), ANY, false},
     {"generate", "start", INT_OR_NONE, AT(start), 0, 0x7fffffff, false},
     {"generate", "seed", UINT, AT(generate_seed), 0, 0x1p63, false},
-    {"generate", "dropless", BUILT_IN}, {"generate", "context", BUILT_IN}, {"generate", "batch_tokens", BUILT_IN},
+    {"generate", "dropless", BUILT_IN},
+    {"generate", "context", BUILT_IN},
+    {"generate", "batch_tokens", BUILT_IN},
     {"generate", "mla", BUILT_IN},
 };
 enum { N_KEYS = sizeof keys / sizeof *keys };
 
 #define BAD(...) rt_fail(e, RT_BAD_SETTING, __VA_ARGS__)
 
-// ---- JSON to fields ---------------------------------------------------------------------------------------------
+// ---- JSON to fields -------------------------------------------------------------------------------------
 
 static RtStatus expected(const char *name, const char *what, const json_t *v, RtError *e) {
     char *text = v ? json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT) : NULL;
@@ -84,8 +96,8 @@ static RtStatus expected(const char *name, const char *what, const json_t *v, Rt
 }
 
 static const char *const unit_word[] = {
-    [RT_NO_UNIT] = "", [RT_STEPS] = "steps", [RT_TOKENS] = "tokens", [RT_SAMPLES] = "samples", [RT_EPOCHS] = "epochs",
-    [RT_MINUTES] = "minutes"};
+    [RT_NO_UNIT] = "",        [RT_STEPS] = "steps",   [RT_TOKENS] = "tokens",
+    [RT_SAMPLES] = "samples", [RT_EPOCHS] = "epochs", [RT_MINUTES] = "minutes"};
 enum { N_UNITS = sizeof unit_word / sizeof *unit_word };
 
 // "step" and "steps" alike; seconds and hours become minutes.  -1: no unit.
@@ -110,7 +122,8 @@ static RtStatus read_quantity(const json_t *v, const char *name, RtQuantity *out
         const char *unit = json_string_value(json_object_get(v, "unit"));
         double factor = 1;
         int u = unit ? find_unit(unit, &factor) : -1;
-        if (!json_is_number(value) || u < 0) return expected(name, "a number of steps, tokens, samples, epochs or minutes", v, e);
+        if (!json_is_number(value) || u < 0)
+            return expected(name, "a number of steps, tokens, samples, epochs or minutes", v, e);
         *out = (RtQuantity){json_number_value(value) * factor, (RtUnit)u};
     }
     if (!(out->value >= 0)) return expected(name, "at least 0", v, e);
@@ -127,7 +140,8 @@ static void free_call(RtCallSetting *c) {
 // All text arguments of a call, positional first.
 static RtStatus read_call(const json_t *v, const char *name, RtCallSetting *out, RtError *e) {
     free_call(out);
-    const char *kind = json_is_string(v) ? json_string_value(v) : json_string_value(json_object_get(v, "kind"));
+    const char *kind =
+        json_is_string(v) ? json_string_value(v) : json_string_value(json_object_get(v, "kind"));
     if (json_is_null(v)) {
         if (strcmp(name, "data.tokenizer") == 0) out->kind = rt_path("bytes");
         return RT_OK;
@@ -155,15 +169,20 @@ static int find_word(const char *word, const char *const *words, int n) {
 static const char *const schedule_word[SCHEDULE_KINDS] = {
     [SCHEDULE_COSINE] = "cosine", [SCHEDULE_LINEAR] = "linear", [SCHEDULE_CONSTANT] = "constant",
     [SCHEDULE_INVERSE_SQRT] = "inverse_sqrt", [SCHEDULE_WSD] = "wsd", [SCHEDULE_WARMUP_LOG] = "warmup_log"};
-static const char *const shape_word[SHAPE_KINDS] = {
-    [SHAPE_LINEAR] = "linear", [SHAPE_COSINE] = "cosine", [SHAPE_EXPONENTIAL] = "exponential", [SHAPE_SQRT] = "sqrt"};
+static const char *const shape_word[SHAPE_KINDS] = {[SHAPE_LINEAR] = "linear",
+                                                    [SHAPE_COSINE] = "cosine",
+                                                    [SHAPE_EXPONENTIAL] = "exponential",
+                                                    [SHAPE_SQRT] = "sqrt"};
 
 static RtStatus read_schedule(const json_t *v, const char *name, RtScheduleSetting *out, RtError *e) {
-    const char *word = json_is_string(v) ? json_string_value(v) : json_string_value(json_object_get(v, "kind"));
+    const char *word =
+        json_is_string(v) ? json_string_value(v) : json_string_value(json_object_get(v, "kind"));
     int kind = find_word(word, schedule_word, SCHEDULE_KINDS);
     if (kind < 0) return expected(name, "cosine, linear, constant, inverse_sqrt, wsd or warmup_log", v, e);
-    *out = (RtScheduleSetting){.kind = (RtScheduleKind)kind, .warmup = {kind == SCHEDULE_COSINE || kind == SCHEDULE_LINEAR ? 100 : 0, RT_STEPS},
-                               .floor = kind == SCHEDULE_COSINE ? 0.1 : 0};
+    *out = (RtScheduleSetting){
+        .kind = (RtScheduleKind)kind,
+        .warmup = {kind == SCHEDULE_COSINE || kind == SCHEDULE_LINEAR ? 100 : 0, RT_STEPS},
+        .floor = kind == SCHEDULE_COSINE ? 0.1 : 0};
     const json_t *first = json_array_get(json_object_get(v, "args"), 0);         // warmup_log(1000 steps)
     if (first) RT_TRY(read_quantity(first, name, &out->warmup, e));
     if (!json_is_object(v)) return RT_OK;
@@ -171,15 +190,20 @@ static RtStatus read_schedule(const json_t *v, const char *name, RtScheduleSetti
     json_t *value;
     json_object_foreach((json_t *)v, key, value) {
         if (!strcmp(key, "kind") || !strcmp(key, "args")) continue;
-        if (!strcmp(key, "warmup") || !strcmp(key, "n")) RT_TRY(read_quantity(value, "warmup of train.schedule", &out->warmup, e));
-        else if (!strcmp(key, "length")) RT_TRY(read_quantity(value, "length of train.schedule", &out->length, e));
-        else if (!strcmp(key, "decay")) RT_TRY(read_quantity(value, "decay of train.schedule", &out->decay, e));
+        if (!strcmp(key, "warmup") || !strcmp(key, "n"))
+            RT_TRY(read_quantity(value, "warmup of train.schedule", &out->warmup, e));
+        else if (!strcmp(key, "length"))
+            RT_TRY(read_quantity(value, "length of train.schedule", &out->length, e));
+        else if (!strcmp(key, "decay"))
+            RT_TRY(read_quantity(value, "decay of train.schedule", &out->decay, e));
         else if (!strcmp(key, "floor")) {
             out->floor = json_is_number(value) ? json_number_value(value) : -1;
-            if (!(out->floor >= 0 && out->floor <= 1)) return expected("floor of train.schedule", "a share of lr, 0 to 1", value, e);
+            if (!(out->floor >= 0 && out->floor <= 1))
+                return expected("floor of train.schedule", "a share of lr, 0 to 1", value, e);
         } else if (!strcmp(key, "shape")) {
             int shape = find_word(json_string_value(value), shape_word, SHAPE_KINDS);
-            if (shape < 0) return expected("shape of train.schedule", "linear, cosine, exponential or sqrt", value, e);
+            if (shape < 0)
+                return expected("shape of train.schedule", "linear, cosine, exponential or sqrt", value, e);
             out->shape = (RtDecayShape)shape;
         } else return BAD("train.schedule: %s has no argument '%s'", word, key);
     }
@@ -187,7 +211,8 @@ static RtStatus read_schedule(const json_t *v, const char *name, RtScheduleSetti
 }
 
 static RtStatus read_optimizer(const json_t *v, RtSettings *s, RtError *e) {
-    const char *word = json_is_string(v) ? json_string_value(v) : json_string_value(json_object_get(v, "kind"));
+    const char *word =
+        json_is_string(v) ? json_string_value(v) : json_string_value(json_object_get(v, "kind"));
     if (!word) return expected("train.optimizer", "adamw, adam, sgd or adafactor", v, e);
     bool adam = !strncmp(word, "adam", 4);
     s->beta1 = adam ? 0.9 : 0;
@@ -237,9 +262,11 @@ static RtStatus read_number(const Key *k, const json_t *v, const char *name, voi
     bool whole = k->type != REAL && k->type != REAL_OR_NONE;
     double x = json_is_number(v) ? json_number_value(v) : NAN;
     char what[96];
-    snprintf(what, sizeof what, k->most < 1e6 ? "a %snumber from %g to %g" : "a %snumber from %g", whole ? "whole " : "", k->least, k->most);
+    snprintf(what, sizeof what, k->most < 1e6 ? "a %snumber from %g to %g" : "a %snumber from %g",
+             whole ? "whole " : "", k->least, k->most);
     if (!(x >= k->least && x <= k->most) || (whole && x != floor(x))) return expected(name, what, v, e);
-    if (k->type == UINT) *(uint64_t *)field = json_is_integer(v) ? (uint64_t)json_integer_value(v) : (uint64_t)x;
+    if (k->type == UINT)
+        *(uint64_t *)field = json_is_integer(v) ? (uint64_t)json_integer_value(v) : (uint64_t)x;
     else if (whole) *(int64_t *)field = json_is_integer(v) ? json_integer_value(v) : (int64_t)x;
     else *(double *)field = x;
     return RT_OK;
@@ -274,8 +301,8 @@ static RtStatus read_key(const Key *k, const json_t *v, RtSettings *s, RtError *
     return RT_OK;
 }
 
-// Text arguments of data.source and data.tokenizer are paths: made absolute, so that a run can be gone on with from
-// anywhere.
+// Text arguments of data.source and data.tokenizer are paths: made absolute, so that a run can be gone on
+// with from anywhere.
 static void make_paths_absolute(json_t *json, const char *base_dir) {
     static const char *const holders[] = {"source", "tokenizer"};
     for (int h = 0; h < 2; h++) {
@@ -302,16 +329,29 @@ RtStatus rt_settings_open(const char *json, const char *base_dir, RtSettings **o
     *out = NULL;
     RtSettings *s = calloc(1, sizeof *s);
     if (!s) return rt_fail(e, RT_NO_MEMORY, "no memory for settings");
-    *s = (RtSettings){
-        .length = {1000, RT_STEPS}, .eval_every = {500, RT_STEPS}, .save_every = {1000, RT_STEPS}, .keep = 3,
-        .lr = 3e-4, .beta1 = 0.9, .beta2 = 0.95, .schedule = {.kind = SCHEDULE_COSINE, .warmup = {100, RT_STEPS}, .floor = 0.1},
-        .held_out = 0.01, .shuffle = true, .end = -1, .pad = -1,
-        .max_tokens = 256, .temperature = 1, .top_p = 1, .repetition = 1, .start = -1};
+    *s = (RtSettings){.length = {1000, RT_STEPS},
+                      .eval_every = {500, RT_STEPS},
+                      .save_every = {1000, RT_STEPS},
+                      .keep = 3,
+                      .lr = 3e-4,
+                      .beta1 = 0.9,
+                      .beta2 = 0.95,
+                      .schedule = {.kind = SCHEDULE_COSINE, .warmup = {100, RT_STEPS}, .floor = 0.1},
+                      .held_out = 0.01,
+                      .shuffle = true,
+                      .end = -1,
+                      .pad = -1,
+                      .max_tokens = 256,
+                      .temperature = 1,
+                      .top_p = 1,
+                      .repetition = 1,
+                      .start = -1};
     json_error_t where;
     s->tokenizer.kind = rt_path("bytes");
     s->json = json && *json ? json_loads(json, JSON_REJECT_DUPLICATES, &where) : json_object();
     RtStatus status = RT_OK;
-    if (!json_is_object((json_t *)s->json)) status = BAD("the settings are not a JSON object (%s)", s->json ? "another value" : where.text);
+    if (!json_is_object((json_t *)s->json))
+        status = BAD("the settings are not a JSON object (%s)", s->json ? "another value" : where.text);
     if (status == RT_OK) {
         make_paths_absolute(s->json, base_dir);
         status = read_all(s, e);
@@ -333,8 +373,9 @@ void rt_settings_close(RtSettings *s) {
 
 char *rt_settings_json(const RtSettings *s) { return json_dumps(s->json, JSON_INDENT(2)); }
 
-// ---- text of a value to JSON --------------------------------------------------------------------------------------
-// value:  number [unit] | "text" | word | word(args) | [value, ...]        args: value or name: value, commas between
+// ---- text of a value to JSON ----------------------------------------------------------------------------
+// value:  number [unit] | "text" | word | word(args) | [value, ...]        args: value or name: value, commas
+// between
 
 typedef struct { const char *at; RtError *e; } Reader;
 
@@ -418,7 +459,9 @@ static json_t *read_call_text(Reader *r, const char *kind, size_t n) {
         size_t name = word_length(r->at);
         const char *after = r->at + name;
         while (isspace((unsigned char)*after)) after++;
-        char *key = name && isalpha((unsigned char)*r->at) && *after == ':' ? rt_path("%.*s", (int)name, r->at) : NULL;
+        char *key = name && isalpha((unsigned char)*r->at) && *after == ':'
+                        ? rt_path("%.*s", (int)name, r->at)
+                        : NULL;
         if (key) r->at = after + 1;
         json_t *v = read_value(r);
         if (v && key) json_object_set_new(call, key, v);
@@ -437,7 +480,8 @@ static json_t *read_value(Reader *r) {
     skip_blanks(r);
     if (*r->at == '"') return read_text(r);
     if (*r->at == '[') return read_list(r);
-    if (isdigit((unsigned char)*r->at) || ((*r->at == '-' || *r->at == '.') && (isdigit((unsigned char)r->at[1]) || r->at[1] == '.')))
+    if (isdigit((unsigned char)*r->at) ||
+        ((*r->at == '-' || *r->at == '.') && (isdigit((unsigned char)r->at[1]) || r->at[1] == '.')))
         return read_quantity_text(r);
     size_t n = word_length(r->at);
     if (!n) return NULL;
@@ -450,13 +494,15 @@ static json_t *read_value(Reader *r) {
     return json_stringn(word, n);
 }
 
-// ---- key=value ------------------------------------------------------------------------------------------------------
+// ---- key=value ------------------------------------------------------------------------------------------
 
 static RtStatus unknown_key(const char *name, RtError *e) {
     const char *dot = strchr(name, '.');
     for (int i = 0; dot && i < N_KEYS; i++)              // the right key in the wrong block is the usual slip
-        if (!strcmp(dot + 1, keys[i].key)) return BAD("there is no setting '%s'; did you mean '%s.%s'?", name, keys[i].block, keys[i].key);
-    return dot ? BAD("there is no setting '%s'", name) : BAD("'%s' was fixed when this program was built", name);
+        if (!strcmp(dot + 1, keys[i].key))
+            return BAD("there is no setting '%s'; did you mean '%s.%s'?", name, keys[i].block, keys[i].key);
+    return dot ? BAD("there is no setting '%s'", name)
+               : BAD("'%s' was fixed when this program was built", name);
 }
 
 RtStatus rt_settings_set(RtSettings *s, const char *assignment, RtError *e) {
@@ -467,11 +513,16 @@ RtStatus rt_settings_set(RtSettings *s, const char *assignment, RtError *e) {
     const Key *k = NULL;
     for (int i = 0; i < N_KEYS && !k; i++) {
         size_t block = strlen(keys[i].block);
-        if (!strncmp(name, keys[i].block, block) && name[block] == '.' && !strcmp(name + block + 1, keys[i].key)) k = &keys[i];
+        if (!strncmp(name, keys[i].block, block) && name[block] == '.' &&
+            !strcmp(name + block + 1, keys[i].key))
+            k = &keys[i];
     }
     RtStatus status = RT_OK;
-    if (!k) status = !strncmp(name, "parallel.", 9) ? BAD("'%s' was fixed when this program was built", name) : unknown_key(name, e);
-    else if (k->type == BUILT_IN || k->fixed) status = BAD("'%s' was fixed when this program was built", name);
+    if (!k)
+        status = !strncmp(name, "parallel.", 9) ? BAD("'%s' was fixed when this program was built", name)
+                                                : unknown_key(name, e);
+    else if (k->type == BUILT_IN || k->fixed)
+        status = BAD("'%s' was fixed when this program was built", name);
     Reader r = {equals + 1, e};
     json_t *v = status == RT_OK ? read_value(&r) : NULL;
     skip_blanks(&r);

@@ -1,9 +1,9 @@
 // What a run may be told: the keys of train, data and generate, read from JSON and from `key=value`.
 //
-// The JSON is one object with the objects "train", "data", "generate" (others are kept, not read).  Keys and words are
-// those of the language's blocks; none is null; a quantity is {"value": 500, "unit": "steps"} (a plain number where
-// no unit is possible); a call is {"kind": "cosine", "warmup": {...}, "floor": 0.1}, its positional arguments in
-// "args": {"kind": "text", "args": ["kjv.txt"]}.
+// The JSON is one object with the objects "train", "data", "generate" (others are kept, not read).  Keys and
+// words are those of the language's blocks; none is null; a quantity is {"value": 500, "unit": "steps"} (a
+// plain number where no unit is possible); a call is {"kind": "cosine", "warmup": {...}, "floor": 0.1}, its
+// positional arguments in "args": {"kind": "text", "args": ["kjv.txt"]}.
 #ifndef RUNTIME_SETTINGS_H
 #define RUNTIME_SETTINGS_H
 #include <stdbool.h>
@@ -52,8 +52,8 @@ typedef struct {
 // json NULL or "": all defaults.  Relative paths in it are meant from base_dir (NULL: the current folder).
 RtStatus rt_settings_open(const char *json, const char *base_dir, RtSettings **out, RtError *e);
 void     rt_settings_close(RtSettings *s);                              // NULL is fine
-// "train.lr=1e-3": the value as in the language's blocks; relative paths from the current folder.  Keys that the plan
-// has built in are refused.
+// "train.lr=1e-3": the value as in the language's blocks; relative paths from the current folder.  Keys that
+// the plan has built in are refused.
 RtStatus rt_settings_set(RtSettings *s, const char *assignment, RtError *e);
 // As JSON with all paths absolute.  The caller frees it.
 char    *rt_settings_json(const RtSettings *s);

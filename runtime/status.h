@@ -20,7 +20,8 @@ typedef struct {
 // Sets e (which may be NULL) and returns code.
 RtStatus rt_fail(RtError *e, RtStatus code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
 // Puts "context: " in front of e's text; returns e's code.
-RtStatus rt_add_context(RtError *e, RtStatus code, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+RtStatus rt_add_context(RtError *e, RtStatus code, const char *fmt, ...)
+    __attribute__((format(printf, 3, 4)));
 // What a process that ends with this status returns: 0, 1 or 75 (stopped by a signal after saving).
 int rt_exit_status(RtStatus code);
 

@@ -13,9 +13,10 @@ void rt_ids_add(RtIds *ids, int32_t id) {
     ids->at[ids->n++] = id;
 }
 
-// ---- bytes: the id is the byte ------------------------------------------------------------------------------
+// ---- bytes: the id is the byte --------------------------------------------------------------------------
 
-static RtStatus bytes_encode(const RtTokenizer *t, const char *text, size_t n, bool specials, RtIds *out, RtError *e) {
+static RtStatus bytes_encode(const RtTokenizer *t, const char *text, size_t n, bool specials, RtIds *out,
+                             RtError *e) {
     (void)t, (void)specials, (void)e;
     for (size_t i = 0; i < n; i++) rt_ids_add(out, (unsigned char)text[i]);
     return RT_OK;
@@ -33,20 +34,32 @@ static const char *bytes_piece(const RtTokenizer *t, int32_t id, size_t *n) {
 }
 
 static bool bytes_special(const RtTokenizer *t, int32_t id) { return (void)t, (void)id, false; }
-static bool bytes_may_cut(const char *text, size_t n, size_t at) { return (void)text, (void)n, (void)at, true; }
+static bool bytes_may_cut(const char *text, size_t n, size_t at) {
+    return (void)text, (void)n, (void)at, true;
+}
 static void bytes_close(RtTokenizer *t) { free(t); }
 
 RtStatus rt_tokenizer_open(const char *kind, const char *dir, RtTokenizer **out, RtError *e) {
     *out = NULL;
     if (!strcmp(kind, "gpt2")) {
-        if (!dir) return rt_fail(e, RT_BAD_SETTING, "tokenizer gpt2 needs a folder with vocab.json and merges.txt: gpt2(\"DIR\")");
+        if (!dir)
+            return rt_fail(e, RT_BAD_SETTING,
+                           "tokenizer gpt2 needs a folder with vocab.json and merges.txt: gpt2(\"DIR\")");
         return rt_tokenizer_open_gpt2(dir, out, e);
     }
-    if (strcmp(kind, "bytes") != 0) return rt_fail(e, RT_BAD_SETTING, "there is no tokenizer '%s'; there are bytes and gpt2", kind);
+    if (strcmp(kind, "bytes") != 0)
+        return rt_fail(e, RT_BAD_SETTING, "there is no tokenizer '%s'; there are bytes and gpt2", kind);
     RtTokenizer *t = calloc(1, sizeof *t);
     if (!t) return rt_fail(e, RT_NO_MEMORY, "no memory for a tokenizer");
-    *t = (RtTokenizer){.kind = "bytes", .vocab = 256, .end = -1, .hash = 1, .encode = bytes_encode, .piece = bytes_piece,
-                       .special = bytes_special, .may_cut = bytes_may_cut, .close = bytes_close};
+    *t = (RtTokenizer){.kind = "bytes",
+                       .vocab = 256,
+                       .end = -1,
+                       .hash = 1,
+                       .encode = bytes_encode,
+                       .piece = bytes_piece,
+                       .special = bytes_special,
+                       .may_cut = bytes_may_cut,
+                       .close = bytes_close};
     *out = t;
     return RT_OK;
 }
@@ -55,15 +68,15 @@ void rt_tokenizer_close(RtTokenizer *t) {
     if (t) t->close(t);
 }
 
-// ---- whole characters ---------------------------------------------------------------------------------------
+// ---- whole characters -----------------------------------------------------------------------------------
 
-// How many of bytes[n], n >= 1, are the first character (*good), its ill-formed beginning (not good), or, 0, a
-// beginning that may still become one.  Table 3-7 of the Unicode standard.
+// How many of bytes[n], n >= 1, are the first character (*good), its ill-formed beginning (not good), or, 0,
+// a beginning that may still become one.  Table 3-7 of the Unicode standard.
 static size_t utf8_step(const unsigned char *b, size_t n, bool *good) {
-    static const struct { unsigned char first, last, low, high, length; } row[] = {
-        {0x00, 0x7f, 0, 0, 1},       {0xc2, 0xdf, 0x80, 0xbf, 2}, {0xe0, 0xe0, 0xa0, 0xbf, 3}, {0xe1, 0xec, 0x80, 0xbf, 3},
-        {0xed, 0xed, 0x80, 0x9f, 3}, {0xee, 0xef, 0x80, 0xbf, 3}, {0xf0, 0xf0, 0x90, 0xbf, 4}, {0xf1, 0xf3, 0x80, 0xbf, 4},
-        {0xf4, 0xf4, 0x80, 0x8f, 4}};
+    static const struct { unsigned char first, last, low, high, length;
+    } row[] = {{0x00, 0x7f, 0, 0, 1},       {0xc2, 0xdf, 0x80, 0xbf, 2}, {0xe0, 0xe0, 0xa0, 0xbf, 3},
+               {0xe1, 0xec, 0x80, 0xbf, 3}, {0xed, 0xed, 0x80, 0x9f, 3}, {0xee, 0xef, 0x80, 0xbf, 3},
+               {0xf0, 0xf0, 0x90, 0xbf, 4}, {0xf1, 0xf3, 0x80, 0xbf, 4}, {0xf4, 0xf4, 0x80, 0x8f, 4}};
     *good = false;
     for (size_t r = 0; r < sizeof row / sizeof *row; r++) {
         if (b[0] < row[r].first || b[0] > row[r].last) continue;

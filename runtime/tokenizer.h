@@ -15,8 +15,10 @@ struct RtTokenizer {
     int32_t     vocab;                // ids are below this
     int32_t     end;                  // end-of-text id, or -1
     uint64_t    hash;                 // of everything that decides what ids a text gets
-    // Appends the ids of text[n].  specials: special tokens written out in the text become their ids.  Thread-safe.
-    RtStatus  (*encode)(const RtTokenizer *t, const char *text, size_t n, bool specials, RtIds *out, RtError *e);
+    // Appends the ids of text[n].  specials: special tokens written out in the text become their ids.
+    // Thread-safe.
+    RtStatus (*encode)(const RtTokenizer *t, const char *text, size_t n, bool specials, RtIds *out,
+                       RtError *e);
     // The bytes an id stands for; NULL if there is no such id.
     const char *(*piece)(const RtTokenizer *t, int32_t id, size_t *n);
     bool      (*special)(const RtTokenizer *t, int32_t id);
@@ -30,8 +32,8 @@ RtStatus rt_tokenizer_open(const char *kind, const char *dir, RtTokenizer **out,
 void     rt_tokenizer_close(RtTokenizer *t);                   // NULL is fine
 RtStatus rt_tokenizer_open_gpt2(const char *dir, RtTokenizer **out, RtError *e);
 
-// Text that comes byte by byte and leaves as whole characters: rt_utf8_add returns what is complete (valid until the
-// next call), each maximal ill-formed part as one U+FFFD; rt_utf8_end what is left.
+// Text that comes byte by byte and leaves as whole characters: rt_utf8_add returns what is complete (valid
+// until the next call), each maximal ill-formed part as one U+FFFD; rt_utf8_end what is left.
 typedef struct {
     unsigned char held[4];            // the beginning of a character
     int    n_held;

@@ -1,9 +1,10 @@
 // GPT-2's byte-level BPE, from vocab.json and merges.txt.
 //
-//   text -> words, by GPT-2's regular expression -> each word's bytes as symbols -> again and again the adjacent pair
-//   that stands first in merges.txt becomes one symbol -> ids
+//   text -> words, by GPT-2's regular expression -> each word's bytes as symbols -> again and again the
+//   adjacent pair that stands first in merges.txt becomes one symbol -> ids
 //
-// Short words are merged by looking at all pairs again, long ones with a heap of pairs over a linked list: O(n log n).
+// Short words are merged by looking at all pairs again, long ones with a heap of pairs over a linked list:
+// O(n log n).
 #define PCRE2_CODE_UNIT_WIDTH 8
 #include <jansson.h>
 #include <pcre2.h>
@@ -17,8 +18,11 @@
 #include "runtime/tokenizer.h"
 
 // White space as Unicode has it: PCRE2's \s with UCP also takes U+180E.
-#define SPACE "\\x{9}-\\x{d}\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}"
-static const char pattern[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^" SPACE "\\p{L}\\p{N}]+|[" SPACE "]+(?![^" SPACE "])|[" SPACE "]+";
+#define SPACE                                                                                                \
+    "\\x{9}-\\x{d}\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{" \
+    "3000}"
+static const char pattern[] = "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^" SPACE
+                              "\\p{L}\\p{N}]+|[" SPACE "]+(?![^" SPACE "])|[" SPACE "]+";
 static const char end_of_text[] = "<|endoftext|>";
 
 typedef struct { int32_t left, right, rank, made; } Merge;      // rank < 0: empty place of the table
@@ -33,9 +37,10 @@ typedef struct {
     uint32_t *at;                   // [vocab + 1]: piece i is text[at[i] .. at[i + 1])
 } Gpt2;
 
-// ---- loading ------------------------------------------------------------------------------------------------
+// ---- loading --------------------------------------------------------------------------------------------
 
-// vocab.json writes bytes as printable characters: itself if printable in Latin-1, else U+0100 + a running number.
+// vocab.json writes bytes as printable characters: itself if printable in Latin-1, else U+0100 + a running
+// number.
 static void fill_byte_chars(uint16_t *of_byte) {
     int next = 256;
     for (int b = 0; b < 256; b++) {
@@ -55,7 +60,9 @@ static size_t put_char(char *out, uint16_t c) {
 static bool piece_bytes(const uint16_t *of_byte, const char *piece, char *out, size_t *n) {
     *n = 0;
     for (const unsigned char *p = (const unsigned char *)piece; *p;) {
-        unsigned c = *p < 0x80 ? *p : (*p & 0xe0) == 0xc0 ? (unsigned)(*p & 0x1f) << 6 | (p[1] & 0x3f) : 0xffff;
+        unsigned c = *p < 0x80             ? *p
+                     : (*p & 0xe0) == 0xc0 ? (unsigned)(*p & 0x1f) << 6 | (p[1] & 0x3f)
+                                           : 0xffff;
         p += *p < 0x80 ? 1 : 2;
         int b = 0;
         while (b < 256 && of_byte[b] != c) b++;
@@ -65,7 +72,8 @@ static bool piece_bytes(const uint16_t *of_byte, const char *piece, char *out, s
     return true;
 }
 
-static RtStatus load_pieces(Gpt2 *g, const json_t *vocab, const uint16_t *of_byte, const char *path, RtError *e) {
+static RtStatus load_pieces(Gpt2 *g, const json_t *vocab, const uint16_t *of_byte, const char *path,
+                            RtError *e) {
     int32_t n = (int32_t)json_object_size(vocab);
     g->base.vocab = n;
     const char **piece = calloc((size_t)n + 1, sizeof *piece);
@@ -78,7 +86,8 @@ static RtStatus load_pieces(Gpt2 *g, const json_t *vocab, const uint16_t *of_byt
     json_object_foreach((json_t *)vocab, name, value) {
         json_int_t id = json_is_integer(value) ? json_integer_value(value) : -1;
         if (id < 0 || id >= n || piece[id]) {
-            s = rt_fail(e, RT_BAD_FILE, "%s: '%s' has id %lld; the ids must be 0 to %d, each once", path, name, (long long)id, n - 1);
+            s = rt_fail(e, RT_BAD_FILE, "%s: '%s' has id %lld; the ids must be 0 to %d, each once", path,
+                        name, (long long)id, n - 1);
             break;
         }
         piece[id] = name;
@@ -137,13 +146,15 @@ static RtStatus load_merges(Gpt2 *g, const json_t *vocab, char *text, const char
         if (++number == 1 && !strncmp(line, "#version", 8)) continue;
         if (!*line) continue;
         char *right = strchr(line, ' ');
-        if (!right || strchr(right + 1, ' ')) return rt_fail(e, RT_BAD_FILE, "%s:%d: a merge is two pieces with a blank between", path, number);
+        if (!right || strchr(right + 1, ' '))
+            return rt_fail(e, RT_BAD_FILE, "%s:%d: a merge is two pieces with a blank between", path, number);
         *right++ = 0;
         char *joined = rt_path("%s%s", line, right);
         Merge m = {vocab_id(vocab, line), vocab_id(vocab, right), rank++, vocab_id(vocab, joined)};
         free(joined);
         if (m.left < 0 || m.right < 0 || m.made < 0)
-            return rt_fail(e, RT_BAD_FILE, "%s:%d: '%s' and '%s' and their union must be in vocab.json", path, number, line, right);
+            return rt_fail(e, RT_BAD_FILE, "%s:%d: '%s' and '%s' and their union must be in vocab.json", path,
+                           number, line, right);
         if (find_merge(g, m.left, m.right)) continue;        // the first one counts
         uint32_t i = pair_hash(m.left, m.right);
         while (g->merge[i & g->merge_mask].rank >= 0) i++;
@@ -155,7 +166,8 @@ static RtStatus load_merges(Gpt2 *g, const json_t *vocab, char *text, const char
 static RtStatus compile_regex(Gpt2 *g, RtError *e) {
     int code;
     PCRE2_SIZE at;
-    g->regex = pcre2_compile((PCRE2_SPTR)pattern, PCRE2_ZERO_TERMINATED, PCRE2_UTF | PCRE2_UCP | PCRE2_MATCH_INVALID_UTF, &code, &at, NULL);
+    g->regex = pcre2_compile((PCRE2_SPTR)pattern, PCRE2_ZERO_TERMINATED,
+                             PCRE2_UTF | PCRE2_UCP | PCRE2_MATCH_INVALID_UTF, &code, &at, NULL);
     if (!g->regex) {
         char why[128];
         pcre2_get_error_message(code, (PCRE2_UCHAR *)why, sizeof why);
@@ -165,7 +177,7 @@ static RtStatus compile_regex(Gpt2 *g, RtError *e) {
     return RT_OK;
 }
 
-// ---- encoding -------------------------------------------------------------------------------------------------
+// ---- encoding -------------------------------------------------------------------------------------------
 
 // One encode call's memory.
 typedef struct {
@@ -222,7 +234,8 @@ static uint64_t heap_pop(Work *w) {
     return top;
 }
 
-// An entry is stale if its pair no longer has its rank: then it is skipped (the new pair has an entry of its own).
+// An entry is stale if its pair no longer has its rank: then it is skipped (the new pair has an entry of its
+// own).
 static void merge_long(const Gpt2 *g, Work *w, int64_t *n) {
     w->n_heap = 0;
     for (int64_t i = 0; i < *n; i++) {
@@ -244,7 +257,8 @@ static void merge_long(const Gpt2 *g, Work *w, int64_t *n) {
         heap_push(w, g, left);
     }
     int64_t kept = 0;
-    for (int64_t i = 0; i >= 0; i = w->next[i]) w->prev[kept++] = w->id[i];      // prev[] is free to write: kept <= i
+    for (int64_t i = 0; i >= 0; i = w->next[i])
+        w->prev[kept++] = w->id[i]; // prev[] is free to write: kept <= i
     memcpy(w->id, w->prev, (size_t)kept * sizeof *w->id);
     *n = kept;
 }
@@ -261,7 +275,8 @@ static void encode_word(const Gpt2 *g, Work *w, const char *word, size_t bytes, 
 }
 
 // Bytes the pattern never matches are not UTF-8; each such run is a word.
-static RtStatus encode_plain(const Gpt2 *g, Work *w, pcre2_match_data *match, const char *text, size_t n, RtIds *out, RtError *e) {
+static RtStatus encode_plain(const Gpt2 *g, Work *w, pcre2_match_data *match, const char *text, size_t n,
+                             RtIds *out, RtError *e) {
     size_t done = 0;
     while (done < n) {
         int found = pcre2_match(g->regex, (PCRE2_SPTR)text, n, done, PCRE2_NOTEMPTY, match, NULL);
@@ -291,7 +306,8 @@ static const char *find_end(const char *text, size_t n) {
     return NULL;
 }
 
-static RtStatus gpt2_encode(const RtTokenizer *t, const char *text, size_t n, bool specials, RtIds *out, RtError *e) {
+static RtStatus gpt2_encode(const RtTokenizer *t, const char *text, size_t n, bool specials, RtIds *out,
+                            RtError *e) {
     const Gpt2 *g = (const Gpt2 *)t;
     Work w = {.cap = 0};
     pcre2_match_data *match = pcre2_match_data_create(1, NULL);
@@ -313,7 +329,7 @@ static RtStatus gpt2_encode(const RtTokenizer *t, const char *text, size_t n, bo
     return s;
 }
 
-// ---- the rest of the interface ----------------------------------------------------------------------------------
+// ---- the rest of the interface --------------------------------------------------------------------------
 
 static const char *gpt2_piece(const RtTokenizer *t, int32_t id, size_t *n) {
     const Gpt2 *g = (const Gpt2 *)t;
@@ -325,7 +341,8 @@ static const char *gpt2_piece(const RtTokenizer *t, int32_t id, size_t *n) {
 
 static bool gpt2_special(const RtTokenizer *t, int32_t id) { return id == t->end && id >= 0; }
 
-// Behind a single line end between two characters that are no white space: the pattern splits there whatever follows.
+// Behind a single line end between two characters that are no white space: the pattern splits there whatever
+// follows.
 static bool gpt2_may_cut(const char *text, size_t n, size_t at) {
     if (at < 2 || at >= n || text[at - 1] != '\n') return false;
     unsigned char before = (unsigned char)text[at - 2], after = (unsigned char)text[at];
@@ -353,7 +370,9 @@ static RtStatus load(Gpt2 *g, const char *vocab_path, const char *merges_path, R
     if (s == RT_OK) {
         g->base.hash = XXH3_64bits_withSeed(merges, merges_bytes, XXH3_64bits(text, bytes));
         vocab = json_loadb(text, bytes, JSON_REJECT_DUPLICATES, &where);
-        if (!json_is_object(vocab)) s = rt_fail(e, RT_BAD_FILE, "%s: not a JSON object (%s)", vocab_path, vocab ? "another value" : where.text);
+        if (!json_is_object(vocab))
+            s = rt_fail(e, RT_BAD_FILE, "%s: not a JSON object (%s)", vocab_path,
+                        vocab ? "another value" : where.text);
     }
     if (s == RT_OK) s = load_pieces(g, vocab, of_byte, vocab_path, e);
     for (int b = 0; s == RT_OK && b < 256; b++) {
@@ -374,8 +393,13 @@ RtStatus rt_tokenizer_open_gpt2(const char *dir, RtTokenizer **out, RtError *e) 
     *out = NULL;
     Gpt2 *g = calloc(1, sizeof *g);
     if (!g) return rt_fail(e, RT_NO_MEMORY, "no memory for a tokenizer");
-    g->base = (RtTokenizer){.kind = "gpt2", .end = -1, .encode = gpt2_encode, .piece = gpt2_piece, .special = gpt2_special,
-                            .may_cut = gpt2_may_cut, .close = gpt2_close};
+    g->base = (RtTokenizer){.kind = "gpt2",
+                            .end = -1,
+                            .encode = gpt2_encode,
+                            .piece = gpt2_piece,
+                            .special = gpt2_special,
+                            .may_cut = gpt2_may_cut,
+                            .close = gpt2_close};
     char *vocab = rt_path("%s/vocab.json", dir), *merges = rt_path("%s/merges.txt", dir);
     RtStatus s = load(g, vocab, merges, e);
     free(vocab);

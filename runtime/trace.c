@@ -55,22 +55,27 @@ RtStatus rt_trace_write(const RtPlanInstance *p, const char *path, RtError *e) {
     if (!f) return rt_fail(e, RT_IO, "cannot create %s: %s", path, strerror(errno));
     fputs("{\"displayTimeUnit\": \"ms\", \"traceEvents\": [\n", f);
     for (int thread = 0; thread < t->threads; thread++)
-        fprintf(f, "{\"ph\": \"M\", \"pid\": 1, \"tid\": %d, \"name\": \"thread_name\", \"args\": {\"name\": \"thread %d\"}}%s\n",
+        fprintf(f,
+                "{\"ph\": \"M\", \"pid\": 1, \"tid\": %d, \"name\": \"thread_name\", \"args\": {\"name\": "
+                "\"thread %d\"}}%s\n",
                 thread, thread, thread + 1 < t->threads || t->n[0] ? "," : "");
     bool first = true;
     for (int thread = 0; thread < t->threads; thread++)
         for (int i = 0; i < t->n[thread]; i++) {
             const RtTraceEvent *v = &t->event[(size_t)thread * (size_t)t->capacity + (size_t)i];
             const RtStep *step = &p->step[v->step];
-            fputs(first ? "{\"ph\": \"X\", \"pid\": 1, \"name\": \"" : ",\n{\"ph\": \"X\", \"pid\": 1, \"name\": \"", f);
+            fputs(first ? "{\"ph\": \"X\", \"pid\": 1, \"name\": \""
+                        : ",\n{\"ph\": \"X\", \"pid\": 1, \"name\": \"",
+                  f);
             first = false;
             write_text(f, RT_TEXT(p->plan, step->op));
             fprintf(f, "\", \"tid\": %d, \"ts\": %.3f, \"dur\": %.3f, \"args\": {\"path\": \"", thread,
                     (double)(v->begin_ns - t->origin_ns) / 1e3, (double)(v->end_ns - v->begin_ns) / 1e3);
             write_text(f, RT_TEXT(p->plan, step->path));
-            fprintf(f, "\", \"step\": %d, \"phase\": %d, \"tasks\": %d, \"gflop\": %.6f", v->step, v->phase, v->tasks,
-                    step->flops / 1e9);
-            if (step->span < p->plan->sources.n && source[step->span].file < p->plan->text.n && source[step->span].line) {
+            fprintf(f, "\", \"step\": %d, \"phase\": %d, \"tasks\": %d, \"gflop\": %.6f", v->step, v->phase,
+                    v->tasks, step->flops / 1e9);
+            if (step->span < p->plan->sources.n && source[step->span].file < p->plan->text.n &&
+                source[step->span].line) {
                 fputs(", \"source\": \"", f);
                 write_text(f, RT_TEXT(p->plan, source[step->span].file));
                 fprintf(f, ":%u\"", source[step->span].line);

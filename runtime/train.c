@@ -1,9 +1,9 @@
 // A training run.
 //
 //   open    settings, tokenizer, data, first values or a checkpoint, the run's files
-//   step    batch -> pass (a wave) ... -> update -> numbers to metrics.jsonl, TensorBoard and the progress line
-//   now and then    evaluation, checkpoint
-//   end     at the last step, or after SIGINT or SIGTERM: the step is finished, then saved
+//   step    batch -> pass (a wave) ... -> update -> numbers to metrics.jsonl, TensorBoard and the progress
+//   line now and then    evaluation, checkpoint end     at the last step, or after SIGINT or SIGTERM: the
+//   step is finished, then saved
 #include "runtime/train.h"
 
 #include <errno.h>
@@ -29,8 +29,8 @@
 static volatile sig_atomic_t stop_signal;
 static volatile sig_atomic_t stop_alarm;       // seconds on the monotonic clock when it came, cut to an int
 
-// Supervisors signal the process and its group, so the same signal may come twice at once: only one that comes over
-// two seconds after the first ends the run without saving.
+// Supervisors signal the process and its group, so the same signal may come twice at once: only one that
+// comes over two seconds after the first ends the run without saving.
 static void on_signal(int signal_number) {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -74,13 +74,14 @@ typedef struct {
     bool    has_handlers, warned;
 } Run;
 
-// ---- opening --------------------------------------------------------------------------------------------------------
+// ---- opening --------------------------------------------------------------------------------------------
 
 static RtStatus find_programs(Run *r, RtError *e) {
     r->pass = rt_program(r->p, "pass");
     r->update = rt_program(r->p, "update");
     r->eval = rt_program(r->p, "eval");
-    if (r->pass < 0 || r->update < 0) return rt_fail(e, RT_BAD_PLAN, "the plan has no programs 'pass' and 'update': it cannot train");
+    if (r->pass < 0 || r->update < 0)
+        return rt_fail(e, RT_BAD_PLAN, "the plan has no programs 'pass' and 'update': it cannot train");
     return RT_OK;
 }
 
@@ -90,22 +91,29 @@ static RtStatus open_data(Run *r, RtError *e) {
     int64_t a_pass = rt_batch_sequences(&r->in);
     r->waves = s->batch ? s->batch / a_pass : 1;
     if (s->batch && s->batch % a_pass)
-        return rt_fail(e, RT_BAD_SETTING, "train.batch is %lld, but a pass of the plan takes %lld sequences", (long long)s->batch, (long long)a_pass);
+        return rt_fail(e, RT_BAD_SETTING, "train.batch is %lld, but a pass of the plan takes %lld sequences",
+                       (long long)s->batch, (long long)a_pass);
     if (s->sequence && s->sequence != r->in.sequence)
-        return rt_fail(e, RT_BAD_SETTING, "train.sequence is %lld, but the plan has %lld", (long long)s->sequence, (long long)r->in.sequence);
+        return rt_fail(e, RT_BAD_SETTING, "train.sequence is %lld, but the plan has %lld",
+                       (long long)s->sequence, (long long)r->in.sequence);
     const RtCallSetting *t = &s->tokenizer;
     RT_TRY(rt_tokenizer_open(t->kind ? t->kind : "bytes", t->n_args ? t->arg[0] : NULL, &r->tokenizer, e));
     RT_TRY(rt_data_open(s, r->in.sequence, r->tokenizer, r->o->cache_dir, &r->data, e));
     double sequences = (double)(a_pass * r->waves);
-    r->size = (RtStepSize){.tokens = sequences * (double)r->in.sequence, .samples = sequences, .samples_per_epoch = (double)rt_data_samples(r->data)};
+    r->size = (RtStepSize){.tokens = sequences * (double)r->in.sequence,
+                           .samples = sequences,
+                           .samples_per_epoch = (double)rt_data_samples(r->data)};
     r->counts = calloc((size_t)(r->waves * r->in.leaves) + 1, sizeof *r->counts);
     return r->counts ? RT_OK : rt_fail(e, RT_NO_MEMORY, "no memory for a step");
 }
 
 static RtStatus plan_steps(Run *r, RtError *e) {
     const RtSettings *s = r->s;
-    double length = rt_quantity_steps(s->length, r->size), stop = s->stop.unit == RT_MINUTES ? 0 : rt_quantity_steps(s->stop, r->size);
-    if (length < 1) return rt_fail(e, RT_BAD_SETTING, "train.length must be at least one step, counted in steps, tokens, samples or epochs");
+    double length = rt_quantity_steps(s->length, r->size),
+           stop = s->stop.unit == RT_MINUTES ? 0 : rt_quantity_steps(s->stop, r->size);
+    if (length < 1)
+        return rt_fail(e, RT_BAD_SETTING,
+                       "train.length must be at least one step, counted in steps, tokens, samples or epochs");
     r->last_step = (int64_t)(stop >= 1 && stop < length ? stop : length);
     r->schedule = rt_schedule(s, r->size);
     r->eval_every = rt_quantity_steps(s->eval_every, r->size);
@@ -116,16 +124,23 @@ static RtStatus plan_steps(Run *r, RtError *e) {
 static RtStatus check_same_run(const Run *r, const RtCkptInfo *c, const char *dir, RtError *e) {
     const char *arithmetic = RT_TEXT(r->p->plan, r->p->plan->arithmetic);
     if (c->data_hash != rt_data_hash(r->data))
-        return rt_fail(e, RT_BAD_SETTING, "%s was trained on other data: data.source, data.tokenizer, data.end, data.held_out, data.shuffle or "
-                       "train.sequence has changed", dir);
+        return rt_fail(e, RT_BAD_SETTING,
+                       "%s was trained on other data: data.source, data.tokenizer, data.end, data.held_out, "
+                       "data.shuffle or "
+                       "train.sequence has changed",
+                       dir);
     if (c->seed != r->s->seed)
-        return rt_fail(e, RT_BAD_SETTING, "%s began with train.seed = %llu, now it is %llu", dir, (unsigned long long)c->seed,
-                       (unsigned long long)r->s->seed);
+        return rt_fail(e, RT_BAD_SETTING, "%s began with train.seed = %llu, now it is %llu", dir,
+                       (unsigned long long)c->seed, (unsigned long long)r->s->seed);
     if (c->leaves != r->in.leaves || c->waves != r->waves)
-        return rt_fail(e, RT_BAD_SETTING, "%s has %lld lanes and %lld waves, now they are %lld and %lld: the sums would be others", dir,
-                       (long long)c->leaves, (long long)c->waves, (long long)r->in.leaves, (long long)r->waves);
+        return rt_fail(
+            e, RT_BAD_SETTING,
+            "%s has %lld lanes and %lld waves, now they are %lld and %lld: the sums would be others", dir,
+            (long long)c->leaves, (long long)c->waves, (long long)r->in.leaves, (long long)r->waves);
     if (c->arithmetic && strcmp(c->arithmetic, arithmetic) != 0)
-        return rt_fail(e, RT_BAD_SETTING, "%s was computed with arithmetic %s, now it is %s: the bits would be others", dir, c->arithmetic, arithmetic);
+        return rt_fail(e, RT_BAD_SETTING,
+                       "%s was computed with arithmetic %s, now it is %s: the bits would be others", dir,
+                       c->arithmetic, arithmetic);
     return RT_OK;
 }
 
@@ -134,18 +149,22 @@ static RtStatus first_values(Run *r, RtError *e) {
     return r->o->init_from ? rt_ckpt_load_weights(r->o->init_from, r->p, e) : RT_OK;
 }
 
-// Takes up the newest whole checkpoint; none at all is a run that ended before its first one, and begins again.
+// Takes up the newest whole checkpoint; none at all is a run that ended before its first one, and begins
+// again.
 static RtStatus resume(Run *r, RtError *e) {
     char *dir = NULL;
     int damaged = 0;
-    if (!rt_is_dir(r->o->run_dir)) return rt_fail(e, RT_IO, "cannot go on with %s: there is no such folder", r->o->run_dir);
+    if (!rt_is_dir(r->o->run_dir))
+        return rt_fail(e, RT_IO, "cannot go on with %s: there is no such folder", r->o->run_dir);
     RtStatus s = rt_ckpt_find(r->o->run_dir, &dir, &damaged, e);
     if (s == RT_IO) {
         rt_progress_say(&r->progress, "%s holds no checkpoint yet: beginning at step 1", r->o->run_dir);
         return first_values(r, e);
     }
     RT_TRY(s);
-    if (damaged) rt_progress_say(&r->progress, "passing over %d damaged or half-written checkpoint%s", damaged, damaged == 1 ? "" : "s");
+    if (damaged)
+        rt_progress_say(&r->progress, "passing over %d damaged or half-written checkpoint%s", damaged,
+                        damaged == 1 ? "" : "s");
     RtCkptInfo c = {.owned = false};
     s = rt_ckpt_load(dir, r->p, &c, e);
     if (s == RT_OK) s = check_same_run(r, &c, dir, e);
@@ -202,17 +221,25 @@ static void say_start(Run *r) {
     RtProgress *g = &r->progress;
     const RtPlan *plan = r->p->plan;
     double lower = (double)plan->lower_bound_bytes;
-    rt_progress_say(g, "%s: %.3f M parameters", r->o->model_name ? r->o->model_name : "model", (double)rt_parameters(r->p) / 1e6);
-    rt_progress_say(g, "step: %lld waves x %lld lanes x %lld sequences x %lld tokens = %.0f tokens, %d thread%s", (long long)r->waves,
-                    (long long)r->in.leaves, (long long)r->in.batch, (long long)r->in.sequence, r->size.tokens, r->p->threads,
-                    r->p->threads == 1 ? "" : "s");
-    rt_progress_say(g, "data: %lld tokens%s, %lld samples to train on, %lld held out", (long long)rt_data_tokens(r->data),
-                    rt_data_cached(r->data) ? " (cached)" : "", (long long)rt_data_samples(r->data), (long long)rt_data_held_out(r->data));
-    if (lower > 0) rt_progress_say(g, "memory: %.1f MB for the run, %.1f MB for a pass (%.2f x the lower bound)", (double)plan->persistent_bytes / 1e6,
-                                   (double)plan->step_bytes / 1e6, (double)plan->step_bytes / lower);
-    else rt_progress_say(g, "memory: %.1f MB for the run, %.1f MB for a pass", (double)plan->persistent_bytes / 1e6, (double)plan->step_bytes / 1e6);
+    rt_progress_say(g, "%s: %.3f M parameters", r->o->model_name ? r->o->model_name : "model",
+                    (double)rt_parameters(r->p) / 1e6);
+    rt_progress_say(g,
+                    "step: %lld waves x %lld lanes x %lld sequences x %lld tokens = %.0f tokens, %d thread%s",
+                    (long long)r->waves, (long long)r->in.leaves, (long long)r->in.batch,
+                    (long long)r->in.sequence, r->size.tokens, r->p->threads, r->p->threads == 1 ? "" : "s");
+    rt_progress_say(g, "data: %lld tokens%s, %lld samples to train on, %lld held out",
+                    (long long)rt_data_tokens(r->data), rt_data_cached(r->data) ? " (cached)" : "",
+                    (long long)rt_data_samples(r->data), (long long)rt_data_held_out(r->data));
+    if (lower > 0)
+        rt_progress_say(g, "memory: %.1f MB for the run, %.1f MB for a pass (%.2f x the lower bound)",
+                        (double)plan->persistent_bytes / 1e6, (double)plan->step_bytes / 1e6,
+                        (double)plan->step_bytes / lower);
+    else
+        rt_progress_say(g, "memory: %.1f MB for the run, %.1f MB for a pass",
+                        (double)plan->persistent_bytes / 1e6, (double)plan->step_bytes / 1e6);
     if (r->o->startup) rt_progress_say(g, "%s", r->o->startup);
-    rt_progress_say(g, "writing to %s, steps %lld to %lld", r->o->run_dir, (long long)r->step + 1, (long long)r->last_step);
+    rt_progress_say(g, "writing to %s, steps %lld to %lld", r->o->run_dir, (long long)r->step + 1,
+                    (long long)r->last_step);
 }
 
 static void catch_signals(Run *r) {
@@ -227,7 +254,9 @@ static void catch_signals(Run *r) {
 static RtStatus open_run(Run *r, RtError *e) {
     RT_TRY(find_programs(r, e));
     if (!r->o->resume && holds_a_run(r->o->run_dir))
-        return rt_fail(e, RT_BAD_SETTING, "%s already holds a run: go on with --resume, or choose another folder", r->o->run_dir);
+        return rt_fail(e, RT_BAD_SETTING,
+                       "%s already holds a run: go on with --resume, or choose another folder",
+                       r->o->run_dir);
     RT_TRY(open_data(r, e));
     RT_TRY(plan_steps(r, e));
     rt_progress_open(&r->progress, r->o->quiet ? NULL : r->o->out, 1, r->last_step);
@@ -255,17 +284,20 @@ static void close_run(Run *r) {
     }
 }
 
-// ---- a step -----------------------------------------------------------------------------------------------------------
+// ---- a step ---------------------------------------------------------------------------------------------
 
-static double run_seconds(const Run *r) { return r->seconds_before + (double)(rt_now_ns() - r->begin_ns) / 1e9; }
+static double run_seconds(const Run *r) {
+    return r->seconds_before + (double)(rt_now_ns() - r->begin_ns) / 1e9;
+}
 
-// The waves; returns how many labels the step has.  Under average = "token" a wave counts by its labels, whose sum is
-// known at the end only.
+// The waves; returns how many labels the step has.  Under average = "token" a wave counts by its labels,
+// whose sum is known at the end only.
 static int64_t run_waves(Run *r, int64_t step) {
     int64_t labels = 0, leaves = r->in.leaves;
     for (int64_t wave = 0; wave < r->waves; wave++) {
         int64_t *counts = r->counts + wave * leaves, here = 0;
-        rt_data_batch(r->data, &r->pos, rt_batch_sequences(&r->in), rt_batch_tokens(&r->in), rt_batch_labels(&r->in));
+        rt_data_batch(r->data, &r->pos, rt_batch_sequences(&r->in), rt_batch_tokens(&r->in),
+                      rt_batch_labels(&r->in));
         rt_batch_finish(&r->in, counts);
         for (int64_t l = 0; l < leaves; l++) here += counts[l];
         labels += here;
@@ -274,8 +306,8 @@ static int64_t run_waves(Run *r, int64_t step) {
         rt_set_progress(r->p, step, r->tokens);
         rt_run(r->p, r->pass);
         bool by_token = r->s->average_token;
-        rt_report_add(&r->report, r->p, r->pass, step, by_token ? (double)here : 1.0 / (double)r->waves, leaves,
-                      by_token ? counts : NULL);
+        rt_report_add(&r->report, r->p, r->pass, step, by_token ? (double)here : 1.0 / (double)r->waves,
+                      leaves, by_token ? counts : NULL);
     }
     if (r->s->average_token && labels) rt_report_scale(&r->report, 1 / (double)labels);
     return labels;
@@ -283,7 +315,8 @@ static int64_t run_waves(Run *r, int64_t step) {
 
 static void run_update(Run *r, int64_t step, int64_t labels, double lr) {
     double updates = (double)(step - r->skipped);               // steps that were skipped moved no moment
-    double scale = r->s->average_token ? 1 / (double)(labels ? labels : 1) : 1 / (double)(r->waves * r->in.leaves);
+    double scale =
+        r->s->average_token ? 1 / (double)(labels ? labels : 1) : 1 / (double)(r->waves * r->in.leaves);
     rt_set_input(r->p, "lr", lr);
     rt_set_input(r->p, "step_number", (double)step);
     rt_set_input(r->p, "bias1", 1 - pow(r->s->beta1, updates));
@@ -339,7 +372,8 @@ static void write_numbers(Run *r) {
 // The first number reported under one of these names, or -1.
 static double reported(const RtReport *report, RtReportKind kind, const char *begin) {
     for (int i = 0; i < report->n; i++)
-        if (report->value[i].kind == kind && !strncmp(report->value[i].name, begin, strlen(begin))) return report->value[i].value;
+        if (report->value[i].kind == kind && !strncmp(report->value[i].name, begin, strlen(begin)))
+            return report->value[i].value;
     return -1;
 }
 
@@ -360,24 +394,30 @@ static RtStatus do_step(Run *r, RtError *e) {
     r->tokens += (int64_t)r->size.tokens;
     if (rt_report_get(&r->report, "finite", 1) == 0) {
         r->skipped++;
-        rt_progress_say(&r->progress, "step %lld: the gradient is not finite; the step is skipped (%lld so far)", (long long)step,
-                        (long long)r->skipped);
+        rt_progress_say(&r->progress,
+                        "step %lld: the gradient is not finite; the step is skipped (%lld so far)",
+                        (long long)step, (long long)r->skipped);
     }
     // the first step of a process touches its memory for the first time: not a rate to remember
     bool warm = r->seconds_per_step > 0 && r->steps_run++ > 0;
     r->seconds_per_step = warm ? 0.8 * r->seconds_per_step + 0.2 * seconds : seconds;
-    // MFU counts the model's work, backward as twice forward (Chowdhery et al., PaLM, 2022, appendix B), so what is
-    // computed again doesn't count
+    // MFU counts the model's work, backward as twice forward (Chowdhery et al., PaLM, 2022, appendix B), so
+    // what is computed again doesn't count
     double forward = r->eval >= 0 ? rt_program_flops(r->p, r->eval) : rt_program_flops(r->p, r->pass) / 3;
     double flops = 3 * (double)r->waves * forward;
     double mfu = r->o->peak_flops > 0 ? flops / seconds / r->o->peak_flops : -1;
     r->lr = lr;
     r->mfu = mfu;
     r->tokens_per_s = r->size.tokens / seconds;
-    rt_progress_step(&r->progress, &(RtProgressLine){
-        .step = step, .loss = r->report.loss, .tokens_per_s = r->size.tokens / r->seconds_per_step, .mfu = mfu,
-        .load = reported(&r->report, REPORT_LOAD, "load"), .drop = reported(&r->report, REPORT_DROP, "drop_rate"),
-        .seconds_left = (double)(r->last_step - step) * r->seconds_per_step, .skipped = r->skipped});
+    rt_progress_step(&r->progress,
+                     &(RtProgressLine){.step = step,
+                                       .loss = r->report.loss,
+                                       .tokens_per_s = r->size.tokens / r->seconds_per_step,
+                                       .mfu = mfu,
+                                       .load = reported(&r->report, REPORT_LOAD, "load"),
+                                       .drop = reported(&r->report, REPORT_DROP, "drop_rate"),
+                                       .seconds_left = (double)(r->last_step - step) * r->seconds_per_step,
+                                       .skipped = r->skipped});
     if (trace) {
         RT_TRY(rt_trace_write(r->p, r->o->trace_path, e));
         rt_trace_end(r->p);
@@ -386,7 +426,7 @@ static RtStatus do_step(Run *r, RtError *e) {
     return RT_OK;
 }
 
-// ---- now and then -------------------------------------------------------------------------------------------------------
+// ---- now and then ---------------------------------------------------------------------------------------
 
 static bool is_due(double every, RtQuantity q, int64_t step, int64_t since_ns) {
     if (every < 0) return (double)(rt_now_ns() - since_ns) / 6e10 >= q.value;
@@ -398,8 +438,9 @@ static RtStatus evaluate(Run *r, RtError *e) {
     if (r->eval < 0 || rt_data_held_out(r->data) == 0) return RT_OK;
     RtEvalResult v;
     RT_TRY(rt_eval(r->p, r->data, r->s->seed, 0, &v, e));
-    rt_progress_say(&r->progress, "step %lld: held out: loss %.4f, perplexity %.3f, %.4f bits per byte (%.1f s)", (long long)r->step, v.ce,
-                    v.perplexity, v.bits_per_byte, v.seconds);
+    rt_progress_say(&r->progress,
+                    "step %lld: held out: loss %.4f, perplexity %.3f, %.4f bits per byte (%.1f s)",
+                    (long long)r->step, v.ce, v.perplexity, v.bits_per_byte, v.seconds);
     r->evaluated = v;
     rt_events_scalar(r->events, r->step, "eval/loss", v.ce);
     rt_events_scalar(r->events, r->step, "eval/bits_per_byte", v.bits_per_byte);
@@ -410,9 +451,18 @@ static RtStatus evaluate(Run *r, RtError *e) {
 static RtStatus save(Run *r, RtError *e) {
     if (r->saved_step == r->step) return RT_OK;
     char *settings = rt_settings_json(r->s), *dir = NULL;
-    RtCkptInfo info = {.step = r->step, .tokens = r->tokens, .skipped_steps = r->skipped, .data = r->pos, .data_hash = rt_data_hash(r->data),
-                       .seed = r->s->seed, .leaves = r->in.leaves, .waves = r->waves, .seconds = run_seconds(r), .model_file = r->o->model_file,
-                       .model_text = r->o->model_text, .settings = settings};
+    RtCkptInfo info = {.step = r->step,
+                       .tokens = r->tokens,
+                       .skipped_steps = r->skipped,
+                       .data = r->pos,
+                       .data_hash = rt_data_hash(r->data),
+                       .seed = r->s->seed,
+                       .leaves = r->in.leaves,
+                       .waves = r->waves,
+                       .seconds = run_seconds(r),
+                       .model_file = r->o->model_file,
+                       .model_text = r->o->model_text,
+                       .settings = settings};
     int64_t begin_ns = rt_now_ns();
     RtStatus s = rt_ckpt_save(r->o->run_dir, r->p, &info, r->s->keep, &dir, e);
     if (s == RT_OK) {
@@ -425,15 +475,19 @@ static RtStatus save(Run *r, RtError *e) {
     return s;
 }
 
-static bool time_is_over(const Run *r) { return r->s->stop.unit == RT_MINUTES && run_seconds(r) >= 60 * r->s->stop.value; }
+static bool time_is_over(const Run *r) {
+    return r->s->stop.unit == RT_MINUTES && run_seconds(r) >= 60 * r->s->stop.value;
+}
 
 static RtStatus run_steps(Run *r, RtError *e) {
     while (r->step < r->last_step && !stop_signal) {
         RT_TRY(do_step(r, e));
         bool last = r->step == r->last_step || time_is_over(r);
-        if (!stop_signal && (last || is_due(r->eval_every, r->s->eval_every, r->step, r->evaluated_ns))) RT_TRY(evaluate(r, e));
+        if (!stop_signal && (last || is_due(r->eval_every, r->s->eval_every, r->step, r->evaluated_ns)))
+            RT_TRY(evaluate(r, e));
         write_numbers(r);
-        if (last || stop_signal || is_due(r->save_every, r->s->save_every, r->step, r->saved_ns)) RT_TRY(save(r, e));
+        if (last || stop_signal || is_due(r->save_every, r->s->save_every, r->step, r->saved_ns))
+            RT_TRY(save(r, e));
         if (last) break;
     }
     if (stop_signal) RT_TRY(save(r, e));              // it may have come between the last look and here
@@ -444,16 +498,23 @@ RtStatus rt_train(const RtTrainOpts *o, RtPlanInstance *p, RtTrainResult *result
     Run r = {.o = o, .s = o->settings, .p = p, .saved_step = -1};
     RtStatus s = open_run(&r, e);
     if (s == RT_OK && r.step >= r.last_step)
-        rt_progress_say(&r.progress, "step %lld of %lld is done: there is nothing to do", (long long)r.step, (long long)r.last_step);
+        rt_progress_say(&r.progress, "step %lld of %lld is done: there is nothing to do", (long long)r.step,
+                        (long long)r.last_step);
     if (s == RT_OK) s = run_steps(&r, e);
     if (s == RT_STOPPED) {
-        rt_fail(e, RT_STOPPED, "stopped by signal %d after step %lld; go on with --resume", (int)stop_signal, (long long)r.step);
-        rt_progress_say(&r.progress, "stopped by signal %d after step %lld", (int)stop_signal, (long long)r.step);
+        rt_fail(e, RT_STOPPED, "stopped by signal %d after step %lld; go on with --resume", (int)stop_signal,
+                (long long)r.step);
+        rt_progress_say(&r.progress, "stopped by signal %d after step %lld", (int)stop_signal,
+                        (long long)r.step);
     }
     if (result) {
         double seconds = r.begin_ns ? (double)(rt_now_ns() - r.begin_ns) / 1e9 : 0;
         double tokens = (double)(r.step - r.first_step + 1) * r.size.tokens;
-        *result = (RtTrainResult){.step = r.step, .skipped_steps = r.skipped, .tokens = r.tokens, .loss = r.report.loss, .seconds = seconds,
+        *result = (RtTrainResult){.step = r.step,
+                                  .skipped_steps = r.skipped,
+                                  .tokens = r.tokens,
+                                  .loss = r.report.loss,
+                                  .seconds = seconds,
                                   .tokens_per_s = seconds > 0 && r.first_step ? tokens / seconds : 0};
     }
     close_run(&r);

@@ -9,7 +9,7 @@ typedef struct {
     const RtSettings *settings;
     const char *run_dir;            // gets metrics.jsonl, TensorBoard events, ckpt/
     bool  resume;                   // from the newest whole checkpoint of run_dir
-    const char *init_from;          // NULL, or a checkpoint, run or safetensors whose weights the run begins with
+    const char *init_from; // NULL, or a checkpoint, run or safetensors whose weights the run begins with
     const char *model_name, *model_file, *model_text;    // stored in checkpoints; any may be NULL
     const char *cache_dir;          // token cache; NULL: rt_cache_dir()
     const char *trace_path;         // NULL, or where to write a Chrome trace of one step

@@ -32,11 +32,14 @@ typedef struct {
 } Program;
 
 static const char usage[] =
-    "usage: %s train --out DIR [--resume] [--init-from CHECKPOINT] [--trace FILE] [--set KEY=VALUE].. [--threads N] [--quiet]\n"
+    "usage: %s train --out DIR [--resume] [--init-from CHECKPOINT] [--trace FILE] [--set KEY=VALUE].. "
+    "[--threads N] [--quiet]\n"
     "       %s eval RUN|CHECKPOINT [--set KEY=VALUE].. [--threads N]\n"
     "       %s generate RUN|CHECKPOINT --prompt TEXT [--set KEY=VALUE].. [--threads N]\n"
-    "Settings: train.lr, .length, .stop, .schedule, .seed, .eval_every, .save_every, .keep; data.*; generate.*.\n"
-    "Exit status: 0 done; 1 the run or a file is wrong; 2 the command line is wrong; 75 stopped by a signal after saving.\n";
+    "Settings: train.lr, .length, .stop, .schedule, .seed, .eval_every, .save_every, .keep; data.*; "
+    "generate.*.\n"
+    "Exit status: 0 done; 1 the run or a file is wrong; 2 the command line is wrong; 75 stopped by a signal "
+    "after saving.\n";
 
 static int wrong_usage(const char *name, const char *what, const char *word) {
     fprintf(stderr, "%s: %s%s\n", name, what, word ? word : "");
@@ -89,7 +92,8 @@ static const char *info_text(const Program *g, const char *key) {
 static RtStatus open_settings(Program *g, const Options *o, const char *dir, RtError *e) {
     RtCkptInfo c = {.owned = false};
     if (dir) RT_TRY(rt_ckpt_info(dir, &c, e));
-    RtStatus s = rt_settings_open(c.settings ? c.settings : RT_TEXT(g->plan, g->plan->info), NULL, &g->settings, e);
+    RtStatus s =
+        rt_settings_open(c.settings ? c.settings : RT_TEXT(g->plan, g->plan->info), NULL, &g->settings, e);
     rt_ckpt_free(&c);
     for (int i = 0; i < o->n_sets && s == RT_OK; i++) s = rt_settings_set(g->settings, o->set[i], e);
     return s;
@@ -121,15 +125,24 @@ static void close_program(Program *g) {
 }
 
 static RtStatus train(Program *g, const Options *o, RtError *e) {
-    RtTrainOpts t = {.settings = g->settings, .run_dir = o->out, .resume = o->resume, .init_from = o->init_from,
-                     .model_name = info_text(g, "name"), .model_file = info_text(g, "file"), .model_text = info_text(g, "text"),
-                     .trace_path = o->trace, .out = stderr, .quiet = o->quiet, .startup = "kernels: built in"};
+    RtTrainOpts t = {.settings = g->settings,
+                     .run_dir = o->out,
+                     .resume = o->resume,
+                     .init_from = o->init_from,
+                     .model_name = info_text(g, "name"),
+                     .model_file = info_text(g, "file"),
+                     .model_text = info_text(g, "text"),
+                     .trace_path = o->trace,
+                     .out = stderr,
+                     .quiet = o->quiet,
+                     .startup = "kernels: built in"};
     return rt_train(&t, g->p, NULL, e);
 }
 
 static RtStatus eval(Program *g, RtError *e) {
     const RtTensor *tokens = rt_tensor(g->p, "tokens");
-    if (!tokens || tokens->ndim != 3) return rt_fail(e, RT_BAD_PLAN, "the plan has no input tokens to evaluate with");
+    if (!tokens || tokens->ndim != 3)
+        return rt_fail(e, RT_BAD_PLAN, "the plan has no input tokens to evaluate with");
     RT_TRY(rt_data_open(g->settings, tokens->dim[2], g->tokenizer, NULL, &g->data, e));
     RtEvalResult r;
     RT_TRY(rt_eval(g->p, g->data, g->settings->seed, 0, &r, e));
@@ -143,20 +156,24 @@ static RtStatus generate(Program *g, const Options *o, RtError *e) {
     putchar('\n');
     fflush(stdout);
     if (!o->quiet)
-        fprintf(stderr, "%lld tokens in %.2f s after a prompt of %lld; ended by %s\n", (long long)r.tokens, r.seconds,
-                (long long)r.prompt_tokens, r.why);
+        fprintf(stderr, "%lld tokens in %.2f s after a prompt of %lld; ended by %s\n", (long long)r.tokens,
+                r.seconds, (long long)r.prompt_tokens, r.why);
     return RT_OK;
 }
 
 int main(int argc, char **argv) {
     Options o = {.threads = 0};
-    if (argc > 1 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h"))) return printf(usage, argv[0], argv[0], argv[0]), DONE;
+    if (argc > 1 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h")))
+        return printf(usage, argv[0], argv[0], argv[0]), DONE;
     int status = read_options(argc, argv, &o);
     if (status != DONE) return status;
     Program g = {.plan = NULL};
     RtError e = {RT_OK, ""};
     RtStatus s = open_program(&g, &o, &e);
-    if (s == RT_OK) s = !strcmp(o.command, "train") ? train(&g, &o, &e) : !strcmp(o.command, "eval") ? eval(&g, &e) : generate(&g, &o, &e);
+    if (s == RT_OK)
+        s = !strcmp(o.command, "train")  ? train(&g, &o, &e)
+            : !strcmp(o.command, "eval") ? eval(&g, &e)
+                                         : generate(&g, &o, &e);
     close_program(&g);
     if (s != RT_OK) fprintf(stderr, "%s: %s\n", argv[0], e.text);
     return rt_exit_status(s);

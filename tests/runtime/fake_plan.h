@@ -37,9 +37,11 @@ static inline int pb_sym(PlanBuilder *b, const char *name, int64_t bound, int64_
 }
 
 // A tensor in the persistent arena; dim ends at the first 0.
-static inline RtTensor *pb_tensor(PlanBuilder *b, const char *name, RtRole role, DType dtype, int64_t d0, int64_t d1, int64_t d2) {
+static inline RtTensor *pb_tensor(PlanBuilder *b, const char *name, RtRole role, DType dtype, int64_t d0,
+                                  int64_t d1, int64_t d2) {
     RtTensor *t = &b->tensor[b->n_tensors++];
-    *t = (RtTensor){.name = pb_text(b, name), .dtype = (uint8_t)dtype, .role = (uint8_t)role, .arena = RT_PERSISTENT};
+    *t = (RtTensor){
+        .name = pb_text(b, name), .dtype = (uint8_t)dtype, .role = (uint8_t)role, .arena = RT_PERSISTENT};
     int64_t dim[3] = {d0, d1, d2};
     t->bytes = dtype_bytes(dtype);
     for (int i = 0; i < 3 && dim[i]; i++) {
@@ -61,7 +63,8 @@ static inline int pb_kernel(PlanBuilder *b, const char *name, RtKernelFn *fn, in
 }
 
 static inline void pb_begin(PlanBuilder *b, const char *program) {
-    b->program[b->n_programs++] = (RtProgram){.name = pb_text(b, program), .first_step = (uint32_t)b->n_steps};
+    b->program[b->n_programs++] =
+        (RtProgram){.name = pb_text(b, program), .first_step = (uint32_t)b->n_steps};
 }
 
 // A step of n tasks a phase; its arguments follow with pb_arg.
@@ -69,7 +72,8 @@ static inline RtStep *pb_step(PlanBuilder *b, int kernel, int64_t n) {
     RtStep *s = &b->step[b->n_steps++];
     *s = (RtStep){.kernel = (uint32_t)kernel, .first_arg = (uint32_t)b->n_args, .span = 0, .defines_sym = -1,
                   .op = b->kernel[kernel].symbol, .path = pb_text(b, "layers.0"), .flops = 1};
-    for (int i = 0; i < RT_MAX_PHASES; i++) s->tasks[i] = (RtTasks){.n = n, .grain = 1, .times = 1, .sym = -1};
+    for (int i = 0; i < RT_MAX_PHASES; i++)
+        s->tasks[i] = (RtTasks){.n = n, .grain = 1, .times = 1, .sym = -1};
     b->program[b->n_programs - 1].n_steps++;
     return s;
 }
@@ -88,7 +92,10 @@ static inline RtSpan pb_place(char *block, uint32_t *at, const void *data, uint3
 }
 
 static inline RtPlan *pb_finish(PlanBuilder *b) {
-    RtPlan h = {.magic = RT_PLAN_MAGIC, .version = RT_PLAN_VERSION, .graph_hash = 42, .persistent_bytes = b->persistent,
+    RtPlan h = {.magic = RT_PLAN_MAGIC,
+                .version = RT_PLAN_VERSION,
+                .graph_hash = 42,
+                .persistent_bytes = b->persistent,
                 .step_bytes = b->step_bytes};
     h.arithmetic = pb_text(b, "f32-fma");
     h.info = pb_text(b, b->info ? b->info : "{}");

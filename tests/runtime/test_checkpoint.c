@@ -1,4 +1,5 @@
-// Checkpoints: bit for bit back, damage found by name, and after a crash or on a full disk the older ones are whole.
+// Checkpoints: bit for bit back, damage found by name, and after a crash or on a full disk the older ones are
+// whole.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -38,9 +39,12 @@ static int remove_dir(void **state) { return remove_run(dir), 0; }
 
 static RtPlan *make_plan(PlanBuilder *b) {
     *b = (PlanBuilder){0};
-    RtTensor *t[] = {pb_tensor(b, "embed", RT_PARAM, F32, N, 0, 0), pb_tensor(b, "layers.0.ffn.experts.w1", RT_PARAM, BF16, E, 40, 50),
-                     pb_tensor(b, "adam.m/layers.0.ffn.experts.w1", RT_STATE, F32, E, 40, 50), pb_tensor(b, "layers.0.router.bias", RT_STATE, F32, E, 0, 0),
-                     pb_tensor(b, "grad/embed", RT_GRAD, F32, N, 0, 0), pb_tensor(b, "cache/0", RT_STATE, F32, 64, 0, 0)};
+    RtTensor *t[] = {pb_tensor(b, "embed", RT_PARAM, F32, N, 0, 0),
+                     pb_tensor(b, "layers.0.ffn.experts.w1", RT_PARAM, BF16, E, 40, 50),
+                     pb_tensor(b, "adam.m/layers.0.ffn.experts.w1", RT_STATE, F32, E, 40, 50),
+                     pb_tensor(b, "layers.0.router.bias", RT_STATE, F32, E, 0, 0),
+                     pb_tensor(b, "grad/embed", RT_GRAD, F32, N, 0, 0),
+                     pb_tensor(b, "cache/0", RT_STATE, F32, 64, 0, 0)};
     for (int i = 0; i < 4; i++) t[i]->init = RT_INIT_NORMAL, t[i]->init_a = 1;
     t[1]->experts = t[2]->experts = 1;
     pb_begin(b, "pass");
@@ -59,8 +63,18 @@ static RtPlanInstance *open_plan(uint64_t seed) {
 }
 
 static RtCkptInfo info_at(int64_t step) {
-    return (RtCkptInfo){.step = step, .tokens = step * 4096, .skipped_steps = 2, .data = {1, 77}, .data_hash = 0xfedcba9876543210u, .seed = UINT64_MAX - 5,
-                        .leaves = 8, .waves = 2, .seconds = 0.1, .model_file = "m.moe", .model_text = "model m() {}\n", .settings = "{\"train\": {}}"};
+    return (RtCkptInfo){.step = step,
+                        .tokens = step * 4096,
+                        .skipped_steps = 2,
+                        .data = {1, 77},
+                        .data_hash = 0xfedcba9876543210u,
+                        .seed = UINT64_MAX - 5,
+                        .leaves = 8,
+                        .waves = 2,
+                        .seconds = 0.1,
+                        .model_file = "m.moe",
+                        .model_text = "model m() {}\n",
+                        .settings = "{\"train\": {}}"};
 }
 
 static char *save(const RtPlanInstance *p, int64_t step, int64_t keep) {
@@ -85,11 +99,14 @@ static void comes_back_bit_for_bit(void **state) {
     assert_string_equal(found, where);
     assert_non_null(strstr(where, "/ckpt/step-00001200"));
     if (rt_ckpt_load(where, q, &c, &e) != RT_OK) fail_msg("%s", e.text);
-    static const char *const names[] = {"embed", "layers.0.ffn.experts.w1", "adam.m/layers.0.ffn.experts.w1", "layers.0.router.bias"};
+    static const char *const names[] = {"embed", "layers.0.ffn.experts.w1", "adam.m/layers.0.ffn.experts.w1",
+                                        "layers.0.router.bias"};
     for (int i = 0; i < 4; i++) assert_true(same_tensor(p, q, names[i]));
     RtCkptInfo was = info_at(1200);
-    assert_true(c.step == was.step && c.tokens == was.tokens && c.skipped_steps == 2 && c.data.epoch == 1 && c.data.next_sample == 77);
-    assert_true(c.data_hash == was.data_hash && c.seed == was.seed && c.leaves == 8 && c.waves == 2 && c.seconds == 0.1);
+    assert_true(c.step == was.step && c.tokens == was.tokens && c.skipped_steps == 2 && c.data.epoch == 1 &&
+                c.data.next_sample == 77);
+    assert_true(c.data_hash == was.data_hash && c.seed == was.seed && c.leaves == 8 && c.waves == 2 &&
+                c.seconds == 0.1);
     assert_string_equal(c.model_text, was.model_text);
     assert_string_equal(c.settings, was.settings);
     assert_string_equal(c.arithmetic, "f32-fma");
@@ -111,7 +128,8 @@ static void names_are_canonical(void **state) {
     const StTensor *t = st_find(f, "layers.0.ffn.experts.2.w1");
     assert_non_null(t);
     assert_true(t->dtype == ST_BF16 && t->ndim == 2 && t->dim[0] == 40 && t->dim[1] == 50);
-    assert_memory_equal(t->data, (char *)rt_tensor_data(p, rt_tensor(p, "layers.0.ffn.experts.w1")) + 2 * 40 * 50 * 2, 4000);
+    assert_memory_equal(
+        t->data, (char *)rt_tensor_data(p, rt_tensor(p, "layers.0.ffn.experts.w1")) + 2 * 40 * 50 * 2, 4000);
     st_close(f);
     char *path = rt_path("%s/model.moe", where);
     assert_true(rt_is_file(path));
@@ -121,8 +139,11 @@ static void names_are_canonical(void **state) {
     char was[80];
     snprintf(was, sizeof was, "%s", run);
     snprintf(run, sizeof run, "%s/other", dir);
-    char *second = save(q, 5, 3), *command = rt_path("cmp '%s/weights-00001.safetensors' '%s/weights-00001.safetensors' && cmp '%s/state-00000.safetensors' "
-                                                     "'%s/state-00000.safetensors'", where, second, where, second);
+    char *second = save(q, 5, 3),
+         *command = rt_path("cmp '%s/weights-00001.safetensors' '%s/weights-00001.safetensors' && cmp "
+                            "'%s/state-00000.safetensors' "
+                            "'%s/state-00000.safetensors'",
+                            where, second, where, second);
     assert_int_equal(system(command), 0);
     remove_run(run);
     snprintf(run, sizeof run, "%s", was);
@@ -166,11 +187,14 @@ static void damage(const char *where, const char *name, int64_t at, bool cut) {
 }
 
 static void damage_is_found(void **state) {
-    static const struct { const char *file; int64_t at; bool cut, whole; const char *word; } cases[] = {
-        {"weights-00001.safetensors", -3, false, true, "layers.0.ffn.experts.2.w1"}, {"weights-00001.safetensors", -3, true, false, "bytes"},
-        {"weights-00001.safetensors", 20000, false, true, "near element 4096"}, {"state-00000.safetensors", -30, false, true, "damaged"},
-        {"manifest.json", 200, false, false, "hash does not fit"}, {"manifest.json", 200, true, false, "hash does not fit"},
-        {"weights-00001.safetensors", 0, true, false, "bytes"}};
+    static const struct { const char *file; int64_t at; bool cut, whole; const char *word;
+    } cases[] = {{"weights-00001.safetensors", -3, false, true, "layers.0.ffn.experts.2.w1"},
+                 {"weights-00001.safetensors", -3, true, false, "bytes"},
+                 {"weights-00001.safetensors", 20000, false, true, "near element 4096"},
+                 {"state-00000.safetensors", -30, false, true, "damaged"},
+                 {"manifest.json", 200, false, false, "hash does not fit"},
+                 {"manifest.json", 200, true, false, "hash does not fit"},
+                 {"weights-00001.safetensors", 0, true, false, "bytes"}};
     RtPlanInstance *p = open_plan(1), *q = open_plan(2);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char *old = save(p, 10, 3), *where = save(p, 20, 3), *found;
@@ -179,7 +203,8 @@ static void damage_is_found(void **state) {
         RtError e = {0};
         assert_int_equal(rt_ckpt_is_whole(where, &e), cases[i].whole);
         assert_int_equal(rt_ckpt_load(where, q, NULL, &e), RT_BAD_FILE);
-        if (!strstr(e.text, cases[i].word)) fail_msg("case %zu: '%s' should speak of '%s'", i, e.text, cases[i].word);
+        if (!strstr(e.text, cases[i].word))
+            fail_msg("case %zu: '%s' should speak of '%s'", i, e.text, cases[i].word);
         if (!cases[i].whole) {                                     // the one before is taken
             assert_int_equal(rt_ckpt_find(run, &found, &skipped, &e), RT_OK);
             assert_string_equal(found, old);
@@ -221,7 +246,8 @@ static void a_missing_tensor_is_named(void **state) {
     remove_run(run);
 }
 
-// A child saves without end and is killed at some moment: what is found then is whole, and at least what it had told.
+// A child saves without end and is killed at some moment: what is found then is whole, and at least what it
+// had told.
 static void a_crash_leaves_a_whole_one(void **state) {
     for (int round = 0; round < 12; round++) {
         int told[2];
@@ -279,7 +305,8 @@ static void check_full(const char *expected) {
     info = info_at(2);
     assert_int_equal(rt_ckpt_save(run, p, &info, 1, NULL, &e), RT_IO);
     setrlimit(RLIMIT_FSIZE, &(struct rlimit){RLIM_INFINITY, RLIM_INFINITY});
-    if (!strstr(e.text, expected) || !strstr(e.text, "step 2")) fail_msg("'%s' should speak of '%s' and the step", e.text, expected);
+    if (!strstr(e.text, expected) || !strstr(e.text, "step 2"))
+        fail_msg("'%s' should speak of '%s' and the step", e.text, expected);
     assert_int_equal(rt_ckpt_find(run, &found, NULL, &e), RT_OK);
     assert_string_equal(found, old);
     if (rt_ckpt_load(found, q, NULL, &e) != RT_OK) fail_msg("%s", e.text);
@@ -307,8 +334,12 @@ static void a_full_disk_leaves_the_old_one(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(comes_back_bit_for_bit), cmocka_unit_test(names_are_canonical), cmocka_unit_test(keeps_the_newest),
-        cmocka_unit_test(damage_is_found), cmocka_unit_test(a_missing_tensor_is_named), cmocka_unit_test(a_crash_leaves_a_whole_one),
+        cmocka_unit_test(comes_back_bit_for_bit),
+        cmocka_unit_test(names_are_canonical),
+        cmocka_unit_test(keeps_the_newest),
+        cmocka_unit_test(damage_is_found),
+        cmocka_unit_test(a_missing_tensor_is_named),
+        cmocka_unit_test(a_crash_leaves_a_whole_one),
         cmocka_unit_test(a_full_disk_leaves_the_old_one),
     };
     int status = cmocka_run_group_tests(tests, make_dir, remove_dir);

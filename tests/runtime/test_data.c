@@ -1,5 +1,5 @@
-// Batches depend on text, tokenizer and seed alone: every sample once an epoch, another order each epoch, the same again
-// from the same position.
+// Batches depend on text, tokenizer and seed alone: every sample once an epoch, another order each epoch, the
+// same again from the same position.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -42,7 +42,9 @@ static void put_text(size_t n) {
 
 static RtSettings *settings(double held_out, bool shuffle, int64_t seed) {
     char json[512];
-    snprintf(json, sizeof json, "{\"train\": {\"seed\": %lld}, \"data\": {\"source\": {\"kind\": \"text\", \"args\": [\"%s\"]}, \"held_out\": %g, \"shuffle\": %s}}",
+    snprintf(json, sizeof json,
+             "{\"train\": {\"seed\": %lld}, \"data\": {\"source\": {\"kind\": \"text\", \"args\": [\"%s\"]}, "
+             "\"held_out\": %g, \"shuffle\": %s}}",
              (long long)seed, text_path, held_out, shuffle ? "true" : "false");
     RtSettings *s;
     RtError e;
@@ -86,7 +88,7 @@ static void every_sample_once_an_epoch(void **state) {
             int32_t tokens[5 * S], labels[5 * S];
             rt_data_batch(d, &pos, 5, tokens, labels);
             for (int k = 0; k < 5; k++) {
-                int sample = 0;                                  // which one is it?  Windows repeat after 251 samples only
+                int sample = 0; // which one is it?  Windows repeat after 251 samples only
                 while (sample * S % 251 != tokens[k * S]) sample++;
                 order[epoch][i + k] = sample;
                 seen[epoch][sample]++;
@@ -188,7 +190,9 @@ static void says_what_is_wrong(void **state) {
     assert_int_equal(rt_data_open(s, S, bytes, cache, &d, &e), RT_IO);
     assert_non_null(strstr(e.text, "No such file"));
     rt_settings_close(s);
-    assert_int_equal(rt_settings_open("{\"data\": {\"source\": {\"kind\": \"cifar10\", \"args\": [\"d\"]}}}", NULL, &s, &e), RT_OK);
+    assert_int_equal(rt_settings_open("{\"data\": {\"source\": {\"kind\": \"cifar10\", \"args\": [\"d\"]}}}",
+                                      NULL, &s, &e),
+                     RT_OK);
     assert_int_equal(rt_data_open(s, S, bytes, cache, &d, &e), RT_BAD_SETTING);
     rt_settings_close(s);
     assert_int_equal(rt_settings_open("{}", NULL, &s, &e), RT_OK);
@@ -199,8 +203,12 @@ static void says_what_is_wrong(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(permutations_are_permutations), cmocka_unit_test(every_sample_once_an_epoch), cmocka_unit_test(the_same_again_from_a_position),
-        cmocka_unit_test(held_out_samples_are_the_end_of_the_text), cmocka_unit_test(a_changed_text_is_read_anew), cmocka_unit_test(says_what_is_wrong),
+        cmocka_unit_test(permutations_are_permutations),
+        cmocka_unit_test(every_sample_once_an_epoch),
+        cmocka_unit_test(the_same_again_from_a_position),
+        cmocka_unit_test(held_out_samples_are_the_end_of_the_text),
+        cmocka_unit_test(a_changed_text_is_read_anew),
+        cmocka_unit_test(says_what_is_wrong),
     };
     return cmocka_run_group_tests(tests, make_dir, remove_dir);
 }

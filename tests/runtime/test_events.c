@@ -84,7 +84,8 @@ static void records_can_be_read(void **state) {
                         v = next;
                         assert_int_equal(varint(&v), 1 << 3 | 2);
                         uint64_t tag = varint(&v);
-                        bool is_loss = tag == 7 && !memcmp(v, "loss/ce", 7), is_lr = tag == 8 && !memcmp(v, "train/lr", 8);
+                        bool is_loss = tag == 7 && !memcmp(v, "loss/ce", 7),
+                             is_lr = tag == 8 && !memcmp(v, "train/lr", 8);
                         assert_true(is_loss || is_lr);
                         v += tag;
                         assert_int_equal(varint(&v), 2 << 3 | 5);
@@ -111,6 +112,7 @@ static void records_can_be_read(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(crc_of_known_texts), cmocka_unit_test(records_can_be_read)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(crc_of_known_texts),
+                                       cmocka_unit_test(records_can_be_read)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

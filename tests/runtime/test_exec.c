@@ -1,4 +1,5 @@
-// A program gives the same bits on any number of threads, allocates nothing, and a damaged plan is refused by name.
+// A program gives the same bits on any number of threads, allocates nothing, and a damaged plan is refused by
+// name.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -11,7 +12,7 @@
 #include "runtime/trace.h"
 #include "tests/runtime/fake_plan.h"
 
-// ---- counting allocations: this program's malloc stands before the library's ----------------------------------
+// ---- counting allocations: this program's malloc stands before the library's ----------------------------
 #if defined(__GLIBC__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
 #define COUNTS_ALLOCATIONS 1
 extern void *__libc_malloc(size_t n);
@@ -52,8 +53,10 @@ static RtPlan *make_plan(PlanBuilder *b) {
     *b = (PlanBuilder){0};
     int rows = pb_sym(b, "R", 16, -1);
     RtTensor *x = pb_tensor(b, "x", RT_INPUT, F32, N, 0, 0), *y = pb_tensor(b, "y", RT_OUTPUT, F32, N, 0, 0);
-    RtTensor *z = pb_tensor(b, "z", RT_OUTPUT, F32, N, 0, 0), *offsets = pb_tensor(b, "offsets", RT_OUTPUT, I32, 3, 0, 0);
-    RtTensor *seen = pb_tensor(b, "seen", RT_OUTPUT, I32, 16, 0, 0), *ragged = pb_tensor(b, "ragged", RT_OUTPUT, F32, 32, 5, 0);
+    RtTensor *z = pb_tensor(b, "z", RT_OUTPUT, F32, N, 0, 0),
+             *offsets = pb_tensor(b, "offsets", RT_OUTPUT, I32, 3, 0, 0);
+    RtTensor *seen = pb_tensor(b, "seen", RT_OUTPUT, I32, 16, 0, 0),
+             *ragged = pb_tensor(b, "ragged", RT_OUTPUT, F32, 32, 5, 0);
     ragged->dim_sym[0] = rows;                           // 2 R rows
     b->sym[rows].from_arena = RT_PERSISTENT;
     b->sym[rows].from_offset = offsets->offset;
@@ -176,7 +179,8 @@ static void refuses_damaged_plans(void **state) {
     assert_int_equal(rt_plan_check(good, good->bytes, &e), RT_OK);
     assert_int_equal(rt_plan_check(good, good->bytes - 1, &e), RT_BAD_PLAN);
     assert_int_equal(rt_plan_check(good, 10, &e), RT_BAD_PLAN);
-#define DAMAGE(what, field, value) damage[n++] = (typeof(*damage)){what, (size_t)((const char *)&(field) - (const char *)good), value}
+#define DAMAGE(what, field, value)                                                                           \
+    damage[n++] = (typeof(*damage)) { what, (size_t)((const char *)&(field) - (const char *)good), value }
     RtTensor *tensor = (RtTensor *)RT_TABLE(good, RtTensor, tensors);
     RtStep *step = (RtStep *)RT_TABLE(good, RtStep, steps);
     RtArg *arg = (RtArg *)RT_TABLE(good, RtArg, args);
@@ -206,7 +210,8 @@ static void refuses_damaged_plans(void **state) {
         memcpy(bad, good, good->bytes);
         memcpy(bad + damage[i].at, &damage[i].value, 4);
         e.text[0] = 0;
-        if (rt_plan_check((RtPlan *)bad, good->bytes, &e) != RT_BAD_PLAN) fail_msg("not found: %s", damage[i].what);
+        if (rt_plan_check((RtPlan *)bad, good->bytes, &e) != RT_BAD_PLAN)
+            fail_msg("not found: %s", damage[i].what);
         assert_true(strlen(e.text) > 10);
         free(bad);
     }
@@ -215,8 +220,11 @@ static void refuses_damaged_plans(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(same_bits_on_any_number_of_threads), cmocka_unit_test(reads_row_symbols_after_the_step_that_defines_them),
-        cmocka_unit_test(allocates_nothing_while_running), cmocka_unit_test(finds_names), cmocka_unit_test(writes_a_trace),
+        cmocka_unit_test(same_bits_on_any_number_of_threads),
+        cmocka_unit_test(reads_row_symbols_after_the_step_that_defines_them),
+        cmocka_unit_test(allocates_nothing_while_running),
+        cmocka_unit_test(finds_names),
+        cmocka_unit_test(writes_a_trace),
         cmocka_unit_test(refuses_damaged_plans),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -23,7 +23,8 @@ static RtPlan *make_plan(PlanBuilder *b, bool reversed) {
     if (reversed) pb_tensor(b, "first", RT_STATE, F32, 77, 0, 0);      // moves everything
     with_init(pb_tensor(b, "normal", RT_PARAM, F32, N, 0, 0), RT_INIT_NORMAL, 0.02, 0);
     with_init(pb_tensor(b, "other", RT_PARAM, F32, N, 0, 0), RT_INIT_NORMAL, 0.02, 0);
-    with_init(pb_tensor(b, "half", RT_PARAM, BF16, N, 0, 0), RT_INIT_NORMAL, 0.02, 0)->init_name = b->tensor[reversed].init_name;
+    with_init(pb_tensor(b, "half", RT_PARAM, BF16, N, 0, 0), RT_INIT_NORMAL, 0.02, 0)->init_name =
+        b->tensor[reversed].init_name;
     with_init(pb_tensor(b, "cut", RT_PARAM, F32, N, 0, 0), RT_INIT_TRUNC_NORMAL, 0.5, 2);
     with_init(pb_tensor(b, "uniform", RT_PARAM, F32, N, 0, 0), RT_INIT_UNIFORM, 3, 0);
     with_init(pb_tensor(b, "ints", RT_STATE, I32, N, 0, 0), RT_INIT_RANDOM_INT, 7, 0);
@@ -44,7 +45,9 @@ static RtPlanInstance *open_plan(const RtPlan *plan, int threads, uint64_t seed)
     return p;
 }
 
-static const float *data(RtPlanInstance *p, const char *name) { return rt_tensor_data(p, rt_tensor(p, name)); }
+static const float *data(RtPlanInstance *p, const char *name) {
+    return rt_tensor_data(p, rt_tensor(p, name));
+}
 
 static void same_values_on_any_threads_and_in_any_place(void **state) {
     PlanBuilder b;
@@ -129,8 +132,10 @@ static void sixteen_bit_floats(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(same_values_on_any_threads_and_in_any_place), cmocka_unit_test(distributions_are_right),
-        cmocka_unit_test(copies_repeat_and_types_round), cmocka_unit_test(refuses_copies_of_nothing_and_of_themselves),
+        cmocka_unit_test(same_values_on_any_threads_and_in_any_place),
+        cmocka_unit_test(distributions_are_right),
+        cmocka_unit_test(copies_repeat_and_types_round),
+        cmocka_unit_test(refuses_copies_of_nothing_and_of_themselves),
         cmocka_unit_test(sixteen_bit_floats),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -47,8 +47,11 @@ static void writes_and_reads_back(void **state) {
     uint8_t flags[3] = {1, 0, 1};
     int64_t big[2] = {INT64_MAX, -5};
     double scalar = 0.1;
-    StWrite out[] = {{"flags", ST_BOOL, 1, {3}, flags}, {"w", ST_F32, 2, {2, 3}, w}, {"big", ST_I64, 1, {2}, big},
-                     {"scalar", ST_F64, 0, {0}, &scalar}, {"none", ST_F32, 2, {0, 4}, NULL}};
+    StWrite out[] = {{"flags", ST_BOOL, 1, {3}, flags},
+                     {"w", ST_F32, 2, {2, 3}, w},
+                     {"big", ST_I64, 1, {2}, big},
+                     {"scalar", ST_F64, 0, {0}, &scalar},
+                     {"none", ST_F32, 2, {0, 4}, NULL}};
     const char *metadata[] = {"format", "moec", NULL};
     int64_t offset[5];
     RtError e;
@@ -88,17 +91,25 @@ static void refuses_damage(void **state) {
     refused("{\"a\":{\"dtype\":\"F32\",\"shape\":[2,2],\"data_offsets\":[0,12]}}", 12, "shape");
     refused("{\"a\":{\"dtype\":\"F32\",\"shape\":[2,-2],\"data_offsets\":[0,16]}}", 16, "dimension");
     refused("{\"a\":{\"dtype\":\"F32\",\"shape\":[2,2.5],\"data_offsets\":[0,16]}}", 16, "dimension");
-    refused("{\"a\":{\"dtype\":\"F32\",\"shape\":[4611686018427387904,4],\"data_offsets\":[0,0]}}", 0, "too large");
+    refused("{\"a\":{\"dtype\":\"F32\",\"shape\":[4611686018427387904,4],\"data_offsets\":[0,0]}}", 0,
+            "too large");
     refused("{\"a\":{\"dtype\":\"F32\",\"shape\":[4611686018427387904],\"data_offsets\":[0,0]}}", 0, "shape");
     refused("{\"a\":{\"dtype\":\"Q4\",\"shape\":[2],\"data_offsets\":[0,8]}}", 8, "Q4");
-    refused("{\"a\":{\"dtype\":\"F32\",\"shape\":[1,1,1,1,1,1,1,1,1],\"data_offsets\":[0,4]}}", 4, "dimensions");
+    refused("{\"a\":{\"dtype\":\"F32\",\"shape\":[1,1,1,1,1,1,1,1,1],\"data_offsets\":[0,4]}}", 4,
+            "dimensions");
     refused("{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[4,0]}}", 4, "data_offsets");
     refused("{\"a\":{\"dtype\":\"F32\",\"shape\":[1],\"data_offsets\":[-4,0]}}", 4, "data_offsets");
     refused("{\"a\":{\"dtype\":\"F32\",\"shape\":[1]}}", 4, "data_offsets");
     refused("{\"a\":{\"shape\":[1],\"data_offsets\":[0,4]}}", 4, "dtype");
-    refused("{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]},\"b\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[2,6]}}", 6, "overlap");
-    refused("{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]},\"b\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[6,10]}}", 10, "belong to nobody");
-    refused("{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[1,2]}}", 2, "duplicate");
+    refused("{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]},\"b\":{\"dtype\":\"U8\","
+            "\"shape\":[4],\"data_offsets\":[2,6]}}",
+            6, "overlap");
+    refused("{\"a\":{\"dtype\":\"U8\",\"shape\":[4],\"data_offsets\":[0,4]},\"b\":{\"dtype\":\"U8\","
+            "\"shape\":[4],\"data_offsets\":[6,10]}}",
+            10, "belong to nobody");
+    refused("{\"a\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[0,1]},\"a\":{\"dtype\":\"U8\","
+            "\"shape\":[1],\"data_offsets\":[1,2]}}",
+            2, "duplicate");
     refused("[1, 2]", 0, "JSON object");
     refused("{\"a\":", 0, "JSON");
     FILE *out = fopen(path, "w");
@@ -140,10 +151,14 @@ static void survives_truncation_anywhere(void **state) {
 
 static void reads_all_types(void **state) {
     put_file(path,
-             "{\"f16\":{\"dtype\":\"F16\",\"shape\":[1],\"data_offsets\":[0,2]},\"bf16\":{\"dtype\":\"BF16\",\"shape\":[1],\"data_offsets\":[2,4]},"
-             "\"i16\":{\"dtype\":\"I16\",\"shape\":[1],\"data_offsets\":[4,6]},\"i8\":{\"dtype\":\"I8\",\"shape\":[1],\"data_offsets\":[6,7]},"
-             "\"u8\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[7,8]},\"i32\":{\"dtype\":\"I32\",\"shape\":[1],\"data_offsets\":[8,12]},"
-             "\"f8\":{\"dtype\":\"F8_E4M3\",\"shape\":[4],\"data_offsets\":[12,16]}}", 16);
+             "{\"f16\":{\"dtype\":\"F16\",\"shape\":[1],\"data_offsets\":[0,2]},\"bf16\":{\"dtype\":\"BF16\","
+             "\"shape\":[1],\"data_offsets\":[2,4]},"
+             "\"i16\":{\"dtype\":\"I16\",\"shape\":[1],\"data_offsets\":[4,6]},\"i8\":{\"dtype\":\"I8\","
+             "\"shape\":[1],\"data_offsets\":[6,7]},"
+             "\"u8\":{\"dtype\":\"U8\",\"shape\":[1],\"data_offsets\":[7,8]},\"i32\":{\"dtype\":\"I32\","
+             "\"shape\":[1],\"data_offsets\":[8,12]},"
+             "\"f8\":{\"dtype\":\"F8_E4M3\",\"shape\":[4],\"data_offsets\":[12,16]}}",
+             16);
     FILE *f = fopen(path, "r+");
     fseek(f, -16, SEEK_END);
     fwrite("\x00\xc2\xc0\x3f\xfe\xff\xff\xff\x01\x00\x00\x80\x38\xb8\x01\x7e", 1, 16, f);
@@ -158,7 +173,8 @@ static void reads_all_types(void **state) {
         assert_int_equal(st_read_f64(st_find(s, expected[i].name), 0, 1, &x, &e), RT_OK);
         assert_true(x == expected[i].value);
     }
-    assert_true(st_number(st_find(s, "f8"), 1) == -1 && st_number(st_find(s, "f8"), 2) == 0x1p-9 && st_number(st_find(s, "f8"), 3) == 448);
+    assert_true(st_number(st_find(s, "f8"), 1) == -1 && st_number(st_find(s, "f8"), 2) == 0x1p-9 &&
+                st_number(st_find(s, "f8"), 3) == 448);
     st_close(s);
 }
 
@@ -173,7 +189,8 @@ static void reads_sharded_folders(void **state) {
         assert_int_equal(st_write(part[i], &out, 1, NULL, NULL, &e), RT_OK);
     }
     snprintf(index, sizeof index, "%s/model.safetensors.index.json", dir);
-    static const char good[] = "{\"weight_map\": {\"a\": \"model-0.safetensors\", \"b\": \"model-1.safetensors\"}}";
+    static const char good[] =
+        "{\"weight_map\": {\"a\": \"model-0.safetensors\", \"b\": \"model-1.safetensors\"}}";
     assert_int_equal(rt_write_file(index, good, strlen(good), &e), RT_OK);
     if (st_open(dir, &f, &e) != RT_OK) fail_msg("%s", e.text);
     assert_true(st_number(st_find(f, "b"), 1) == 4);
@@ -194,8 +211,9 @@ static void reads_sharded_folders(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(writes_and_reads_back), cmocka_unit_test(refuses_damage), cmocka_unit_test(survives_truncation_anywhere),
-        cmocka_unit_test(reads_all_types), cmocka_unit_test(reads_sharded_folders),
+        cmocka_unit_test(writes_and_reads_back),        cmocka_unit_test(refuses_damage),
+        cmocka_unit_test(survives_truncation_anywhere), cmocka_unit_test(reads_all_types),
+        cmocka_unit_test(reads_sharded_folders),
     };
     return cmocka_run_group_tests(tests, make_dir, remove_dir);
 }

@@ -1,4 +1,5 @@
-// Texts get the ids that the tokenizers library gives them, and come back byte for byte; a stream holds whole characters.
+// Texts get the ids that the tokenizers library gives them, and come back byte for byte; a stream holds whole
+// characters.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -83,7 +84,9 @@ static void gpt2_encodes_as_recorded(void **state) {
         const char *text = text_of(texts, name, &n);
         RtIds expected = ids_of(row), got = {NULL, 0, 0};
         RtError e;
-        if (gpt2->encode(gpt2, text, n, json_is_true(json_object_get(row, "parse_special")), &got, &e) != RT_OK) fail_msg("%s", e.text);
+        if (gpt2->encode(gpt2, text, n, json_is_true(json_object_get(row, "parse_special")), &got, &e) !=
+            RT_OK)
+            fail_msg("%s", e.text);
         bool same = got.n == expected.n && (!got.n || !memcmp(got.at, expected.at, (size_t)got.n * 4));
         if (!same) fail_msg("%s: %lld ids, expected %lld", name, (long long)got.n, (long long)expected.n);
         char *back = rt_decode(gpt2, got.at, got.n, false, &n_back);
@@ -111,10 +114,12 @@ static void gpt2_streams_whole_characters(void **state) {
         RtUtf8 u = {.n_held = 0};
         for (int64_t k = 0; k < ids.n; k++) {
             size_t n_piece, n;
-            const char *piece = gpt2->piece(gpt2, ids.at[k], &n_piece), *text = rt_utf8_add(&u, piece, n_piece, &n);
+            const char *piece = gpt2->piece(gpt2, ids.at[k], &n_piece),
+                       *text = rt_utf8_add(&u, piece, n_piece, &n);
             json_t *expected = json_array_get(json_object_get(row, "prompt"), (size_t)k);
             if (n != json_string_length(expected) || memcmp(text, json_string_value(expected), n) != 0)
-                fail_msg("%s: id %lld gives '%s'", json_string_value(json_object_get(row, "name")), (long long)k, text);
+                fail_msg("%s: id %lld gives '%s'", json_string_value(json_object_get(row, "name")),
+                         (long long)k, text);
         }
         rt_utf8_free(&u);
         free(ids.at);
@@ -131,7 +136,8 @@ static void gpt2_decodes_damaged_ids(void **state) {
         char *text = rt_decode(gpt2, ids.at, ids.n, false, &n);
         json_t *expected = json_object_get(row, "decoded");
         if (n != json_string_length(expected) || memcmp(text, json_string_value(expected), n) != 0)
-            fail_msg("%s: '%s' instead of '%s'", json_string_value(json_object_get(row, "name")), text, json_string_value(expected));
+            fail_msg("%s: '%s' instead of '%s'", json_string_value(json_object_get(row, "name")), text,
+                     json_string_value(expected));
         free(text);
         free(ids.at);
     }
@@ -221,8 +227,11 @@ static void bytes_are_their_own_ids(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(gpt2_encodes_as_recorded), cmocka_unit_test(gpt2_streams_whole_characters), cmocka_unit_test(gpt2_decodes_damaged_ids),
-        cmocka_unit_test(gpt2_parts_have_the_ids_of_the_whole), cmocka_unit_test(gpt2_long_words_and_invalid_bytes),
+        cmocka_unit_test(gpt2_encodes_as_recorded),
+        cmocka_unit_test(gpt2_streams_whole_characters),
+        cmocka_unit_test(gpt2_decodes_damaged_ids),
+        cmocka_unit_test(gpt2_parts_have_the_ids_of_the_whole),
+        cmocka_unit_test(gpt2_long_words_and_invalid_bytes),
         cmocka_unit_test(bytes_are_their_own_ids),
     };
     return cmocka_run_group_tests(tests, open_gpt2, close_gpt2);

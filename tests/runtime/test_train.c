@@ -1,4 +1,5 @@
-// A run that is stopped and gone on with ends in the same bits; steps that are not finite are skipped and counted.
+// A run that is stopped and gone on with ends in the same bits; steps that are not finite are skipped and
+// counted.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -75,22 +76,32 @@ static void eval(const RtCall *c) {
 
 static RtPlan *make_plan(PlanBuilder *b) {
     *b = (PlanBuilder){0};
-    RtTensor *tokens = pb_tensor(b, "tokens", RT_INPUT, I32, L, B, S), *labels = pb_tensor(b, "labels", RT_INPUT, I32, L, B, S);
-    RtTensor *rng = pb_tensor(b, "rng", RT_INPUT, I32, 4, 0, 0), *wave = pb_tensor(b, "wave", RT_INPUT, I32, 0, 0, 0);
-    RtTensor *w = pb_tensor(b, "w", RT_PARAM, F32, V, 0, 0), *grad = pb_tensor(b, "grad/w", RT_GRAD, F32, V, 0, 0);
-    RtTensor *m = pb_tensor(b, "adam.m/w", RT_STATE, F32, V, 0, 0), *ce = pb_tensor(b, "ce", RT_OUTPUT, F32, L, 1, 0);
-    RtTensor *load = pb_tensor(b, "load.layers.0", RT_OUTPUT, F32, L, EXPERTS, 0), *step = pb_tensor(b, "step", RT_INPUT, F32, 0, 0, 0);
-    RtTensor *lr = pb_tensor(b, "lr", RT_INPUT, F32, 0, 0, 0), *scale = pb_tensor(b, "grad_scale", RT_INPUT, F32, 0, 0, 0);
-    RtTensor *bias1 = pb_tensor(b, "bias1", RT_INPUT, F32, 0, 0, 0), *norm = pb_tensor(b, "grad_norm", RT_OUTPUT, F32, 0, 0, 0);
-    RtTensor *finite = pb_tensor(b, "finite", RT_OUTPUT, F32, 0, 0, 0), *number = pb_tensor(b, "step_number", RT_INPUT, F32, 0, 0, 0);
+    RtTensor *tokens = pb_tensor(b, "tokens", RT_INPUT, I32, L, B, S),
+             *labels = pb_tensor(b, "labels", RT_INPUT, I32, L, B, S);
+    RtTensor *rng = pb_tensor(b, "rng", RT_INPUT, I32, 4, 0, 0),
+             *wave = pb_tensor(b, "wave", RT_INPUT, I32, 0, 0, 0);
+    RtTensor *w = pb_tensor(b, "w", RT_PARAM, F32, V, 0, 0),
+             *grad = pb_tensor(b, "grad/w", RT_GRAD, F32, V, 0, 0);
+    RtTensor *m = pb_tensor(b, "adam.m/w", RT_STATE, F32, V, 0, 0),
+             *ce = pb_tensor(b, "ce", RT_OUTPUT, F32, L, 1, 0);
+    RtTensor *load = pb_tensor(b, "load.layers.0", RT_OUTPUT, F32, L, EXPERTS, 0),
+             *step = pb_tensor(b, "step", RT_INPUT, F32, 0, 0, 0);
+    RtTensor *lr = pb_tensor(b, "lr", RT_INPUT, F32, 0, 0, 0),
+             *scale = pb_tensor(b, "grad_scale", RT_INPUT, F32, 0, 0, 0);
+    RtTensor *bias1 = pb_tensor(b, "bias1", RT_INPUT, F32, 0, 0, 0),
+             *norm = pb_tensor(b, "grad_norm", RT_OUTPUT, F32, 0, 0, 0);
+    RtTensor *finite = pb_tensor(b, "finite", RT_OUTPUT, F32, 0, 0, 0),
+             *number = pb_tensor(b, "step_number", RT_INPUT, F32, 0, 0, 0);
     w->init = RT_INIT_NORMAL;
     w->init_a = 1;
     ce->kind = RT_OUT_LOSS;
     ce->weight = 1;
     load->kind = norm->kind = finite->kind = RT_OUT_METRIC;
-    RtTensor *pass_args[] = {tokens, labels, rng, wave, w, grad, ce, load, step}, *update_args[] = {w, grad, m, lr, scale, bias1, norm, finite, number};
+    RtTensor *pass_args[] = {tokens, labels, rng, wave, w, grad, ce, load, step},
+             *update_args[] = {w, grad, m, lr, scale, bias1, norm, finite, number};
     RtTensor *eval_args[] = {tokens, labels, w, ce};
-    int k[] = {pb_kernel(b, "pass", pass, 1), pb_kernel(b, "update", update, 1), pb_kernel(b, "eval", eval, 1)};
+    int k[] = {pb_kernel(b, "pass", pass, 1), pb_kernel(b, "update", update, 1),
+               pb_kernel(b, "eval", eval, 1)};
     pb_begin(b, "pass");
     pb_step(b, k[0], 1);
     for (int i = 0; i < 9; i++) pb_arg(b, pass_args[i]);
@@ -123,13 +134,23 @@ static RtSettings *settings(const char *more) {
     RtSettings *s;
     RtError e;
     char json[1024];
-    snprintf(json, sizeof json, "{\"train\": {\"lr\": 0.05, \"sequence\": 8, %s %s \"length\": 30, \"schedule\": {\"kind\": \"cosine\", \"warmup\": 5}, "
-             "\"eval_every\": 10, \"save_every\": 7 %s}, \"data\": {\"source\": {\"kind\": \"text\", \"args\": [\"text\"]}, \"held_out\": 0.1}}", strstr(more, "seed") ? "" : "\"seed\": 7,", strstr(more, "batch") ? "" : "\"batch\": 12,", more);
+    snprintf(json, sizeof json,
+             "{\"train\": {\"lr\": 0.05, \"sequence\": 8, %s %s \"length\": 30, \"schedule\": {\"kind\": "
+             "\"cosine\", \"warmup\": 5}, "
+             "\"eval_every\": 10, \"save_every\": 7 %s}, \"data\": {\"source\": {\"kind\": \"text\", "
+             "\"args\": [\"text\"]}, \"held_out\": 0.1}}",
+             strstr(more, "seed") ? "" : "\"seed\": 7,", strstr(more, "batch") ? "" : "\"batch\": 12,", more);
     if (rt_settings_open(json, dir, &s, &e) != RT_OK) fail_msg("%s", e.text);
     return s;
 }
 
-typedef struct { float w[V], m[V]; RtTrainResult result; RtStatus status; RtError error; char log[65536]; } Outcome;
+typedef struct {
+    float w[V], m[V];
+    RtTrainResult result;
+    RtStatus status;
+    RtError error;
+    char log[65536];
+} Outcome;
 
 static Outcome *train(const char *name, const char *more, bool resume, int threads) {
     static PlanBuilder b;
@@ -140,7 +161,13 @@ static Outcome *train(const char *name, const char *more, bool resume, int threa
     RtSettings *s = settings(more);
     char *run = rt_path("%s/%s", dir, name), *cache = rt_path("%s/cache", dir);
     FILE *log = fmemopen(o->log, sizeof o->log - 1, "w");
-    RtTrainOpts opts = {.settings = s, .run_dir = run, .resume = resume, .model_name = "table", .model_text = "model table() {}", .cache_dir = cache, .out = log,
+    RtTrainOpts opts = {.settings = s,
+                        .run_dir = run,
+                        .resume = resume,
+                        .model_name = "table",
+                        .model_text = "model table() {}",
+                        .cache_dir = cache,
+                        .out = log,
                         .peak_flops = 1e9};
     o->status = rt_train(&opts, p, &o->result, &o->error);
     fclose(log);
@@ -192,8 +219,10 @@ static void reports_every_step(void **state) {
     for (int i = 0; i < 30; i++) {
         assert_int_equal((int)number(rows, i, "step"), i + 1);
         assert_true(number(rows, i, "loss") == number(rows, i, "ce"));
-        assert_true(number(rows, i, "load.layers.0") != number(rows, i, "layers.0.load"));       // by its last name only
-        assert_true(number(rows, i, "load_max_over_mean") > 1.2 && number(rows, i, "load_max_over_mean") < 2.9);   // half of the rows go to expert 0
+        assert_true(number(rows, i, "load.layers.0") !=
+                    number(rows, i, "layers.0.load")); // by its last name only
+        assert_true(number(rows, i, "load_max_over_mean") > 1.2 &&
+                    number(rows, i, "load_max_over_mean") < 2.9); // half of the rows go to expert 0
         assert_true(number(rows, i, "mfu") > 0);
         assert_int_equal((int)number(rows, i, "skipped_steps"), i >= 3);
     }
@@ -207,7 +236,7 @@ static void reports_every_step(void **state) {
     assert_non_null(strstr(o->log, "held out: loss"));
     assert_non_null(strstr(o->log, "step 4: the gradient is not finite"));
     char *last = rt_path("%s/whole/ckpt/step-00000030", dir);
-    assert_true(rt_is_dir(last));                                  // the last step is saved though 30 is no multiple of 7
+    assert_true(rt_is_dir(last)); // the last step is saved though 30 is no multiple of 7
     free(last);
     free(o);
 }
@@ -294,7 +323,7 @@ static void evaluation_counts_every_label_once(void **state) {
     assert_int_equal(rt_tokenizer_open("bytes", NULL, &t, &e), RT_OK);
     assert_int_equal(rt_data_open(s, S, t, cache, &d, &e), RT_OK);
     if (rt_eval(p, d, 7, 0, &r, &e) != RT_OK) fail_msg("%s", e.text);
-    assert_int_equal(r.samples, 37);                               // (300 - 1) / 8; 37 = 6 * 6 + 1: the last batch has empty rows
+    assert_int_equal(r.samples, 37); // (300 - 1) / 8; 37 = 6 * 6 + 1: the last batch has empty rows
     assert_int_equal(r.tokens, 37 * 8);
     assert_int_equal(r.bytes, 37 * 8);
     const float *w = rt_tensor_data(p, rt_tensor(p, "w"));
@@ -306,7 +335,8 @@ static void evaluation_counts_every_label_once(void **state) {
         sum += diff * diff;
     }
     assert_true(fabs(r.ce - sum / (37 * 8)) < 1e-5);
-    assert_true(fabs(r.bits_per_byte - r.ce / log(2)) < 1e-9 && fabs(r.perplexity - exp(r.ce)) < 1e-9 && fabs(r.loss - r.ce) < 1e-9);
+    assert_true(fabs(r.bits_per_byte - r.ce / log(2)) < 1e-9 && fabs(r.perplexity - exp(r.ce)) < 1e-9 &&
+                fabs(r.loss - r.ce) < 1e-9);
     free(path), free(text), free(cache);
     rt_data_close(d);
     rt_tokenizer_close(t);
@@ -317,8 +347,12 @@ static void evaluation_counts_every_label_once(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(reports_every_step), cmocka_unit_test(threads_change_nothing), cmocka_unit_test(resumed_runs_end_in_the_same_bits),
-        cmocka_unit_test(a_signal_saves_and_stops), cmocka_unit_test(other_runs_are_not_gone_on_with), cmocka_unit_test(evaluation_counts_every_label_once),
+        cmocka_unit_test(reports_every_step),
+        cmocka_unit_test(threads_change_nothing),
+        cmocka_unit_test(resumed_runs_end_in_the_same_bits),
+        cmocka_unit_test(a_signal_saves_and_stops),
+        cmocka_unit_test(other_runs_are_not_gone_on_with),
+        cmocka_unit_test(evaluation_counts_every_label_once),
     };
     return cmocka_run_group_tests(tests, make_dir, remove_dir);
 }
