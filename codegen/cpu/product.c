@@ -4,6 +4,7 @@
 #include <stdio.h>
 
 enum {
+    NEAR_BYTES = 256 << 10,        // of B as it lies, that all tiles of a short run pass before the next
     DIRECT_ROWS = 112,             // a run so short reads B as it lies
     PACKED_BYTES = 512 << 10,      // of B in scratch: half of a small second-level cache
     LONG_K = 8192,                 // the longest chain that is never cut
@@ -34,7 +35,7 @@ static int64_t k_block_of(const Rows *r) { return cuts_k(r) ? K_BLOCK : r->K; }
 // Rows of A that are a power of two apart meet in the same cache sets: they are copied, too.
 static bool copies_a(const Rows *r) {
     int64_t row = (r->a_given ? r->a_given : r->K) * 4;
-    return r->ta || r->a_type != F32 || (row % 2048 == 0 && r->N >= 128 && r->max_rows > TILE_MAX_ROWS);
+    return r->ta || r->a_type != F32 || (row % 4096 == 0 && r->N >= 128 && r->max_rows > TILE_MAX_ROWS);
 }
 
 bool rows_possible(const Rows *r) {
@@ -43,7 +44,7 @@ bool rows_possible(const Rows *r) {
 }
 
 int rows_groups(int64_t runs, int64_t rows, int64_t K, int64_t N, bool rows_vary) {
-    int64_t panels = (N + 31) / 32, want = (64 + runs - 1) / runs;
+    int64_t panels = (N + 31) / 32, want = (32 + runs - 1) / runs;
     double work = 2.0 * (double)rows * (double)K * (double)N;         // of a run
     int64_t most = (int64_t)(work / 2e6);                             // a task has 2 Mflop ..
     int64_t few = K * N * 4 / (256 << 10);                            // .. or, with few rows, 256 KiB of the matrix
@@ -66,7 +67,10 @@ void rows_begin(Cg *cg, Rows *r) {
     if (r->block > r->n_panels) r->block = r->n_panels;
     if (r->block < 1) r->block = 1;
     r->copy_a = copies_a(r);
-    r->direct_rows = r->copy_a ? size.rows : DIRECT_ROWS;      // copied rows would be copied again for each panel
+    r->direct_k = r->K * r->N * dtype_bytes(r->b_type) > 2 * NEAR_BYTES && r->y_type == F32 && !r->ta
+                ? up(NEAR_BYTES / (r->N * dtype_bytes(r->b_type)) + 1, LANES) : 0;
+    bool fits = !r->copy_a || (!r->ta && DIRECT_ROWS * (up(r->K, LANES) + LANES) * 4 + r->scratch_used < RT_SCRATCH_BYTES);
+    r->direct_rows = fits ? DIRECT_ROWS : size.rows;           // rows that are copied, are all at once
     r->direct = !r->tb && r->min_rows <= r->direct_rows;
     r->packed = !r->direct || r->max_rows > r->direct_rows;
     r->a_row = r->ta ? 1 : r->copy_a ? up(r->K, LANES) + LANES : r->a_given ? r->a_given : r->K;
@@ -76,7 +80,7 @@ void rows_begin(Cg *cg, Rows *r) {
     assert(r->at_panels + r->block * r->panel_bytes <= RT_SCRATCH_BYTES);
 
     TileSpec s = {.vecs = r->vecs, .cols = r->panel, .a_row = r->a_row, .a_k = r->a_k, .c_row = r->y_row,
-                  .b_type = F32, .c_type = r->y_type, .reload = cuts_k(r), .prefetch = true};
+                  .b_type = F32, .c_type = r->y_type, .reload = cuts_k(r) || (r->direct && r->direct_k), .prefetch = true};
     bool f32 = r->b_type == F32;
     unsigned heights = r->heights;
     if ((r->packed || f32) && r->n_whole) tile_functions(cg, &r->whole, &s, "tile", heights);
@@ -88,7 +92,6 @@ void rows_begin(Cg *cg, Rows *r) {
         r->direct_whole = r->whole;
         r->direct_last = r->last;
         s.b_type = last.b_type = r->b_type;
-        s.reload = last.reload = false;
         if (!f32 && r->n_whole) tile_functions(cg, &r->direct_whole, &s, "direct", heights);
         if (!f32 && r->tail) tile_functions(cg, &r->direct_last, &last, "direct_last", heights);
         for (int h = 1; h <= size.rows; h++) {
@@ -108,14 +111,16 @@ void rows_begin(Cg *cg, Rows *r) {
                                    : copy_rows_function(cg, "copy_rows", r->a_type, r->K, r->a_row);
 }
 
-// The rows of a tile, as the tile reads them.
-static LV tile_rows(Cg *cg, const Rows *r, const RowsRun *u, LV first, LV height) {
-    LV a_step = u->a_step ? u->a_step : cg_int(cg, r->a_given ? r->a_given : r->K);
-    if (!r->copy_a) return cg_at(cg, F32, u->a, cg_mul(cg, first, a_step));
-    LV to = bytes_at(cg, cg->scratch, up(r->scratch_used, 64));
-    TileCut one = {cg_int(cg, 1), height, cg_int(cg, 0)};
-    if (r->ta) pack_strips(cg, &r->copy, to, cg_at(cg, r->a_type, u->a, first), u->k, a_step, &one);
-    else copy_rows(cg, &r->copy, to, cg_at(cg, r->a_type, u->a, cg_mul(cg, first, a_step)), height, a_step);
+static LV a_step(Cg *cg, const Rows *r, const RowsRun *u) {
+    return u->a_step ? u->a_step : cg_int(cg, r->a_given ? r->a_given : r->K);
+}
+
+// n rows from `first`, copied to where tiles read them.  ta: at most one tile.
+static LV copy_of_rows(Cg *cg, const Rows *r, const RowsRun *u, LV first, LV n) {
+    LV to = bytes_at(cg, cg->scratch, up(r->scratch_used, 64)), step = a_step(cg, r, u);
+    TileCut one = {cg_int(cg, 1), n, cg_int(cg, 0)};
+    if (r->ta) pack_strips(cg, &r->copy, to, cg_at(cg, r->a_type, u->a, first), u->k, step, &one);
+    else copy_rows(cg, &r->copy, to, cg_at(cg, r->a_type, u->a, cg_mul(cg, first, step)), n, step);
     return to;
 }
 
@@ -123,13 +128,28 @@ static LV y_at(Cg *cg, const Rows *r, const RowsRun *u, LV row, LV col) {
     return cg_at(cg, r->y_type, u->y, cg_add(cg, cg_muli(cg, row, r->y_row), col));
 }
 
-// B is read as it lies.  One tile of rows takes pieces as wide as the registers allow; several take one panel after the
-// other, which stays near while they pass.
+// Columns `col` .. of B, k0 .. k0+n_k-1, for one tile of rows.
+static void direct_tile(Cg *cg, const Rows *r, const RowsRun *u, const TileSet *set, LV a, LV height, LV row, LV col, LV k0,
+                        LV n_k) {
+    LV c = y_at(cg, r, u, row, col), b = cg_at(cg, r->b_type, u->b, cg_add(cg, cg_muli(cg, k0, r->N), col));
+    LV init = r->direct_k ? cg_select(cg, cg_lt(cg, cg_int(cg, 0), k0), c, LLVMConstNull(cg->ptr)) : NULL;
+    tile_call(cg, set, height, &(TileCall){.a = r->direct_k ? cg_at(cg, F32, a, k0) : a, .b = b, .k = n_k,
+                                           .b_k = cg_int(cg, r->N), .c = c, .init = init});
+}
+
+// B is read as it lies, in pieces of k that stay near.  One tile of rows takes columns as wide as the registers allow;
+// several take one panel after the other.
 static void run_direct(Cg *cg, Rows *r, const RowsRun *u) {
-    LV zero = cg_int(cg, 0), b_k = cg_int(cg, r->N);
+    LV zero = cg_int(cg, 0), k0 = zero, n_k = u->k;
+    CgLoop cut;
+    LV a = r->copy_a ? copy_of_rows(cg, r, u, zero, u->n) : u->a;
+    if (r->direct_k) {
+        cg_for(cg, &cut, zero, u->k, r->direct_k);
+        k0 = cut.i;
+        n_k = cg_min(cg, cg_sub(cg, u->k, k0), cg_int(cg, r->direct_k));
+    }
     LV col = cg_muli(cg, u->lo, r->panel), end = cg_muli(cg, cg_min(cg, u->hi, cg_int(cg, r->n_whole)), r->panel);
     TileCut rows = tile_cut(cg, u->n, tile_size(cg->target).rows);
-    LV copied = r->copy_a ? tile_rows(cg, r, u, zero, u->n) : NULL;
     for (int vecs = TILE_MAX_VECS; vecs > r->vecs; vecs /= 2) {
         TileSet set = {0};
         LV fits = NULL;
@@ -144,8 +164,7 @@ static void run_direct(Cg *cg, Rows *r, const RowsRun *u) {
         int64_t cols = vecs * LANES;
         CgLoop l;
         cg_for(cg, &l, col, cg_select(cg, fits, cg_addi(cg, end, 1 - cols), zero), cols);
-        tile_call(cg, &set, u->n, &(TileCall){.a = copied ? copied : u->a, .b = cg_at(cg, r->b_type, u->b, l.i), .k = u->k,
-                                              .b_k = b_k, .c = y_at(cg, r, u, zero, l.i)});
+        direct_tile(cg, r, u, &set, a, u->n, zero, l.i, k0, n_k);
         cg_end(cg, &l);
         col = l.i;
     }
@@ -157,12 +176,12 @@ static void run_direct(Cg *cg, Rows *r, const RowsRun *u) {
         cg_for(cg, &l, part ? tail : col, part ? tail_end : end, r->panel);
         cg_for(cg, &tile, zero, rows.tiles, 1);
         LV first = tile_first(cg, &rows, tile.i);
-        tile_call(cg, part ? &r->direct_last : &r->direct_whole, tile_height(cg, &rows, tile.i),
-                  &(TileCall){.a = copied ? copied : tile_rows(cg, r, u, first, NULL), .k = u->k, .b_k = b_k,
-                              .b = cg_at(cg, r->b_type, u->b, l.i), .c = y_at(cg, r, u, first, l.i)});
+        direct_tile(cg, r, u, part ? &r->direct_last : &r->direct_whole, cg_at(cg, F32, a, cg_muli(cg, first, r->a_row)),
+                    tile_height(cg, &rows, tile.i), first, l.i, k0, n_k);
         cg_end(cg, &tile);
         cg_end(cg, &l);
     }
+    if (r->direct_k) cg_end(cg, &cut);
 }
 
 static LV panel_at(Cg *cg, const Rows *r, LV index) {
@@ -203,7 +222,8 @@ static void run_packed(Cg *cg, Rows *r, const RowsRun *u) {
     TileCut rows = tile_cut(cg, u->n, tile_size(cg->target).rows);
     cg_for(cg, &tile, cg_int(cg, 0), rows.tiles, 1);
     LV first = tile_first(cg, &rows, tile.i), height = tile_height(cg, &rows, tile.i);
-    LV a = cg_at(cg, F32, tile_rows(cg, r, u, first, height), cg_muli(cg, k0, r->a_k));
+    LV a = r->copy_a ? copy_of_rows(cg, r, u, first, height) : cg_at(cg, F32, u->a, cg_mul(cg, first, a_step(cg, r, u)));
+    a = cg_at(cg, F32, a, cg_muli(cg, k0, r->a_k));
     LV whole = cg_min(cg, p1, cg_int(cg, r->n_whole));
     for (int part = 0; part < 2; part++) {
         if (part ? !r->tail : !r->n_whole) continue;

@@ -17,7 +17,7 @@ typedef struct {
     int64_t scratch_used;      // bytes at the start of the scratch that are not ours
     // made by rows_begin
     int     vecs, panel, n_panels, n_whole, tail;        // vectors and columns of a panel, panels, whole ones, columns of the last
-    int64_t direct_rows;       // longest run that reads B as it lies
+    int64_t direct_rows, direct_k;   // longest run that reads B as it lies; k of it at once, 0: all
     int64_t k_block, block;    // k of a panel packed at once, panels packed at once
     bool    copy_a, direct, packed;
     int64_t a_row, a_k, panel_bytes, at_panels;

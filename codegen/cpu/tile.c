@@ -41,7 +41,7 @@ static LV offset(Cg *cg, LV base, int64_t elements) {
 
 // ---- the tile ---------------------------------------------------------------------------------------------
 
-enum { PREFETCH_ROWS = 12 };
+enum { PREFETCH_ROWS = 32 };      // of B, asked into the second cache: rows 4 KiB apart don't fit the first one's sets
 enum { P_A, P_B, P_K, P_B_K, P_C, P_INIT, P_N_MERGE, P_MERGE, N_PARAMS };
 
 // One step of the chain for all sums.  ahead: bytes from b to what is asked for, or NULL.
@@ -53,7 +53,7 @@ static void tile_step(Cg *cg, const TileSpec *s, int height, LV a, int64_t k, LV
     }
     if (ahead)
         for (int64_t at = 0; at < (int64_t)s->vecs * LANES * dtype_bytes(s->b_type); at += 64)
-            cg_prefetch(cg, cg_bytes(cg, b, cg_addi(cg, ahead, at)), false, 3);
+            cg_prefetch(cg, cg_bytes(cg, b, cg_addi(cg, ahead, at)), false, 2);
     for (int i = 0; i < height; i++) {
         LV x = cg_splat(cg, cg_load(cg, cg->f32, offset(cg, a, i * s->a_row + k * s->a_k), 4));
         for (int v = 0; v < s->vecs; v++) acc[i * s->vecs + v] = cg_fma(cg, x, bv[v], acc[i * s->vecs + v]);
@@ -269,7 +269,7 @@ PackFunction pack_rows_function(Cg *cg, const char *name, DType t, int vecs, int
     for (int v = 0; v < vecs; v++)
         cg_store_vec(cg, F32, cg_load_vec(cg, t, from, cg_int(cg, v * LANES), NULL), to, cg_int(cg, v * LANES), NULL);
     for (int64_t at = 0; at < width * dtype_bytes(t); at += 64)
-        cg_prefetch(cg, cg_bytes(cg, from, cg_addi(cg, cg_muli(cg, row.step, PREFETCH_ROWS), at)), false, 3);
+        cg_prefetch(cg, cg_bytes(cg, from, cg_addi(cg, cg_muli(cg, row.step, PREFETCH_ROWS), at)), false, 2);
     LV next = cg_bytes(cg, to, cg_int(cg, panel_bytes));
     cg_loop_end(cg, &panel, &next);
     CgIf rest;
@@ -333,7 +333,7 @@ PackFunction strips_function(Cg *cg, const char *name, DType t, int64_t strip_by
     cg_loop_begin(cg, &tile, cg_int(cg, 0), cut.tiles, 1, 2, carry);
     LV x = cg_load_vec(cg, t, tile.carry[1], cg_int(cg, 0), cg_select(cg, cg_lt(cg, tile.i, cut.extra), high, low));
     cg_store_vec(cg, F32, x, tile.carry[0], cg_int(cg, 0), NULL);
-    cg_prefetch(cg, cg_bytes(cg, tile.carry[1], ahead), false, 3);
+    cg_prefetch(cg, cg_bytes(cg, tile.carry[1], ahead), false, 2);
     LV next[2] = {cg_bytes(cg, tile.carry[0], cg_int(cg, strip_bytes)),
                   cg_at(cg, t, tile.carry[1], tile_height(cg, &cut, tile.i))};
     cg_loop_end(cg, &tile, next);
