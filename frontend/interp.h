@@ -100,12 +100,11 @@ struct Call {
 };
 
 typedef struct {
-    const char *name;
+    const char *name, *path;
     TVal *t;
-    const char *path;
-    Span at;
-    bool automatic;
-} Emission; // automatic: by a route
+    Span  at;
+    bool  automatic;         // put there by a route
+} Emission;
 typedef struct { Node *node; int64_t experts, k; bool state; } Made;
 
 struct Interp {
@@ -118,22 +117,23 @@ struct Interp {
     VEC(Emission) emits;
     VEC(Made) made;                   // parameters and states
     VEC(Layer *) layers;
-    bool may_wait, waited; // an assert: comparisons use the plan's numbers; waited: they were not known
+    bool  may_wait;                   // in an assert: comparisons use the plan's numbers
+    bool  waited;                     // .. which were not known
     Value *step, *tokens_seen;
 };
 
 static inline Interp *interp_of(const Lower *lw) { return lw->interp; }
 struct PolyTable *poly_table_new(Arena *a);
-int poly_compare(Lower *lw, const char *op, const Poly *a,
-                 const Poly *b); // 1 or 0 for all values; -1: it depends
+// 1 or 0: so for all values; -1: it depends.
+int poly_compare(Lower *lw, const char *op, const Poly *a, const Poly *b);
 
 // ---- lower_value.c ---------------------------------------------------------------------------------------
 Val   eval(Lower *lw, Call *c, const Expr *e);
-Results eval_all(Lower *lw, Call *c, const Expr *e); // several values of a call; {1, V_ERROR} after errors
+Results eval_all(Lower *lw, Call *c, const Expr *e);              // several values; {1, V_ERROR} after errors
 bool  eval_bool(Lower *lw, Call *c, const Expr *e, bool *out);    // false after an error
 Val   binary_values(Lower *lw, Span at, const char *op, const Val *a, const Val *b);
 bool  eval_dim(Lower *lw, Call *c, const Expr *e, const Poly **out);      // an element of a shape
-bool eval_shape(Lower *lw, Call *c, const Exprs *shape, LType *out); // `...` expanded; false after an error
+bool  eval_shape(Lower *lw, Call *c, const Exprs *shape, LType *out);     // `...` expanded
 Val   value_of_poly(Lower *lw, Span at, const Poly *p);
 bool  poly_of_value(Lower *lw, const Val *v, const Poly **out);
 bool  values_equal(Lower *lw, const Val *a, const Val *b);        // compile-time values
@@ -144,7 +144,7 @@ Val   val_list(Lower *lw, Span at, int n, const Val *items);
 bool  has_error(const Val *v);                                    // V_ERROR, or a list that holds one
 const Val *find_var(const Call *c, const char *name);
 void  set_var(Lower *lw, Call *c, const char *name, Val v);
-Val fn_message(Lower *lw, const Val *v, const char *needs); // "this is a function: f still lacks .."; V_ERROR
+Val   fn_message(Lower *lw, const Val *v, const char *needs);     // "this is a function: f still lacks .."
 
 // ---- lower_call.c ----------------------------------------------------------------------------------------
 // Where a call stands: what its instance would be called.
@@ -163,22 +163,18 @@ Val   lookup_own(Lower *lw, const Module *m, const char *name, Span at);  // not
 Call *call_new(Lower *lw, Call *caller, const Fn *fn, Span at);
 Results run_body(Lower *lw, Call *c);
 
-// ---- lower_builtin.c
-// ---------------------------------------------------------------------------------------
-Results eval_call(Lower *lw, Call *c, const Expr *e,
-                  const Expr *as); // as: the `call as name` around it, or NULL
+// ---- lower_builtin.c -------------------------------------------------------------------------------------
+Results eval_call(Lower *lw, Call *c, const Expr *e, const Expr *as);     // as: `e as name` around it, or NULL
 
-// ---- lower_bind.c
-// ------------------------------------------------------------------------------------------ By parameter:
-// what was given.
+// ---- lower_bind.c ----------------------------------------------------------------------------------------
+// By parameter: what was given.
 typedef struct {
     bool *given;
     Val  *v;
     Span *at;
 } Matched;
 int   find_param(const Fn *f, const char *name);                  // -1: none
-// Is v what the parameter takes?  Shapes are looked at by bind_params.  call: for a better help text, or
-// NULL.
+// Is v what the parameter takes?  bind_params looks at shapes.  call: for a better help text, or NULL.
 bool  check_value(Lower *lw, const Fn *f, int param, const Val *v, Span at, const Expr *call);
 bool  bind_params(Lower *lw, Call *c, const Matched *m, Span at, const Expr *call);
 Val   default_value(Lower *lw, Call *c, const Fn *f, int param, Span call_at);
@@ -187,17 +183,16 @@ Val   default_value(Lower *lw, Call *c, const Fn *f, int param, Span call_at);
 void  exec_body(Lower *lw, Call *c, const Stmts *body);
 
 // ---- instance.c ------------------------------------------------------------------------------------------
-Instance *instance_of(Lower *lw, Call *c); // makes it (and those above); NULL after an error
+Instance *instance_of(Lower *lw, Call *c);                        // makes it and those above; NULL: an error
 const char *instance_path(Lower *lw, Call *c, const char *name);  // path of a parameter of its instance
 void  set_path(Lower *lw, const Call *c);                         // lw->b.path := where c stands
 bool  is_frozen(const Call *c);
 
 // ---- resolve.c -------------------------------------------------------------------------------------------
 const Fn *find_own_fn(const Module *m, const char *name);
-const Fn *find_fn(const Module *m, const char *name,
-                  const Fn **other);                              // *other: another import has the name too
+const Fn *find_fn(const Module *m, const char *name, const Fn **other);   // *other: in another import as well
 bool  is_init(const char *name);                                  // normal, zeros, ...
-bool is_builtin(const char *name); // an operation, an initialiser, each_expert, ...
+bool  is_builtin(const char *name);                               // an operation, zeros, each_expert, ...
 const char *near_name(Arena *a, const Module *m, int n_vars, const char *const *vars, bool with_ops,
                       const char *name);
 bool  resolve(Arena *a, Diag *d, const Module *m);                // false after errors
@@ -207,13 +202,8 @@ bool  blocks_check_key(Diag *d, const char *block, Span block_at, const char *ke
 bool  blocks_evaluate(Lower *lw, Call *hyper, Program *p, Settings *out);      // false after errors
 
 // ---- program.c -------------------------------------------------------------------------------------------
-typedef struct {
-    const char *name;
-    const Expr *e;
-    Val v;
-    Span at;
-    bool command_line;
-} Override; // e NULL: v
+// What was set from outside: an expression, or (e NULL) a value.
+typedef struct { const char *name; const Expr *e; Val v; Span at; bool command_line; } Override;
 typedef struct { const char *block, *key; const Expr *e; Val v; Span at, key_at; bool command_line; } KeySet;
 
 struct Program {
@@ -236,12 +226,12 @@ struct Program {
     VEC(Made) made;
 };
 Lower *lower_new(Program *p, Arena *a, Graph *g, const ElabOpts *opts);
-bool bind_hyper(Lower *lw, Call *c, Program *p); // hyper-parameters into c; false after an error
+bool   bind_hyper(Lower *lw, Call *c, Program *p);                // hyper-parameters; false: an error
 
 // ---- for all ---------------------------------------------------------------------------------------------
-void error_at(Lower *lw, Span at, const char *fmt, ...)
-    __attribute__((format(printf, 3, 4))); // without the call chain
-const char *name_near(Lower *lw, const Call *c, const Module *m,
-                      const char *name); // did you mean; c NULL: functions only
+// Without the chain of calls: lower_notes adds it.
+void  error_at(Lower *lw, Span at, const char *fmt, ...) __attribute__((format(printf, 3, 4)));
+// Did you mean; c NULL: functions only.
+const char *name_near(Lower *lw, const Call *c, const Module *m, const char *name);
 
 #endif

@@ -171,7 +171,7 @@ static void route_channel(Lower *lw, const char *channel, Value *v, const RouteV
     t->type.rows = NULL;
     t->type.expert_rows = false;
     t->type.dim[t->type.ndim++] = poly_int(lw, r->K);
-    Emission e = {intern(channel), t, lw->b.path, at, true};
+    Emission e = {.name = intern(channel), .path = lw->b.path, .t = t, .at = at, .automatic = true};
     vec_push(lw->arena, &interp_of(lw)->emits, e);
 }
 

@@ -90,8 +90,8 @@ static bool plain_init(Lower *lw, const FnVal *f, Span at, Init *out) {
 
 static bool eval_init(Lower *lw, Call *c, const Stmt *t, const LType *shape, Init *out) {
     Val v = eval(lw, c, t->value);
-    for (int round = 0; v.kind == V_FN && !v.fn->init && v.fn->fn && round < 4;
-         round++) { // one of the user's own
+    // One of the user's own, such as torch_init, says which one it is for this shape.
+    for (int round = 0; round < 4 && v.kind == V_FN && !v.fn->init && v.fn->fn; round++) {
         Val list = val_list(lw, t->value->at, shape->ndim, NULL);
         for (int i = 0; i < shape->ndim; i++)
             list.list->at[i] = value_of_poly(lw, t->value->at, shape->dim[i]);
@@ -377,7 +377,7 @@ static void exec_emit(Lower *lw, Call *c, const Stmt *t) {
         lower_notes(lw);
         return;
     }
-    Emission e = {t->name, v.t, lw->b.path, v.at, false};
+    Emission e = {.name = t->name, .path = lw->b.path, .t = v.t, .at = v.at};
     vec_push(lw->arena, &interp_of(lw)->emits, e);
 }
 

@@ -94,6 +94,14 @@ static Stmt *named_stmt(Scan *s, StmtKind kind, Span at, const char *name, Span 
     return t;
 }
 
+static Stmt *declaration(Scan *s, StmtKind kind, Span at, Decls decls, Expr *init, Args options) {
+    Stmt *t = stmt(s, kind, at);
+    t->decls = decls;
+    t->value = init;
+    t->options = options;
+    return t;
+}
+
 static Stmt *assign_by(Scan *s, Span at, const char *op, Exprs left, Expr *right) {
     Stmt *t = stmt(s, S_UPDATE_BY, at);
     t->name = intern(op);
@@ -374,8 +382,8 @@ statement:
   | exprs ADD_BY expr             { $$ = assign_by(s, @$, "+", $exprs, $expr); }
   | exprs SUB_BY expr             { $$ = assign_by(s, @$, "-", $exprs, $expr); }
   | exprs MUL_BY expr             { $$ = assign_by(s, @$, "*", $exprs, $expr); }
-  | PARAM decls '=' expr options  { $$ = stmt(s, S_PARAM, @$); $$->decls = $decls; $$->value = $expr; $$->options = $options; }
-  | STATE decls '=' expr options  { $$ = stmt(s, S_STATE, @$); $$->decls = $decls; $$->value = $expr; $$->options = $options; }
+  | PARAM decls '=' expr options  { $$ = declaration(s, S_PARAM, @$, $decls, $expr, $options); }
+  | STATE decls '=' expr options  { $$ = declaration(s, S_STATE, @$, $decls, $expr, $options); }
   | UPDATE ID '=' expr options    { $$ = named_stmt(s, S_UPDATE, @$, $ID, @ID, $expr, $options); }
   | LOSS ID '=' expr options      { $$ = named_stmt(s, S_LOSS, @$, $ID, @ID, $expr, $options); }
   | METRIC ID '=' expr options    { $$ = named_stmt(s, S_METRIC, @$, $ID, @ID, $expr, $options); }
@@ -383,14 +391,16 @@ statement:
   | LAYER ID '=' expr options     { $$ = named_stmt(s, S_LAYER, @$, $ID, @ID, $expr, $options); }
   | ASSERT expr ',' STRING        { $$ = stmt(s, S_ASSERT, @$); $$->value = $expr; $$->name = $STRING; }
   | RETURN exprs                  { $$ = stmt(s, S_RETURN, @$); $$->right = $exprs; }
-  | FOR ID IN expr body           { $$ = named_stmt(s, S_FOR, (Span){@$.file, @1.begin, @expr.end}, $ID, @ID, $expr, (Args){0});
+  | FOR ID IN expr body           { Span at = {@$.file, @1.begin, @expr.end};
+                                    $$ = named_stmt(s, S_FOR, at, $ID, @ID, $expr, (Args){0});
                                     $$->body = $body; }
   | if
   ;
 
 if:
     IF expr body                  { $$ = stmt(s, S_IF, @expr); $$->value = $expr; $$->body = $body; }
-  | IF expr body ELSE body        { $$ = stmt(s, S_IF, @expr); $$->value = $expr; $$->body = $3; $$->orelse = $5; }
+  | IF expr body ELSE body        { $$ = stmt(s, S_IF, @expr); $$->value = $expr; $$->body = $3;
+                                    $$->orelse = $5; }
   | IF expr body ELSE if          { $$ = stmt(s, S_IF, @expr); $$->value = $expr; $$->body = $body;
                                     vec_push(s->arena, &$$->orelse, $5); }
   ;
@@ -551,14 +561,16 @@ primary:
   | '[' elements ']'              { $$ = expr(s, X_LIST, @$); $$->items = $elements; }
   | '[' expr FOR ID IN expr ']'   { $$ = named(s, X_EACH, @$, $ID); $$->op_at = @ID; $$->a = $2; $$->b = $6; }
   | '[' expr FOR ID IN expr IF expr ']'
-                                  { $$ = named(s, X_EACH, @$, $ID); $$->op_at = @ID; $$->a = $2; $$->b = $6; $$->c = $8; }
+                                  { $$ = named(s, X_EACH, @$, $ID); $$->op_at = @ID; $$->a = $2; $$->b = $6;
+                                    $$->c = $8; }
   ;
 
 // ---- blocks ----
 
 block:
-    ID words entries              { Block b = {.name = $ID, .at = (Span){@$.file, @1.begin, @words.end}, .name_at = @ID,
-                                               .words = $words, .entries = $entries};
+    ID words entries              { Span at = {@$.file, @1.begin, @words.end};
+                                    Block b = {.name = $ID, .at = at, .name_at = @ID, .words = $words,
+                                               .entries = $entries};
                                     vec_push(s->arena, &s->module->blocks, b); }
   ;
 
@@ -583,8 +595,8 @@ entry_lines:
 
 entry:
     expr '=' expr options         { $$ = entry(s, E_SET, @$); $$->left = $1; $$->right = $3; $$->options = $options; }
-  | expr '=' expr entries         { $$ = entry(s, E_SCOPE, (Span){@$.file, @1.begin, @3.end}); $$->left = $1; $$->right = $3;
-                                    $$->body = $entries; }
+  | expr '=' expr entries         { $$ = entry(s, E_SCOPE, (Span){@$.file, @1.begin, @3.end});
+                                    $$->left = $1; $$->right = $3; $$->body = $entries; }
   | REQUIRE expr                  { $$ = entry(s, E_REQUIRE, @$); $$->right = $expr; }
   | IGNORE exprs                  { $$ = entry(s, E_IGNORE, @$); $$->items = $exprs; }
   | EITHER entries OR entries     { $$ = entry(s, E_EITHER, @1); $$->body = $2; $$->orelse = $4; }
@@ -595,7 +607,8 @@ entry:
 
 entry_if:
     IF expr entries               { $$ = entry(s, E_IF, @expr); $$->right = $expr; $$->body = $entries; }
-  | IF expr entries ELSE entries  { $$ = entry(s, E_IF, @expr); $$->right = $expr; $$->body = $3; $$->orelse = $5; }
+  | IF expr entries ELSE entries  { $$ = entry(s, E_IF, @expr); $$->right = $expr; $$->body = $3;
+                                    $$->orelse = $5; }
   | IF expr entries ELSE entry_if { $$ = entry(s, E_IF, @expr); $$->right = $expr; $$->body = $entries;
                                     vec_push(s->arena, &$$->orelse, $5); }
   ;

@@ -58,8 +58,7 @@ typedef struct {
     int64_t waves;                   // passes of a step; 0: 1
     int64_t context;                 // RUN: bound of the cache
     bool    labels;                  // EVAL: labels are given, losses are kept
-    const char *const
-        *returns; // channels, ended by NULL: "logits", "hidden", ...; NULL: none.  RUN always returns logits
+    const char *const *returns;      // channels, ended by NULL: "logits", "hidden", ...; RUN always returns logits
 } ElabOpts;
 
 // TRAIN: @pass.  EVAL: @eval.  RUN: @run, one sequence, rows S <= opts.S, S + past = C <= opts.context.
@@ -72,10 +71,7 @@ ElabOpts program_train_opts(Program *p);
 
 // ---- what the last program_elaborate found --------------------------------------------------------------
 
-typedef struct {
-    const char *path, *weights;
-    Span at;
-} FrozenModel; // layer .., weights: .., frozen: true
+typedef struct { const char *path, *weights; Span at; } FrozenModel;      // layer .., weights: .., frozen: true
 const FrozenModel *program_frozen(const Program *p, int *n);
 // The channel a RETURN is of: how many values it has ("hidden.0" .. "hidden.n-1").
 int program_channel_count(const Program *p, const char *channel);
