@@ -143,17 +143,29 @@ static void add_attr(Html *h, Str *s, const AttrInfo *a, const void *field, int 
     }
 }
 
+// What the type says, and what is not set, is left out.
+static bool says_something(int id, const AttrInfo *a, const void *field) {
+    static const char nothing[sizeof(Dims)];
+    size_t n = a->kind == A_DIMS || a->kind == A_INTS ? sizeof(int) : a->kind == A_INT || a->kind == A_REAL ? 8 : sizeof(void *);
+    if (id == ATTR_value) return true;
+    return id != ATTR_dtype && id != ATTR_dims && memcmp(field, nothing, n) != 0;
+}
+
 static void add_node_text(Html *h, Str *s, const Node *n, int depth) {
     for (int i = 0; i < n->n_out; i++) str_printf(s, "%s%%%d", i ? ", " : "", value_number(h, &n->out[i]));
     const OpInfo *op = &op_info[n->op];
     str_printf(s, "%s%s", n->n_out ? " = " : "", op->name);
     for (int i = 0; i < n->n_in; i++) str_printf(s, "%s%%%d", i ? ", " : " ", value_number(h, n->in[i]));
+    bool any = false;
     for (int i = 0; op->attrs[i]; i++) {
         const AttrInfo *a = &attr_info[op->attrs[i] - 1];
-        str_add(s, i ? ", " : " {");
-        add_attr(h, s, a, (const char *)&n->attr + a->offset, depth);
-        if (!op->attrs[i + 1]) str_add(s, "}");
+        const char *field = (const char *)&n->attr + a->offset;
+        if (!says_something(op->attrs[i] - 1, a, field)) continue;
+        str_add(s, any ? ", " : " {");
+        add_attr(h, s, a, field, depth);
+        any = true;
     }
+    if (any) str_add(s, "}");
     for (int i = 0; i < n->n_out; i++) str_printf(s, "%s%s", i ? ", " : " : ", type_text(h->arena, &n->out[i].type));
 }
 
