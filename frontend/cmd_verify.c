@@ -369,7 +369,7 @@ static void compare_gradient(Verify *v, const StTensor *t) {
     if (!want) return;
     hf_view_gather(m->view, sizeof(double), (char *const *)v->grad, (char *)got);
     double tolerance = fmax(grad_share * largest_abs(want, t->elements), grad_floor * v->largest_grad);
-    table_add(&v->table, t->name, tensor_shape(v, t), largest_error(got, want, t->elements), tolerance);
+    table_add(&v->table, t->name, tensor_shape(v, t), largest_error(got, want, t->elements), tolerance)->folds = true;
 }
 
 // Tensors of the checkpoint that are trained, but have no recorded gradient.
@@ -487,7 +487,7 @@ static bool has_source(const Program *p) {
 static bool verify(Verify *v, const char *dir) {
     static const char *const sets[] = {"train.dtype=f32", "train.batch=1", "train.micro_batch=1", "train.lanes=1", "train.random_eval=false"};
     if (!verify_open(&v->s, v->cli, dir, (int)(sizeof sets / sizeof *sets), sets)) return false;
-    v->table.arena = v->s.arena;
+    v->table = (Table){.arena = v->s.arena, .many = "gradients"};
     v->encoder = has_source(v->s.program);
     if (!open_reference(v, dir) || !verify_weights(&v->s, dir, &v->files, &v->w, &v->value)) return false;
     const StTensor *greedy = find_greedy(v);

@@ -30,6 +30,7 @@ typedef struct {
     Arena  *arena;               // of the last run's outputs
     VEC(Stored) stored;          // ref: parameters, states and inputs
     int64_t rows, context;       // ref: values of the symbols S and C
+    int64_t wave;                // ref: of the step, from 0; sums over the step go on in later ones
 } Runner;
 
 bool verify_is_ref(const Cli *c);
@@ -58,20 +59,21 @@ typedef struct {
     const char *name, *shape, *note;       // note: instead of numbers
     double  error, tolerance;
     Verdict verdict;
-    bool    gradient;
+    bool    folds;                         // one of many (gradients, weights): printed if it is among the worst, or fails
 } Check;
 typedef struct {
     Arena *arena;
+    const char *many;                      // what those that fold are: "gradients"
     VEC(Check) checks;
 } Table;
 
 // An error that isn't a number fails.
-void table_add(Table *t, const char *name, const char *shape, double error, double tolerance);
+Check *table_add(Table *t, const char *name, const char *shape, double error, double tolerance);
 void table_fail(Table *t, const char *name, const char *shape, const char *note);
 void table_note(Table *t, const char *name, const char *note);
-// Prints it; of many gradients that agree, only the worst unless `all`.  The last line sums up.  Returns the exit status.
+// Prints it, sorted by name.  The last line sums up.  Returns the exit status.
 int  table_print(const Table *t, const char *title, bool all, bool quiet);
-const char *verify_shape(Arena *a, int ndim, const int64_t *dim);          // 2x24x256
+const char *verify_shape(Arena *a, int ndim, const int64_t *dim);        // 2x24x256
 // max |got - want|; NaN if any is.
 double largest_error(const double *got, const double *want, int64_t n);
 double largest_abs(const double *x, int64_t n);

@@ -95,11 +95,22 @@ static void keep(Runner *r, const char *name, const Tensor *t) {
     memcpy(s->data, t->data, (size_t)(n * dtype_bytes(t->dtype)));
 }
 
+// A sum over the waves of a step.
+static void accumulate(Runner *r, const char *name, const Tensor *t) {
+    Stored *s = r->wave ? find_stored(r, name) : NULL;
+    if (!s) {
+        keep(r, name, t);
+        return;
+    }
+    for (int64_t i = 0; i < s->n; i++)
+        rt_store_number(s->data, s->dtype, i, rt_load_number(s->data, s->dtype, i) + rt_load_number(t->data, t->dtype, i));
+}
+
 // What the run leaves behind.  Rows of a cache stand at the front of its pool.
 static void carry_out(Runner *r, const Graph *g, const Eval *e) {
     for_each_node(g, n) {
         if (n->op == OP_UPDATE) keep(r, n->attr.name, eval_value(e, n->in[0]));
-        if (n->op == OP_ACCUMULATE) keep(r, arena_printf(r->arena, "grad/%s", n->attr.name), eval_value(e, n->in[0]));
+        if (n->op == OP_ACCUMULATE) accumulate(r, arena_printf(r->arena, "grad/%s", n->attr.name), eval_value(e, n->in[0]));
         if (n->op != OP_CACHE) continue;
         const Tensor *all = eval_value(e, &n->out[0]);
         Stored *pool = find_stored(r, n->in[0]->node->attr.name);
@@ -180,13 +191,17 @@ bool runner_set_ints(Runner *r, const char *program, const char *input, const in
 }
 
 void runner_set_number(Runner *r, const char *program, const char *input, double value) {
+    if (!r->ref) {                                   // a plan has inputs of its own: wave
+        const RtTensor *t = plan_input(r, program, input);
+        int64_t n = t ? rt_tensor_elements(r->s->plan, t) : 0;
+        for (int64_t i = 0; i < n; i++) rt_store_number(rt_tensor_data(r->s->plan, t), (DType)t->dtype, i, value);
+        return;
+    }
     const Node *node = find_input(r, program, input);
-    const RtTensor *t = r->ref || !node ? NULL : plan_input(r, program, input);
-    if (!node || (!r->ref && !t)) return;
+    if (!node) return;
     int64_t n = type_bound_elements(&node->out[0].type);
-    Stored *s = r->ref ? store(r, input, held_as(r, node->out[0].type.dtype), n) : NULL;
-    for (int64_t i = 0; i < n; i++)
-        rt_store_number(s ? s->data : rt_tensor_data(r->s->plan, t), s ? s->dtype : (DType)t->dtype, i, value);
+    Stored *s = store(r, input, held_as(r, node->out[0].type.dtype), n);
+    for (int64_t i = 0; i < n; i++) rt_store_number(s->data, s->dtype, i, value);
 }
 
 // ---- runs -----------------------------------------------------------------------------------------------------

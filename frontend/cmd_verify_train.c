@@ -128,15 +128,15 @@ static bool build_programs(Curve *v) {
     return runner_open(&v->runner, &v->s, program, 2, &v->w, v->value);
 }
 
-static void set_numbers(Curve *v, const char *program, int64_t step, int64_t labels) {
+static void set_numbers(Curve *v, const char *program, int64_t step, int64_t wave) {
     const Settings *t = v->s.settings;
     Runner *r = &v->runner;
-    double scale = v->s.train.average_token ? 1 / (double)(labels ? labels : 1) : 1 / (double)(t->train.lanes * t->train.waves);
-    int32_t rng[4] = {(int32_t)t->train.seed, (int32_t)(t->train.seed >> 32), (int32_t)(step - 1), 0};
+    double scale = 1 / (double)(v->s.train.average_token ? v->B * v->S : t->train.lanes * t->train.waves);     // all labels count
+    int32_t rng[4] = {(int32_t)t->train.seed, (int32_t)(t->train.seed >> 32), (int32_t)(step - 1), (int32_t)wave};
     if (runner_has_input(r, program, "rng")) runner_set_ints(r, program, "rng", rng, 4);
     runner_set_number(r, program, "step", (double)step);
     runner_set_number(r, program, "tokens_seen", (double)((step - 1) * v->B * v->S));
-    runner_set_number(r, program, "wave", 0);
+    runner_set_number(r, program, "wave", (double)wave);
     runner_set_number(r, program, "lr", rt_schedule_lr(&v->schedule, step));
     runner_set_number(r, program, "bias1", 1 - pow(t->train.optimizer.beta1, (double)step));
     runner_set_number(r, program, "bias2", 1 - pow(t->train.optimizer.beta2, (double)step));
@@ -155,26 +155,33 @@ static double loss_of(const Outputs *out, const char *segment) {
     return sum;
 }
 
-static bool train_step(Curve *v, int64_t step) {
+static bool run_wave(Curve *v, int64_t step, int64_t wave, Outputs *out) {
     Runner *r = &v->runner;
-    int64_t n = v->B * v->S;
+    int64_t sequences = v->B / v->s.settings->train.waves, n = sequences * v->S;
     int32_t *tokens = arena_array(v->s.arena, int32_t, n), *labels = arena_array(v->s.arena, int32_t, n);
-    int32_t *positions = arena_array(v->s.arena, int32_t, n);
     for (int64_t i = 0; i < n; i++) {
-        const int32_t *row = v->ids + ((step - 1) * v->B + i / v->S) * (v->S + 1);
+        const int32_t *row = v->ids + ((step - 1) * v->B + wave * sequences + i / v->S) * (v->S + 1);
         tokens[i] = row[i % v->S];
         labels[i] = row[i % v->S + 1];
-        positions[i] = (int32_t)(i % v->S);
     }
-    if (!runner_set_ints(r, "pass", "tokens", tokens, n) || !runner_set_ints(r, "pass", "labels", labels, n)) return false;
-    if (runner_has_input(r, "pass", "positions") && !runner_set_ints(r, "pass", "positions", positions, n)) return false;
-    set_numbers(v, "pass", step, n);
-    set_numbers(v, "update", step, n);
-    Outputs out;
-    if (!runner_run(r, "pass", &out)) return false;
+    set_numbers(v, "pass", step, wave);
+    r->wave = wave;
+    return runner_set_ints(r, "pass", "tokens", tokens, n) && runner_set_ints(r, "pass", "labels", labels, n) && runner_run(r, "pass", out);
+}
+
+static bool train_step(Curve *v, int64_t step) {
     Point *p = &v->got[step - 1];
-    *p = (Point){.loss = loss_of(&out, NULL), .ce = loss_of(&out, "ce"), .aux = loss_of(&out, "aux"), .lr = rt_schedule_lr(&v->schedule, step)};
-    if (!runner_run(r, "update", &out)) return false;
+    int64_t waves = v->s.settings->train.waves;
+    Outputs out;
+    p->lr = rt_schedule_lr(&v->schedule, step);
+    for (int64_t wave = 0; wave < waves; wave++) {
+        if (!run_wave(v, step, wave, &out)) return false;
+        p->loss += loss_of(&out, NULL) / (double)waves;
+        p->ce += loss_of(&out, "ce") / (double)waves;
+        p->aux += loss_of(&out, "aux") / (double)waves;
+    }
+    set_numbers(v, "update", step, 0);
+    if (!runner_run(&v->runner, "update", &out)) return false;
     const Output *norm = find_output(&out, OP_METRIC, "grad_norm");
     p->grad_norm = norm && norm->n == 1 ? norm->at[0] : NAN;
     return true;
@@ -240,8 +247,9 @@ static bool compare_final(Curve *v, Table *t) {
         double *want = verify_numbers(&v->s, tensor), *got = arena_array(v->s.arena, double, tensor->elements + 1);
         if (!want) return false;
         hf_view_gather(m->view, sizeof(double), (char *const *)now, (char *)got);
-        table_add(t, tensor->name, verify_shape(v->s.arena, tensor->ndim, tensor->dim), largest_error(got, want, tensor->elements), weight_tolerance);
-        if (v->excused_from && vec_last(&t->checks).verdict == CHECK_FAIL) vec_last(&t->checks).verdict = CHECK_EXCUSED;
+        Check *c = table_add(t, tensor->name, verify_shape(v->s.arena, tensor->ndim, tensor->dim), largest_error(got, want, tensor->elements), weight_tolerance);
+        c->folds = true;
+        if (v->excused_from && c->verdict == CHECK_FAIL) c->verdict = CHECK_EXCUSED;
     }
     return true;
 }
@@ -268,7 +276,7 @@ int cmd_verify_train(Cli *c, const char *dir) {
         int64_t at;
         bool all = cli_flag(c, "all");
         int failed = compare_steps(&v, all, c->quiet, &worst, &at);
-        Table t = {.arena = c->arena};
+        Table t = {.arena = c->arena, .many = "weights"};
         if (compare_final(&v, &t)) {
             const char *title = arena_printf(c->arena, "%s: %lld steps, %d FAIL, worst %.2g of its tolerance (step %lld); weights after them",
                                              basename(arena_strdup(c->arena, dir)), (long long)v.steps, failed, worst, (long long)at);
