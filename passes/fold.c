@@ -158,6 +158,12 @@ static int position_axis(const Type *t, const Sym *s) {
     return axis;
 }
 
+static int first_sym(const Type *t) {
+    for (int i = 0; i < t->ndim; i++)
+        if (t->dim[i].sym) return i;
+    return -1;
+}
+
 // Does row p of n's result follow from row p of its operands?
 static bool keeps_positions(const Node *n) {
     if (op_is(n->op, ELEMENTWISE) || n->op == OP_RESHAPE || n->op == OP_BROADCAST) return true;
@@ -174,7 +180,8 @@ static Type with_context(const Type *t, const Sym *s, int64_t context) {
 
 // Evaluates the chain to n with positions 0 .. context-1 and gathers rows of it.
 static bool tabulate(Graph *g, PassCtx *cx, Node *n, Node *positions, int64_t context) {
-    Sym *s = positions->out[0].type.dim[0].sym;
+    int axis = first_sym(&positions->out[0].type);
+    Sym *s = positions->out[0].type.dim[axis].sym;
     for_each_node(g, m) m->flags &= ~WANTED;
     want(n);
     Arena *scratch = arena_create();
@@ -189,7 +196,7 @@ static bool tabulate(Graph *g, PassCtx *cx, Node *n, Node *positions, int64_t co
             for (int i = 0; i < attr.dims.n; i++)
                 if (attr.dims.at[i].sym == s) attr.dims.at[i] = dim_n(context);
             Op op = m == positions ? OP_IOTA : m->op;
-            attr.axis = m == positions ? 0 : attr.axis;
+            attr.axis = m == positions ? axis : attr.axis;
             Node *copy = build_node(&in_chain, op, ins, &attr);
             map_put(&map, &m->out[0], &copy->out[0]);
         }
@@ -221,9 +228,9 @@ bool tabulate_positions(Graph *g, PassCtx *cx) {
         if (n->op == OP_INPUT && !strcmp(n->attr.name, "positions")) positions = n;
     for (int i = 0; i < g->n_syms; i++)
         if (g->sym[i]->kind == SYM_PLAIN && g->sym[i]->bound > context) context = g->sym[i]->bound;
-    if (!positions || g->leaf || positions->out[0].type.ndim != 1 || !positions->out[0].type.dim[0].sym)
-        return false;
-    Sym *s = positions->out[0].type.dim[0].sym;
+    int axis = positions ? first_sym(&positions->out[0].type) : -1;
+    Sym *s = axis >= 0 ? positions->out[0].type.dim[axis].sym : NULL;
+    if (!s || g->leaf || position_axis(&positions->out[0].type, s) != axis) return false;
 
     for_each_node(g, n) {
         n->flags = 0;
