@@ -48,7 +48,8 @@ static Val make_input(Lower *lw, Call *c, const char *name, Span at, DType dtype
         const Expr *x = shape->at[i];
         if (x->kind != X_NAME) continue;
         if (!find_var(c, x->name)) set_var(lw, c, x->name, value_of_poly(lw, x->at, poly_sym(lw, x->name)));
-        if (find_var(c, x->name)->kind == V_POLY) bind_size(lw, x->name);
+        const Val *size = find_var(c, x->name);            // `_` has none
+        if (size && size->kind == V_POLY) bind_size(lw, x->name);
     }
     if (!eval_shape(lw, c, shape, &type)) return val_error(at);
     if (strcmp(name, "tokens") == 0 && type.ndim == 2) {
