@@ -159,7 +159,7 @@ Results call_init(Lower *lw, const FnVal *f, int n, const OpArg *args, Span at);
 Results call_value(Lower *lw, Call *c, const FnVal *f, int n, const OpArg *args, Span at,
                    const char *segment);
 Val   lookup_fn(Lower *lw, const Module *m, const char *name, Span at);   // V_NONE: no such function
-Val   lookup_own(Lower *lw, const Module *m, const char *name, Span at);  // not in its imports
+Val   lookup_own(Lower *lw, const Module *m, const char *name, Span at);  // for importers
 Call *call_new(Lower *lw, Call *caller, const Fn *fn, Span at);
 Results run_body(Lower *lw, Call *c);
 

@@ -16,7 +16,7 @@ static Val fn_value(Lower *lw, const Fn *fn, Span at) {
 }
 
 Val lookup_own(Lower *lw, const Module *m, const char *name, Span at) {
-    const Fn *f = find_own_fn(m, name);
+    const Fn *f = name[0] != '_' ? find_own_fn(m, name) : NULL;
     return f ? fn_value(lw, f, at) : val_none(at);
 }
 

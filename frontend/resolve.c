@@ -49,12 +49,15 @@ const char *near_name(Arena *a, const Module *m, int n_vars, const char *const *
                       const char *name) {
     VEC(const char *) names = {0};
     for (int i = 0; i < n_vars; i++) vec_push(a, &names, vars[i]);
-    for (int i = 0; m && i < m->fns.n; i++) vec_push(a, &names, m->fns.at[i]->name);
+    for (int i = 0; m && i < m->fns.n; i++) {
+        const char *own = m->fns.at[i]->name;
+        if (with_ops || own[0] != '_') vec_push(a, &names, own);
+    }
     for (int i = 0; with_ops && m && i < m->imports.n; i++) {
         const Import *im = &m->imports.at[i];
         if (im->as) vec_push(a, &names, im->as);
         for (int k = 0; !im->as && im->module && k < im->module->fns.n; k++)
-            vec_push(a, &names, im->module->fns.at[k]->name);
+            if (im->module->fns.at[k]->name[0] != '_') vec_push(a, &names, im->module->fns.at[k]->name);
     }
     if (with_ops) {
         int n;
@@ -101,7 +104,7 @@ static const Fn *static_callee(const Scope *s, const Expr *e) {
     if (e->kind == X_NAME) return is_var(s, e->name) ? NULL : find_fn(s->m, e->name, &other);
     if (e->kind == X_MEMBER && e->a->kind == X_NAME && !is_var(s, e->a->name)) {
         const Import *im = find_alias(s->m, e->a->name);
-        return im ? find_own_fn(im->module, e->name) : NULL;
+        return im && e->name[0] != '_' ? find_own_fn(im->module, e->name) : NULL;
     }
     return NULL;
 }
@@ -177,7 +180,7 @@ static void check_member(Scope *s, const Expr *e) {
         check_expr(s, e->a);
         return;
     }
-    if (find_own_fn(im->module, e->name)) return;
+    if (e->name[0] != '_' && find_own_fn(im->module, e->name)) return;
     const char *near = near_name(s->arena, im->module, 0, NULL, false, e->name);
     if (near)
         diag_error(s->diag, e->op_at, "%s has no function '%s'; did you mean '%s'?", im->as, e->name, near);
