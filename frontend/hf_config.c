@@ -173,9 +173,8 @@ static bool configure_entry(Program *p, Config *c, const Subject *s, const Entry
         const Expr *dot = first_dot(e->right);
         if (dot) {
             Val is = program_eval(p, dot, s, 0, NULL);
-            bool text = is.kind == V_STR;
-            diag_error(d, e->at, "%s: %s is %s%s%s; this model cannot represent it", json_name, expr_text(p, c->arena, dot->at) + 1,
-                       text ? "\"" : "", program_val_text(p, &is), text ? "\"" : "");
+            diag_error(d, e->at, "%s: %s is %s; this model cannot represent it", json_name, expr_text(p, c->arena, dot->at) + 1,
+                       program_val_text(p, &is));
         } else diag_error(d, e->at, "%s: %s does not hold; this model cannot represent it", json_name, expr_text(p, c->arena, e->right->at));
         return false;
     }
@@ -220,7 +219,7 @@ bool hf_configure(Program *p, Arena *a, const char *json, const char *json_name)
     json_object_foreach(c.root, key, value) {
         if (!is_known(&c, key) && !json_is_null(value)) str_printf(&unread, "%s%s", unread.n ? ", " : "", key);
     }
-    if (unread.n) diag_warning(d, block->at, "%s: no row reads %s", json_name, unread.text);
+    if (ok && unread.n) diag_warning(d, block->at, "%s: no row reads %s", json_name, unread.text);
     json_decref(c.root);
     return ok;
 }

@@ -247,16 +247,25 @@ bool bind_hyper(Lower *lw, Call *c, Program *p) {
     return ok;
 }
 
-// The interpreter without a graph, and the hyper-parameters in a call of the model that never runs.
-static bool make_values(Program *p) {
-    if (p->values) return p->hyper_call != NULL;
+// The interpreter without a graph, and the hyper-parameters in a call of the model that never runs: errors for those
+// that have no value, and false.
+static bool bind_values(Program *p, Diag *d, Lower **lw, Call **c) {
     static const ElabOpts no_opts = {.kind = ELAB_EVAL};
-    p->values = lower_new(p, p->arena, NULL, &no_opts);
-    Call *c = call_new(p->values, NULL, p->model, (Span){0});
-    if (p->model && !bind_hyper(p->values, c, p)) return false;
+    *lw = lower_new(p, p->arena, NULL, &no_opts);
+    (*lw)->diag = d;
+    *c = call_new(*lw, NULL, p->model, (Span){0});
+    bool ok = !p->model || bind_hyper(*lw, *c, p);
     for (int i = 0; p->model && i < p->model->params.n; i++)
         if (p->model->params.at[i].type.kind == TY_TENSOR)
-            set_var(p->values, c, p->model->params.at[i].name, val_none(p->model->params.at[i].at));
+            set_var(*lw, *c, p->model->params.at[i].name, val_none(p->model->params.at[i].at));
+    (*lw)->diag = p->diag;
+    return ok;
+}
+
+static bool make_values(Program *p) {
+    if (p->values) return p->hyper_call != NULL;
+    Call *c;
+    if (!bind_values(p, p->diag, &p->values, &c)) return false;
     p->hyper_call = c;
     return true;
 }
@@ -286,17 +295,26 @@ const Settings *program_settings(Program *p) {
 
 // ---- expressions ----------------------------------------------------------------------------------------
 
+// While rows of `config hf` set one hyper-parameter after the other, the default of another may not fit those set so
+// far (D / N): that is an error only for who reads it.
 Val program_eval(Program *p, const Expr *e, const Subject *subject, int n_names, const Named *names) {
-    if (!make_values(p)) return val_error(e->at);
     Lower *lw = p->values;
+    Call *hyper = p->hyper_call;
+    bool all = hyper || bind_values(p, diag_new(p->arena), &lw, &hyper);
+    if (all) {
+        p->values = lw;
+        p->hyper_call = hyper;
+    }
     Call *c = call_new(lw, NULL, p->model, e->at);
-    for (int i = 0; i < p->hyper_call->vars.n; i++)
-        set_var(lw, c, p->hyper_call->vars.at[i].name, p->hyper_call->vars.at[i].v);
+    for (int i = 0; i < hyper->vars.n; i++) set_var(lw, c, hyper->vars.at[i].name, hyper->vars.at[i].v);
     for (int i = 0; i < n_names; i++) set_var(lw, c, intern(names[i].name), names[i].v);
     interp_of(lw)->subject = subject;
+    int errors = diag_n_errors(p->diag);
     Val v = eval(lw, c, e);
     interp_of(lw)->subject = NULL;
-    return has_error(&v) ? val_error(e->at) : v;
+    if (!has_error(&v)) return v;
+    if (!all && diag_n_errors(p->diag) == errors) make_values(p);       // says what is wrong with what was read
+    return val_error(e->at);
 }
 
 Val program_val_num(Span at, Num n) { return val_num(at, n); }
