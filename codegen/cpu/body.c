@@ -8,7 +8,8 @@
 //     level 1   e = exp(x - m); s = sum(e)       e is kept: in registers for up to 64 columns, else in a row buffer
 //     level 2   store e / s
 //
-// Row buffers lie in the thread's scratch memory.  `slice` and `concat` of computed columns go through one too.
+// Row buffers lie in the thread's scratch memory.  `slice` and `concat` of computed columns go through one too, and topk,
+// take and put find their columns there; topk and put run before the columns of their level.
 // A body without reductions whose operands all have the space's own shape (or one element) runs flat: its elements are
 // one long row, cut into runs of 4096.
 #include <assert.h>
@@ -18,7 +19,7 @@
 
 enum { REGISTER_CHUNKS = 4, FLAT_RUN = 4096, MAX_WIDTHS = 12, MAX_OPERANDS = 3, MAX_SPACES = 8, MAX_RESULTS = 32 };
 
-typedef enum { S_LOAD, S_TABLE, S_CONST, S_INDEX, S_ELEM, S_SUM, S_MAX, S_BUFFER } StepKind;
+typedef enum { S_LOAD, S_TABLE, S_CONST, S_INDEX, S_ELEM, S_SUM, S_MAX, S_BUFFER, S_TAKE, S_TOPK, S_PUT } StepKind;
 
 typedef struct Step Step;
 typedef struct { Step *from; int64_t begin; Dim width; } Part;      // columns begin .. of a buffer, written from a step
@@ -41,6 +42,10 @@ struct Step {
     Part  part[16];
     int   n_parts;
     Step *whole;                 // a slice of another buffer
+    Step *by;                    // filled by this topk or put
+    // TOPK, PUT: operands in[] are buffers
+    Step *filled[2];
+    int64_t keys;                // TOPK: offset in scratch of the keys
     // schedule
     int  level;                  // loop in which it is computed
     bool anywhere;               // cheap: computed again in every loop that wants it
@@ -181,6 +186,65 @@ static Step *slice_of(Body *b, Step *x, int64_t begin, Dim width) {
     return s;
 }
 
+// x in memory.
+static Step *in_memory(Body *b, Step *x, Dim width) {
+    if (x->kind == S_BUFFER) return x;
+    Step *s = new_step(b, S_BUFFER, x->dtype, width);
+    s->part[s->n_parts++] = (Part){x, 0, plain_width(width)};
+    return s;
+}
+
+static Step *filled_by(Body *b, Step *by, int i, const Value *v) {
+    Step *s = new_step(b, S_BUFFER, v->type.dtype, last_dim(&v->type));
+    s->by = by;
+    by->filled[i] = s;
+    return s;
+}
+
+static void remember(Body *b, const Value *v, int space, Step *s) {
+    struct Memo *m = arena_new(b->a, struct Memo);
+    *m = (struct Memo){v, space, s, b->memo};
+    b->memo = m;
+}
+
+static Step *topk_of(Body *b, const Node *n, int index, int space) {
+    Step *x = step_of(b, n->in[0], space);
+    if (!x || !dtype_is_float(x->dtype)) return refuse(b);
+    x = in_memory(b, x, last_dim(&n->in[0]->type));
+    Step *s = new_step(b, S_TOPK, x->dtype, last_dim(&n->in[0]->type));
+    s->node = n;
+    s->in[s->n_in++] = x;
+    Step *result[2];
+    for (int i = 0; i < 2; i++) {
+        result[i] = filled_by(b, s, i, &n->out[i]);
+        if (i != index) remember(b, &n->out[i], space, result[i]);
+    }
+    return result[index];
+}
+
+static Step *put_of(Body *b, const Node *n, int space) {
+    Step *v = step_of(b, n->in[0], space), *at = step_of(b, n->in[1], space);
+    if (!v || !at || !is_reducible(v->dtype) || at->dtype != I32) return refuse(b);
+    v = in_memory(b, v, last_dim(&n->in[0]->type));
+    at = in_memory(b, at, last_dim(&n->in[1]->type));
+    Step *s = new_step(b, S_PUT, v->dtype, last_dim(&n->in[1]->type));
+    s->node = n;
+    s->in[s->n_in++] = v;
+    s->in[s->n_in++] = at;
+    return filled_by(b, s, 0, &n->out[0]);
+}
+
+static Step *take_of(Body *b, const Node *n, int space) {
+    Step *x = step_of(b, n->in[0], space), *at = step_of(b, n->in[1], space);
+    if (!x || !at || at->dtype != I32) return refuse(b);
+    x = in_memory(b, x, last_dim(&n->in[0]->type));
+    Step *s = new_step(b, S_TAKE, x->dtype, last_dim(&n->in[1]->type));
+    s->node = n;
+    s->in[s->n_in++] = x;
+    s->in[s->n_in++] = at;
+    return s;
+}
+
 static Step *concat_of(Body *b, const Node *n, int space) {
     if (n->attr.axis != n->out[0].type.ndim - 1 || n->n_in > (int)(sizeof((Step *)0)->part / sizeof(Part))) return refuse(b);
     Step *from[16];
@@ -282,6 +346,12 @@ static Step *build_step(Body *b, const Value *v, int space) {
     }
     case OP_CONCAT:
         return concat_of(b, n, space);
+    case OP_TOPK:
+        return topk_of(b, n, v->index, space);
+    case OP_TAKE:
+        return take_of(b, n, space);
+    case OP_PUT:
+        return put_of(b, n, space);
     default: {
         if (!elem_supported(n)) return refuse(b);
         Step *x[MAX_OPERANDS];
@@ -310,13 +380,14 @@ static Step *step_of(Body *b, const Value *v, int space) {
         if (m->v == v && m->space == space) return m->step;
     Step *s = build_step(b, v, space);
     if (!s) return refuse(b);
-    struct Memo *m = arena_new(b->a, struct Memo);
-    *m = (struct Memo){v, space, s, b->memo};
-    b->memo = m;
+    remember(b, v, space, s);
     return s;
 }
 
 // ---- levels -------------------------------------------------------------------------------------------------
+
+// Columns or numbers made from other steps, again for every chunk.
+static bool is_computed(const Step *s) { return s->kind == S_ELEM || s->kind == S_TAKE; }
 
 static int available(const Step *s) {        // first level that may read s
     if (s->anywhere && s->kind != S_ELEM) return 0;
@@ -344,6 +415,7 @@ static void set_levels(Body *b) {
         for (int j = 0; j < s->n_parts; j++)
             if (available(s->part[j].from) + 1 > s->level) s->level = available(s->part[j].from) + 1;
         if (s->whole) s->level = s->whole->level;
+        if (s->by) s->level = s->by->level;
         if (s->kind == S_ELEM && s->wide && is_cheap(s)) s->anywhere = true;
         if (s->kind == S_BUFFER) s->anywhere = false;
         if (s->level + 1 > b->n_levels) b->n_levels = s->level + 1;
@@ -356,7 +428,7 @@ static void set_levels(Body *b) {
     for (int i = 0; i < b->stores.n; i++) latest[b->stores.at[i].from->seen] = b->stores.at[i].from->level;
     for (int i = n - 1; i >= 0; i--) {
         Step *s = b->steps.at[i];
-        if (s->kind == S_ELEM && latest[i] > s->level) s->level = latest[i];
+        if (is_computed(s) && latest[i] > s->level) s->level = latest[i];
         for (int j = 0; j < s->n_in; j++) {
             int *l = &latest[s->in[j]->seen];
             if (*l < 0 || *l > s->level) *l = s->level;
@@ -379,16 +451,20 @@ static void keep_values(Body *b) {
         Step *s = b->steps.at[i];
         for (int j = 0; j < s->n_in; j++) {
             Step *x = s->in[j];
-            if (x->kind == S_ELEM && x->wide && !x->anywhere && x->level < s->level) x->kept = true;
+            if (is_computed(x) && x->wide && !x->anywhere && x->level < s->level) x->kept = true;
         }
         for (int j = 0; j < s->n_parts; j++) {
             Step *x = s->part[j].from;
-            if (x->kind == S_ELEM && x->wide && !x->anywhere && x->level < s->level - 1) x->kept = true;
+            if (is_computed(x) && x->wide && !x->anywhere && x->level < s->level - 1) x->kept = true;
         }
     }
     for (int i = 0; i < b->steps.n; i++) {
         Step *s = b->steps.at[i];
         bool memory = s->kind == S_BUFFER ? !s->whole : s->kept && !in_registers(s->width);
+        if (s->kind == S_TOPK) {
+            s->keys = b->scratch;
+            b->scratch += (buffer_bytes(s->width) + 63) / 64 * 64;
+        }
         if (!memory) continue;
         s->buffer = b->scratch;
         b->scratch += (buffer_bytes(s->width) + 63) / 64 * 64;
@@ -558,6 +634,82 @@ static LV buffer_at(Em *e, const Step *s) { return cg_bytes(e->cg, e->cg->scratc
 // How values wait in row buffers: booleans as bytes, all else as in registers.
 static DType buffer_type(DType t) { return t == BOOL || t == I32 ? t : F32; }
 
+// The first column of a buffer or a part of one.
+static LV column_at(Em *e, const Step *s) {
+    return cg_at(e->cg, buffer_type(s->dtype), buffer_at(e, s->whole ? s->whole : s), cg_int(e->cg, s->begin));
+}
+
+// Floats as integers of the same order: equal zeros, NaN below all, INT_MIN below that for what is taken already.
+static LV order_key(Cg *cg, LV x) {
+    LV bits = LLVMBuildBitCast(cg->b, cg_fadd(cg, x, cg_zero(cg->vf32)), cg->vi32, "");
+    LV flip = LLVMBuildAnd(cg->b, LLVMBuildAShr(cg->b, bits, cg_vec_int(cg, 31), ""), cg_vec_int(cg, INT32_MAX), "");
+    LV nan = LLVMBuildFCmp(cg->b, LLVMRealUNO, x, x, "");
+    return cg_select(cg, nan, cg_vec_int(cg, INT32_MIN + 1), LLVMBuildXor(cg->b, bits, flip, ""));
+}
+
+// The lane with the largest key, of equal ones that with the lowest index.
+static LV best_index(Cg *cg, LV key, LV index) {
+    for (int n = LANES; n > 1; n /= 2) {
+        LV low[LANES], high[LANES], none = LLVMGetPoison(LLVMTypeOf(key));
+        for (int i = 0; i < n / 2; i++) low[i] = cg_int32(cg, i), high[i] = cg_int32(cg, n / 2 + i);
+        LV take_low = LLVMConstVector(low, (unsigned)n / 2), take_high = LLVMConstVector(high, (unsigned)n / 2);
+        LV ka = LLVMBuildShuffleVector(cg->b, key, none, take_low, ""), kb = LLVMBuildShuffleVector(cg->b, key, none, take_high, "");
+        LV ia = LLVMBuildShuffleVector(cg->b, index, none, take_low, ""), ib = LLVMBuildShuffleVector(cg->b, index, none, take_high, "");
+        LV tie = LLVMBuildAnd(cg->b, LLVMBuildICmp(cg->b, LLVMIntEQ, ka, kb, ""), LLVMBuildICmp(cg->b, LLVMIntSLT, ib, ia, ""), "");
+        LV second = LLVMBuildOr(cg->b, LLVMBuildICmp(cg->b, LLVMIntSGT, kb, ka, ""), tie, "");
+        key = cg_select(cg, second, kb, ka);
+        index = cg_select(cg, second, ib, ia);
+    }
+    return LLVMBuildExtractElement(cg->b, index, cg_int32(cg, 0), "");
+}
+
+// k rounds: the best of all columns that are left.
+static void emit_topk(Em *e, Step *s) {
+    Cg *cg = e->cg;
+    LV x = column_at(e, s->in[0]), keys = cg_bytes(cg, cg->scratch, cg_int(cg, s->keys));
+    LV values = column_at(e, s->filled[0]), index = column_at(e, s->filled[1]);
+    LV n = cg_dim(cg, last_dim(&s->node->in[0]->type)), zero = cg_int(cg, 0);
+    LV taken = cg_vec_int(cg, INT32_MIN);
+    CgLoop c, k;
+    cg_for(cg, &c, zero, n, LANES);
+    LV key = order_key(cg, cg_load_vec(cg, F32, x, c.i, NULL));
+    cg_store_vec(cg, I32, cg_select(cg, cg_tail_mask(cg, cg_sub(cg, n, c.i)), key, taken), keys, c.i, NULL);
+    cg_end(cg, &c);
+    cg_for(cg, &k, zero, cg_int(cg, s->node->attr.k), 1);
+    LV best[2] = {taken, cg_zero(cg->vi32)};
+    cg_loop_begin(cg, &c, zero, n, LANES, 2, best);
+    key = cg_load_vec(cg, I32, keys, c.i, NULL);
+    LV better = LLVMBuildICmp(cg->b, LLVMIntSGT, key, c.carry[0], "");
+    LV here = LLVMBuildAdd(cg->b, cg_lanes(cg), cg_splat(cg, LLVMBuildTrunc(cg->b, c.i, cg->i32, "")), "");
+    best[0] = cg_select(cg, better, key, c.carry[0]);
+    best[1] = cg_select(cg, better, here, c.carry[1]);
+    cg_loop_end(cg, &c, best);
+    LV i = best_index(cg, c.carry[0], c.carry[1]), wide = cg_i64(cg, i);
+    cg_store1(cg, I32, i, index, k.i);
+    cg_store1(cg, F32, cg_load1(cg, F32, x, wide), values, k.i);
+    cg_store1(cg, I32, cg_int32(cg, INT32_MIN), keys, wide);
+    cg_end(cg, &k);
+}
+
+static void emit_put(Em *e, Step *s) {
+    Cg *cg = e->cg;
+    DType t = buffer_type(s->dtype);
+    LV v = column_at(e, s->in[0]), index = column_at(e, s->in[1]), y = column_at(e, s->filled[0]);
+    LV n = cg_dim(cg, last_dim(&s->node->out[0].type));
+    CgLoop l;
+    cg_for(cg, &l, cg_int(cg, 0), n, LANES);
+    cg_store_vec(cg, t, cg_zero(t == F32 ? cg->vf32 : cg->vi32), y, l.i, NULL);
+    cg_end(cg, &l);
+    cg_for(cg, &l, cg_int(cg, 0), cg_dim(cg, last_dim(&s->node->in[1]->type)), 1);
+    LV i = cg_i64(cg, cg_load1(cg, I32, index, l.i)), x = cg_load1(cg, t, v, l.i);
+    CgIf f;
+    cg_if(cg, &f, LLVMBuildICmp(cg->b, LLVMIntULT, i, n, ""));
+    LV old = cg_load1(cg, t, y, i);
+    cg_store1(cg, t, t == F32 ? cg_fadd(cg, old, x) : cg_add(cg, old, x), y, i);
+    cg_endif(cg, &f);
+    cg_end(cg, &l);
+}
+
 static LV table_at(Em *e, const Step *s) {
     Cg *cg = e->cg;
     Arena *a = arena_create();
@@ -578,7 +730,7 @@ static LV emit_step(Em *e, Step *s);
 
 static LV value_of(Em *e, Step *s) {                 // 16 lanes of the current chunk
     if (!s->wide) return s->value;
-    if (s->kind == S_ELEM && !s->anywhere && s->level < e->level) {
+    if (is_computed(s) && !s->anywhere && s->level < e->level) {
         if (in_registers(s->width)) return s->chunk[e->chunk_number];
         if (s->seen == e->stamp) return s->value;
         s->seen = e->stamp;
@@ -621,7 +773,13 @@ static LV emit_step(Em *e, Step *s) {
         return cg_splat(cg, LLVMBuildTrunc(cg->b, i, cg->i32, ""));
     }
     case S_BUFFER:
-        return cg_load_vec(cg, buffer_type(s->dtype), buffer_at(e, s->whole ? s->whole : s), cg_addi(cg, e->col, s->begin), NULL);
+        return cg_load_vec(cg, buffer_type(s->dtype), column_at(e, s), e->col, NULL);
+    case S_TAKE: {
+        LV at = value_of(e, s->in[1]), n = LLVMBuildTrunc(cg->b, cg_dim(cg, last_dim(&s->node->in[0]->type)), cg->i32, "");
+        LV inside = LLVMBuildICmp(cg->b, LLVMIntULT, at, cg_splat(cg, n), "");
+        if (e->mask) inside = LLVMBuildAnd(cg->b, inside, e->mask, "");
+        return cg_gather_vec(cg, buffer_type(s->dtype), column_at(e, s->in[0]), at, inside);
+    }
     default: {
         LV x[MAX_OPERANDS];
         for (int i = 0; i < s->n_in; i++) x[i] = value_of(e, s->in[i]);
@@ -740,12 +898,18 @@ static void emit_level(Em *e, int level) {
     Cg *cg = e->cg;
     Body *b = e->b;
     e->level = level;
+    e->mask = NULL;
     for (int i = 0; i < b->steps.n; i++) {               // what has no columns
         Step *s = b->steps.at[i];
-        bool now = s->kind == S_ELEM ? s->level == level
+        if ((s->kind == S_TOPK || s->kind == S_PUT) && s->level == level) {
+            if (s->kind == S_TOPK) emit_topk(e, s);
+            else emit_put(e, s);
+        }
+        bool now = is_computed(s) || s->kind == S_BUFFER ? s->level == level
                  : (s->kind == S_LOAD || s->kind == S_TABLE || s->kind == S_CONST || s->kind == S_INDEX) && level == 0;
-        if (s->wide || !now || s->kind == S_SUM || s->kind == S_MAX) continue;
-        s->value = emit_step(e, s);
+        if (s->wide || !now) continue;
+        if (s->kind == S_BUFFER) s->value = cg_splat(cg, cg_load1(cg, buffer_type(s->dtype), column_at(e, s), cg_int(cg, 0)));
+        else s->value = emit_step(e, s);
     }
     Sweep *sweeps = arena_array(b->a, Sweep, MAX_WIDTHS);
     int n = 0;
@@ -761,7 +925,7 @@ static void emit_level(Em *e, int level) {
             assert(w->n_red < 32);
             w->red[w->n_red++] = s;
         }
-        if (s->kind == S_ELEM && s->kept && s->level == level) {
+        if (s->kept && s->level == level) {
             Sweep *w = sweep_for(e, sweeps, &n, s->width);
             assert(w->n_keep < 64);
             w->keep[w->n_keep++] = s;
@@ -778,7 +942,6 @@ static void emit_level(Em *e, int level) {
     for (int i = 0; i < b->stores.n; i++) {
         Store *s = &b->stores.at[i];
         int at = available(s->from);
-        if (s->from->anywhere && s->from->kind == S_ELEM) at = s->from->level;
         if (at != level) continue;
         Dim width = store_width(s);
         if (dim_is_1(width)) {

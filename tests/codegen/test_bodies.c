@@ -150,6 +150,33 @@ static void softmax_and_its_gradient_share_a_body(void **state) {
     }
 }
 
+// Scores with many ties: choose, read the chosen, put weights back; more rows than one task has.
+static void topk_take_and_put_choose_in_order(void **state) {
+    static const struct { int64_t n, k; } sizes[] = {{1, 1}, {8, 2}, {8, 1}, {16, 16}, {60, 6}, {130, 8}, {300, 40}};
+    for (int i = 0; i < 7; i++) {
+        Case c = case_new();
+        Value *x = case_input(&c, "x", F32, DIMS(dim_n(9), dim_n(101), dim_n(sizes[i].n)));
+        Value *tied = build_unary(&c.b, OP_FLOOR, x);
+        Node *top = build(&c.b, OP_TOPK, INS(tied), .k = sizes[i].k);
+        case_return(&c, &top->out[0], "values");
+        case_return(&c, &top->out[1], "index");
+        case_return(&c, make(&c.b, OP_TAKE, INS(x, &top->out[1])), "take");
+        case_return(&c, make(&c.b, OP_PUT, INS(&top->out[0], &top->out[1]), .n = sizes[i].n), "put");
+        BodyCase k = body_new(&c);
+        Value *z = body_arg(&k, x);
+        Node *t = build(&k.b, OP_TOPK, INS(make(&k.b, OP_SOFTMAX, INS(z))), .k = sizes[i].k);
+        Value *s = make(&k.b, OP_SUM, INS(&t->out[0]), .axes = {1, {2}});
+        Value *w = make(&k.b, OP_DIV, INS(&t->out[0], s)), *e = &t->out[1];
+        Value *even = make(&k.b, OP_EQ, INS(make(&k.b, OP_MOD, INS(e, build_const(&k.b, 2, I32))), build_const(&k.b, 0, I32)));
+        Value *kept = make(&k.b, OP_SELECT, INS(even, e, build_const(&k.b, -1, I32)));
+        Value *back = make(&k.b, OP_PUT, INS(w, kept), .n = sizes[i].n), *some = make(&k.b, OP_TAKE, INS(z, kept));
+        Node *f = body_end(&c, &k, (Value *[]){w, e, kept, back, some, NULL});
+        for (int j = 0; j < 5; j++) case_return(&c, &f->out[j], arena_printf(c.arena, "g%d", j));
+        assert_int_equal(case_compare_all(&c, 0, 1e-6), 0);
+        case_free(&c);
+    }
+}
+
 static void plain_symbols_size_rows_and_columns(void **state) {
     for (int64_t s = 1; s < 40; s += 13) {
         Case c = case_new();
@@ -260,6 +287,7 @@ int main(void) {
         cmocka_unit_test(rms_norm_is_one_kernel),
         cmocka_unit_test(rope_slices_and_joins_columns),
         cmocka_unit_test(softmax_and_its_gradient_share_a_body),
+        cmocka_unit_test(topk_take_and_put_choose_in_order),
         cmocka_unit_test(plain_symbols_size_rows_and_columns),
         cmocka_unit_test(random_bodies_give_the_evaluators_bits),
         cmocka_unit_test(vector_math_stays_within_its_bounds),
