@@ -262,8 +262,11 @@ char *session_json(Session *s) {
 
     for (int i = 0; i < s->sets.n; i++) json_array_append_new(sets, json_string(s->sets.at[i]));
     int64_t active, total = session_parameters(s, &active);
-    json_t *root = json_pack("{s:{s:s, s:I, s:I}, s:o, s:o, s:o, s:o}", "model", "name", program_model_name(s->program), "parameters",
-                             (json_int_t)total, "active", (json_int_t)active, "sets", sets, "train", train, "data", data, "generate", gen);
+    size_t n;
+    const char *text_of_model = diag_file_text(s->diag, program_main(s->program)->file, &n);
+    json_t *root = json_pack("{s:{s:s, s:s, s:s%, s:I, s:I}, s:o, s:o, s:o, s:o}", "model", "name", program_model_name(s->program), "file",
+                             program_main(s->program)->path, "text", text_of_model, n, "parameters", (json_int_t)total, "active",
+                             (json_int_t)active, "sets", sets, "train", train, "data", data, "generate", gen);
     char *text = json_dumps(root, JSON_INDENT(2));
     json_decref(root);
     return text;
