@@ -16,30 +16,30 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const double logits_tolerance = 1e-4, loss_tolerance = 1e-5, weight_tolerance = 1e-5, hidden_share = 1e-5,
-                    grad_share = 5e-5, grad_floor = 1e-7;
+static const double logits_tolerance = 1e-4, loss_tolerance = 1e-5, weight_tolerance = 1e-5,
+                    hidden_share = 1e-5, grad_share = 5e-5, grad_floor = 1e-7;
 static const char *const channels[] = {"logits", "hidden", "router_logits", "topk_idx", "topk_weight", NULL};
 
 typedef struct {
-    Cli    *cli;
+    Cli *cli;
     Session s;
-    Runner  runner;
-    Table   table;
+    Runner runner;
+    Table table;
     StFiles *files, *reference;
-    const char *file;              // name of the reference
+    const char *file; // name of the reference
     Weights w;
     float **value;
-    bool    encoder;               // the model has an encoder: input_ids feed it, labels are the decoder's
-    int64_t B, S, source;          // sequences; tokens and, of an encoder, source tokens of each
+    bool encoder;         // the model has an encoder: input_ids feed it, labels are the decoder's
+    int64_t B, S, source; // sequences; tokens and, of an encoder, source tokens of each
     Outputs out;
-    const char **published;        // per output: its name in the reference
-    bool   *compared;              // per output
-    double **grad;                 // per parameter
-    Weights grads;                 // the reference's gradients
+    const char **published; // per output: its name in the reference
+    bool *compared;         // per output
+    double **grad;          // per parameter
+    Weights grads;          // the reference's gradients
     double largest_grad;
 } Verify;
 
-// ---- opening ------------------------------------------------------------------------------------------------
+// ---- opening -------------------------------------------------------------------------------------------
 
 bool verify_open(Session *s, Cli *c, const char *dir, int n_sets, const char *const *sets) {
     if (!weights_open_model(s, c, dir)) return false;
@@ -54,8 +54,9 @@ static bool is_finite(Session *s, const Weights *w, float *const *value) {
         for (int k = 0; k < w->param[i].ndim; k++) n *= w->param[i].dim[k];
         for (int64_t k = 0; value[i] && k < n; k++) {
             if (isfinite(value[i][k])) continue;
-            diag_error(s->diag, (Span){0}, "%s: element %lld of %s is %g; weights must be finite", w->files ? st_at(w->files, 0)->file : "",
-                       (long long)k, w->param[i].name, (double)value[i][k]);
+            diag_error(s->diag, (Span){0}, "%s: element %lld of %s is %g; weights must be finite",
+                       w->files ? st_at(w->files, 0)->file : "", (long long)k, w->param[i].name,
+                       (double)value[i][k]);
             return false;
         }
     }
@@ -93,7 +94,8 @@ int32_t *verify_ids(Session *s, const StTensor *t, bool may_be_ignored, int64_t 
         double x = st_number(t, i);
         bool ok = (x >= 0 && x <= (double)most && x == floor(x)) || (x == -100 && may_be_ignored);
         if (!ok) {
-            diag_error(s->diag, (Span){0}, "%s: element %lld of %s is %g; ids go from 0 to %lld", t->file, (long long)i, t->name, x, (long long)most);
+            diag_error(s->diag, (Span){0}, "%s: element %lld of %s is %g; ids go from 0 to %lld", t->file,
+                       (long long)i, t->name, x, (long long)most);
             return NULL;
         }
         id[i] = (int32_t)x;
@@ -102,8 +104,8 @@ int32_t *verify_ids(Session *s, const StTensor *t, bool may_be_ignored, int64_t 
 }
 
 int64_t verify_vocabulary(const Graph *g) {
-    for_each_node(g, n)
-        if (n->op == OP_RETURN && !strcmp(n->attr.name, "logits")) return type_cols(&n->in[0]->type);
+    for_each_node(g, n) if (n->op == OP_RETURN &&
+                            !strcmp(n->attr.name, "logits")) return type_cols(&n->in[0]->type);
     return 0;
 }
 
@@ -117,11 +119,12 @@ static bool open_reference(Verify *v, const char *dir) {
     const StTensor *ids = verify_tensor(&v->s, v->reference, v->file, "input_ids");
     const StTensor *labels = verify_tensor(&v->s, v->reference, v->file, "labels");
     if (!ids || !labels) return false;
-    bool same = ids->ndim == 2 && labels->ndim == 2 && labels->dim[0] == ids->dim[0] && (v->encoder || labels->dim[1] == ids->dim[1]);
+    bool same = ids->ndim == 2 && labels->ndim == 2 && labels->dim[0] == ids->dim[0] &&
+                (v->encoder || labels->dim[1] == ids->dim[1]);
     if (!same || !ids->elements || !labels->elements) {
-        diag_error(v->s.diag, (Span){0}, "%s: input_ids are %s and labels %s; both are [sequences, tokens]%s", v->file,
-                   verify_shape(v->s.arena, ids->ndim, ids->dim), verify_shape(v->s.arena, labels->ndim, labels->dim),
-                   v->encoder ? "" : " of one shape");
+        diag_error(v->s.diag, (Span){0}, "%s: input_ids are %s and labels %s; both are [sequences, tokens]%s",
+                   v->file, verify_shape(v->s.arena, ids->ndim, ids->dim),
+                   verify_shape(v->s.arena, labels->ndim, labels->dim), v->encoder ? "" : " of one shape");
         return false;
     }
     v->B = ids->dim[0];
@@ -130,7 +133,7 @@ static bool open_reference(Verify *v, const char *dir) {
     return true;
 }
 
-// ---- running ------------------------------------------------------------------------------------------------
+// ---- running -------------------------------------------------------------------------------------------
 
 static Graph *elaborate(Verify *v, const ElabOpts *o, bool backward) {
     Graph *g = program_elaborate(v->s.program, v->s.arena, o);
@@ -144,7 +147,13 @@ static Graph *greedy_program(Verify *v, int64_t length) {
         return elaborate(v, &run, false);
     }
     static const char *const logits[] = {"logits", NULL};
-    ElabOpts steps = {.kind = ELAB_EVAL, .leaves = 1, .B = v->B, .S = length - 1, .source = v->source, .waves = 1, .returns = logits};
+    ElabOpts steps = {.kind = ELAB_EVAL,
+                      .leaves = 1,
+                      .B = v->B,
+                      .S = length - 1,
+                      .source = v->source,
+                      .waves = 1,
+                      .returns = logits};
     Graph *g = elaborate(v, &steps, false);
     if (g) g->name = intern("greedy");
     return g;
@@ -152,7 +161,14 @@ static Graph *greedy_program(Verify *v, int64_t length) {
 
 static bool build_programs(Verify *v, const StTensor *greedy) {
     Graph **program = arena_array(v->s.arena, Graph *, 2);
-    ElabOpts eval = {.kind = ELAB_EVAL, .leaves = 1, .B = v->B, .S = v->S, .source = v->source, .waves = 1, .labels = true, .returns = channels};
+    ElabOpts eval = {.kind = ELAB_EVAL,
+                     .leaves = 1,
+                     .B = v->B,
+                     .S = v->S,
+                     .source = v->source,
+                     .waves = 1,
+                     .labels = true,
+                     .returns = channels};
     v->s.train.return_grads = true;
     v->s.train.waves = 1;
     program[0] = elaborate(v, &eval, true);
@@ -167,7 +183,8 @@ static bool shift_right(Verify *v, const int32_t *labels, int32_t *tokens) {
     int64_t start = v->s.settings->generate.start, pad = -1;
     Val hyper = program_hyper(v->s.program, "pad");
     if (hyper.kind != V_NUM || !num_is_int(hyper.num, &pad) || start < 0 || pad < 0) {
-        diag_error(v->s.diag, (Span){0}, "a decoder needs generate.start, its first id, and the hyper-parameter pad");
+        diag_error(v->s.diag, (Span){0},
+                   "a decoder needs generate.start, its first id, and the hyper-parameter pad");
         return false;
     }
     for (int64_t i = 0; i < v->B * v->S; i++) {
@@ -184,17 +201,21 @@ static bool run(Verify *v) {
     if (!ids || !given) return false;
     int32_t *made = arena_array(v->s.arena, int32_t, n);
     if (v->encoder) {
-        if (!shift_right(v, given, made) || !runner_set_ints(&v->runner, "eval", "source", ids, v->B * v->source)) return false;
+        if (!shift_right(v, given, made) ||
+            !runner_set_ints(&v->runner, "eval", "source", ids, v->B * v->source))
+            return false;
         ids = made;
     } else {
-        for (int64_t i = 0; i < n; i++) made[i] = (i + 1) % v->S ? given[i + 1] : -100;    // the file's are not shifted
+        for (int64_t i = 0; i < n; i++)
+            made[i] = (i + 1) % v->S ? given[i + 1] : -100; // the file's are not shifted
         labels = made;
     }
-    return runner_set_ints(&v->runner, "eval", "tokens", ids, n) && runner_set_ints(&v->runner, "eval", "labels", labels, n) &&
+    return runner_set_ints(&v->runner, "eval", "tokens", ids, n) &&
+           runner_set_ints(&v->runner, "eval", "labels", labels, n) &&
            runner_run(&v->runner, "eval", &v->out);
 }
 
-// ---- names ----------------------------------------------------------------------------------------------------
+// ---- names ---------------------------------------------------------------------------------------------
 
 // decoder.layers.3.ffn.router, hidden -> decoder.hidden.3.  NULL: the path has no numbered layer.
 static const char *layer_name(Arena *a, const char *path, const char *channel) {
@@ -210,8 +231,9 @@ static const char *layer_name(Arena *a, const char *path, const char *channel) {
 
 // encoder.balance -> encoder_aux_loss
 static const char *loss_name(Arena *a, const char *name) {
-    static const struct { const char *ours, *theirs; } table[] = {
-        {"ce", "ce_loss"}, {"aux", "aux_loss"}, {"balance", "aux_loss"}, {"router_z", "z_loss"}};
+    static const struct {
+        const char *ours, *theirs;
+    } table[] = {{"ce", "ce_loss"}, {"aux", "aux_loss"}, {"balance", "aux_loss"}, {"router_z", "z_loss"}};
     const char *dot = strrchr(name, '.'), *last = dot ? dot + 1 : name;
     for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
         if (strcmp(table[i].ours, last) != 0) continue;
@@ -239,7 +261,7 @@ static void name_outputs(Verify *v) {
     }
 }
 
-// ---- comparing --------------------------------------------------------------------------------------------------
+// ---- comparing -----------------------------------------------------------------------------------------
 
 static const Output *take(Verify *v, const char *published) {
     for (int i = 0; i < v->out.n; i++)
@@ -250,7 +272,9 @@ static const Output *take(Verify *v, const char *published) {
     return NULL;
 }
 
-static const char *tensor_shape(Verify *v, const StTensor *t) { return verify_shape(v->s.arena, t->ndim, t->dim); }
+static const char *tensor_shape(Verify *v, const StTensor *t) {
+    return verify_shape(v->s.arena, t->ndim, t->dim);
+}
 
 // The same numbers in the same order: as many, the last axis equally long.
 static bool same_shape(const Output *o, const StTensor *t) {
@@ -260,9 +284,11 @@ static bool same_shape(const Output *o, const StTensor *t) {
 
 static const Output *find_ours(Verify *v, const StTensor *t, const char *name) {
     const Output *o = take(v, name);
-    if (!o) table_fail(&v->table, t->name, tensor_shape(v, t), "the model computes nothing of this name");
+    if (!o)
+        table_fail(&v->table, t->name, tensor_shape(v, t), "the model computes nothing of this name");
     else if (!same_shape(o, t)) {
-        table_fail(&v->table, t->name, tensor_shape(v, t), arena_printf(v->s.arena, "the model's is %s", verify_shape(v->s.arena, o->ndim, o->dim)));
+        table_fail(&v->table, t->name, tensor_shape(v, t),
+                   arena_printf(v->s.arena, "the model's is %s", verify_shape(v->s.arena, o->ndim, o->dim)));
         o = NULL;
     }
     return o;
@@ -279,9 +305,12 @@ static void compare(Verify *v, const StTensor *t, const char *ours, double toler
 static void compare_loss(Verify *v, const StTensor *t) {
     double loss = 0;
     for (int i = 0; i < v->out.n; i++)
-        for (int64_t k = 0; v->out.at[i].op == OP_LOSS && k < v->out.at[i].n; k++) loss += v->out.at[i].weight * v->out.at[i].at[k];
-    if (t->elements != 1) table_fail(&v->table, t->name, tensor_shape(v, t), "a loss is one number");
-    else table_add(&v->table, t->name, tensor_shape(v, t), fabs(loss - st_number(t, 0)), loss_tolerance);
+        for (int64_t k = 0; v->out.at[i].op == OP_LOSS && k < v->out.at[i].n; k++)
+            loss += v->out.at[i].weight * v->out.at[i].at[k];
+    if (t->elements != 1)
+        table_fail(&v->table, t->name, tensor_shape(v, t), "a loss is one number");
+    else
+        table_add(&v->table, t->name, tensor_shape(v, t), fabs(loss - st_number(t, 0)), loss_tolerance);
 }
 
 static int by_number(const void *a, const void *b) {
@@ -308,12 +337,14 @@ static void compare_choices(Verify *v, const StTensor *t) {
 // Matched by expert: our entry j of a token for the recorded entry of the same expert that is not taken yet.
 static void compare_weights(Verify *v, const StTensor *t) {
     const char *dot = strstr(t->name, "topk_weight.");
-    const char *idx_name = arena_printf(v->s.arena, "%.*stopk_idx.%s", (int)(dot - t->name), t->name, dot + strlen("topk_weight."));
+    const char *idx_name = arena_printf(v->s.arena, "%.*stopk_idx.%s", (int)(dot - t->name), t->name,
+                                        dot + strlen("topk_weight."));
     const StTensor *idx = st_find(v->reference, idx_name);
     const Output *o = find_ours(v, t, t->name), *choice = take(v, idx_name);
     if (!o) return;
     if (!idx || !choice || idx->elements != t->elements || choice->n != o->n) {
-        table_fail(&v->table, t->name, tensor_shape(v, t), arena_printf(v->s.arena, "there is no %s beside it", idx_name));
+        table_fail(&v->table, t->name, tensor_shape(v, t),
+                   arena_printf(v->s.arena, "there is no %s beside it", idx_name));
         return;
     }
     int64_t k = t->dim[t->ndim - 1];
@@ -322,11 +353,12 @@ static void compare_weights(Verify *v, const StTensor *t) {
     for (int64_t i = 0; i < t->elements; i += k) {
         memset(taken, 0, (size_t)k);
         for (int64_t a = 0; a < k; a++) {
-            double best = NAN;                                 // of several dropped ones (-1), the nearest
+            double best = NAN; // of several dropped ones (-1), the nearest
             int64_t which = -1;
             for (int64_t b = 0; b < k; b++) {
                 double error = fabs(o->at[i + b] - st_number(t, i + a));
-                if (taken[b] || choice->at[i + b] != st_number(idx, i + a) || (which >= 0 && !(error < best))) continue;
+                if (taken[b] || choice->at[i + b] != st_number(idx, i + a) || (which >= 0 && !(error < best)))
+                    continue;
                 best = error;
                 which = b;
             }
@@ -337,7 +369,7 @@ static void compare_weights(Verify *v, const StTensor *t) {
     table_add(&v->table, t->name, tensor_shape(v, t), worst, weight_tolerance);
 }
 
-// ---- gradients ----------------------------------------------------------------------------------------------------
+// ---- gradients -----------------------------------------------------------------------------------------
 
 static bool prepare_gradients(Verify *v) {
     Arena *a = v->s.arena;
@@ -347,7 +379,7 @@ static bool prepare_gradients(Verify *v) {
         const Output *o = find_output(&v->out, OP_RETURN, arena_printf(a, "grad.%s", v->w.param[i].name));
         int64_t elements = 1;
         for (int k = 0; k < v->w.param[i].ndim; k++) elements *= v->w.param[i].dim[k];
-        v->grad[i] = arena_array(a, double, elements + 1);     // no loss depends on it: zero
+        v->grad[i] = arena_array(a, double, elements + 1); // no loss depends on it: zero
         if (o && o->n == elements) memcpy(v->grad[i], o->at, (size_t)elements * sizeof(double));
     }
     if (!weights_match(&v->s, v->reference, v->file, "grad.", false, &v->grads)) return false;
@@ -369,7 +401,8 @@ static void compare_gradient(Verify *v, const StTensor *t) {
     if (!want) return;
     hf_view_gather(m->view, sizeof(double), (char *const *)v->grad, (char *)got);
     double tolerance = fmax(grad_share * largest_abs(want, t->elements), grad_floor * v->largest_grad);
-    table_add(&v->table, t->name, tensor_shape(v, t), largest_error(got, want, t->elements), tolerance)->folds = true;
+    table_add(&v->table, t->name, tensor_shape(v, t), largest_error(got, want, t->elements), tolerance)
+        ->folds = true;
 }
 
 // Tensors of the checkpoint that are trained, but have no recorded gradient.
@@ -379,19 +412,19 @@ static void note_missing_gradients(Verify *v) {
         const char *name = arena_printf(v->s.arena, "grad.%s", v->w.tensor[m->tensor].name);
         const HfView *of = m->view;
         while (of->kind != HV_PARAM) of = of->child[0];
-        bool trained = !v->w.param[of->param].optional;        // states are not
+        bool trained = !v->w.param[of->param].optional; // states are not
         if (trained && !st_find(v->reference, name)) table_note(&v->table, name, "not in the reference");
     }
 }
 
-// ---- greedy continuation --------------------------------------------------------------------------------------------
+// ---- greedy continuation -------------------------------------------------------------------------------
 
 // ids[prompt ..] of a row are judged, each by the logits after the recorded ids before it.
 typedef struct {
     const int32_t *ids;
-    const StTensor *margin;            // NULL: not recorded
+    const StTensor *margin; // NULL: not recorded
     int64_t prompt, length, vocab, wrong;
-    double  margin_error;
+    double margin_error;
 } Greedy;
 
 static void judge(Greedy *g, int64_t row, int64_t at, const double *logits) {
@@ -403,7 +436,8 @@ static void judge(Greedy *g, int64_t row, int64_t at, const double *logits) {
         if (i != best && logits[i] > second) second = logits[i];
     g->wrong += g->ids[row * g->length + at] != best;
     if (!g->margin) return;
-    double error = fabs(logits[best] - second - st_number(g->margin, row * (g->length - g->prompt) + at - g->prompt));
+    double error =
+        fabs(logits[best] - second - st_number(g->margin, row * (g->length - g->prompt) + at - g->prompt));
     if (!(error <= g->margin_error)) g->margin_error = error;
 }
 
@@ -412,7 +446,8 @@ static bool continue_rows(Verify *v, Greedy *g, int64_t rows) {
     bool ok = d != NULL;
     for (int64_t row = 0; ok && row < rows; row++) {
         for (int64_t at = g->prompt, past = 0; ok && at < g->length; past = at++) {
-            const double *logits = runner_decode(d, past, g->ids + row * g->length + past, at - past, &g->vocab);
+            const double *logits =
+                runner_decode(d, past, g->ids + row * g->length + past, at - past, &g->vocab);
             ok = logits != NULL;
             if (ok) judge(g, row, at, logits);
         }
@@ -423,12 +458,13 @@ static bool continue_rows(Verify *v, Greedy *g, int64_t rows) {
 
 static bool continue_source(Verify *v, Greedy *g) {
     int64_t steps = g->length - 1;
-    int32_t *tokens = arena_array(v->s.arena, int32_t, v->B * steps);
+    int32_t *tokens = arena_array(v->s.arena, int32_t, v->B *steps);
     for (int64_t i = 0; i < v->B * steps; i++) tokens[i] = g->ids[i / steps * g->length + i % steps];
     const int32_t *source = verify_ids(&v->s, st_find(v->reference, "input_ids"), false, INT32_MAX);
     Outputs out;
     if (!source || !runner_set_ints(&v->runner, "greedy", "tokens", tokens, v->B * steps) ||
-        !runner_set_ints(&v->runner, "greedy", "source", source, v->B * v->source) || !runner_run(&v->runner, "greedy", &out))
+        !runner_set_ints(&v->runner, "greedy", "source", source, v->B * v->source) ||
+        !runner_run(&v->runner, "greedy", &out))
         return false;
     const Output *logits = find_output(&out, OP_RETURN, "logits");
     if (!logits || logits->n != v->B * steps * g->vocab) return false;
@@ -437,25 +473,32 @@ static bool continue_source(Verify *v, Greedy *g) {
 }
 
 static void compare_greedy(Verify *v, const StTensor *t) {
-    Greedy g = {.prompt = v->encoder ? 1 : 8, .length = t->dim[1], .margin = st_find(v->reference, "greedy_margin"),
+    Greedy g = {.prompt = v->encoder ? 1 : 8,
+                .length = t->dim[1],
+                .margin = st_find(v->reference, "greedy_margin"),
                 .vocab = verify_vocabulary(v->runner.program[0])};
     g.ids = verify_ids(&v->s, t, false, g.vocab - 1);
-    if (!g.ids || !(v->encoder ? continue_source(v, &g) : continue_rows(v, &g, t->dim[0]))) return;     // told
+    if (!g.ids || !(v->encoder ? continue_source(v, &g) : continue_rows(v, &g, t->dim[0]))) return; // told
     table_add(&v->table, t->name, tensor_shape(v, t), (double)g.wrong, 0);
-    if (g.margin) table_add(&v->table, g.margin->name, tensor_shape(v, g.margin), g.margin_error, 2 * logits_tolerance);
+    if (g.margin)
+        table_add(&v->table, g.margin->name, tensor_shape(v, g.margin), g.margin_error, 2 * logits_tolerance);
 }
 
 // The recorded continuation; NULL: none, or one that nothing can be compared with.
 static const StTensor *find_greedy(Verify *v) {
     const StTensor *t = st_find(v->reference, "greedy_ids"), *margin = st_find(v->reference, "greedy_margin");
     if (!t) return NULL;
-    int64_t prompt = v->encoder ? 1 : 8, rows = t->ndim == 2 ? t->dim[0] : 0, steps = t->ndim == 2 ? t->dim[1] - prompt : 0;
+    int64_t prompt = v->encoder ? 1 : 8, rows = t->ndim == 2 ? t->dim[0] : 0,
+            steps = t->ndim == 2 ? t->dim[1] - prompt : 0;
     if (steps > 0 && (!v->encoder || rows == v->B) && (!margin || margin->elements == rows * steps)) return t;
-    table_fail(&v->table, t->name, tensor_shape(v, t), arena_printf(v->s.arena, "%lld ids and their continuation, with a margin for each step, are expected", (long long)prompt));
+    table_fail(&v->table, t->name, tensor_shape(v, t),
+               arena_printf(v->s.arena,
+                            "%lld ids and their continuation, with a margin for each step, are expected",
+                            (long long)prompt));
     return NULL;
 }
 
-// ---- the whole ------------------------------------------------------------------------------------------------------
+// ---- the whole -----------------------------------------------------------------------------------------
 
 static bool has_part(const char *name, const char *part) {
     const char *at = strstr(name, part);
@@ -465,16 +508,27 @@ static bool has_part(const char *name, const char *part) {
 static void compare_tensor(Verify *v, const StTensor *t) {
     const char *name = t->name;
     size_t n = strlen(name);
-    if (!strcmp(name, "input_ids") || !strcmp(name, "labels") || !strcmp(name, "greedy_margin") || !strcmp(name, "greedy_ids")) return;
-    if (!strncmp(name, "grad.", 5)) compare_gradient(v, t);
-    else if (!strcmp(name, "logits") || !strcmp(name, "logits_f64")) compare(v, t, "logits", logits_tolerance, 0);
-    else if (!strcmp(name, "loss") || !strcmp(name, "loss_f64")) compare_loss(v, t);
-    else if (n > 5 && !strcmp(name + n - 5, "_loss")) compare(v, t, name, loss_tolerance, 0);
-    else if (has_part(name, "hidden.")) compare(v, t, name, 0, hidden_share);
-    else if (has_part(name, "router_logits.")) compare(v, t, name, logits_tolerance, 0);
-    else if (has_part(name, "topk_idx.")) compare_choices(v, t);
-    else if (has_part(name, "topk_weight.")) compare_weights(v, t);
-    else table_fail(&v->table, name, tensor_shape(v, t), "nothing is known of this tensor");
+    if (!strcmp(name, "input_ids") || !strcmp(name, "labels") || !strcmp(name, "greedy_margin") ||
+        !strcmp(name, "greedy_ids"))
+        return;
+    if (!strncmp(name, "grad.", 5))
+        compare_gradient(v, t);
+    else if (!strcmp(name, "logits") || !strcmp(name, "logits_f64"))
+        compare(v, t, "logits", logits_tolerance, 0);
+    else if (!strcmp(name, "loss") || !strcmp(name, "loss_f64"))
+        compare_loss(v, t);
+    else if (n > 5 && !strcmp(name + n - 5, "_loss"))
+        compare(v, t, name, loss_tolerance, 0);
+    else if (has_part(name, "hidden."))
+        compare(v, t, name, 0, hidden_share);
+    else if (has_part(name, "router_logits."))
+        compare(v, t, name, logits_tolerance, 0);
+    else if (has_part(name, "topk_idx."))
+        compare_choices(v, t);
+    else if (has_part(name, "topk_weight."))
+        compare_weights(v, t);
+    else
+        table_fail(&v->table, name, tensor_shape(v, t), "nothing is known of this tensor");
 }
 
 static bool has_source(const Program *p) {
@@ -485,7 +539,8 @@ static bool has_source(const Program *p) {
 }
 
 static bool verify(Verify *v, const char *dir) {
-    static const char *const sets[] = {"train.dtype=f32", "train.batch=1", "train.micro_batch=1", "train.lanes=1", "train.random_eval=false"};
+    static const char *const sets[] = {"train.dtype=f32", "train.batch=1", "train.micro_batch=1",
+                                       "train.lanes=1", "train.random_eval=false"};
     if (!verify_open(&v->s, v->cli, dir, (int)(sizeof sets / sizeof *sets), sets)) return false;
     v->table = (Table){.arena = v->s.arena, .many = "gradients"};
     v->encoder = has_source(v->s.program);
@@ -496,9 +551,10 @@ static bool verify(Verify *v, const char *dir) {
     if (!prepare_gradients(v)) return false;
     for (int i = 0; i < st_count(v->reference); i++) compare_tensor(v, st_at(v->reference, i));
     for (int i = 0; i < v->out.n; i++)
-        if (v->published[i] && !v->compared[i]) table_note(&v->table, v->published[i], "not in the reference");
+        if (v->published[i] && !v->compared[i])
+            table_note(&v->table, v->published[i], "not in the reference");
     note_missing_gradients(v);
-    if (greedy) compare_greedy(v, greedy);                      // last: runs of the decoder replace the outputs
+    if (greedy) compare_greedy(v, greedy); // last: runs of the decoder replace the outputs
     return diag_n_errors(v->s.diag) == 0;
 }
 
@@ -510,7 +566,8 @@ int cmd_verify(Cli *c) {
     if (cli_flag(c, "train")) return cmd_verify_train(c, dir);
     Verify v = {.cli = c, .runner = {.ref = verify_is_ref(c), .f64 = cli_flag(c, "f64")}};
     int status = EXIT_WRONG;
-    if (verify(&v, dir)) status = table_print(&v.table, base_name(c->arena, dir), cli_flag(c, "all"), c->quiet);
+    if (verify(&v, dir))
+        status = table_print(&v.table, base_name(c->arena, dir), cli_flag(c, "all"), c->quiet);
     runner_close(&v.runner);
     session_close(&v.s);
     st_close(v.reference);

@@ -9,61 +9,71 @@
 
 // What a run left: losses, metrics and returned values, in program order.
 typedef struct {
-    const char *name, *path;     // path: of the instance it came from, or NULL
-    Op      op;                  // OP_LOSS, OP_METRIC, OP_RETURN
-    double  weight;              // of a loss
-    int     ndim;
+    const char *name, *path; // path: of the instance it came from, or NULL
+    Op op;                   // OP_LOSS, OP_METRIC, OP_RETURN
+    double weight;           // of a loss
+    int ndim;
     int64_t dim[MAX_DIM], n;
     double *at;
 } Output;
 typedef VEC(Output) Outputs;
 
 // A tensor by name in the memory of the reference evaluator.
-typedef struct { const char *name; DType dtype; int64_t n; void *data; } Stored;
+typedef struct {
+    const char *name;
+    DType dtype;
+    int64_t n;
+    void *data;
+} Stored;
 
-// Programs that share parameters and states: evaluated by the meaning of their ops (--target ref), or compiled.
+// Programs that share parameters and states: evaluated by the meaning of their ops (--target ref) or
+// compiled.
 typedef struct {
     Session *s;
-    bool    ref, f64;
+    bool ref, f64;
     Graph *const *program;
-    int     n_programs;
-    Arena  *arena;               // of the last run's outputs
-    VEC(Stored) stored;          // ref: parameters, states and inputs
-    int64_t rows, context;       // ref: values of the symbols S and C
-    int64_t wave;                // ref: of the step, from 0; sums over the step go on in later ones
+    int n_programs;
+    Arena *arena;          // of the last run's outputs
+    VEC(Stored) stored;    // ref: parameters, states and inputs
+    int64_t rows, context; // ref: values of the symbols S and C
+    int64_t wave;          // ref: of the step, from 0; sums over the step go on in later ones
 } Runner;
 
 bool verify_is_ref(const Cli *c);
-const char *const *verify_pipeline(const Runner *r, bool backward);      // for session_passes
+const char *const *verify_pipeline(const Runner *r, bool backward); // for session_passes
 
-// Compiles the programs (or nothing, for ref) and fills the parameters: value[i] of w->param[i], NULL: its first value.
+// Compiles the programs (or nothing, for ref) and fills the parameters: value[i] of w->param[i], NULL: its
+// first value.
 bool runner_open(Runner *r, Session *s, Graph *const *programs, int n, const Weights *w, float *const *value);
 void runner_close(Runner *r);
-bool runner_set_ints(Runner *r, const char *program, const char *input, const int32_t *values, int64_t n);   // false after an error
+// false after an error
+bool runner_set_ints(Runner *r, const char *program, const char *input, const int32_t *values, int64_t n);
 bool runner_has_input(const Runner *r, const char *program, const char *input);
-void runner_set_number(Runner *r, const char *program, const char *input, double value);   // nothing happens if there is none
-bool runner_run(Runner *r, const char *program, Outputs *out);           // out: valid until the next run
-const double *runner_value(Runner *r, const char *name, int64_t n);      // a parameter now; lives as long as the session
-const Output *find_output(const Outputs *o, Op op, const char *name);    // NULL: there is none
+// Nothing happens if there is no such input.
+void runner_set_number(Runner *r, const char *program, const char *input, double value);
+bool runner_run(Runner *r, const char *program, Outputs *out); // out: valid until the next run
+// A parameter as it is now; lives as long as the session.
+const double *runner_value(Runner *r, const char *name, int64_t n);
+const Output *find_output(const Outputs *o, Op op, const char *name); // NULL: there is none
 
 // Feeds ids[n] after the `past` ids of the sequence so far; the logits of the last one.  NULL after an error.
 typedef struct RunnerDecoder RunnerDecoder;
-RunnerDecoder *runner_decoder(Runner *r);                                // NULL after an error
+RunnerDecoder *runner_decoder(Runner *r); // NULL after an error
 const double *runner_decode(RunnerDecoder *d, int64_t past, const int32_t *ids, int64_t n, int64_t *vocab);
 void runner_decoder_close(RunnerDecoder *d);
 
-// ---- the table (cmd_verify_table.c) -------------------------------------------------------------------------
+// ---- the table (cmd_verify_table.c) --------------------------------------------------------------------
 
 typedef enum { CHECK_OK, CHECK_FAIL, CHECK_EXCUSED, CHECK_NOTE } Verdict;
 typedef struct {
-    const char *name, *shape, *note;       // note: instead of numbers
-    double  error, tolerance;
+    const char *name, *shape, *note; // note: instead of numbers
+    double error, tolerance;
     Verdict verdict;
-    bool    folds;                         // one of many (gradients, weights): printed if it is among the worst, or fails
+    bool folds; // one of many (gradients, weights): printed if it is among the worst, or fails
 } Check;
 typedef struct {
     Arena *arena;
-    const char *many;                      // what those that fold are: "gradients"
+    const char *many; // what those that fold are: "gradients"
     VEC(Check) checks;
 } Table;
 
@@ -72,23 +82,24 @@ Check *table_add(Table *t, const char *name, const char *shape, double error, do
 void table_fail(Table *t, const char *name, const char *shape, const char *note);
 void table_note(Table *t, const char *name, const char *note);
 // Prints it, sorted by name.  The last line sums up.  Returns the exit status.
-int  table_print(const Table *t, const char *title, bool all, bool quiet);
-const char *verify_shape(Arena *a, int ndim, const int64_t *dim);        // 2x24x256
+int table_print(const Table *t, const char *title, bool all, bool quiet);
+const char *verify_shape(Arena *a, int ndim, const int64_t *dim); // 2x24x256
 // max |got - want|; NaN if any is.
 double largest_error(const double *got, const double *want, int64_t n);
 double largest_abs(const double *x, int64_t n);
 
-// ---- both commands --------------------------------------------------------------------------------------------
+// ---- both commands -------------------------------------------------------------------------------------
 
 // Opens DIR's model and settles it: f32 and `sets`, then the command line's.
 bool verify_open(Session *s, Cli *c, const char *dir, int n_sets, const char *const *sets);
 // Weights of DIR, finite and complete.  *files stays open.
 bool verify_weights(Session *s, const char *dir, StFiles **files, Weights *w, float ***value);
-const StTensor *verify_tensor(Session *s, const StFiles *f, const char *file, const char *name);   // an error if missing
-double *verify_numbers(Session *s, const StTensor *t);                   // all elements; NULL after an error
+// NULL after an error: there is none.
+const StTensor *verify_tensor(Session *s, const StFiles *f, const char *file, const char *name);
+double *verify_numbers(Session *s, const StTensor *t); // all elements; NULL after an error
 // Every value from 0 to most (or -100, where that may be): NULL after an error.
 int32_t *verify_ids(Session *s, const StTensor *t, bool may_be_ignored, int64_t most);
-int64_t  verify_vocabulary(const Graph *g);                              // columns of the logits it returns; 0: none
+int64_t verify_vocabulary(const Graph *g); // columns of the logits it returns; 0: none
 int cmd_verify_train(Cli *c, const char *dir);
 
 #endif

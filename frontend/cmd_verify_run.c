@@ -14,8 +14,9 @@ bool verify_is_ref(const Cli *c) {
 
 const char *const *verify_pipeline(const Runner *r, bool backward) {
     // gradients are results here, and the forward graph is the one for evaluation: no optimizer
-    static const char *const compiled[] = {"simplify", "fuse-gating", "precision", "autodiff", "simplify", "contract", "partition",
-                                           "recompute", "fuse", "layout", "schedule-a2a", "plan-memory", NULL};
+    static const char *const compiled[] = {"simplify",     "fuse-gating", "precision", "autodiff", "simplify",
+                                           "contract",     "partition",   "recompute", "fuse",     "layout",
+                                           "schedule-a2a", "plan-memory", NULL};
     static const char *const meaning[] = {"simplify", "fuse-gating", "precision", "autodiff", NULL};
     static const char *const meaning_forward[] = {"simplify", "fuse-gating", "precision", NULL};
     if (r->ref) return backward ? meaning : meaning_forward;
@@ -36,8 +37,7 @@ static const Graph *find_program(const Runner *r, const char *name) {
 
 static const Node *find_source(const Runner *r, Op op, const char *name) {
     for (int i = 0; i < r->n_programs; i++)
-        for_each_node(r->program[i], n)
-            if (n->op == op && !strcmp(n->attr.name, name)) return n;
+        for_each_node(r->program[i], n) if (n->op == op && !strcmp(n->attr.name, name)) return n;
     return NULL;
 }
 
@@ -58,7 +58,8 @@ static Stored *store(Runner *r, const char *name, DType dtype, int64_t n) {
         vec_push(r->s->arena, &r->stored, ((Stored){.name = arena_strdup(r->s->arena, name)}));
         s = &vec_last(&r->stored);
     }
-    if (!s->data || s->dtype != dtype || s->n < n) s->data = arena_alloc(r->s->arena, (size_t)(n * dtype_bytes(dtype)) + 1);
+    if (!s->data || s->dtype != dtype || s->n < n)
+        s->data = arena_alloc(r->s->arena, (size_t)(n * dtype_bytes(dtype)) + 1);
     s->dtype = dtype;
     s->n = n;
     return s;
@@ -103,14 +104,16 @@ static void accumulate(Runner *r, const char *name, const Tensor *t) {
         return;
     }
     for (int64_t i = 0; i < s->n; i++)
-        rt_store_number(s->data, s->dtype, i, rt_load_number(s->data, s->dtype, i) + rt_load_number(t->data, t->dtype, i));
+        rt_store_number(s->data, s->dtype, i,
+                        rt_load_number(s->data, s->dtype, i) + rt_load_number(t->data, t->dtype, i));
 }
 
 // What the run leaves behind.  Rows of a cache stand at the front of its pool.
 static void carry_out(Runner *r, const Graph *g, const Eval *e) {
     for_each_node(g, n) {
         if (n->op == OP_UPDATE) keep(r, n->attr.name, eval_value(e, n->in[0]));
-        if (n->op == OP_ACCUMULATE) accumulate(r, arena_printf(r->arena, "grad/%s", n->attr.name), eval_value(e, n->in[0]));
+        if (n->op == OP_ACCUMULATE)
+            accumulate(r, arena_printf(r->arena, "grad/%s", n->attr.name), eval_value(e, n->in[0]));
         if (n->op != OP_CACHE) continue;
         const Tensor *all = eval_value(e, &n->out[0]);
         Stored *pool = find_stored(r, n->in[0]->node->attr.name);
@@ -118,18 +121,19 @@ static void carry_out(Runner *r, const Graph *g, const Eval *e) {
     }
 }
 
-// ---- opening ------------------------------------------------------------------------------------------------
+// ---- opening -------------------------------------------------------------------------------------------
 
 static void fill_stored(Runner *r, const HfParam *p, const float *value) {
     const Node *n = find_source(r, OP_PARAM, p->name);
     if (!n) n = find_source(r, OP_STATE, p->name);
-    if (!n) return;                                  // no program reads it
+    if (!n) return; // no program reads it
     int64_t elements = elements_of(p->ndim, p->dim);
     Stored *s = store(r, n->attr.name, held_as(r, n->out[0].type.dtype), elements);
     for (int64_t i = 0; i < elements; i++) rt_store_number(s->data, s->dtype, i, (double)value[i]);
 }
 
-bool runner_open(Runner *r, Session *s, Graph *const *programs, int n, const Weights *w, float *const *value) {
+bool runner_open(Runner *r, Session *s, Graph *const *programs, int n, const Weights *w,
+                 float *const *value) {
     r->s = s;
     r->program = programs;
     r->n_programs = n;
@@ -148,7 +152,8 @@ bool runner_open(Runner *r, Session *s, Graph *const *programs, int n, const Wei
         }
         const RtTensor *t = rt_tensor(s->plan, w->param[i].name);
         int64_t elements = elements_of(w->param[i].ndim, w->param[i].dim);
-        for (int64_t k = 0; t && k < elements; k++) rt_store_number(rt_tensor_data(s->plan, t), (DType)t->dtype, k, (double)value[i][k]);
+        for (int64_t k = 0; t && k < elements; k++)
+            rt_store_number(rt_tensor_data(s->plan, t), (DType)t->dtype, k, (double)value[i][k]);
     }
     return true;
 }
@@ -158,7 +163,7 @@ void runner_close(Runner *r) {
     r->arena = NULL;
 }
 
-// ---- inputs -------------------------------------------------------------------------------------------------
+// ---- inputs --------------------------------------------------------------------------------------------
 
 // PROGRAM/NAME, where other programs have one of that name in another shape.
 static const RtTensor *plan_input(const Runner *r, const char *program, const char *name) {
@@ -168,8 +173,7 @@ static const RtTensor *plan_input(const Runner *r, const char *program, const ch
 }
 
 static const Node *find_input(const Runner *r, const char *program, const char *name) {
-    for_each_node(find_program(r, program), n)
-        if (n->op == OP_INPUT && !strcmp(n->attr.name, name)) return n;
+    for_each_node(find_program(r, program), n) if (n->op == OP_INPUT && !strcmp(n->attr.name, name)) return n;
     return NULL;
 }
 
@@ -185,16 +189,19 @@ bool runner_set_ints(Runner *r, const char *program, const char *input, const in
         return false;
     }
     const RtTensor *planned = r->ref ? NULL : plan_input(r, program, input);
-    if (r->ref) memcpy(store(r, input, I32, n)->data, values, (size_t)n * sizeof *values);
-    else if (planned) memcpy(rt_tensor_data(r->s->plan, planned), values, (size_t)n * sizeof *values);
+    if (r->ref)
+        memcpy(store(r, input, I32, n)->data, values, (size_t)n * sizeof *values);
+    else if (planned)
+        memcpy(rt_tensor_data(r->s->plan, planned), values, (size_t)n * sizeof *values);
     return true;
 }
 
 void runner_set_number(Runner *r, const char *program, const char *input, double value) {
-    if (!r->ref) {                                   // a plan has inputs of its own: wave
+    if (!r->ref) { // a plan has inputs of its own: wave
         const RtTensor *t = plan_input(r, program, input);
         int64_t n = t ? rt_tensor_elements(r->s->plan, t) : 0;
-        for (int64_t i = 0; i < n; i++) rt_store_number(rt_tensor_data(r->s->plan, t), (DType)t->dtype, i, value);
+        for (int64_t i = 0; i < n; i++)
+            rt_store_number(rt_tensor_data(r->s->plan, t), (DType)t->dtype, i, value);
         return;
     }
     const Node *node = find_input(r, program, input);
@@ -204,12 +211,16 @@ void runner_set_number(Runner *r, const char *program, const char *input, double
     for (int64_t i = 0; i < n; i++) rt_store_number(s->data, s->dtype, i, value);
 }
 
-// ---- runs -----------------------------------------------------------------------------------------------------
+// ---- runs ----------------------------------------------------------------------------------------------
 
 static bool is_output(const Node *n) { return n->op == OP_LOSS || n->op == OP_METRIC || n->op == OP_RETURN; }
 
 static void add_output(Runner *r, Outputs *out, const Node *n, const Tensor *t) {
-    Output o = {.name = n->attr.name, .path = n->path, .op = n->op, .weight = n->attr.weight, .ndim = t->ndim,
+    Output o = {.name = n->attr.name,
+                .path = n->path,
+                .op = n->op,
+                .weight = n->attr.weight,
+                .ndim = t->ndim,
                 .n = elements_of(t->ndim, t->dim)};
     memcpy(o.dim, t->dim, sizeof o.dim);
     o.at = arena_array(r->arena, double, o.n + 1);
@@ -228,7 +239,8 @@ static const RtTensor *plan_output(const Runner *r, int program, const Graph *g,
     RtOutputKind kind = of->op == OP_LOSS ? RT_OUT_LOSS : of->op == OP_METRIC ? RT_OUT_METRIC : RT_OUT_RESULT;
     for (int i = 0; i < p->n_tensors; i++) {
         const RtTensor *t = &p->tensor[i];
-        if (t->role != RT_OUTPUT || t->kind != kind || strcmp(rt_output_name(p, t), of->attr.name) != 0) continue;
+        if (t->role != RT_OUTPUT || t->kind != kind || strcmp(rt_output_name(p, t), of->attr.name) != 0)
+            continue;
         if (rt_is_output_of(p, program, t) && earlier-- == 0) return t;
     }
     return NULL;
@@ -252,8 +264,7 @@ bool runner_run(Runner *r, const char *program, Outputs *out) {
     EvalOpts o = {.f64 = r->f64, .source = source, .self = r, .sym_value = sym_value};
     Eval *e = eval_graph(r->arena, g, &o, r->s->diag);
     if (!e) return false;
-    for_each_node(g, n)
-        if (out && is_output(n)) add_output(r, out, n, eval_value(e, n->in[0]));
+    for_each_node(g, n) if (out && is_output(n)) add_output(r, out, n, eval_value(e, n->in[0]));
     carry_out(r, g, e);
     return true;
 }
@@ -264,7 +275,8 @@ const double *runner_value(Runner *r, const char *name, int64_t n) {
     if (!t && !s) return NULL;
     double *x = arena_array(r->s->arena, double, n + 1);
     for (int64_t i = 0; i < n; i++)
-        x[i] = t ? rt_load_number(rt_tensor_data(r->s->plan, t), (DType)t->dtype, i) : rt_load_number(s->data, s->dtype, i);
+        x[i] = t ? rt_load_number(rt_tensor_data(r->s->plan, t), (DType)t->dtype, i)
+                 : rt_load_number(s->data, s->dtype, i);
     return x;
 }
 
@@ -274,7 +286,7 @@ const Output *find_output(const Outputs *o, Op op, const char *name) {
     return NULL;
 }
 
-// ---- decoding ---------------------------------------------------------------------------------------------------
+// ---- decoding ------------------------------------------------------------------------------------------
 
 struct RunnerDecoder {
     Runner *r;
@@ -295,7 +307,8 @@ void runner_decoder_close(RunnerDecoder *d) {
     if (!d->r->ref) rt_decoder_close(&d->plan);
 }
 
-static const double *decode_by_meaning(Runner *r, int64_t past, const int32_t *ids, int64_t n, int64_t *vocab) {
+static const double *decode_by_meaning(Runner *r, int64_t past, const int32_t *ids, int64_t n,
+                                       int64_t *vocab) {
     r->rows = n;
     r->context = past + n;
     if (!runner_set_ints(r, "run", "tokens", ids, n)) return NULL;

@@ -32,14 +32,19 @@ const char *verify_shape(Arena *a, int ndim, const int64_t *dim) {
 }
 
 Check *table_add(Table *t, const char *name, const char *shape, double error, double tolerance) {
-    bool ok = error <= tolerance;                              // false for NaN
-    vec_push(t->arena, &t->checks, ((Check){.name = name, .shape = shape, .error = error, .tolerance = tolerance,
-             .verdict = ok ? CHECK_OK : CHECK_FAIL}));
+    bool ok = error <= tolerance; // false for NaN
+    vec_push(t->arena, &t->checks,
+             ((Check){.name = name,
+                      .shape = shape,
+                      .error = error,
+                      .tolerance = tolerance,
+                      .verdict = ok ? CHECK_OK : CHECK_FAIL}));
     return &vec_last(&t->checks);
 }
 
 void table_fail(Table *t, const char *name, const char *shape, const char *note) {
-    vec_push(t->arena, &t->checks, ((Check){.name = name, .shape = shape, .note = note, .verdict = CHECK_FAIL}));
+    vec_push(t->arena, &t->checks,
+             ((Check){.name = name, .shape = shape, .note = note, .verdict = CHECK_FAIL}));
 }
 
 void table_note(Table *t, const char *name, const char *note) {
@@ -66,13 +71,18 @@ static int by_name(const void *a, const void *b) {
 
 static void print_check(const Check *c, int width) {
     static const char *const verdict[] = {"ok", "FAIL", "excused", ""};
-    if (c->verdict == CHECK_NOTE) printf("%-*s  %s\n", width, c->name, c->note);
-    else if (c->note) printf("%-*s  %-12s %s: %s\n", width, c->name, c->shape, verdict[c->verdict], c->note);
-    else printf("%-*s  %-12s %9.2e  %9.2e  %s\n", width, c->name, c->shape, c->error, c->tolerance, verdict[c->verdict]);
+    if (c->verdict == CHECK_NOTE)
+        printf("%-*s  %s\n", width, c->name, c->note);
+    else if (c->note)
+        printf("%-*s  %-12s %s: %s\n", width, c->name, c->shape, verdict[c->verdict], c->note);
+    else
+        printf("%-*s  %-12s %9.2e  %9.2e  %s\n", width, c->name, c->shape, c->error, c->tolerance,
+               verdict[c->verdict]);
 }
 
 // Of those that fold, puts what is to be printed behind shown[n_shown]; the rest is counted.
-static int choose(const Table *t, bool all, const Check **shown, int n_shown, int *hidden, int *hidden_failures) {
+static int choose(const Table *t, bool all, const Check **shown, int n_shown, int *hidden,
+                  int *hidden_failures) {
     const Check **many = arena_array(t->arena, const Check *, t->checks.n + 1);
     int n = 0;
     for (int i = 0; i < t->checks.n; i++)
@@ -102,8 +112,10 @@ static void print_checks(const Table *t, bool all) {
         if ((int)strlen(shown[i]->name) > width) width = (int)strlen(shown[i]->name);
     printf("%-*s  %-12s %9s  %9s\n", width, "tensor", "shape", "error", "allowed");
     for (int i = 0; i < n; i++) print_check(shown[i], width);
-    if (hidden_failures) printf("... and %d more %s, %d of them FAIL (--all prints them)\n", hidden, t->many, hidden_failures);
-    else if (hidden) printf("... and %d more %s, all closer (--all prints them)\n", hidden, t->many);
+    if (hidden_failures)
+        printf("... and %d more %s, %d of them FAIL (--all prints them)\n", hidden, t->many, hidden_failures);
+    else if (hidden)
+        printf("... and %d more %s, all closer (--all prints them)\n", hidden, t->many);
 }
 
 int table_print(const Table *t, const char *title, bool all, bool quiet) {
@@ -118,10 +130,14 @@ int table_print(const Table *t, const char *title, bool all, bool quiet) {
     }
     if (!quiet) print_checks(t, all);
     printf("%s: ", title);
-    if (failed) printf("%d of %d tensors FAIL", failed, compared);
-    else printf("%d tensors compared", compared);
-    if (worst && isfinite(share(worst))) printf(", worst %.2g of its tolerance (%s)", share(worst), worst->name);
-    else if (worst) printf(", worst: %s", worst->name);
+    if (failed)
+        printf("%d of %d tensors FAIL", failed, compared);
+    else
+        printf("%d tensors compared", compared);
+    if (worst && isfinite(share(worst)))
+        printf(", worst %.2g of its tolerance (%s)", share(worst), worst->name);
+    else if (worst)
+        printf(", worst: %s", worst->name);
     putchar('\n');
     return failed || !compared ? EXIT_WRONG : EXIT_DONE;
 }

@@ -1,4 +1,5 @@
-// moec verify --train: a training curve step by step against one recorded elsewhere, by the recipe it was made with.
+// moec verify --train: a training curve step by step against one recorded elsewhere, by the recipe it was
+// made with.
 //
 //   batches.safetensors   batches i32[steps, sequences, tokens + 1]
 //   curve_f64.csv         step,loss,ce,aux,grad_norm,router_margin,lr: of each step, before its update
@@ -12,27 +13,30 @@
 #include "frontend/cmd_verify.h"
 #include "runtime/schedule.h"
 
-static const double loss_tolerance = 1e-5, norm_share = 1e-4, weight_tolerance = 1e-4, lr_share = 1e-9, least_margin = 1e-6;
-
-typedef struct { double loss, ce, aux, grad_norm, margin, lr; } Point;
+static const double loss_tolerance = 1e-5, norm_share = 1e-4, weight_tolerance = 1e-4, lr_share = 1e-9,
+                    least_margin = 1e-6;
 
 typedef struct {
-    Cli     *cli;
+    double loss, ce, aux, grad_norm, margin, lr;
+} Point;
+
+typedef struct {
+    Cli *cli;
     Session s;
-    Runner  runner;
+    Runner runner;
     StFiles *files, *batch_files, *final_files;
     Weights w;
     float **value;
     const StTensor *batches;
     int64_t steps, B, S;
     int32_t *ids;
-    Point  *want, *got;
+    Point *want, *got;
     RtSettings *settings;
     RtSchedule schedule;
-    int64_t excused_from;          // steps after this one are excused; 0: none
+    int64_t excused_from; // steps after this one are excused; 0: none
 } Curve;
 
-// ---- reading ------------------------------------------------------------------------------------------------
+// ---- reading -------------------------------------------------------------------------------------------
 
 static bool read_curve(Curve *v, const char *dir) {
     static const char head[] = "step,loss,ce,aux,grad_norm,router_margin,lr";
@@ -51,9 +55,12 @@ static bool read_curve(Curve *v, const char *dir) {
         Point *p = &v->want[i];
         double step;
         text = strchr(text, '\n');
-        if (!text || sscanf(++text, "%lf,%lf,%lf,%lf,%lf,%lf,%lf", &step, &p->loss, &p->ce, &p->aux, &p->grad_norm, &p->margin, &p->lr) != 7 ||
+        if (!text ||
+            sscanf(++text, "%lf,%lf,%lf,%lf,%lf,%lf,%lf", &step, &p->loss, &p->ce, &p->aux, &p->grad_norm,
+                   &p->margin, &p->lr) != 7 ||
             step != (double)(i + 1)) {
-            diag_error(v->s.diag, (Span){0}, "%s: line %lld is not step %lld with its six numbers", name, (long long)i + 2, (long long)i + 1);
+            diag_error(v->s.diag, (Span){0}, "%s: line %lld is not step %lld with its six numbers", name,
+                       (long long)i + 2, (long long)i + 1);
             return false;
         }
     }
@@ -71,7 +78,8 @@ static bool open_batches(Curve *v, const char *dir) {
     if (!open_file(v, dir, "batches.safetensors", &v->batch_files)) return false;
     v->batches = st_find(v->batch_files, "batches");
     if (!v->batches || v->batches->ndim != 3 || v->batches->dim[2] < 2 || !v->batches->elements) {
-        diag_error(v->cli->diag, (Span){0}, "%s/batches.safetensors must hold batches: [steps, sequences, tokens + 1]", dir);
+        diag_error(v->cli->diag, (Span){0},
+                   "%s/batches.safetensors must hold batches: [steps, sequences, tokens + 1]", dir);
         return false;
     }
     v->steps = v->batches->dim[0];
@@ -83,12 +91,23 @@ static bool open_batches(Curve *v, const char *dir) {
 // What the curve was made with; the rest is the defaults of the language, whatever the model's blocks say.
 static bool open_model(Curve *v, const char *dir) {
     Arena *a = v->cli->arena;
-    const char *sets[] = {
-        "train.dtype=f32", "train.micro_batch=none", "train.lanes=1", "train.sum=none", "train.lr=1e-3", "train.lr_expert=1.0",
-        "train.schedule=cosine(warmup: 10 steps, floor: 0.1)", "train.optimizer=adamw", "train.clip=1.0", "train.average=leaf",
-        "train.recompute=cheap", "train.seed=0", "train.stop=none", "data.source=none",
-        arena_printf(a, "train.batch=%lld", (long long)v->B), arena_printf(a, "train.sequence=%lld", (long long)v->S),
-        arena_printf(a, "train.length=%lld steps", (long long)v->steps)};
+    const char *sets[] = {"train.dtype=f32",
+                          "train.micro_batch=none",
+                          "train.lanes=1",
+                          "train.sum=none",
+                          "train.lr=1e-3",
+                          "train.lr_expert=1.0",
+                          "train.schedule=cosine(warmup: 10 steps, floor: 0.1)",
+                          "train.optimizer=adamw",
+                          "train.clip=1.0",
+                          "train.average=leaf",
+                          "train.recompute=cheap",
+                          "train.seed=0",
+                          "train.stop=none",
+                          "data.source=none",
+                          arena_printf(a, "train.batch=%lld", (long long)v->B),
+                          arena_printf(a, "train.sequence=%lld", (long long)v->S),
+                          arena_printf(a, "train.length=%lld steps", (long long)v->steps)};
     if (!verify_open(&v->s, v->cli, dir, (int)(sizeof sets / sizeof *sets), sets)) return false;
     RtError e = {0};
     char *json = session_json(&v->s);
@@ -100,18 +119,23 @@ static bool open_model(Curve *v, const char *dir) {
     }
     const Settings *t = v->s.settings;
     if (t->train.batch != v->B || t->train.sequence != v->S) {
-        diag_error(v->s.diag, (Span){0}, "the batches have %lld sequences of %lld tokens: train.batch and train.sequence cannot be others",
-                   (long long)v->B, (long long)v->S);
+        diag_error(
+            v->s.diag, (Span){0},
+            "the batches have %lld sequences of %lld tokens: train.batch and train.sequence cannot be others",
+            (long long)v->B, (long long)v->S);
         return false;
     }
-    v->schedule = rt_schedule(v->settings, (RtStepSize){.tokens = (double)(v->B * v->S), .samples = (double)v->B, .samples_per_epoch = (double)(v->B * v->steps)});
+    v->schedule = rt_schedule(v->settings, (RtStepSize){.tokens = (double)(v->B * v->S),
+                                                        .samples = (double)v->B,
+                                                        .samples_per_epoch = (double)(v->B * v->steps)});
     return true;
 }
 
-// ---- training -----------------------------------------------------------------------------------------------
+// ---- training ------------------------------------------------------------------------------------------
 
 static bool build_programs(Curve *v) {
-    static const char *const meaning[] = {"simplify", "fuse-gating", "precision", "autodiff", "optimizer", NULL};
+    static const char *const meaning[] = {"simplify", "fuse-gating", "precision",
+                                          "autodiff", "optimizer",   NULL};
     static const char *const meaning_update[] = {"simplify", NULL};
     Graph **program = arena_array(v->s.arena, Graph *, 2);
     if (v->runner.ref) {
@@ -131,8 +155,11 @@ static bool build_programs(Curve *v) {
 static void set_numbers(Curve *v, const char *program, int64_t step, int64_t wave) {
     const Settings *t = v->s.settings;
     Runner *r = &v->runner;
-    double scale = 1 / (double)(v->s.train.average_token ? v->B * v->S : t->train.lanes * t->train.waves);     // all labels count
-    int32_t rng[4] = {(int32_t)t->train.seed, (int32_t)(t->train.seed >> 32), (int32_t)(step - 1), (int32_t)wave};
+    double scale =
+        1 / (double)(v->s.train.average_token ? v->B * v->S
+                                              : t->train.lanes * t->train.waves); // all labels count
+    int32_t rng[4] = {(int32_t)t->train.seed, (int32_t)(t->train.seed >> 32), (int32_t)(step - 1),
+                      (int32_t)wave};
     if (runner_has_input(r, program, "rng")) runner_set_ints(r, program, "rng", rng, 4);
     runner_set_number(r, program, "step", (double)step);
     runner_set_number(r, program, "tokens_seen", (double)((step - 1) * v->B * v->S));
@@ -166,7 +193,8 @@ static bool run_wave(Curve *v, int64_t step, int64_t wave, Outputs *out) {
     }
     set_numbers(v, "pass", step, wave);
     r->wave = wave;
-    return runner_set_ints(r, "pass", "tokens", tokens, n) && runner_set_ints(r, "pass", "labels", labels, n) && runner_run(r, "pass", out);
+    return runner_set_ints(r, "pass", "tokens", tokens, n) &&
+           runner_set_ints(r, "pass", "labels", labels, n) && runner_run(r, "pass", out);
 }
 
 static bool train_step(Curve *v, int64_t step) {
@@ -187,23 +215,27 @@ static bool train_step(Curve *v, int64_t step) {
     return true;
 }
 
-// ---- comparing ------------------------------------------------------------------------------------------------
+// ---- comparing -----------------------------------------------------------------------------------------
 
 // Largest deviation as a share of what is allowed.
 static double step_share(const Point *got, const Point *want) {
-    double share[] = {fabs(got->loss - want->loss) / loss_tolerance, fabs(got->ce - want->ce) / loss_tolerance,
-                      fabs(got->aux - want->aux) / loss_tolerance, fabs(got->grad_norm - want->grad_norm) / (norm_share * want->grad_norm),
+    double share[] = {fabs(got->loss - want->loss) / loss_tolerance,
+                      fabs(got->ce - want->ce) / loss_tolerance, fabs(got->aux - want->aux) / loss_tolerance,
+                      fabs(got->grad_norm - want->grad_norm) / (norm_share * want->grad_norm),
                       fabs(got->lr - want->lr) / (lr_share * want->lr)};
     double most = 0;
     for (size_t i = 0; i < sizeof share / sizeof *share; i++)
-        if (isnan(share[i])) return INFINITY;
-        else if (share[i] > most) most = share[i];
+        if (isnan(share[i]))
+            return INFINITY;
+        else if (share[i] > most)
+            most = share[i];
     return most;
 }
 
 static void print_step(const Point *got, const Point *want, int64_t step, const char *verdict) {
-    printf("%5lld  %10.6f  %9.1e %9.1e %9.1e  %9.4f  %9.1e  %8.1e  %s\n", (long long)step, got->loss, got->loss - want->loss, got->ce - want->ce,
-           got->aux - want->aux, got->grad_norm, got->grad_norm / want->grad_norm - 1, got->lr, verdict);
+    printf("%5lld  %10.6f  %9.1e %9.1e %9.1e  %9.4f  %9.1e  %8.1e  %s\n", (long long)step, got->loss,
+           got->loss - want->loss, got->ce - want->ce, got->aux - want->aux, got->grad_norm,
+           got->grad_norm / want->grad_norm - 1, got->lr, verdict);
 }
 
 // Returns how many steps fail; *worst, *at: the largest share.
@@ -211,7 +243,9 @@ static int compare_steps(Curve *v, bool all, bool quiet, double *worst, int64_t 
     int failed = 0;
     *worst = 0;
     *at = 0;
-    if (!quiet) printf("%5s  %10s  %9s %9s %9s  %9s  %9s  %8s\n", "step", "loss", "error", "ce error", "aux error", "norm", "rel error", "lr");
+    if (!quiet)
+        printf("%5s  %10s  %9s %9s %9s  %9s  %9s  %8s\n", "step", "loss", "error", "ce error", "aux error",
+               "norm", "rel error", "lr");
     for (int64_t i = 0; i < v->steps; i++) {
         double share = step_share(&v->got[i], &v->want[i]);
         bool excused = v->excused_from && i + 1 > v->excused_from, fails = !(share <= 1) && !excused;
@@ -221,11 +255,16 @@ static int compare_steps(Curve *v, bool all, bool quiet, double *worst, int64_t 
             *at = i + 1;
         }
         bool show = all || i == 0 || (i + 1) % 10 == 0 || (fails && failed <= 10);
-        if (show && !quiet) print_step(&v->got[i], &v->want[i], i + 1, fails ? "FAIL" : excused && !(share <= 1) ? "excused" : "ok");
+        if (show && !quiet)
+            print_step(&v->got[i], &v->want[i], i + 1,
+                       fails                      ? "FAIL"
+                       : excused && !(share <= 1) ? "excused"
+                                                  : "ok");
         if (v->want[i].margin < least_margin && !v->excused_from) {
             v->excused_from = i + 1;
-            printf("step %lld: the nearest routing decision is %.1e away (below %.0e); what follows is excused\n", (long long)i + 1,
-                   v->want[i].margin, least_margin);
+            printf("step %lld: the nearest routing decision is %.1e away (below %.0e); what follows is "
+                   "excused\n",
+                   (long long)i + 1, v->want[i].margin, least_margin);
         }
     }
     return failed;
@@ -244,10 +283,12 @@ static bool compare_final(Curve *v, Table *t) {
     for (int i = 0; i < final.matches.n; i++) {
         const HfMatch *m = &final.matches.at[i];
         const StTensor *tensor = final.source[m->tensor];
-        double *want = verify_numbers(&v->s, tensor), *got = arena_array(v->s.arena, double, tensor->elements + 1);
+        double *want = verify_numbers(&v->s, tensor),
+               *got = arena_array(v->s.arena, double, tensor->elements + 1);
         if (!want) return false;
         hf_view_gather(m->view, sizeof(double), (char *const *)now, (char *)got);
-        Check *c = table_add(t, tensor->name, verify_shape(v->s.arena, tensor->ndim, tensor->dim), largest_error(got, want, tensor->elements), weight_tolerance);
+        Check *c = table_add(t, tensor->name, verify_shape(v->s.arena, tensor->ndim, tensor->dim),
+                             largest_error(got, want, tensor->elements), weight_tolerance);
         c->folds = true;
         if (v->excused_from && c->verdict == CHECK_FAIL) c->verdict = CHECK_EXCUSED;
     }
@@ -256,7 +297,9 @@ static bool compare_final(Curve *v, Table *t) {
 
 static bool train(Curve *v, const char *dir) {
     if (!open_batches(v, dir) || !open_model(v, dir) || !read_curve(v, dir)) return false;
-    if (!verify_weights(&v->s, dir, &v->files, &v->w, &v->value) || !open_file(v, dir, "final.safetensors", &v->final_files)) return false;
+    if (!verify_weights(&v->s, dir, &v->files, &v->w, &v->value) ||
+        !open_file(v, dir, "final.safetensors", &v->final_files))
+        return false;
     Val vocabulary = program_hyper(v->s.program, "V");
     int64_t most = INT32_MAX;
     if (vocabulary.kind == V_NUM && num_is_int(vocabulary.num, &most)) most--;
@@ -278,8 +321,10 @@ int cmd_verify_train(Cli *c, const char *dir) {
         int failed = compare_steps(&v, all, c->quiet, &worst, &at);
         Table t = {.arena = c->arena, .many = "weights"};
         if (compare_final(&v, &t)) {
-            const char *title = arena_printf(c->arena, "%s: %lld steps, %d FAIL, worst %.2g of its tolerance (step %lld); weights after them",
-                                             basename(arena_strdup(c->arena, dir)), (long long)v.steps, failed, worst, (long long)at);
+            const char *title = arena_printf(
+                c->arena,
+                "%s: %lld steps, %d FAIL, worst %.2g of its tolerance (step %lld); weights after them",
+                basename(arena_strdup(c->arena, dir)), (long long)v.steps, failed, worst, (long long)at);
             status = table_print(&t, title, all, c->quiet);
             if (failed) status = EXIT_WRONG;
         }

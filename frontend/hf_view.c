@@ -1,5 +1,6 @@
-// Views of parameters, read both ways.  A view is walked with strides: each leaf (a parameter, or one element of a
-// stack) occupies a strided box of the value, so gather and scatter are the same walk with the copy turned round.
+// Views of parameters, read both ways.  A view is walked with strides: each leaf (a parameter, or one element
+// of a stack) occupies a strided box of the value, so gather and scatter are the same walk with the copy
+// turned round.
 #include "frontend/hf_view.h"
 
 #include <math.h>
@@ -34,7 +35,8 @@ HfView *hf_view_param(Arena *a, int param, int ndim, const int64_t *dim) {
 
 HfView *hf_view_element(Arena *a, HfView *of, int64_t e, const char **why) {
     if (of->ndim < 1 || e < 0 || e >= of->dim[0]) {
-        *why = arena_printf(a, "there is no element %lld in %s", (long long)e, shape_text(a, of->ndim, of->dim));
+        *why =
+            arena_printf(a, "there is no element %lld in %s", (long long)e, shape_text(a, of->ndim, of->dim));
         return NULL;
     }
     HfView *v = view_new(a, HV_ELEMENT, of);
@@ -79,7 +81,8 @@ static int64_t product(int ndim, const int64_t *dim) {
 
 HfView *hf_view_reshape(Arena *a, HfView *of, int ndim, const int64_t *dim, const char **why) {
     if (product(ndim, dim) != product(of->ndim, of->dim)) {
-        *why = arena_printf(a, "reshape: %s has other elements than %s", shape_text(a, of->ndim, of->dim), shape_text(a, ndim, dim));
+        *why = arena_printf(a, "reshape: %s has other elements than %s", shape_text(a, of->ndim, of->dim),
+                            shape_text(a, ndim, dim));
         return NULL;
     }
     HfView *v = view_new(a, HV_RESHAPE, of);
@@ -124,16 +127,16 @@ HfView *hf_view_join(Arena *a, HfViewKind kind, HfView **child, int n, int axis,
 HfView *hf_view_mxfp4(Arena *a, HfView *of) { return view_new(a, HV_MXFP4, of); }
 
 // ---- the walk ---------------------------------------------------------------------------------------------
-// A box: where the elements of a view lie in the value, as an offset and a stride per axis (in elements).  Views that
-// a box can't describe (reshape of a strided box) go through a dense copy.
+// A box: where the elements of a view lie in the value, as an offset and a stride per axis (in elements).
+// Views that a box can't describe (reshape of a strided box) go through a dense copy.
 
 typedef struct {
     int64_t offset, stride[MAX_DIM];
 } Box;
 
 typedef struct {
-    int   size;
-    bool  scatter;
+    int size;
+    bool scatter;
     char *const *params;
     char *value;
 } Walk;
@@ -151,8 +154,10 @@ static void copy_box(const Walk *w, int ndim, const int64_t *dim, const Box *box
     int64_t n = product(ndim, dim), index[MAX_DIM] = {0}, at = box->offset;
     for (int64_t i = 0; i < n; i++) {
         char *d = dense + i * w->size, *v = w->value + at * w->size;
-        if (w->scatter) memcpy(d, v, (size_t)w->size);
-        else memcpy(v, d, (size_t)w->size);
+        if (w->scatter)
+            memcpy(d, v, (size_t)w->size);
+        else
+            memcpy(v, d, (size_t)w->size);
         for (int k = ndim - 1; k >= 0; k--) {
             at += box->stride[k];
             if (++index[k] < dim[k]) break;
@@ -164,11 +169,14 @@ static void copy_box(const Walk *w, int ndim, const int64_t *dim, const Box *box
 
 static void walk(const Walk *w, const HfView *v, Box box) {
     switch (v->kind) {
-    case HV_PARAM: copy_box(w, v->ndim, v->dim, &box, w->params[v->param]); return;
+    case HV_PARAM:
+        copy_box(w, v->ndim, v->dim, &box, w->params[v->param]);
+        return;
     case HV_ELEMENT: {
         const HfView *of = v->child[0];
         if (of->kind == HV_PARAM) {
-            copy_box(w, v->ndim, v->dim, &box, w->params[of->param] + v->element * product(v->ndim, v->dim) * w->size);
+            copy_box(w, v->ndim, v->dim, &box,
+                     w->params[of->param] + v->element * product(v->ndim, v->dim) * w->size);
             return;
         }
         // an element of a derived stack: through a dense copy of the whole stack
@@ -187,7 +195,9 @@ static void walk(const Walk *w, const HfView *v, Box box) {
         walk(w, v->child[0], inner);
         return;
     }
-    case HV_MXFP4: walk(w, v->child[0], box); return;
+    case HV_MXFP4:
+        walk(w, v->child[0], box);
+        return;
     case HV_RESHAPE: {
         int64_t n = product(v->ndim, v->dim);
         Arena *scratch = arena_create();
@@ -236,12 +246,14 @@ void hf_view_gather(const HfView *v, int size, char *const *params, char *value)
 void hf_view_scatter(const HfView *v, int size, char *const *params, const char *value) {
     Box box = {0};
     dense_strides(v->ndim, v->dim, box.stride);
-    walk(&(Walk){size, true, params, (char *)value}, v, box);     // scatter only reads the value
+    walk(&(Walk){size, true, params, (char *)value}, v, box); // scatter only reads the value
 }
 
 void hf_view_covers(const HfView *v, void (*hit)(void *self, int param, int64_t element), void *self) {
-    if (v->kind == HV_PARAM) hit(self, v->param, -1);
-    else if (v->kind == HV_ELEMENT && v->child[0]->kind == HV_PARAM) hit(self, v->child[0]->param, v->element);
+    if (v->kind == HV_PARAM)
+        hit(self, v->param, -1);
+    else if (v->kind == HV_ELEMENT && v->child[0]->kind == HV_PARAM)
+        hit(self, v->child[0]->param, v->element);
     else
         for (int i = 0; i < v->n; i++) hf_view_covers(v->child[i], hit, self);
 }
