@@ -27,6 +27,27 @@ int64_t rows_grain(const Type *t, int64_t bytes_per_row) {
     return grain;
 }
 
+bool same_rows(const Type *a, const Type *b) {
+    int64_t n[2] = {1, 1};
+    const Sym *sym[2][MAX_DIM];
+    int n_sym[2] = {0, 0};
+    const Type *t[2] = {a, b};
+    for (int j = 0; j < 2; j++)
+        for (int i = 0; i + 1 < t[j]->ndim; i++) {
+            const Sym *s = t[j]->dim[i].sym;
+            n[j] *= t[j]->dim[i].n;
+            if (s && s->kind == SYM_LEAF) n[j] *= s->bound;
+            else if (s) sym[j][n_sym[j]++] = s;
+        }
+    if (n[0] != n[1] || n_sym[0] != n_sym[1]) return false;
+    for (int i = 0; i < n_sym[0]; i++) {
+        int here = 0, there = 0;
+        for (int j = 0; j < n_sym[0]; j++) here += sym[0][j] == sym[0][i], there += sym[1][j] == sym[0][i];
+        if (here != there) return false;
+    }
+    return true;
+}
+
 static double data_element(const Tensor *t, int64_t i) {
     if (!t->ndim) i = 0;
     switch (t->dtype) {

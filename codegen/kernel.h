@@ -59,6 +59,8 @@ int64_t rows_bound(const Type *t);                    // product of all dimensio
 // Rows so that a task touches about 16 KiB; from sizes only.
 int64_t rows_grain(const Type *t, int64_t bytes_per_row);
 
+// The same number of rows: the same constant times the same symbols.
+bool same_rows(const Type *a, const Type *b);
 // The elements of a CONST node as dtype t, in a.
 void *const_elements(Arena *a, const Node *n, DType t);
 

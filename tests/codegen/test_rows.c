@@ -136,6 +136,36 @@ static void ragged_rows_follow_their_route(void **state) {
     case_free(&c);
 }
 
+// A whole router: choice, capacity by queue, renormed weights, statistics, rows.
+static void gates_run_as_bodies_and_lone_ops(void **state) {
+    Case c = case_new();
+    Sym *L = graph_add_sym(c.g, "L", SYM_LEAF, 2, 0, 1);
+    Dim l = {1, L};
+    Sym *R = graph_add_sym(c.g, "R", SYM_RAGGED, 2 * 150 * 2, 8, 2);
+    Value *z = case_input(&c, "z", F32, DIMS(l, dim_n(150), dim_n(8)));
+    BodyCase k = body_new(&c);
+    Value *x = body_arg(&k, z), *p = make(&k.b, OP_SOFTMAX, INS(x));
+    Node *top = build(&k.b, OP_TOPK, INS(p), .k = 2);
+    Value *w = &top->out[0], *e = &top->out[1];
+    Value *place = build(&k.b, OP_QUEUE, INS(e), .experts = 8, .by_choice = 1)->out;
+    Value *kept = make(&k.b, OP_LT, INS(place, build_const(&k.b, 30, I32)));
+    Value *chosen = make(&k.b, OP_SELECT, INS(kept, e, build_const(&k.b, -1, I32)));
+    Value *weight = make(&k.b, OP_SELECT, INS(kept, w, build_const(&k.b, 0, F32)));
+    Value *sum = make(&k.b, OP_SUM, INS(weight), .axes = {1, {2}});
+    Value *norm = make(&k.b, OP_DIV, INS(weight, make(&k.b, OP_MAX, INS(sum, build_const(&k.b, 1e-6, F32)))));
+    Value *mean = make(&k.b, OP_SUM, INS(p), .axes = {1, {1}});
+    Value *counts = make(&k.b, OP_COUNT, INS(chosen), .experts = 8);
+    Node *route = build(&k.b, OP_ROUTE, INS(chosen), .experts = 8, .sym = R);
+    R->extent = &route->out[0];
+    Value *token = make(&k.b, OP_DIV, INS(&route->out[2], build_const(&k.b, 2, I32)));
+    build_node(&k.b, OP_YIELD, INS(norm, chosen, mean, counts, &route->out[0], &route->out[1], token, p, e, p), &(Attrs){0});
+    Node *gate = build(&c.b, OP_GATE, INS(z), .body = k.g);
+    R->extent = &gate->out[4];
+    for (int i = 0; i < gate->n_out; i++) case_return(&c, &gate->out[i], arena_printf(c.arena, "r%d", i));
+    assert_int_equal(case_compare_all(&c, 0, 1e-6), 0);
+    case_free(&c);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sums_over_rows_meet_in_trees),
@@ -145,6 +175,7 @@ int main(void) {
         cmocka_unit_test(scatter_into_a_parameter_adds_per_leaf),
         cmocka_unit_test(memory_moves_along_every_axis),
         cmocka_unit_test(ragged_rows_follow_their_route),
+        cmocka_unit_test(gates_run_as_bodies_and_lone_ops),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
