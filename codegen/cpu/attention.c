@@ -1,12 +1,14 @@
 // attention and attention_grad, without an array of all scores.
 //
-// Lanes are queries: 16 (or 32) of them are packed side by side, keys and values are read as they lie in memory.
+// Lanes are queries: 16 (or 32) of them are packed side by side, keys and values are read as they lie in
+// memory.
 //
 //     scores  S [64 keys][lanes]  = K rows x Q panel             softmax, masks, sums: vectors, no folds
 //     output  O [V][lanes]       += V^T rows x P [64][lanes]
 //
 // attention       task = (32 queries, counting the heads of one key head as queries; batch, key head)
-// attention_grad  task = (batch, key head): heads, then tiles of queries, then blocks of keys, all ascending, so every
+// attention_grad  task = (batch, key head): heads, then tiles of queries, then blocks of keys, all ascending,
+// so every
 //                 chain of dk and dv meets its terms in order
 // Orders: ir/ref/contraction.c.
 #include "codegen/cpu/tile.h"
@@ -19,17 +21,17 @@ enum { HAS_SINKS = 1, HAS_BIAS = 2, HAS_VALID = 4, HAS_DOCUMENTS = 8 };
 typedef struct {
     const KernelNode *k;
     const Type *q_type, *k_type, *v_type;
-    Dim     S, C;
+    Dim S, C;
     int64_t batch, H, Hk, G, A, V, window;
-    bool    causal;
-    int     sinks, bias, valid, documents, after;     // operand numbers, -1: not given; the first operand behind
-    int     lanes, vecs;
+    bool causal;
+    int sinks, bias, valid, documents, after; // operand numbers, -1: not given; the first operand behind
+    int lanes, vecs;
     // scratch, in bytes
     int64_t used, q_rows, q_panel, s, k_copy, v_copy, pos, doc, bias_at, sink, rows_out;
-    TileSet score;                                    // K rows x panel
+    TileSet score; // K rows x panel
     PackFunction pack, copy_q, copy_k, copy_v;
     int64_t A16, V16;
-    LV      S_now, C_now, b, g;                       // b: index of batch; g: key head
+    LV S_now, C_now, b, g; // b: index of batch; g: key head
 } Attn;
 
 static int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
@@ -44,8 +46,17 @@ static LV at_byte(Cg *cg, int64_t n) { return n ? cg_bytes(cg, cg->scratch, cg_i
 static bool attention_of(const KernelNode *k, Attn *p) {
     const Node *n = k->node;
     const Attrs *attr = &n->attr;
-    *p = (Attn){.k = k, .q_type = &n->in[0]->type, .k_type = &n->in[1]->type, .v_type = &n->in[2]->type, .batch = 1,
-                .window = attr->window, .causal = attr->causal != 0, .sinks = -1, .bias = -1, .valid = -1, .documents = -1};
+    *p = (Attn){.k = k,
+                .q_type = &n->in[0]->type,
+                .k_type = &n->in[1]->type,
+                .v_type = &n->in[2]->type,
+                .batch = 1,
+                .window = attr->window,
+                .causal = attr->causal != 0,
+                .sinks = -1,
+                .bias = -1,
+                .valid = -1,
+                .documents = -1};
     int d = p->q_type->ndim;
     for (int i = 0; i + 3 < d; i++) {
         const Dim *x = &p->q_type->dim[i];
@@ -67,7 +78,7 @@ static bool attention_of(const KernelNode *k, Attn *p) {
     return p->q_type->dtype != F16 && p->A <= 1024 && p->V <= 1024 && dim_bound(p->C) < INT32_MAX / 2;
 }
 
-// ---- what both directions share --------------------------------------------------------------------------------
+// ---- what both directions share -----------------------------------------------------------------
 
 // Numbers of keys a block can have; the tile heights they need.
 static unsigned key_heights(const Attn *p, int size, bool heads_are_queries) {
@@ -99,8 +110,13 @@ static void attention_begin(Cg *cg, Attn *p, bool heads_are_queries) {
     bool f32 = p->k_type->dtype == F32;
     p->k_copy = take(p, f32 ? 0 : BLOCK * p->A16 * 4);
     p->v_copy = take(p, f32 ? 0 : BLOCK * p->V16 * 4);
-    TileSpec s = {.vecs = p->vecs, .cols = p->lanes, .a_row = f32 ? p->Hk * p->A : p->A16, .a_k = 1, .c_row = p->lanes,
-                  .b_type = F32, .c_type = F32};
+    TileSpec s = {.vecs = p->vecs,
+                  .cols = p->lanes,
+                  .a_row = f32 ? p->Hk * p->A : p->A16,
+                  .a_k = 1,
+                  .c_row = p->lanes,
+                  .b_type = F32,
+                  .c_type = F32};
     tile_functions(cg, &p->score, &s, "score", key_heights(p, size.rows, heads_are_queries));
     p->pack = pack_columns_function(cg, "pack_queries", F32, p->vecs, p->lanes);
     p->copy_q = copy_rows_function(cg, "copy_q", p->q_type->dtype, p->A, p->A16);
@@ -127,7 +143,9 @@ static LV batch_of(Cg *cg, const Attn *p, const Type *t, int inner) {
     return at;
 }
 
-static LV lane_vec(Cg *cg, DType t, int64_t base, int v) { return cg_load_vec(cg, t, at_byte(cg, base), cg_int(cg, v * LANES), NULL); }
+static LV lane_vec(Cg *cg, DType t, int64_t base, int v) {
+    return cg_load_vec(cg, t, at_byte(cg, base), cg_int(cg, v * LANES), NULL);
+}
 static void lane_put(Cg *cg, DType t, LV x, int64_t base, int v) {
     cg_store_vec(cg, t, x, at_byte(cg, base), cg_int(cg, v * LANES), NULL);
 }
@@ -138,11 +156,13 @@ static void lane_setup(Cg *cg, const Attn *p, LV lane, LV i, LV h) {
     LV pos32 = LLVMBuildTrunc(cg->b, pos, cg->i32, "");
     cg_store1(cg, I32, pos32, at_byte(cg, p->pos), lane);
     if (p->documents >= 0) {
-        LV at = cg_add(cg, cg_mul(cg, batch_of(cg, p, kernel_arg_type(p->k, p->documents), 1), p->C_now), pos);
+        LV at =
+            cg_add(cg, cg_mul(cg, batch_of(cg, p, kernel_arg_type(p->k, p->documents), 1), p->C_now), pos);
         cg_store1(cg, I32, cg_load1(cg, I32, cg_in(cg, p->documents), at), at_byte(cg, p->doc), lane);
     }
     if (p->sinks >= 0)
-        cg_store1(cg, F32, cg_load1(cg, kernel_arg_type(p->k, p->sinks)->dtype, cg_in(cg, p->sinks), h), at_byte(cg, p->sink), lane);
+        cg_store1(cg, F32, cg_load1(cg, kernel_arg_type(p->k, p->sinks)->dtype, cg_in(cg, p->sinks), h),
+                  at_byte(cg, p->sink), lane);
     if (p->bias >= 0) {
         const Type *t = kernel_arg_type(p->k, p->bias);
         int d = t->ndim;
@@ -178,33 +198,44 @@ static LV key_rows(Cg *cg, const Attn *p, bool values, LV j, LV n) {
 }
 
 // n rows of a (row_step elements apart) times a panel of queries -> c [n][lanes].
-static void rows_by_panel(Cg *cg, const Attn *p, const TileSet *set, LV a, int64_t a_row, LV panel, int64_t depth, LV c, LV n) {
+static void rows_by_panel(Cg *cg, const Attn *p, const TileSet *set, LV a, int64_t a_row, LV panel,
+                          int64_t depth, LV c, LV n) {
     TileCut cut = tile_cut(cg, n, tile_size(cg->target).rows);
     CgLoop t;
     cg_for(cg, &t, cg_int(cg, 0), cut.tiles, 1);
     LV first = tile_first(cg, &cut, t.i);
     tile_call(cg, set, tile_height(cg, &cut, t.i),
-              &(TileCall){.a = cg_at(cg, F32, a, cg_muli(cg, first, a_row)), .b = panel, .k = cg_int(cg, depth),
-                          .b_k = cg_int(cg, p->lanes), .c = cg_at(cg, F32, c, cg_muli(cg, first, p->lanes))});
+              &(TileCall){.a = cg_at(cg, F32, a, cg_muli(cg, first, a_row)),
+                          .b = panel,
+                          .k = cg_int(cg, depth),
+                          .b_k = cg_int(cg, p->lanes),
+                          .c = cg_at(cg, F32, c, cg_muli(cg, first, p->lanes))});
     cg_end(cg, &t);
 }
 
-// acc [width][lanes] continues its chains over the n rows of a block: a^T (width columns, a_step apart) by weights [n][lanes].
-static void columns_by_weights(Cg *cg, const Attn *p, const TileSet *set, LV a, int64_t width, LV weights, LV n, LV acc, LV init) {
+// acc [width][lanes] continues its chains over the n rows of a block: a^T (width columns, a_step apart) by
+// weights [n][lanes].
+static void columns_by_weights(Cg *cg, const Attn *p, const TileSet *set, LV a, int64_t width, LV weights,
+                               LV n, LV acc, LV init) {
     int rows = tile_size(cg->target).rows;
     TileCut cut = tile_cut(cg, cg_int(cg, width), rows);
     CgLoop t;
     cg_for(cg, &t, cg_int(cg, 0), cut.tiles, 1);
     LV first = tile_first(cg, &cut, t.i), at = cg_muli(cg, first, p->lanes), c = cg_at(cg, F32, acc, at);
     tile_call(cg, set, tile_height(cg, &cut, t.i),
-              &(TileCall){.a = cg_at(cg, F32, a, first), .b = weights, .k = n, .b_k = cg_int(cg, p->lanes), .c = c,
+              &(TileCall){.a = cg_at(cg, F32, a, first),
+                          .b = weights,
+                          .k = n,
+                          .b_k = cg_int(cg, p->lanes),
+                          .c = c,
                           .init = init ? cg_select(cg, init, c, LLVMConstNull(cg->ptr)) : c});
     cg_end(cg, &t);
 }
 
 static LV lane_or(Cg *cg, LV a, LV b) { return a ? LLVMBuildAnd(cg->b, a, b, "") : b; }
 
-// The score of key j (row of the block at x) for 16 queries, scaled and biased; *seen: lanes that see the key, NULL: all.
+// The score of key j (row of the block at x) for 16 queries, scaled and biased; *seen: lanes that see the
+// key, NULL: all.
 static LV finish_score(Cg *cg, const Attn *p, LV x, LV j, int v, LV *seen) {
     x = cg_fmul(cg, x, cg_vec(cg, (float)p->k->node->attr.scale));
     if (p->bias >= 0) {
@@ -220,7 +251,9 @@ static LV finish_score(Cg *cg, const Attn *p, LV x, LV j, int v, LV *seen) {
     if (p->window) {
         LV w = cg_vec_int(cg, (int32_t)p->window);
         mask = lane_or(cg, mask, LLVMBuildICmp(cg->b, LLVMIntSGT, key, LLVMBuildSub(cg->b, pos, w, ""), ""));
-        if (!p->causal) mask = lane_or(cg, mask, LLVMBuildICmp(cg->b, LLVMIntSLT, key, LLVMBuildAdd(cg->b, pos, w, ""), ""));
+        if (!p->causal)
+            mask =
+                lane_or(cg, mask, LLVMBuildICmp(cg->b, LLVMIntSLT, key, LLVMBuildAdd(cg->b, pos, w, ""), ""));
     }
     if (p->valid >= 0) {
         LV at = cg_add(cg, cg_mul(cg, batch_of(cg, p, kernel_arg_type(p->k, p->valid), 1), p->C_now), j);
@@ -235,7 +268,9 @@ static LV finish_score(Cg *cg, const Attn *p, LV x, LV j, int v, LV *seen) {
     return x;
 }
 
-static LV s_index(Cg *cg, const Attn *p, LV row, int v) { return cg_addi(cg, cg_muli(cg, row, p->lanes), v * LANES); }
+static LV s_index(Cg *cg, const Attn *p, LV row, int v) {
+    return cg_addi(cg, cg_muli(cg, row, p->lanes), v * LANES);
+}
 
 // [width][lanes] -> rows [lane][width16].
 static void transpose_out(Cg *cg, const Attn *p, LV from, int64_t width16, LV rows) {
@@ -243,7 +278,8 @@ static void transpose_out(Cg *cg, const Attn *p, LV from, int64_t width16, LV ro
     cg_for(cg, &c, cg_int(cg, 0), cg_int(cg, width16), LANES);
     for (int v = 0; v < p->vecs; v++) {
         LV x[LANES];
-        for (int i = 0; i < LANES; i++) x[i] = cg_load_vec(cg, F32, from, s_index(cg, p, cg_addi(cg, c.i, i), v), NULL);
+        for (int i = 0; i < LANES; i++)
+            x[i] = cg_load_vec(cg, F32, from, s_index(cg, p, cg_addi(cg, c.i, i), v), NULL);
         tile_transpose(cg, x);
         for (int i = 0; i < LANES; i++)
             cg_store_vec(cg, F32, x[i], rows, cg_addi(cg, c.i, (v * LANES + i) * width16), NULL);
@@ -263,20 +299,30 @@ static void store_row(Cg *cg, LV row, int64_t width, DType t, LV to, LV at) {
                      tile_mask(cg, (int)(width - whole)));
 }
 
-// ---- attention --------------------------------------------------------------------------------------------------
+// ---- attention ----------------------------------------------------------------------------------
+
+// The code takes the depth of its stack and the size of its sums from the most keys there can be.
+static void key_of(const Attn *p, KernelDesc *d) {
+    if (p->C.sym) str_printf(&d->key, " keys %lld", (long long)dim_bound(p->C));
+}
 
 bool describe_attention(const KernelNode *k, KernelDesc *d) {
     Attn p;
     if (!attention_of(k, &p)) return false;
+    key_of(&p, d);
     bool vary = p.S.sym && p.S.sym->kind != SYM_LEAF;
-    d->tasks[0] = (TaskCount){(vary ? p.S.n : dim_bound(p.S)) * p.G, QUERIES, p.batch * p.Hk, vary ? p.S.sym : NULL};
+    d->tasks[0] =
+        (TaskCount){(vary ? p.S.n : dim_bound(p.S)) * p.G, QUERIES, p.batch * p.Hk, vary ? p.S.sym : NULL};
     double pairs = (double)dim_bound(p.S) * (double)dim_bound(p.C) * (p.causal ? 0.5 : 1);
     d->flops = 2.0 * (double)(p.batch * p.H) * pairs * (double)(p.A + p.V);
     return true;
 }
 
 // Running softmax of a tile, one level per power of two of segments:  m [lanes], l [lanes], o [V16][lanes].
-typedef struct { int64_t base, m, l, o, level; TileSet values; } Running;
+typedef struct {
+    int64_t base, m, l, o, level;
+    TileSet values;
+} Running;
 
 static LV level_at(Cg *cg, const Running *r, LV level) {
     return cg_bytes(cg, at_byte(cg, r->base), cg_muli(cg, level, r->level));
@@ -289,7 +335,9 @@ static void run_store(Cg *cg, LV x, LV level, int64_t field, int v) {
 }
 
 static LV minus_inf(Cg *cg) { return cg_vec(cg, -INFINITY); }
-static LV larger(Cg *cg, LV a, LV b) { return cg_select(cg, LLVMBuildFCmp(cg->b, LLVMRealOGT, a, b, ""), a, b); }   // b if equal
+static LV larger(Cg *cg, LV a, LV b) {
+    return cg_select(cg, LLVMBuildFCmp(cg->b, LLVMRealOGT, a, b, ""), a, b);
+} // b if equal
 static LV is_minus_inf(Cg *cg, LV x) { return LLVMBuildFCmp(cg->b, LLVMRealOEQ, x, minus_inf(cg), ""); }
 // exp(old - m), 0 if there was nothing.
 static LV keep_of(Cg *cg, LV old, LV m) {
@@ -316,9 +364,11 @@ static void scale_o(Cg *cg, const Attn *p, const Running *r, LV level, LV *f) {
     cg_end(cg, &c);
 }
 
-// Sum over the 64 rows of s in the order of lanes_sum: 16 partial sums over rows l, l+16, .., then folds 8, 4, 2, 1.
+// Sum over the 64 rows of s in the order of lanes_sum: 16 partial sums over rows l, l+16, .., then folds 8,
+// 4, 2, 1.
 static LV fold_rows(Cg *cg, const Attn *p, LV s, int v, int l, int half) {
-    if (half < LANES) return cg_fadd(cg, fold_rows(cg, p, s, v, l, half * 2), fold_rows(cg, p, s, v, l + half, half * 2));
+    if (half < LANES)
+        return cg_fadd(cg, fold_rows(cg, p, s, v, l, half * 2), fold_rows(cg, p, s, v, l + half, half * 2));
     LV sum = cg_load_vec(cg, F32, s, cg_int(cg, l * p->lanes + v * LANES), NULL);
     for (int i = l + LANES; i < BLOCK; i += LANES)
         sum = cg_fadd(cg, sum, cg_load_vec(cg, F32, s, cg_int(cg, i * p->lanes + v * LANES), NULL));
@@ -327,8 +377,10 @@ static LV fold_rows(Cg *cg, const Attn *p, LV s, int v, int l, int half) {
 
 // Keys j .. j+n-1 join; first: no key of this segment has before.
 static void attend_block(Cg *cg, const Attn *p, const Running *r, LV level, LV j, LV n, LV first) {
-    LV s = at_byte(cg, p->s), zero = cg_int(cg, 0), carry[TILE_MAX_VECS], m[TILE_MAX_VECS], keep[TILE_MAX_VECS];
-    rows_by_panel(cg, p, &p->score, key_rows(cg, p, false, j, n), p->score.spec.a_row, at_byte(cg, p->q_panel), p->A, s, n);
+    LV s = at_byte(cg, p->s), zero = cg_int(cg, 0), carry[TILE_MAX_VECS], m[TILE_MAX_VECS],
+       keep[TILE_MAX_VECS];
+    rows_by_panel(cg, p, &p->score, key_rows(cg, p, false, j, n), p->score.spec.a_row,
+                  at_byte(cg, p->q_panel), p->A, s, n);
     CgLoop row;
     for (int v = 0; v < p->vecs; v++) carry[v] = minus_inf(cg);
     cg_loop_begin(cg, &row, zero, n, 1, p->vecs, carry);
@@ -356,15 +408,16 @@ static void attend_block(Cg *cg, const Attn *p, const Running *r, LV level, LV j
     for (int v = 0; v < p->vecs; v++) cg_store_vec(cg, F32, cg_vec(cg, 0), s, s_index(cg, p, row.i, v), NULL);
     cg_end(cg, &row);
     for (int v = 0; v < p->vecs; v++) {
-        run_store(cg, cg_fma(cg, run_load(cg, level, r->l, v), keep[v], fold_rows(cg, p, s, v, 0, 1)), level, r->l, v);
+        run_store(cg, cg_fma(cg, run_load(cg, level, r->l, v), keep[v], fold_rows(cg, p, s, v, 0, 1)), level,
+                  r->l, v);
         run_store(cg, m[v], level, r->m, v);
     }
     CgIf again;
     cg_if(cg, &again, LLVMBuildNot(cg->b, first, ""));
     scale_o(cg, p, r, level, keep);
     cg_endif(cg, &again);
-    columns_by_weights(cg, p, &r->values, key_rows(cg, p, true, j, n), p->V, s, n, cg_bytes(cg, level, cg_int(cg, r->o)),
-                       LLVMBuildNot(cg->b, first, ""));
+    columns_by_weights(cg, p, &r->values, key_rows(cg, p, true, j, n), p->V, s, n,
+                       cg_bytes(cg, level, cg_int(cg, r->o)), LLVMBuildNot(cg->b, first, ""));
 }
 
 // Level b joins level a, which comes before it.
@@ -375,7 +428,8 @@ static void merge_levels(Cg *cg, const Attn *p, const Running *r, LV a, LV b) {
         none[v] = is_minus_inf(cg, mb);
         ra[v] = keep_of(cg, ma, m);
         rb[v] = cg_exp(cg, cg_fsub(cg, mb, m));
-        LV la = run_load(cg, a, r->l, v), l = cg_fma(cg, run_load(cg, b, r->l, v), rb[v], cg_fmul(cg, la, ra[v]));
+        LV la = run_load(cg, a, r->l, v),
+           l = cg_fma(cg, run_load(cg, b, r->l, v), rb[v], cg_fmul(cg, la, ra[v]));
         run_store(cg, cg_select(cg, none[v], la, l), a, r->l, v);
         run_store(cg, cg_select(cg, none[v], ma, m), a, r->m, v);
     }
@@ -406,18 +460,21 @@ static void attend_segments(Cg *cg, const Attn *p, const Running *r, LV from, LV
         attend_range(cg, p, r, level_at(cg, r, zero), from, to);
         return;
     }
-    LV first = cg_div(cg, from, size), end = cg_max(cg, cg_div(cg, cg_addi(cg, to, SEGMENT - 1), size), cg_addi(cg, first, 1));
+    LV first = cg_div(cg, from, size),
+       end = cg_max(cg, cg_div(cg, cg_addi(cg, to, SEGMENT - 1), size), cg_addi(cg, first, 1));
     CgLoop empty, seg, merge;
     LV bits = cg_intrinsic(cg, "llvm.ctpop", &cg->i64, 1, &first, 1);
-    cg_for(cg, &empty, zero, bits, 1);                     // segments before the window changed nothing
+    cg_for(cg, &empty, zero, bits, 1); // segments before the window changed nothing
     new_level(cg, p, r, level_at(cg, r, empty.i), true);
     cg_end(cg, &empty);
     cg_for(cg, &seg, first, end, 1);
     LV at = cg_mul(cg, seg.i, size), after = cg_addi(cg, seg.i, 1);
     LV top = cg_intrinsic(cg, "llvm.ctpop", &cg->i64, 1, &seg.i, 1);
-    attend_range(cg, p, r, level_at(cg, r, top), cg_max(cg, at, from), cg_min(cg, cg_addi(cg, at, SEGMENT), to));
+    attend_range(cg, p, r, level_at(cg, r, top), cg_max(cg, at, from),
+                 cg_min(cg, cg_addi(cg, at, SEGMENT), to));
     LV zeros[2] = {after, cg_bool(cg, true)};
-    LV merges = cg_select(cg, cg_eq(cg, after, end), top, cg_intrinsic(cg, "llvm.cttz", &cg->i64, 1, zeros, 2));
+    LV merges =
+        cg_select(cg, cg_eq(cg, after, end), top, cg_intrinsic(cg, "llvm.cttz", &cg->i64, 1, zeros, 2));
     cg_for(cg, &merge, zero, merges, 1);
     LV b = cg_sub(cg, top, merge.i);
     merge_levels(cg, p, r, level_at(cg, r, cg_sub(cg, b, one)), level_at(cg, r, b));
@@ -425,13 +482,14 @@ static void attend_segments(Cg *cg, const Attn *p, const Running *r, LV from, LV
     cg_end(cg, &seg);
 }
 
-static LV query_row(Cg *cg, const Attn *p, LV i, LV h) {       // number of row (b, i, h) of q and o
+static LV query_row(Cg *cg, const Attn *p, LV i, LV h) { // number of row (b, i, h) of q and o
     return cg_add(cg, cg_muli(cg, cg_add(cg, cg_mul(cg, p->b, p->S_now), i), p->H), h);
 }
 
 // Sinks, normalisation, and out.
 static void finish_tile(Cg *cg, const Attn *p, const Running *r, LV r0, LV n, int64_t lse_at) {
-    LV level = level_at(cg, r, cg_int(cg, 0)), inverse[TILE_MAX_VECS], keep[TILE_MAX_VECS], zero = cg_vec(cg, 0);
+    LV level = level_at(cg, r, cg_int(cg, 0)), inverse[TILE_MAX_VECS], keep[TILE_MAX_VECS],
+       zero = cg_vec(cg, 0);
     for (int v = 0; v < p->vecs; v++) {
         LV m = run_load(cg, level, r->m, v), l = run_load(cg, level, r->l, v);
         if (p->sinks >= 0) {
@@ -452,7 +510,8 @@ static void finish_tile(Cg *cg, const Attn *p, const Running *r, LV r0, LV n, in
     cg_for(cg, &lane, cg_int(cg, 0), n, 1);
     LV q = cg_add(cg, r0, lane.i), i = cg_div(cg, q, cg_int(cg, p->G)), h = cg_rem(cg, q, cg_int(cg, p->G));
     LV row = query_row(cg, p, i, cg_add(cg, cg_muli(cg, p->g, p->G), h));
-    store_row(cg, cg_at(cg, F32, rows, cg_muli(cg, lane.i, p->V16)), p->V, p->q_type->dtype, cg_out(cg, 0), cg_muli(cg, row, p->V));
+    store_row(cg, cg_at(cg, F32, rows, cg_muli(cg, lane.i, p->V16)), p->V, p->q_type->dtype, cg_out(cg, 0),
+              cg_muli(cg, row, p->V));
     cg_store1(cg, F32, cg_load1(cg, F32, at_byte(cg, lse_at), lane.i), cg_out(cg, 1), row);
     cg_end(cg, &lane);
 }
@@ -469,39 +528,54 @@ void emit_attention(Cg *cg, const KernelNode *k) {
     r.base = take(&p, r.level * levels);
     int64_t lse_at = take(&p, p.lanes * 4);
     assert(p.used <= RT_SCRATCH_BYTES);
-    TileSpec s = {.vecs = p.vecs, .cols = p.lanes, .a_row = 1, .a_k = p.v_type->dtype == F32 ? p.Hk * p.V : p.V16,
-                  .c_row = p.lanes, .b_type = F32, .c_type = F32, .reload = true};
+    TileSpec s = {.vecs = p.vecs,
+                  .cols = p.lanes,
+                  .a_row = 1,
+                  .a_k = p.v_type->dtype == F32 ? p.Hk * p.V : p.V16,
+                  .c_row = p.lanes,
+                  .b_type = F32,
+                  .c_type = F32,
+                  .reload = true};
     tile_functions(cg, &r.values, &s, "values", tile_heights(p.V, rows));
 
     LV places = cg_int(cg, p.batch * p.Hk), place = cg_rem(cg, cg->task, places), heads = cg_int(cg, p.Hk);
-    LV start = cg_muli(cg, cg_div(cg, cg->task, places), QUERIES), all = cg_muli(cg, p.S_now, p.G), G = cg_int(cg, p.G);
+    LV start = cg_muli(cg, cg_div(cg, cg->task, places), QUERIES), all = cg_muli(cg, p.S_now, p.G),
+       G = cg_int(cg, p.G);
     p.b = cg_div(cg, place, heads);
     p.g = cg_rem(cg, place, heads);
     CgLoop tile, lane;
     cg_for(cg, &tile, start, cg_min(cg, cg_addi(cg, start, QUERIES), all), p.lanes);
-    LV n = cg_min(cg, cg_sub(cg, all, tile.i), cg_int(cg, p.lanes)), last = cg_add(cg, tile.i, cg_addi(cg, n, -1));
+    LV n = cg_min(cg, cg_sub(cg, all, tile.i), cg_int(cg, p.lanes)),
+       last = cg_add(cg, tile.i, cg_addi(cg, n, -1));
     cg_for(cg, &lane, cg_int(cg, 0), cg_int(cg, p.lanes), 1);
-    LV q = cg_min(cg, cg_add(cg, tile.i, lane.i), last);       // lanes without a query repeat the last one
+    LV q = cg_min(cg, cg_add(cg, tile.i, lane.i), last); // lanes without a query repeat the last one
     LV i = cg_div(cg, q, G), h = cg_add(cg, cg_muli(cg, p.g, p.G), cg_rem(cg, q, G));
     copy_rows(cg, &p.copy_q, cg_at(cg, F32, at_byte(cg, p.q_rows), cg_muli(cg, lane.i, p.A16)),
-              cg_at(cg, p.q_type->dtype, cg_in(cg, 0), cg_muli(cg, query_row(cg, &p, i, h), p.A)), cg_int(cg, 1), cg_int(cg, 0));
+              cg_at(cg, p.q_type->dtype, cg_in(cg, 0), cg_muli(cg, query_row(cg, &p, i, h), p.A)),
+              cg_int(cg, 1), cg_int(cg, 0));
     lane_setup(cg, &p, lane.i, i, h);
     cg_end(cg, &lane);
-    pack_columns(cg, &p.pack, at_byte(cg, p.q_panel), at_byte(cg, p.q_rows), cg_int(cg, p.A), cg_int(cg, p.A16));
+    pack_columns(cg, &p.pack, at_byte(cg, p.q_panel), at_byte(cg, p.q_rows), cg_int(cg, p.A),
+                 cg_int(cg, p.A16));
     LV shift = cg_sub(cg, p.C_now, p.S_now), from, to;
-    key_range(cg, &p, cg_add(cg, cg_div(cg, tile.i, G), shift), cg_add(cg, cg_div(cg, last, G), shift), &from, &to);
+    key_range(cg, &p, cg_add(cg, cg_div(cg, tile.i, G), shift), cg_add(cg, cg_div(cg, last, G), shift), &from,
+              &to);
     attend_segments(cg, &p, &r, from, to);
     finish_tile(cg, &p, &r, tile.i, n, lse_at);
     cg_end(cg, &tile);
 }
 
-// ---- attention_grad ---------------------------------------------------------------------------------------------
+// ---- attention_grad -----------------------------------------------------------------------------
 
 // Adds weights^T rows into dk or dv: rows are keys, columns those of q or do.
-typedef struct { TileSet whole, last; int64_t width, width16; int n_whole, tail; } KeySums;
+typedef struct {
+    TileSet whole, last;
+    int64_t width, width16;
+    int n_whole, tail;
+} KeySums;
 
 typedef struct {
-    int64_t do_rows, do_panel, dp, dq, lse, D, o_row, dk, dv;      // scratch; dk, dv: f32 sums of narrow results
+    int64_t do_rows, do_panel, dp, dq, lse, D, o_row, dk, dv; // scratch; dk, dv: f32 sums of narrow results
     TileSet dp_tile, dq_tile;
     KeySums keys, values;
     PackFunction copy_o;
@@ -513,46 +587,68 @@ bool describe_attention_grad(const KernelNode *k, KernelDesc *d) {
     Attn p;
     if (!attention_of(k, &p)) return false;
     const Node *n = k->node;
-    if (p.bias >= 0 && (n->in[p.bias]->type.dtype != F32 || type_bound_elements(&n->out[n->n_out - 1].type) > INT32_MAX)) return false;
+    if (p.bias >= 0 &&
+        (n->in[p.bias]->type.dtype != F32 || type_bound_elements(&n->out[n->n_out - 1].type) > INT32_MAX))
+        return false;
     if (narrow(&p) && dim_bound(p.C) * (p.A16 + p.V16) * 4 > (RT_SCRATCH_BYTES * 3LL) / 4) return false;
+    key_of(&p, d);
     d->tasks[0] = tasks_fixed(p.batch * p.Hk);
     double pairs = (double)dim_bound(p.S) * (double)dim_bound(p.C) * (p.causal ? 0.5 : 1);
     d->flops = 2.0 * (double)(p.batch * p.H) * pairs * (double)(3 * p.A + 2 * p.V);
     return true;
 }
 
-static void key_sums_begin(Cg *cg, const Attn *p, KeySums *k, int64_t width, unsigned heights, const char *name, const char *last) {
+static void key_sums_begin(Cg *cg, const Attn *p, KeySums *k, int64_t width, unsigned heights,
+                           const char *name, const char *last) {
     k->width = width;
     k->width16 = up(width, LANES);
     k->n_whole = (int)(width / p->lanes);
     k->tail = (int)(width % p->lanes);
-    TileSpec s = {.vecs = p->vecs, .cols = p->lanes, .a_row = p->lanes, .a_k = 1, .c_row = narrow(p) ? k->width16 : p->Hk * width,
-                  .b_type = F32, .c_type = F32, .reload = true};
+    TileSpec s = {.vecs = p->vecs,
+                  .cols = p->lanes,
+                  .a_row = p->lanes,
+                  .a_k = 1,
+                  .c_row = narrow(p) ? k->width16 : p->Hk * width,
+                  .b_type = F32,
+                  .c_type = F32,
+                  .reload = true};
     if (k->n_whole) tile_functions(cg, &k->whole, &s, name, heights);
     s.cols = k->tail;
     s.vecs = (k->tail + LANES - 1) / LANES;
     if (k->tail) tile_functions(cg, &k->last, &s, last, heights);
 }
 
-// Rows j .. j+n-1 of c (dk or dv) continue their chains over n_q queries: weights [n][lanes] by rows [n_q][width16].
+// Rows j .. j+n-1 of c (dk or dv) continue their chains over n_q queries: weights [n][lanes] by rows
+// [n_q][width16].
 static void key_sums(Cg *cg, const Attn *p, const KeySums *k, LV weights, LV rows, LV n_q, LV c, LV n) {
     int64_t c_row = narrow(p) ? k->width16 : p->Hk * k->width;
     TileCut cut = tile_cut(cg, n, tile_size(cg->target).rows);
     CgLoop t, col;
     cg_for(cg, &t, cg_int(cg, 0), cut.tiles, 1);
     LV first = tile_first(cg, &cut, t.i), height = tile_height(cg, &cut, t.i);
-    LV a = cg_at(cg, F32, weights, cg_muli(cg, first, p->lanes)), to = cg_at(cg, F32, c, cg_muli(cg, first, c_row));
+    LV a = cg_at(cg, F32, weights, cg_muli(cg, first, p->lanes)),
+       to = cg_at(cg, F32, c, cg_muli(cg, first, c_row));
     if (k->n_whole) {
         cg_for(cg, &col, cg_int(cg, 0), cg_int(cg, k->n_whole * p->lanes), p->lanes);
         LV at = cg_at(cg, F32, to, col.i);
-        tile_call(cg, &k->whole, height, &(TileCall){.a = a, .b = cg_at(cg, F32, rows, col.i), .k = n_q,
-                                                     .b_k = cg_int(cg, k->width16), .c = at, .init = at});
+        tile_call(cg, &k->whole, height,
+                  &(TileCall){.a = a,
+                              .b = cg_at(cg, F32, rows, col.i),
+                              .k = n_q,
+                              .b_k = cg_int(cg, k->width16),
+                              .c = at,
+                              .init = at});
         cg_end(cg, &col);
     }
     if (k->tail) {
         LV done = cg_int(cg, k->n_whole * p->lanes), at = cg_at(cg, F32, to, done);
-        tile_call(cg, &k->last, height, &(TileCall){.a = a, .b = cg_at(cg, F32, rows, done), .k = n_q,
-                                                    .b_k = cg_int(cg, k->width16), .c = at, .init = at});
+        tile_call(cg, &k->last, height,
+                  &(TileCall){.a = a,
+                              .b = cg_at(cg, F32, rows, done),
+                              .k = n_q,
+                              .b_k = cg_int(cg, k->width16),
+                              .c = at,
+                              .init = at});
     }
     cg_end(cg, &t);
 }
@@ -560,7 +656,8 @@ static void key_sums(Cg *cg, const Attn *p, const KeySums *k, LV weights, LV row
 // Where rows j .. of dk (or dv) are summed.
 static LV sums_at(Cg *cg, const Attn *p, const Grad *g, bool values, LV j) {
     int64_t width = values ? p->V : p->A;
-    if (narrow(p)) return cg_at(cg, F32, at_byte(cg, values ? g->dv : g->dk), cg_muli(cg, j, values ? p->V16 : p->A16));
+    if (narrow(p))
+        return cg_at(cg, F32, at_byte(cg, values ? g->dv : g->dk), cg_muli(cg, j, values ? p->V16 : p->A16));
     LV row = cg_add(cg, cg_muli(cg, cg_add(cg, cg_mul(cg, p->b, p->C_now), j), p->Hk), p->g);
     return cg_at(cg, F32, cg_out(cg, values ? 2 : 1), cg_muli(cg, row, width));
 }
@@ -579,7 +676,8 @@ static void store_narrow_sums(Cg *cg, const Attn *p, const Grad *g) {
     LV row = cg_add(cg, cg_muli(cg, cg_add(cg, cg_mul(cg, p->b, p->C_now), j.i), p->Hk), p->g);
     for (int values = 0; values < 2; values++) {
         int64_t width = values ? p->V : p->A;
-        store_row(cg, sums_at(cg, p, g, values, j.i), width, p->k_type->dtype, cg_out(cg, values ? 2 : 1), cg_muli(cg, row, width));
+        store_row(cg, sums_at(cg, p, g, values, j.i), width, p->k_type->dtype, cg_out(cg, values ? 2 : 1),
+                  cg_muli(cg, row, width));
     }
     cg_end(cg, &j);
 }
@@ -595,7 +693,7 @@ static LV row_product(Cg *cg, const Attn *p, LV do_row, LV o_row) {
     return cg_fold_sum(cg, sum);
 }
 
-static LV dbias_index(Cg *cg, const Attn *p, LV i, LV h) {     // element (b, h, i, 0) of [.., H, S, C]
+static LV dbias_index(Cg *cg, const Attn *p, LV i, LV h) { // element (b, h, i, 0) of [.., H, S, C]
     LV at = cg_add(cg, cg_muli(cg, p->b, p->H), h);
     return cg_mul(cg, cg_add(cg, cg_mul(cg, at, p->S_now), i), p->C_now);
 }
@@ -607,7 +705,8 @@ static void block_weights(Cg *cg, const Attn *p, const Grad *g, LV j, LV n, LV h
     CgLoop row;
     cg_for(cg, &row, cg_int(cg, 0), n, 1);
     for (int v = 0; v < p->vecs; v++) {
-        LV at = s_index(cg, p, row.i, v), seen, key = cg_add(cg, j, row.i), lse = lane_vec(cg, F32, g->lse, v);
+        LV at = s_index(cg, p, row.i, v), seen, key = cg_add(cg, j, row.i),
+           lse = lane_vec(cg, F32, g->lse, v);
         LV x = finish_score(cg, p, cg_load_vec(cg, F32, s, at, NULL), key, v, &seen);
         seen = lane_or(cg, seen, LLVMBuildNot(cg->b, is_minus_inf(cg, lse), ""));
         LV w = cg_select(cg, seen, cg_exp(cg, cg_fsub(cg, x, lse)), zero);
@@ -617,7 +716,8 @@ static void block_weights(Cg *cg, const Attn *p, const Grad *g, LV j, LV n, LV h
         cg_store_vec(cg, F32, cg_fmul(cg, ds, cg_vec(cg, (float)p->k->node->attr.scale)), dp, at, NULL);
         if (dbias < 0) continue;
         LV step = cg_splat(cg, LLVMBuildTrunc(cg->b, p->C_now, cg->i32, ""));
-        LV first = cg_splat(cg, LLVMBuildTrunc(cg->b, cg_add(cg, dbias_index(cg, p, i0, h), key), cg->i32, ""));
+        LV first =
+            cg_splat(cg, LLVMBuildTrunc(cg->b, cg_add(cg, dbias_index(cg, p, i0, h), key), cg->i32, ""));
         LV lanes = LLVMBuildAdd(cg->b, cg_lanes(cg), cg_vec_int(cg, v * LANES), "");
         LV index = LLVMBuildAdd(cg->b, first, LLVMBuildMul(cg->b, lanes, step, ""), "");
         LV wide = LLVMBuildSExt(cg->b, index, cg->vi64, ""), out = cg_out(cg, dbias);
@@ -633,7 +733,8 @@ static void block_weights(Cg *cg, const Attn *p, const Grad *g, LV j, LV n, LV h
 static void grad_tile(Cg *cg, const Attn *p, const Grad *g, LV h, LV i0, LV n) {
     DType t = p->q_type->dtype;
     const Node *node = p->k->node;
-    LV q_rows = at_byte(cg, p->q_rows), do_rows = at_byte(cg, g->do_rows), o_row = at_byte(cg, g->o_row), one = cg_int(cg, 1);
+    LV q_rows = at_byte(cg, p->q_rows), do_rows = at_byte(cg, g->do_rows), o_row = at_byte(cg, g->o_row),
+       one = cg_int(cg, 1);
     LV last = cg_add(cg, i0, cg_addi(cg, n, -1)), zero = cg_int(cg, 0), lanes = cg_int(cg, p->lanes);
     CgLoop lane, block;
     cg_for(cg, &lane, zero, lanes, 1);
@@ -641,7 +742,8 @@ static void grad_tile(Cg *cg, const Attn *p, const Grad *g, LV h, LV i0, LV n) {
     LV do_row = cg_at(cg, F32, do_rows, cg_muli(cg, lane.i, p->V16));
     copy_rows(cg, &p->copy_q, cg_at(cg, F32, q_rows, cg_muli(cg, lane.i, p->A16)),
               cg_at(cg, t, cg_in(cg, 0), cg_muli(cg, row, p->A)), one, zero);
-    copy_rows(cg, &g->copy_o, do_row, cg_at(cg, t, cg_in(cg, p->after + 2), cg_muli(cg, row, p->V)), one, zero);
+    copy_rows(cg, &g->copy_o, do_row, cg_at(cg, t, cg_in(cg, p->after + 2), cg_muli(cg, row, p->V)), one,
+              zero);
     copy_rows(cg, &g->copy_o, o_row, cg_at(cg, t, cg_in(cg, p->after), cg_muli(cg, row, p->V)), one, zero);
     cg_store1(cg, F32, cg_load1(cg, F32, cg_in(cg, p->after + 1), row), at_byte(cg, g->lse), lane.i);
     cg_store1(cg, F32, row_product(cg, p, do_row, o_row), at_byte(cg, g->D), lane.i);
@@ -671,15 +773,17 @@ static void grad_tile(Cg *cg, const Attn *p, const Grad *g, LV h, LV i0, LV n) {
     LV rows = at_byte(cg, p->rows_out);
     transpose_out(cg, p, dq, p->A16, rows);
     if (p->sinks >= 0)
-        for (int v = 0; v < p->vecs; v++) {                   // lse's place holds dsinks from here
+        for (int v = 0; v < p->vecs; v++) { // lse's place holds dsinks from here
             LV e = cg_exp(cg, cg_fsub(cg, lane_vec(cg, F32, p->sink, v), lane_vec(cg, F32, g->lse, v)));
             lane_put(cg, F32, cg_fneg(cg, cg_fmul(cg, e, lane_vec(cg, F32, g->D, v))), g->lse, v);
         }
     cg_for(cg, &lane, zero, n, 1);
     row = query_row(cg, p, cg_add(cg, i0, lane.i), h);
-    store_row(cg, cg_at(cg, F32, rows, cg_muli(cg, lane.i, p->A16)), p->A, t, cg_out(cg, 0), cg_muli(cg, row, p->A));
+    store_row(cg, cg_at(cg, F32, rows, cg_muli(cg, lane.i, p->A16)), p->A, t, cg_out(cg, 0),
+              cg_muli(cg, row, p->A));
     if (p->sinks >= 0)
-        cg_store1(cg, node->out[3].type.dtype, cg_load1(cg, F32, at_byte(cg, g->lse), lane.i), cg_out(cg, 3), row);
+        cg_store1(cg, node->out[3].type.dtype, cg_load1(cg, F32, at_byte(cg, g->lse), lane.i), cg_out(cg, 3),
+                  row);
     cg_end(cg, &lane);
 }
 
@@ -702,7 +806,7 @@ void emit_attention_grad(Cg *cg, const KernelNode *k) {
         g.dk = take(&p, dim_bound(p.C) * p.A16 * 4);
         g.dv = take(&p, dim_bound(p.C) * p.V16 * 4);
     }
-    take(&p, lane_bytes);                                     // tiles read whole vectors behind the last row
+    take(&p, lane_bytes); // tiles read whole vectors behind the last row
     assert(p.used <= RT_SCRATCH_BYTES);
     g.copy_o = copy_rows_function(cg, "copy_o", p.q_type->dtype, p.V, p.V16);
     TileSpec s = p.score.spec;
@@ -714,8 +818,10 @@ void emit_attention_grad(Cg *cg, const KernelNode *k) {
     s.reload = true;
     tile_functions(cg, &g.dq_tile, &s, "dq", tile_heights(p.A, rows));
     key_sums_begin(cg, &p, &g.keys, p.A, heights, "dk", "dk_last");
-    if (p.V == p.A) g.values = g.keys;
-    else key_sums_begin(cg, &p, &g.values, p.V, heights, "dv", "dv_last");
+    if (p.V == p.A)
+        g.values = g.keys;
+    else
+        key_sums_begin(cg, &p, &g.values, p.V, heights, "dv", "dv_last");
 
     p.b = cg_div(cg, cg->task, cg_int(cg, p.Hk));
     p.g = cg_rem(cg, cg->task, cg_int(cg, p.Hk));

@@ -1,26 +1,38 @@
-// grouped_matmul, grouped_dw and grouped_sum: rows sorted by (expert, leaf); offsets say where each segment begins.
+// grouped_matmul, grouped_dw and grouped_sum: rows sorted by (expert, leaf); offsets say where each segment
+// begins.
 //
 //     grouped_matmul   task = (run of rows, whatever experts it touches; group of panels)
-//     grouped_dw       task = (expert, run of rows of its matrix, group of panels); leaves are summed inside a task
-//     grouped_sum      task = (expert, 64 columns)
+//     grouped_dw       task = (expert, run of rows of its matrix, group of panels); leaves are summed inside
+//     a task grouped_sum      task = (expert, 64 columns)
 #include "codegen/cpu/product.h"
 
 static LV offset_at(Cg *cg, LV offsets, LV i) { return cg_i64(cg, cg_load1(cg, I32, offsets, i)); }
 
-// ---- grouped_matmul ---------------------------------------------------------------------------------------------
+// ---- grouped_matmul -----------------------------------------------------------------------------
 
-typedef struct { int64_t experts, leaves, bound, groups; Rows r; } GroupedMatmul;
+typedef struct {
+    int64_t experts, leaves, bound, groups;
+    Rows r;
+} GroupedMatmul;
 
 static bool grouped_of(const KernelNode *k, GroupedMatmul *g) {
     const Attrs *attr = &k->node->attr;
     const Type *x = &k->node->in[0]->type, *w = &k->node->in[1]->type, *y = &k->node->out[0].type;
     const Type *offsets = &k->node->in[2]->type;
-    if (attr->epilogue || attr->pair || attr->gather || x->dtype == F16 || x->ndim != 2 || offsets->dim[0].sym) return false;
+    if (attr->epilogue || attr->pair || attr->gather || x->dtype == F16 || x->ndim != 2 ||
+        offsets->dim[0].sym)
+        return false;
     g->experts = w->dim[0].n;
     g->leaves = (offsets->dim[0].n - 1) / g->experts;
     g->bound = dim_bound(x->dim[0]);
-    g->r = (Rows){.a_type = x->dtype, .b_type = w->dtype, .y_type = y->dtype, .tb = attr->tb, .K = type_cols(x),
-                  .N = type_cols(y), .y_row = type_cols(y), .max_rows = g->bound < ROWS_RUN ? g->bound : ROWS_RUN};
+    g->r = (Rows){.a_type = x->dtype,
+                  .b_type = w->dtype,
+                  .y_type = y->dtype,
+                  .tb = attr->tb,
+                  .K = type_cols(x),
+                  .N = type_cols(y),
+                  .y_row = type_cols(y),
+                  .max_rows = g->bound < ROWS_RUN ? g->bound : ROWS_RUN};
     g->groups = rows_groups((g->bound + ROWS_RUN - 1) / ROWS_RUN, g->r.max_rows, g->r.K, g->r.N, true);
     return rows_possible(&g->r);
 }
@@ -39,7 +51,7 @@ void emit_grouped_matmul(Cg *cg, const KernelNode *k) {
     GroupedMatmul g;
     grouped_of(k, &g);
     Rows *r = &g.r;
-    r->max_rows = g.bound <= TILE_MAX_ROWS ? g.bound : ROWS_RUN;        // as far as the key says it
+    r->max_rows = g.bound <= TILE_MAX_ROWS ? g.bound : ROWS_RUN; // as far as the key says it
     r->heights = tile_all_heights(tile_size(cg->target).rows);
     rows_begin(cg, r);
     LV x = cg_in(cg, 0), w = cg_in(cg, 1), offsets = cg_in(cg, 2), y = cg_out(cg, 0);
@@ -56,8 +68,11 @@ void emit_grouped_matmul(Cg *cg, const KernelNode *k) {
     LV end = cg_min(cg, hi, offset_at(cg, offsets, cg_addi(cg, at, g.leaves)));
     RowsRun u = {.a = cg_at(cg, r->a_type, x, cg_muli(cg, begin, r->K)),
                  .b = cg_at(cg, r->b_type, w, cg_muli(cg, expert.i, r->K * r->N)),
-                 .y = cg_at(cg, r->y_type, y, cg_muli(cg, begin, r->N)), .n = cg_sub(cg, end, begin),
-                 .k = cg_int(cg, r->K), .lo = p0, .hi = p1};
+                 .y = cg_at(cg, r->y_type, y, cg_muli(cg, begin, r->N)),
+                 .n = cg_sub(cg, end, begin),
+                 .k = cg_int(cg, r->K),
+                 .lo = p0,
+                 .hi = p1};
     rows_run(cg, r, &u);
     cg_end(cg, &expert);
     if (type_ragged(&k->node->out[0].type)) return;
@@ -70,12 +85,16 @@ void emit_grouped_matmul(Cg *cg, const KernelNode *k) {
     cg_endif(cg, &mine);
 }
 
-// ---- grouped_dw -------------------------------------------------------------------------------------------------
+// ---- grouped_dw ---------------------------------------------------------------------------------
 
 static Sums grouped_sums_of(const KernelNode *k, int64_t *experts) {
     const Type *a = &k->node->in[0]->type, *b = &k->node->in[1]->type, *y = &k->node->out[0].type;
     *experts = y->dim[0].n;
-    return (Sums){.a_type = a->dtype, .b_type = b->dtype, .y_type = y->dtype, .M = type_cols(a), .N = type_cols(b),
+    return (Sums){.a_type = a->dtype,
+                  .b_type = b->dtype,
+                  .y_type = y->dtype,
+                  .M = type_cols(a),
+                  .N = type_cols(b),
                   .leaves = (int)((k->node->in[2]->type.dim[0].n - 1) / *experts)};
 }
 
@@ -89,7 +108,9 @@ bool describe_grouped_dw(const KernelNode *k, KernelDesc *d) {
     return true;
 }
 
-typedef struct { LV offsets, first; } Segments;      // first: number of the expert's first segment
+typedef struct {
+    LV offsets, first;
+} Segments; // first: number of the expert's first segment
 
 static void segment_rows(void *self, Cg *cg, LV leaf, LV *begin, LV *end) {
     Segments *s = self;
@@ -105,13 +126,17 @@ void emit_grouped_dw(Cg *cg, const KernelNode *k) {
     LV groups = cg_int(cg, s.cut.groups), runs = cg_int(cg, s.cut.runs), rest = cg_div(cg, cg->task, groups);
     LV expert = cg_div(cg, rest, runs);
     Segments segments = {cg_in(cg, 2), cg_muli(cg, expert, s.leaves)};
-    sums_run(cg, &s, &(SumsRun){.a = cg_in(cg, 0), .b = cg_in(cg, 1),
-                                .y = cg_at(cg, s.y_type, cg_out(cg, 0), cg_muli(cg, expert, s.M * s.N)),
-                                .run = cg_rem(cg, rest, runs), .group = cg_rem(cg, cg->task, groups),
-                                .leaf = segment_rows, .self = &segments});
+    sums_run(cg, &s,
+             &(SumsRun){.a = cg_in(cg, 0),
+                        .b = cg_in(cg, 1),
+                        .y = cg_at(cg, s.y_type, cg_out(cg, 0), cg_muli(cg, expert, s.M * s.N)),
+                        .run = cg_rem(cg, rest, runs),
+                        .group = cg_rem(cg, cg->task, groups),
+                        .leaf = segment_rows,
+                        .self = &segments});
 }
 
-// ---- grouped_sum ------------------------------------------------------------------------------------------------
+// ---- grouped_sum --------------------------------------------------------------------------------
 
 enum { SUM_COLS = 64, CHUNK = 64 };
 
@@ -123,11 +148,12 @@ bool describe_grouped_sum(const KernelNode *k, KernelDesc *d) {
     return true;
 }
 
-// A tree of n vectors met one by one: number i joins those that the carry of i + 1 runs through; the last joins all.
-// The stack lies at `stack`, one vector a level.
+// A tree of n vectors met one by one: number i joins those that the carry of i + 1 runs through; the last
+// joins all. The stack lies at `stack`, one vector a level.
 static void counter_put(Cg *cg, LV stack, LV i, LV n, LV x) {
     LV zeros[2] = {cg_addi(cg, i, 1), cg_bool(cg, true)};
-    LV top = cg_intrinsic(cg, "llvm.ctpop", &cg->i64, 1, &i, 1), carry = cg_intrinsic(cg, "llvm.cttz", &cg->i64, 1, zeros, 2);
+    LV top = cg_intrinsic(cg, "llvm.ctpop", &cg->i64, 1, &i, 1),
+       carry = cg_intrinsic(cg, "llvm.cttz", &cg->i64, 1, zeros, 2);
     LV merges = cg_select(cg, cg_eq(cg, zeros[0], n), top, carry), next[2] = {x, top};
     CgLoop l;
     cg_loop_begin(cg, &l, cg_int(cg, 0), merges, 1, 2, next);
@@ -141,24 +167,30 @@ void emit_grouped_sum(Cg *cg, const KernelNode *k) {
     const Type *x = &k->node->in[0]->type, *y = &k->node->out[0].type;
     int64_t N = type_cols(x), parts = (N + SUM_COLS - 1) / SUM_COLS;
     int64_t leaves = (k->node->in[1]->type.dim[0].n - 1) / y->dim[0].n;
-    LV expert = cg_div(cg, cg->task, cg_int(cg, parts)), part = cg_rem(cg, cg->task, cg_int(cg, parts)), zero = cg_int(cg, 0);
-    LV chunks = cg->scratch, sums = cg_bytes(cg, cg->scratch, cg_int(cg, 64 * LANES * 4)), first = cg_muli(cg, part, SUM_COLS);
+    LV expert = cg_div(cg, cg->task, cg_int(cg, parts)), part = cg_rem(cg, cg->task, cg_int(cg, parts)),
+       zero = cg_int(cg, 0);
+    LV chunks = cg->scratch, sums = cg_bytes(cg, cg->scratch, cg_int(cg, 64 * LANES * 4)),
+       first = cg_muli(cg, part, SUM_COLS);
     CgLoop col, leaf, chunk, row;
     cg_for(cg, &col, first, cg_min(cg, cg_addi(cg, first, SUM_COLS), cg_int(cg, N)), LANES);
     LV mask = N % LANES ? cg_tail_mask(cg, cg_sub(cg, cg_int(cg, N), col.i)) : NULL, none = cg_vec(cg, 0);
     cg_for(cg, &leaf, zero, cg_int(cg, leaves), 1);
     LV at = cg_add(cg, cg_muli(cg, expert, leaves), leaf.i), begin = offset_at(cg, cg_in(cg, 1), at);
-    LV end = offset_at(cg, cg_in(cg, 1), cg_addi(cg, at, 1)), n = cg_div(cg, cg_addi(cg, cg_sub(cg, end, begin), CHUNK - 1), cg_int(cg, CHUNK));
+    LV end = offset_at(cg, cg_in(cg, 1), cg_addi(cg, at, 1)),
+       n = cg_div(cg, cg_addi(cg, cg_sub(cg, end, begin), CHUNK - 1), cg_int(cg, CHUNK));
     cg_store_vec(cg, F32, none, chunks, zero, NULL);
     cg_for(cg, &chunk, zero, n, 1);
     LV lo = cg_add(cg, begin, cg_muli(cg, chunk.i, CHUNK));
     cg_loop_begin(cg, &row, lo, cg_min(cg, cg_addi(cg, lo, CHUNK), end), 1, 1, &none);
-    LV next = cg_fadd(cg, row.carry[0], cg_load_vec(cg, x->dtype, cg_in(cg, 0), cg_add(cg, cg_muli(cg, row.i, N), col.i), mask));
+    LV next =
+        cg_fadd(cg, row.carry[0],
+                cg_load_vec(cg, x->dtype, cg_in(cg, 0), cg_add(cg, cg_muli(cg, row.i, N), col.i), mask));
     cg_loop_end(cg, &row, &next);
     counter_put(cg, chunks, chunk.i, n, row.carry[0]);
     cg_end(cg, &chunk);
     counter_put(cg, sums, leaf.i, cg_int(cg, leaves), cg_load_vec(cg, F32, chunks, zero, NULL));
     cg_end(cg, &leaf);
-    cg_store_vec(cg, y->dtype, cg_load_vec(cg, F32, sums, zero, NULL), cg_out(cg, 0), cg_add(cg, cg_muli(cg, expert, N), col.i), mask);
+    cg_store_vec(cg, y->dtype, cg_load_vec(cg, F32, sums, zero, NULL), cg_out(cg, 0),
+                 cg_add(cg, cg_muli(cg, expert, N), col.i), mask);
     cg_end(cg, &col);
 }

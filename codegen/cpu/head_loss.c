@@ -1,4 +1,5 @@
-// head_loss and head_loss_grad: the last matmul and the cross entropy behind it, logits for a chunk of rows at a time.
+// head_loss and head_loss_grad: the last matmul and the cross entropy behind it, logits for a chunk of rows
+// at a time.
 //
 //     head_loss        task = chunk of rows: logits into scratch, then largest, sum of exponentials, loss
 //     head_loss_grad   phase 0: chunk of rows: logits -> g -> dx = g w
@@ -9,18 +10,18 @@
 #include <math.h>
 
 enum {
-    LOGIT_BYTES = 2304 << 10,      // of logits in scratch
-    KEPT_BYTES = 16 << 20,         // of g in the workspace
-    BLOCK_ROWS = 256               // whose columns of g phase 1 computes at once
+    LOGIT_BYTES = 2304 << 10, // of logits in scratch
+    KEPT_BYTES = 16 << 20,    // of g in the workspace
+    BLOCK_ROWS = 256          // whose columns of g phase 1 computes at once
 };
 
 typedef struct {
-    DType   type;
+    DType type;
     int64_t rows, D, V, V16, chunk;
-    bool    vary;                  // rows have a symbol
-    bool    keep;                  // g lies in the workspace
-    int64_t run;                   // columns of the vocabulary of a task of phase 1
-    int     leaves;
+    bool vary;   // rows have a symbol
+    bool keep;   // g lies in the workspace
+    int64_t run; // columns of the vocabulary of a task of phase 1
+    int leaves;
 } Head;
 
 static int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
@@ -52,24 +53,41 @@ static unsigned chunk_heights(const Head *h, const CpuTarget *t, int64_t all, in
 }
 
 // logits [n rows][y_row] = x w^T.
-static Rows logits_of(const Head *h, int64_t y_row, int64_t max_rows, unsigned heights, int64_t scratch_used) {
-    return (Rows){.a_type = h->type, .b_type = h->type, .y_type = F32, .tb = true, .K = h->D, .N = h->V, .y_row = y_row,
-                  .min_rows = ROWS_RUN, .max_rows = max_rows, .heights = heights, .scratch_used = scratch_used};
+static Rows logits_of(const Head *h, int64_t y_row, int64_t max_rows, unsigned heights,
+                      int64_t scratch_used) {
+    return (Rows){.a_type = h->type,
+                  .b_type = h->type,
+                  .y_type = F32,
+                  .tb = true,
+                  .K = h->D,
+                  .N = h->V,
+                  .y_row = y_row,
+                  .min_rows = ROWS_RUN,
+                  .max_rows = max_rows,
+                  .heights = heights,
+                  .scratch_used = scratch_used};
 }
 
 static RowsRun run_of(Cg *cg, const Head *h, const Rows *r, LV first, LV n, LV y) {
-    return (RowsRun){.a = cg_at(cg, h->type, cg_in(cg, 0), cg_muli(cg, first, h->D)), .b = cg_in(cg, 1), .y = y, .n = n,
-                     .k = cg_int(cg, h->D), .lo = cg_int(cg, 0), .hi = cg_int(cg, rows_panels(cg->target, r->N))};
+    return (RowsRun){.a = cg_at(cg, h->type, cg_in(cg, 0), cg_muli(cg, first, h->D)),
+                     .b = cg_in(cg, 1),
+                     .y = y,
+                     .n = n,
+                     .k = cg_int(cg, h->D),
+                     .lo = cg_int(cg, 0),
+                     .hi = cg_int(cg, rows_panels(cg->target, r->N))};
 }
 
-static LV larger(Cg *cg, LV a, LV b) { return cg_select(cg, LLVMBuildFCmp(cg->b, LLVMRealOGT, a, b, ""), a, b); }
+static LV larger(Cg *cg, LV a, LV b) {
+    return cg_select(cg, LLVMBuildFCmp(cg->b, LLVMRealOGT, a, b, ""), a, b);
+}
 static LV label_of(Cg *cg, LV row) { return cg_i64(cg, cg_load1(cg, I32, cg_in(cg, 2), row)); }
 static LV has_label(Cg *cg, const Head *h, LV label) {
     return LLVMBuildICmp(cg->b, LLVMIntULT, label, cg_int(cg, h->V), "");
 }
 static LV lane0(Cg *cg, LV v) { return LLVMBuildExtractElement(cg->b, v, cg_int32(cg, 0), ""); }
 
-// ---- head_loss --------------------------------------------------------------------------------------------------
+// ---- head_loss ----------------------------------------------------------------------------------
 
 bool describe_head_loss(const KernelNode *k, KernelDesc *d) {
     Head h;
@@ -110,7 +128,8 @@ static void loss_of_row(Cg *cg, const Head *h, LV logits, LV row) {
 void emit_head_loss(Cg *cg, const KernelNode *k) {
     Head h;
     head_of(k, &h);
-    Rows r = logits_of(&h, h.V16, h.chunk, chunk_heights(&h, cg->target, h.rows, h.chunk), h.chunk * h.V16 * 4);
+    Rows r =
+        logits_of(&h, h.V16, h.chunk, chunk_heights(&h, cg->target, h.rows, h.chunk), h.chunk * h.V16 * 4);
     rows_begin(cg, &r);
     LV rows = cg_rows(cg, &k->node->in[0]->type), first = cg_muli(cg, cg->task, h.chunk);
     LV n = cg_min(cg, cg_sub(cg, rows, first), cg_int(cg, h.chunk));
@@ -122,11 +141,12 @@ void emit_head_loss(Cg *cg, const KernelNode *k) {
     cg_end(cg, &row);
 }
 
-// ---- head_loss_grad ---------------------------------------------------------------------------------------------
+// ---- head_loss_grad -----------------------------------------------------------------------------
 
 bool describe_head_loss_grad(const KernelNode *k, KernelDesc *d) {
     Head h;
     if (!head_of(k, &h) || (h.type != F32 && h.V > 8192) || (!h.keep && h.D > 2048)) return false;
+    if (h.vary) str_add(&d->key, h.keep ? " kept" : " made again");
     d->n_phases = 2;
     d->tasks[0] = tasks_of_rows(&k->node->in[0]->type, h.chunk);
     if (h.keep) {
@@ -141,10 +161,12 @@ bool describe_head_loss_grad(const KernelNode *k, KernelDesc *d) {
 }
 
 // logit -> g for n rows of `cols` logits (columns first_col ..) that lie `step` apart.
-static void weights_of_rows(Cg *cg, const Head *h, LV logits, int64_t step, LV first, LV n, LV first_col, LV cols) {
+static void weights_of_rows(Cg *cg, const Head *h, LV logits, int64_t step, LV first, LV n, LV first_col,
+                            LV cols) {
     CgLoop row, col;
     cg_for(cg, &row, cg_int(cg, 0), n, 1);
-    LV at = cg_add(cg, first, row.i), label = label_of(cg, at), to = cg_at(cg, F32, logits, cg_muli(cg, row.i, step));
+    LV at = cg_add(cg, first, row.i), label = label_of(cg, at),
+       to = cg_at(cg, F32, logits, cg_muli(cg, row.i, step));
     LV d = cg_select(cg, has_label(cg, h, label), cg_load1(cg, F32, cg_in(cg, 4), at), cg_float(cg, 0));
     LV lse = cg_splat(cg, cg_load1(cg, F32, cg_in(cg, 3), at)), dv = cg_splat(cg, d);
     LV place = cg_splat(cg, LLVMBuildTrunc(cg->b, cg_sub(cg, label, first_col), cg->i32, ""));
@@ -160,7 +182,7 @@ static void weights_of_rows(Cg *cg, const Head *h, LV logits, int64_t step, LV f
 typedef struct {
     const Head *h;
     Rows *logits;
-    LV per_leaf, lo, hi, first_col, cols, g;     // of the task: panels and columns of the vocabulary, place of g
+    LV per_leaf, lo, hi, first_col, cols, g; // of the task: panels and columns of the vocabulary, place of g
 } Columns;
 
 static void leaf_rows(void *self, Cg *cg, LV leaf, LV *begin, LV *end) {
@@ -185,8 +207,17 @@ static void emit_dx(Cg *cg, const KernelNode *k, const Head *h) {
     int64_t used = h->keep ? 0 : h->chunk * h->V16 * 4;
     Rows r = logits_of(h, h->V16, h->chunk, chunk_heights(h, cg->target, h->rows, h->chunk), used);
     rows_begin(cg, &r);
-    Rows dx = {.a_type = F32, .b_type = h->type, .y_type = h->type, .K = h->V, .N = h->D, .y_row = h->D, .a_given = h->V16,
-               .min_rows = ROWS_RUN, .max_rows = h->chunk, .heights = r.heights, .scratch_used = used};
+    Rows dx = {.a_type = F32,
+               .b_type = h->type,
+               .y_type = h->type,
+               .K = h->V,
+               .N = h->D,
+               .y_row = h->D,
+               .a_given = h->V16,
+               .min_rows = ROWS_RUN,
+               .max_rows = h->chunk,
+               .heights = r.heights,
+               .scratch_used = used};
     rows_begin(cg, &dx);
     LV rows = cg_rows(cg, &k->node->in[0]->type), first = cg_muli(cg, cg->task, h->chunk);
     LV n = cg_min(cg, cg_sub(cg, rows, first), cg_int(cg, h->chunk));
@@ -194,9 +225,14 @@ static void emit_dx(Cg *cg, const KernelNode *k, const Head *h) {
     RowsRun u = run_of(cg, h, &r, first, n, g);
     rows_run(cg, &r, &u);
     weights_of_rows(cg, h, g, h->V16, first, n, cg_int(cg, 0), cg_int(cg, h->V));
-    rows_run(cg, &dx, &(RowsRun){.a = g, .b = cg_in(cg, 1), .n = n, .k = cg_int(cg, h->V), .lo = cg_int(cg, 0),
-                                 .y = cg_at(cg, h->type, cg_out(cg, 0), cg_muli(cg, first, h->D)),
-                                 .hi = cg_int(cg, rows_panels(cg->target, h->D))});
+    rows_run(cg, &dx,
+             &(RowsRun){.a = g,
+                        .b = cg_in(cg, 1),
+                        .n = n,
+                        .k = cg_int(cg, h->V),
+                        .lo = cg_int(cg, 0),
+                        .y = cg_at(cg, h->type, cg_out(cg, 0), cg_muli(cg, first, h->D)),
+                        .hi = cg_int(cg, rows_panels(cg->target, h->D))});
 }
 
 static void emit_dw(Cg *cg, const KernelNode *k, const Head *h) {
@@ -219,7 +255,8 @@ static void emit_dw(Cg *cg, const KernelNode *k, const Head *h) {
     s.scratch_used = BLOCK_ROWS * h->run * 4;
     s.scratch_end = RT_SCRATCH_BYTES - (1 << 20);
     sums_begin(cg, &s, 1);
-    Rows r = logits_of(h, h->run, s.rows, chunk_heights(h, cg->target, h->rows / h->leaves, s.rows), s.scratch_end);
+    Rows r = logits_of(h, h->run, s.rows, chunk_heights(h, cg->target, h->rows / h->leaves, s.rows),
+                       s.scratch_end);
     rows_begin(cg, &r);
     c.logits = &r;
     c.first_col = cg_muli(cg, cg->task, h->run);

@@ -1,20 +1,28 @@
 // matmul and matmul_dw.
 //
 //     matmul      task = (run of rows, matrix of a batch, group of panels)
-//     matmul_dw   task = (run of row tiles of the result, group of panels); the leaves are summed inside a task
+//     matmul_dw   task = (run of row tiles of the result, group of panels); the leaves are summed inside a
+//     task
 #include "codegen/cpu/product.h"
 
 // A product of dimensions: number * value of one symbol at most (leaf symbols are numbers).
-typedef struct { int64_t n; const Sym *sym; bool ok; } Extent;
+typedef struct {
+    int64_t n;
+    const Sym *sym;
+    bool ok;
+} Extent;
 
 static Extent extent(const Type *t, int from, int to) {
     Extent e = {1, NULL, true};
     for (int i = from; i < to; i++) {
         e.n *= t->dim[i].n;
         const Sym *s = t->dim[i].sym;
-        if (s && s->kind == SYM_LEAF) e.n *= s->bound;
-        else if (s && e.sym) e.ok = false;
-        else if (s) e.sym = s;
+        if (s && s->kind == SYM_LEAF)
+            e.n *= s->bound;
+        else if (s && e.sym)
+            e.ok = false;
+        else if (s)
+            e.sym = s;
     }
     return e;
 }
@@ -24,10 +32,10 @@ static LV extent_now(Cg *cg, const Extent *e) {
 }
 
 typedef struct {
-    Extent  rows, batch, k;
-    bool    shared;            // one b for all of the batch
+    Extent rows, batch, k;
+    bool shared; // one b for all of the batch
     int64_t runs, groups, panels_each;
-    Rows    r;
+    Rows r;
 } Matmul;
 
 // From types and attributes.  false: a form the reference runs.
@@ -37,24 +45,32 @@ static bool matmul_of(const CpuTarget *t, const KernelNode *k, Matmul *m) {
     if (attr->epilogue || attr->pair || attr->gather) return false;
     if (a->dtype == F16) return false;
     *m = (Matmul){.shared = b->ndim == 2};
-    bool flat = m->shared && !attr->ta;                     // leading axes of a are rows
+    bool flat = m->shared && !attr->ta; // leading axes of a are rows
     m->batch = flat ? (Extent){1, NULL, true} : extent(y, 0, y->ndim - 2);
     m->rows = flat ? extent(y, 0, y->ndim - 1) : extent(y, y->ndim - 2, y->ndim - 1);
     int k_axis = a->ndim - (attr->ta ? 2 : 1);
     m->k = extent(a, k_axis, k_axis + 1);
     if (!m->batch.ok || !m->rows.ok || y->dim[y->ndim - 1].sym || (m->k.sym && !attr->ta)) return false;
     int64_t bound = extent_bound(&m->rows), runs = (bound + ROWS_RUN - 1) / ROWS_RUN;
-    m->r = (Rows){.a_type = a->dtype, .b_type = b->dtype, .y_type = y->dtype, .ta = attr->ta, .tb = attr->tb,
-                  .K = extent_bound(&m->k), .N = y->dim[y->ndim - 1].n, .y_row = y->dim[y->ndim - 1].n,
+    m->r = (Rows){.a_type = a->dtype,
+                  .b_type = b->dtype,
+                  .y_type = y->dtype,
+                  .ta = attr->ta,
+                  .tb = attr->tb,
+                  .K = extent_bound(&m->k),
+                  .N = y->dim[y->ndim - 1].n,
+                  .y_row = y->dim[y->ndim - 1].n,
                   .max_rows = bound < ROWS_RUN ? bound : ROWS_RUN};
     m->runs = runs;
-    m->groups = rows_groups(runs * extent_bound(&m->batch), m->r.max_rows, m->r.K, m->r.N, m->rows.sym != NULL);
+    m->groups =
+        rows_groups(runs * extent_bound(&m->batch), m->r.max_rows, m->r.K, m->r.N, m->rows.sym != NULL);
     if (!t) return rows_possible(&m->r);
     int size = tile_size(t).rows;
     int64_t rest = bound % ROWS_RUN;
     bool vary = m->rows.sym != NULL;
     m->r.min_rows = vary ? 0 : m->r.max_rows;
-    m->r.heights = vary ? tile_all_heights(size) : tile_heights(m->r.max_rows, size) | tile_heights(rest, size);
+    m->r.heights =
+        vary ? tile_all_heights(size) : tile_heights(m->r.max_rows, size) | tile_heights(rest, size);
     int panels = rows_panels(t, m->r.N);
     m->panels_each = (panels + m->groups - 1) / m->groups;
     return true;
@@ -64,9 +80,15 @@ bool describe_matmul(const KernelNode *k, KernelDesc *d) {
     Matmul m;
     if (!matmul_of(NULL, k, &m)) return false;
     int64_t batch = extent_bound(&m.batch);
-    if (m.rows.sym && !m.batch.sym) d->tasks[0] = (TaskCount){m.rows.n, ROWS_RUN, batch * m.groups, m.rows.sym};
-    else if (m.batch.sym) d->tasks[0] = (TaskCount){m.batch.n, 1, m.runs * m.groups, m.batch.sym};
-    else d->tasks[0] = tasks_fixed(m.runs * batch * m.groups);
+    if (m.rows.sym || m.batch.sym || m.k.sym) // what the code takes from bounds
+        str_printf(&d->key, " runs %d groups %d rows %d k %lld", (int)m.runs, (int)m.groups,
+                   (int)m.r.max_rows, (long long)m.r.K);
+    if (m.rows.sym && !m.batch.sym)
+        d->tasks[0] = (TaskCount){m.rows.n, ROWS_RUN, batch * m.groups, m.rows.sym};
+    else if (m.batch.sym)
+        d->tasks[0] = (TaskCount){m.batch.n, 1, m.runs * m.groups, m.batch.sym};
+    else
+        d->tasks[0] = tasks_fixed(m.runs * batch * m.groups);
     d->flops = 2.0 * (double)extent_bound(&m.rows) * (double)batch * (double)m.r.N * (double)m.r.K;
     return true;
 }
@@ -84,20 +106,28 @@ void emit_matmul(Cg *cg, const KernelNode *k) {
     LV a = cg_add(cg, cg_mul(cg, cg_mul(cg, index, rows), depth), r->ta ? first : cg_mul(cg, first, depth));
     LV b = m.shared ? cg_int(cg, 0) : cg_muli(cg, cg_mul(cg, index, depth), r->N);
     LV y = cg_muli(cg, cg_add(cg, cg_mul(cg, index, rows), first), r->N);
-    RowsRun u = {.a = cg_at(cg, r->a_type, cg_in(cg, 0), a), .a_step = r->ta ? rows : NULL,
-                 .b = cg_at(cg, r->b_type, cg_in(cg, 1), b), .y = cg_at(cg, r->y_type, cg_out(cg, 0), y),
-                 .n = cg_min(cg, cg_sub(cg, rows, first), cg_int(cg, ROWS_RUN)), .k = depth, .lo = lo,
+    RowsRun u = {.a = cg_at(cg, r->a_type, cg_in(cg, 0), a),
+                 .a_step = r->ta ? rows : NULL,
+                 .b = cg_at(cg, r->b_type, cg_in(cg, 1), b),
+                 .y = cg_at(cg, r->y_type, cg_out(cg, 0), y),
+                 .n = cg_min(cg, cg_sub(cg, rows, first), cg_int(cg, ROWS_RUN)),
+                 .k = depth,
+                 .lo = lo,
                  .hi = cg_min(cg, cg_addi(cg, lo, m.panels_each), cg_int(cg, rows_panels(cg->target, r->N)))};
     rows_run(cg, r, &u);
 }
 
-// ---- matmul_dw ------------------------------------------------------------------------------------------------
+// ---- matmul_dw ----------------------------------------------------------------------------------
 
 static Sums sums_of(const KernelNode *k) {
     const Type *a = &k->node->in[0]->type, *b = &k->node->in[1]->type;
     int64_t leaves = k->node->attr.leaves;
-    return (Sums){.a_type = a->dtype, .b_type = b->dtype, .y_type = k->node->out[0].type.dtype, .M = type_cols(a),
-                  .N = type_cols(b), .leaves = leaves > 1 ? (int)leaves : 1};
+    return (Sums){.a_type = a->dtype,
+                  .b_type = b->dtype,
+                  .y_type = k->node->out[0].type.dtype,
+                  .M = type_cols(a),
+                  .N = type_cols(b),
+                  .leaves = leaves > 1 ? (int)leaves : 1};
 }
 
 bool describe_matmul_dw(const KernelNode *k, KernelDesc *d) {
@@ -120,7 +150,12 @@ void emit_matmul_dw(Cg *cg, const KernelNode *k) {
     sums_begin(cg, &s, 1);
     LV rows = cg_rows(cg, &k->node->in[0]->type), per_leaf = cg_div(cg, rows, cg_int(cg, s.leaves));
     LV groups = cg_int(cg, s.cut.groups);
-    sums_run(cg, &s, &(SumsRun){.a = cg_in(cg, 0), .b = cg_in(cg, 1), .y = cg_out(cg, 0),
-                                .run = cg_div(cg, cg->task, groups), .group = cg_rem(cg, cg->task, groups),
-                                .leaf = leaf_rows, .self = per_leaf});
+    sums_run(cg, &s,
+             &(SumsRun){.a = cg_in(cg, 0),
+                        .b = cg_in(cg, 1),
+                        .y = cg_out(cg, 0),
+                        .run = cg_div(cg, cg->task, groups),
+                        .group = cg_rem(cg, cg->task, groups),
+                        .leaf = leaf_rows,
+                        .self = per_leaf});
 }

@@ -4,14 +4,14 @@
 #include <stdio.h>
 
 enum {
-    NEAR_BYTES = 256 << 10,        // of B as it lies, that all tiles of a short run pass before the next
-    DIRECT_ROWS = 112,             // a run so short reads B as it lies
-    PACKED_BYTES = 512 << 10,      // of B in scratch: half of a small second-level cache
-    LONG_K = 8192,                 // the longest chain that is never cut
-    K_BLOCK = 2048,                // of chains that continue from y, so that a panel stays near
-    A_BYTES = 1536 << 10,          // at most for the copied rows of a tile
-    SUM_ROWS = 256,                // rows packed at once by sums over rows
-    STRIP = LANES                  // columns of a strip
+    NEAR_BYTES = 256 << 10,   // of B as it lies, that all tiles of a short run pass before the next
+    DIRECT_ROWS = 112,        // a run so short reads B as it lies
+    PACKED_BYTES = 512 << 10, // of B in scratch: half of a small second-level cache
+    LONG_K = 8192,            // the longest chain that is never cut
+    K_BLOCK = 2048,           // of chains that continue from y, so that a panel stays near
+    A_BYTES = 1536 << 10,     // at most for the copied rows of a tile
+    SUM_ROWS = 256,           // rows packed at once by sums over rows
+    STRIP = LANES             // columns of a strip
 };
 
 static int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
@@ -28,7 +28,7 @@ int rows_panels(const CpuTarget *t, int64_t N) {
     return (int)((N + panel - 1) / panel);
 }
 
-// ---- rows times a matrix --------------------------------------------------------------------------------------
+// ---- rows times a matrix ------------------------------------------------------------------------
 
 static bool cuts_k(const Rows *r) { return r->K > K_BLOCK && r->y_type == F32; }
 static int64_t k_block_of(const Rows *r) { return cuts_k(r) ? K_BLOCK : r->K; }
@@ -39,15 +39,15 @@ static bool copies_a(const Rows *r) {
 }
 
 bool rows_possible(const Rows *r) {
-    if (r->K > LONG_K && r->y_type != F32) return false;      // a cut chain is continued from y
+    if (r->K > LONG_K && r->y_type != F32) return false; // a cut chain is continued from y
     return !copies_a(r) || TILE_MAX_ROWS * (up(r->K, LANES) + LANES) * 4 <= A_BYTES;
 }
 
 int rows_groups(int64_t runs, int64_t rows, int64_t K, int64_t N, bool rows_vary) {
     int64_t panels = (N + 31) / 32, want = (32 + runs - 1) / runs;
-    double work = 2.0 * (double)rows * (double)K * (double)N;         // of a run
-    int64_t most = (int64_t)(work / 2e6);                             // a task has 2 Mflop ..
-    int64_t few = K * N * 4 / (256 << 10);                            // .. or, with few rows, 256 KiB of the matrix
+    double work = 2.0 * (double)rows * (double)K * (double)N; // of a run
+    int64_t most = (int64_t)(work / 2e6);                     // a task has 2 Mflop ..
+    int64_t few = K * N * 4 / (256 << 10);                    // .. or, with few rows, 256 KiB of the matrix
     if (rows_vary || rows <= 4 * TILE_MAX_ROWS) most = most > few ? most : few;
     if (want > most) want = most;
     if (want > panels) want = panels;
@@ -62,15 +62,18 @@ void rows_begin(Cg *cg, Rows *r) {
     r->n_whole = (int)(r->N / r->panel);
     r->tail = (int)(r->N % r->panel);
     r->k_block = k_block_of(r);
-    r->panel_bytes = up(r->k_block, LANES) * r->panel * 4 + 64;      // panels side by side shall not share cache sets
+    r->panel_bytes =
+        up(r->k_block, LANES) * r->panel * 4 + 64; // panels side by side shall not share cache sets
     r->block = (int)(PACKED_BYTES / r->panel_bytes);
     if (r->block > r->n_panels) r->block = r->n_panels;
     if (r->block < 1) r->block = 1;
     r->copy_a = copies_a(r);
     r->direct_k = r->K * r->N * dtype_bytes(r->b_type) > 2 * NEAR_BYTES && r->y_type == F32 && !r->ta
-                ? up(NEAR_BYTES / (r->N * dtype_bytes(r->b_type)) + 1, LANES) : 0;
-    bool fits = !r->copy_a || (!r->ta && DIRECT_ROWS * (up(r->K, LANES) + LANES) * 4 + r->scratch_used < RT_SCRATCH_BYTES);
-    r->direct_rows = fits ? DIRECT_ROWS : size.rows;           // rows that are copied, are all at once
+                      ? up(NEAR_BYTES / (r->N * dtype_bytes(r->b_type)) + 1, LANES)
+                      : 0;
+    bool fits = !r->copy_a ||
+                (!r->ta && DIRECT_ROWS * (up(r->K, LANES) + LANES) * 4 + r->scratch_used < RT_SCRATCH_BYTES);
+    r->direct_rows = fits ? DIRECT_ROWS : size.rows; // rows that are copied, are all at once
     r->direct = !r->tb && r->min_rows <= r->direct_rows;
     r->packed = !r->direct || r->max_rows > r->direct_rows;
     r->a_row = r->ta ? 1 : r->copy_a ? up(r->K, LANES) + LANES : r->a_given ? r->a_given : r->K;
@@ -79,8 +82,15 @@ void rows_begin(Cg *cg, Rows *r) {
     r->at_panels = up(r->scratch_used, 64) + a_bytes;
     assert(r->at_panels + r->block * r->panel_bytes <= RT_SCRATCH_BYTES);
 
-    TileSpec s = {.vecs = r->vecs, .cols = r->panel, .a_row = r->a_row, .a_k = r->a_k, .c_row = r->y_row,
-                  .b_type = F32, .c_type = r->y_type, .reload = cuts_k(r) || (r->direct && r->direct_k), .prefetch = true};
+    TileSpec s = {.vecs = r->vecs,
+                  .cols = r->panel,
+                  .a_row = r->a_row,
+                  .a_k = r->a_k,
+                  .c_row = r->y_row,
+                  .b_type = F32,
+                  .c_type = r->y_type,
+                  .reload = cuts_k(r) || (r->direct && r->direct_k),
+                  .prefetch = true};
     bool f32 = r->b_type == F32;
     unsigned heights = r->heights;
     if ((r->packed || f32) && r->n_whole) tile_functions(cg, &r->whole, &s, "tile", heights);
@@ -105,10 +115,13 @@ void rows_begin(Cg *cg, Rows *r) {
         }
     }
     if (r->packed && !r->tb) r->pack = pack_rows_function(cg, "pack", r->b_type, r->vecs, r->panel_bytes);
-    if (r->packed && r->tb && r->n_whole) r->pack = pack_columns_function(cg, "pack", r->b_type, r->vecs, r->panel);
-    if (r->packed && r->tb && r->tail) r->pack_last = pack_columns_function(cg, "pack_last", r->b_type, r->vecs, r->tail);
-    if (r->copy_a) r->copy = r->ta ? strips_function(cg, "strip", r->a_type, 0)
-                                   : copy_rows_function(cg, "copy_rows", r->a_type, r->K, r->a_row);
+    if (r->packed && r->tb && r->n_whole)
+        r->pack = pack_columns_function(cg, "pack", r->b_type, r->vecs, r->panel);
+    if (r->packed && r->tb && r->tail)
+        r->pack_last = pack_columns_function(cg, "pack_last", r->b_type, r->vecs, r->tail);
+    if (r->copy_a)
+        r->copy = r->ta ? strips_function(cg, "strip", r->a_type, 0)
+                        : copy_rows_function(cg, "copy_rows", r->a_type, r->K, r->a_row);
 }
 
 static LV a_step(Cg *cg, const Rows *r, const RowsRun *u) {
@@ -119,8 +132,10 @@ static LV a_step(Cg *cg, const Rows *r, const RowsRun *u) {
 static LV copy_of_rows(Cg *cg, const Rows *r, const RowsRun *u, LV first, LV n) {
     LV to = bytes_at(cg, cg->scratch, up(r->scratch_used, 64)), step = a_step(cg, r, u);
     TileCut one = {cg_int(cg, 1), n, cg_int(cg, 0)};
-    if (r->ta) pack_strips(cg, &r->copy, to, cg_at(cg, r->a_type, u->a, first), u->k, step, &one);
-    else copy_rows(cg, &r->copy, to, cg_at(cg, r->a_type, u->a, cg_mul(cg, first, step)), n, step);
+    if (r->ta)
+        pack_strips(cg, &r->copy, to, cg_at(cg, r->a_type, u->a, first), u->k, step, &one);
+    else
+        copy_rows(cg, &r->copy, to, cg_at(cg, r->a_type, u->a, cg_mul(cg, first, step)), n, step);
     return to;
 }
 
@@ -129,16 +144,21 @@ static LV y_at(Cg *cg, const Rows *r, const RowsRun *u, LV row, LV col) {
 }
 
 // Columns `col` .. of B, k0 .. k0+n_k-1, for one tile of rows.
-static void direct_tile(Cg *cg, const Rows *r, const RowsRun *u, const TileSet *set, LV a, LV height, LV row, LV col, LV k0,
-                        LV n_k) {
+static void direct_tile(Cg *cg, const Rows *r, const RowsRun *u, const TileSet *set, LV a, LV height, LV row,
+                        LV col, LV k0, LV n_k) {
     LV c = y_at(cg, r, u, row, col), b = cg_at(cg, r->b_type, u->b, cg_add(cg, cg_muli(cg, k0, r->N), col));
     LV init = r->direct_k ? cg_select(cg, cg_lt(cg, cg_int(cg, 0), k0), c, LLVMConstNull(cg->ptr)) : NULL;
-    tile_call(cg, set, height, &(TileCall){.a = r->direct_k ? cg_at(cg, F32, a, k0) : a, .b = b, .k = n_k,
-                                           .b_k = cg_int(cg, r->N), .c = c, .init = init});
+    tile_call(cg, set, height,
+              &(TileCall){.a = r->direct_k ? cg_at(cg, F32, a, k0) : a,
+                          .b = b,
+                          .k = n_k,
+                          .b_k = cg_int(cg, r->N),
+                          .c = c,
+                          .init = init});
 }
 
-// B is read as it lies, in pieces of k that stay near.  One tile of rows takes columns as wide as the registers allow;
-// several take one panel after the other.
+// B is read as it lies, in pieces of k that stay near.  One tile of rows takes columns as wide as the
+// registers allow; several take one panel after the other.
 static void run_direct(Cg *cg, Rows *r, const RowsRun *u) {
     LV zero = cg_int(cg, 0), k0 = zero, n_k = u->k;
     CgLoop cut;
@@ -148,7 +168,8 @@ static void run_direct(Cg *cg, Rows *r, const RowsRun *u) {
         k0 = cut.i;
         n_k = cg_min(cg, cg_sub(cg, u->k, k0), cg_int(cg, r->direct_k));
     }
-    LV col = cg_muli(cg, u->lo, r->panel), end = cg_muli(cg, cg_min(cg, u->hi, cg_int(cg, r->n_whole)), r->panel);
+    LV col = cg_muli(cg, u->lo, r->panel),
+       end = cg_muli(cg, cg_min(cg, u->hi, cg_int(cg, r->n_whole)), r->panel);
     TileCut rows = tile_cut(cg, u->n, tile_size(cg->target).rows);
     for (int vecs = TILE_MAX_VECS; vecs > r->vecs; vecs /= 2) {
         TileSet set = {0};
@@ -176,8 +197,9 @@ static void run_direct(Cg *cg, Rows *r, const RowsRun *u) {
         cg_for(cg, &l, part ? tail : col, part ? tail_end : end, r->panel);
         cg_for(cg, &tile, zero, rows.tiles, 1);
         LV first = tile_first(cg, &rows, tile.i);
-        direct_tile(cg, r, u, part ? &r->direct_last : &r->direct_whole, cg_at(cg, F32, a, cg_muli(cg, first, r->a_row)),
-                    tile_height(cg, &rows, tile.i), first, l.i, k0, n_k);
+        direct_tile(cg, r, u, part ? &r->direct_last : &r->direct_whole,
+                    cg_at(cg, F32, a, cg_muli(cg, first, r->a_row)), tile_height(cg, &rows, tile.i), first,
+                    l.i, k0, n_k);
         cg_end(cg, &tile);
         cg_end(cg, &l);
     }
@@ -191,8 +213,9 @@ static LV panel_at(Cg *cg, const Rows *r, LV index) {
 static void pack_block(Cg *cg, Rows *r, const RowsRun *u, LV p0, LV p1, LV k0, LV n_k) {
     if (!r->tb) {
         LV col = cg_muli(cg, p0, r->panel), end = cg_min(cg, cg_muli(cg, p1, r->panel), cg_int(cg, r->N));
-        pack_rows(cg, &r->pack, panel_at(cg, r, cg_int(cg, 0)), cg_at(cg, r->b_type, u->b, cg_add(cg, cg_muli(cg, k0, r->N), col)),
-                  n_k, cg_int(cg, r->N), cg_sub(cg, end, col));
+        pack_rows(cg, &r->pack, panel_at(cg, r, cg_int(cg, 0)),
+                  cg_at(cg, r->b_type, u->b, cg_add(cg, cg_muli(cg, k0, r->N), col)), n_k, cg_int(cg, r->N),
+                  cg_sub(cg, end, col));
         return;
     }
     LV whole = cg_min(cg, p1, cg_int(cg, r->n_whole));
@@ -222,7 +245,8 @@ static void run_packed(Cg *cg, Rows *r, const RowsRun *u) {
     TileCut rows = tile_cut(cg, u->n, tile_size(cg->target).rows);
     cg_for(cg, &tile, cg_int(cg, 0), rows.tiles, 1);
     LV first = tile_first(cg, &rows, tile.i), height = tile_height(cg, &rows, tile.i);
-    LV a = r->copy_a ? copy_of_rows(cg, r, u, first, height) : cg_at(cg, F32, u->a, cg_mul(cg, first, a_step(cg, r, u)));
+    LV a = r->copy_a ? copy_of_rows(cg, r, u, first, height)
+                     : cg_at(cg, F32, u->a, cg_mul(cg, first, a_step(cg, r, u)));
     a = cg_at(cg, F32, a, cg_muli(cg, k0, r->a_k));
     LV whole = cg_min(cg, p1, cg_int(cg, r->n_whole));
     for (int part = 0; part < 2; part++) {
@@ -232,7 +256,12 @@ static void run_packed(Cg *cg, Rows *r, const RowsRun *u) {
         LV c = y_at(cg, r, u, first, cg_muli(cg, l.i, r->panel));
         LV init = cuts_k(r) ? cg_select(cg, cg_lt(cg, cg_int(cg, 0), k0), c, LLVMConstNull(cg->ptr)) : NULL;
         tile_call(cg, part ? &r->last : &r->whole, height,
-                  &(TileCall){.a = a, .b = panel_at(cg, r, cg_sub(cg, l.i, p0)), .k = n_k, .b_k = b_k, .c = c, .init = init});
+                  &(TileCall){.a = a,
+                              .b = panel_at(cg, r, cg_sub(cg, l.i, p0)),
+                              .k = n_k,
+                              .b_k = b_k,
+                              .c = c,
+                              .init = init});
         cg_end(cg, &l);
     }
     cg_end(cg, &tile);
@@ -257,16 +286,18 @@ void rows_run(Cg *cg, Rows *r, const RowsRun *u) {
     cg_endif(cg, &some);
 }
 
-// ---- sums over rows ---------------------------------------------------------------------------------------------
+// ---- sums over rows -----------------------------------------------------------------------------
 
 SumCut sums_cut(int64_t M, int64_t N, int64_t matrices) {
     SumCut c = {.m = 112, .n = 128};
     for (;;) {
         c.runs = (M + c.m - 1) / c.m;
         c.groups = (N + c.n - 1) / c.n;
-        if (matrices * c.runs * c.groups >= 16 || (c.m == 28 && c.n == 32)) break;
-        if (c.n > c.m) c.n /= 2;                        // few matrices: smaller pieces, so that there are 16 tasks
-        else c.m /= 2;
+        if (matrices * c.runs * c.groups >= 8 || (c.m == 28 && c.n == 32)) break;
+        if (c.n > c.m)
+            c.n /= 2; // few matrices: smaller pieces, so that there are 8 tasks
+        else
+            c.m /= 2;
     }
     c.m = (M + c.runs - 1) / c.runs;
     return c;
@@ -294,16 +325,28 @@ void sums_begin(Cg *cg, Sums *s, int64_t matrices) {
     s->at_b = s->at_a + s->tiles * s->strip_bytes;
     s->scratch_end = s->at_b + s->panels * s->panel_bytes;
     assert(s->scratch_end <= end);
-    TileSpec spec = {.vecs = s->vecs, .cols = s->panel, .a_row = 1, .a_k = STRIP, .c_row = s->panel, .b_type = F32,
-                     .c_type = F32, .reload = true, .merge = true, .merge_step = s->level};
+    TileSpec spec = {.vecs = s->vecs,
+                     .cols = s->panel,
+                     .a_row = 1,
+                     .a_k = STRIP,
+                     .c_row = s->panel,
+                     .b_type = F32,
+                     .c_type = F32,
+                     .reload = true,
+                     .merge = true,
+                     .merge_step = s->level};
     int64_t rest = s->M % s->cut.m;
-    tile_functions(cg, &s->tile, &spec, "sum", tile_heights(s->cut.m, size.rows) | tile_heights(rest, size.rows));
+    tile_functions(cg, &s->tile, &spec, "sum",
+                   tile_heights(s->cut.m, size.rows) | tile_heights(rest, size.rows));
     s->pack = pack_rows_function(cg, "pack", s->b_type, s->vecs, s->panel_bytes);
     s->strip = strips_function(cg, "strip", s->a_type, s->strip_bytes);
 }
 
 // What a task computes: rows m0 .. of the result in tiles, panels p0 .. p1-1.
-typedef struct { LV m0, p0, p1, panels; TileCut cut; } SumPart;
+typedef struct {
+    LV m0, p0, p1, panels;
+    TileCut cut;
+} SumPart;
 
 // Where the task's tile (t, p) lies in a level of the stack.
 static LV slot_at(Cg *cg, const Sums *s, LV level, LV t, LV p) {
@@ -319,17 +362,19 @@ static LV sum_panel_at(Cg *cg, const Sums *s, LV p) {
 }
 
 static LV bits_set(Cg *cg, LV x) { return cg_intrinsic(cg, "llvm.ctpop", &cg->i64, 1, &x, 1); }
-static LV trailing_zeros(Cg *cg, LV x) {                       // x is not 0
+static LV trailing_zeros(Cg *cg, LV x) { // x is not 0
     LV args[2] = {x, cg_bool(cg, true)};
     return cg_intrinsic(cg, "llvm.cttz", &cg->i64, 1, args, 2);
 }
 
 // Packs n rows for the part; a and b: their first row, a at the part's first column.
 static void pack_sums(Cg *cg, Sums *s, const SumPart *part, LV a, LV b, LV n) {
-    LV col = cg_muli(cg, part->p0, s->panel), end = cg_min(cg, cg_muli(cg, part->p1, s->panel), cg_int(cg, s->N));
-    pack_rows(cg, &s->pack, sum_panel_at(cg, s, cg_int(cg, 0)), cg_at(cg, s->b_type, b, col), n, cg_int(cg, s->N),
-              cg_sub(cg, end, col));
-    pack_strips(cg, &s->strip, strip_at(cg, s, cg_int(cg, 0)), a, n, cg_int(cg, s->a_given ? s->a_given : s->M), &part->cut);
+    LV col = cg_muli(cg, part->p0, s->panel),
+       end = cg_min(cg, cg_muli(cg, part->p1, s->panel), cg_int(cg, s->N));
+    pack_rows(cg, &s->pack, sum_panel_at(cg, s, cg_int(cg, 0)), cg_at(cg, s->b_type, b, col), n,
+              cg_int(cg, s->N), cg_sub(cg, end, col));
+    pack_strips(cg, &s->strip, strip_at(cg, s, cg_int(cg, 0)), a, n,
+                cg_int(cg, s->a_given ? s->a_given : s->M), &part->cut);
 }
 
 static void begin_tiles(Cg *cg, const SumPart *part, CgLoop *t, CgLoop *p) {
@@ -355,8 +400,8 @@ static void store_sums(Cg *cg, Sums *s, const SumPart *part, LV y) {
     cg_end(cg, &t);
 }
 
-// The stack is that of a binary counter: before leaf l it holds one sum for each bit of l; a finished leaf adds those
-// its carry runs through, the last leaf all.
+// The stack is that of a binary counter: before leaf l it holds one sum for each bit of l; a finished leaf
+// adds those its carry runs through, the last leaf all.
 void sums_run(Cg *cg, Sums *s, const SumsRun *u) {
     LV zero = cg_int(cg, 0);
     SumPart part = {.m0 = cg_muli(cg, u->run, s->cut.m), .p0 = cg_muli(cg, u->group, s->cut.n / s->panel)};
@@ -369,19 +414,27 @@ void sums_run(Cg *cg, Sums *s, const SumsRun *u) {
     LV begin, end;
     u->leaf(u->self, cg, leaf.i, &begin, &end);
     LV n = cg_sub(cg, end, begin), top = bits_set(cg, leaf.i);
-    LV merges = cg_select(cg, cg_eq(cg, leaf.i, cg_int(cg, s->leaves - 1)), top, trailing_zeros(cg, cg_addi(cg, leaf.i, 1)));
-    cg_for(cg, &block, zero, cg_max(cg, n, cg_int(cg, 1)), s->rows);              // a leaf without rows counts as +0
-    LV left = cg_sub(cg, n, block.i), n_k = cg_min(cg, left, cg_int(cg, s->rows)), first = cg_add(cg, begin, block.i);
+    LV merges = cg_select(cg, cg_eq(cg, leaf.i, cg_int(cg, s->leaves - 1)), top,
+                          trailing_zeros(cg, cg_addi(cg, leaf.i, 1)));
+    cg_for(cg, &block, zero, cg_max(cg, n, cg_int(cg, 1)), s->rows); // a leaf without rows counts as +0
+    LV left = cg_sub(cg, n, block.i), n_k = cg_min(cg, left, cg_int(cg, s->rows)),
+       first = cg_add(cg, begin, block.i);
     LV a = u->make ? u->make(u->self, cg, first, n_k)
-                   : cg_at(cg, s->a_type, u->a, cg_add(cg, cg_muli(cg, first, s->a_given ? s->a_given : s->M), part.m0));
+                   : cg_at(cg, s->a_type, u->a,
+                           cg_add(cg, cg_muli(cg, first, s->a_given ? s->a_given : s->M), part.m0));
     pack_sums(cg, s, &part, a, cg_at(cg, s->b_type, u->b, cg_muli(cg, first, s->N)), n_k);
     LV n_merge = cg_select(cg, cg_lt(cg, left, cg_int(cg, s->rows + 1)), merges, zero);
     begin_tiles(cg, &part, &t, &p);
     LV init = cg_select(cg, cg_eq(cg, block.i, zero), LLVMConstNull(cg->ptr), slot_at(cg, s, top, t.i, p.i));
     tile_call(cg, &s->tile, tile_height(cg, &part.cut, t.i),
-              &(TileCall){.a = strip_at(cg, s, t.i), .b = sum_panel_at(cg, s, p.i), .k = n_k, .b_k = cg_int(cg, s->panel),
-                          .c = slot_at(cg, s, cg_sub(cg, top, n_merge), t.i, p.i), .init = init,
-                          .n_merge = n_merge, .merge = slot_at(cg, s, cg_addi(cg, top, -1), t.i, p.i)});
+              &(TileCall){.a = strip_at(cg, s, t.i),
+                          .b = sum_panel_at(cg, s, p.i),
+                          .k = n_k,
+                          .b_k = cg_int(cg, s->panel),
+                          .c = slot_at(cg, s, cg_sub(cg, top, n_merge), t.i, p.i),
+                          .init = init,
+                          .n_merge = n_merge,
+                          .merge = slot_at(cg, s, cg_addi(cg, top, -1), t.i, p.i)});
     cg_end(cg, &p);
     cg_end(cg, &t);
     cg_end(cg, &block);

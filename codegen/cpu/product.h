@@ -1,10 +1,10 @@
-// Products of matrices out of tiles: rows times a matrix, and sums over rows.  What matmul, grouped_matmul, their
-// gradients and head_loss share; the kernels say which rows, which matrix, which part a task takes.
+// Products of matrices out of tiles: rows times a matrix, and sums over rows.  What matmul, grouped_matmul,
+// their gradients and head_loss share; the kernels say which rows, which matrix, which part a task takes.
 #ifndef CODEGEN_CPU_PRODUCT_H
 #define CODEGEN_CPU_PRODUCT_H
 #include "codegen/cpu/tile.h"
 
-// ---- y[n, N] = a[n, K] b[K, N] --------------------------------------------------------------------------------
+// ---- y[n, N] = a[n, K] b[K, N] ------------------------------------------------------------------
 // B is packed into panels held in scratch while a run of rows passes by; a short run reads B as it lies.
 typedef struct {
     // given
@@ -16,7 +16,8 @@ typedef struct {
     unsigned heights;          // tile heights that can occur
     int64_t scratch_used;      // bytes at the start of the scratch that are not ours
     // made by rows_begin
-    int     vecs, panel, n_panels, n_whole, tail;        // vectors and columns of a panel, panels, whole ones, columns of the last
+    int     vecs, panel;       // vectors and columns of a panel
+    int     n_panels, n_whole, tail;     // panels, whole ones, columns of the last if it is narrow
     int64_t direct_rows, direct_k;   // longest run that reads B as it lies; k of it at once, 0: all
     int64_t k_block, block;    // k of a panel packed at once, panels packed at once
     bool    copy_a, direct, packed;
@@ -27,17 +28,17 @@ typedef struct {
 
 bool rows_possible(const Rows *r);                 // false: sizes beyond the scratch
 void rows_begin(Cg *cg, Rows *r);
-// One run of n rows and panels lo .. hi-1.  a: its first row (ta: its first column, a_step: elements between the rows
-// of a as stored); b: element (0, 0) of the matrix.
+// One run of n rows and panels lo .. hi-1.  a: its first row (ta: its first column, a_step: elements between
+// the rows of a as stored); b: element (0, 0) of the matrix.
 typedef struct { LV a, a_step, b, y, n, k, lo, hi; } RowsRun;
 void rows_run(Cg *cg, Rows *r, const RowsRun *run);
 int  rows_panels(const CpuTarget *t, int64_t N);   // panels of N columns
-enum { ROWS_RUN = 252 };                           // rows of a task: a multiple of every tile height's table row
+enum { ROWS_RUN = 252 };                           // rows of a task: whole tiles on every machine
 
 // How many groups of panels a task's matrix is cut into, so that there are enough tasks and none is tiny.
 int rows_groups(int64_t runs, int64_t rows, int64_t K, int64_t N, bool rows_vary);
 
-// ---- y[M, N] = tree over leaves of sum over rows of a[row, M] b[row, N] ----------------------------------------
+// ---- y[M, N] = tree over leaves of sum over rows of a[row, M] b[row, N] -------------------------
 // A task computes m x n elements of the result; the cut depends on sizes only, not on the machine.
 typedef struct { int64_t m, n, runs, groups; } SumCut;
 SumCut sums_cut(int64_t M, int64_t N, int64_t matrices);
@@ -48,7 +49,7 @@ typedef struct {
     int64_t M, N;
     int     leaves;
     int64_t a_given;                             // elements between rows of a, if they are not M; 0: they are
-    int64_t scratch_used, scratch_end;           // bytes of the scratch: not ours at its start; end of ours, 0: all
+    int64_t scratch_used, scratch_end;   // where our part of the scratch begins and ends; 0: at its end
     SumCut  cut;                                 // m = 0: sums_begin fills it; else n is all of N
     // made by sums_begin
     int64_t rows;                                // of a and b packed at once

@@ -4,10 +4,13 @@
 #include <stdio.h>
 
 // What fits the vector registers of each width.  A <16 x float> takes 64 / vector_bytes of them.
-static const struct { int vector_bytes; TileSize size; } tile_table[] = {
-    {64, {14, 2}},      // 28 sums, 2 of B, 1 of A
-    {32, {6, 1}},       // 12, 2, 1
-    {16, {2, 1}},       // 8, 4, 1
+static const struct {
+    int vector_bytes;
+    TileSize size;
+} tile_table[] = {
+    {64, {14, 2}}, // 28 sums, 2 of B, 1 of A
+    {32, {6, 1}},  // 12, 2, 1
+    {16, {2, 1}},  // 8, 4, 1
 };
 
 TileSize tile_size(const CpuTarget *t) {
@@ -39,9 +42,11 @@ static LV offset(Cg *cg, LV base, int64_t elements) {
     return elements ? cg_bytes(cg, base, cg_int(cg, elements * 4)) : base;
 }
 
-// ---- the tile ---------------------------------------------------------------------------------------------
+// ---- the tile -----------------------------------------------------------------------------------
 
-enum { PREFETCH_ROWS = 32 };      // of B, asked into the second cache: rows 4 KiB apart don't fit the first one's sets
+enum {
+    PREFETCH_ROWS = 32
+}; // of B, asked into the second cache: rows 4 KiB apart don't fit the first one's sets
 enum { P_A, P_B, P_K, P_B_K, P_C, P_INIT, P_N_MERGE, P_MERGE, N_PARAMS };
 
 // One step of the chain for all sums.  ahead: bytes from b to what is asked for, or NULL.
@@ -63,14 +68,15 @@ static void tile_step(Cg *cg, const TileSpec *s, int height, LV a, int64_t k, LV
 // n sums in registers, chained over k; unrolled because a step is short when the tile is small.
 static void tile_chain(Cg *cg, const TileSpec *s, int height, LV fn, LV *acc) {
     int n = height * s->vecs, unroll = n >= 16 ? 2 : 4;
-    LV k = LLVMGetParam(fn, P_K), step = cg_mul(cg, LLVMGetParam(fn, P_B_K), cg_int(cg, dtype_bytes(s->b_type)));
+    LV k = LLVMGetParam(fn, P_K),
+       step = cg_mul(cg, LLVMGetParam(fn, P_B_K), cg_int(cg, dtype_bytes(s->b_type)));
     LV most = LLVMBuildAnd(cg->b, k, cg_int(cg, -unroll), "");
     LV ahead = s->prefetch ? cg_muli(cg, step, PREFETCH_ROWS) : NULL;
     LV carry[CG_MAX_CARRY], lo = cg_int(cg, 0), hi = most;
     for (int i = 0; i < n; i++) carry[i] = acc[i];
     carry[n] = LLVMGetParam(fn, P_A);
     carry[n + 1] = LLVMGetParam(fn, P_B);
-    for (int u = unroll; u >= 1; u = u > 1 ? 1 : 0) {        // then the steps that are left, one by one
+    for (int u = unroll; u >= 1; u = u > 1 ? 1 : 0) { // then the steps that are left, one by one
         CgLoop l;
         cg_loop_begin(cg, &l, lo, hi, u, n + 2, carry);
         for (int i = 0; i < n; i++) acc[i] = l.carry[i];
@@ -135,8 +141,10 @@ static LV emit_tile(Cg *cg, const TileSpec *s, const char *name, int height, LT 
     for (int i = 0; i < n; i++) {
         int row = i / s->vecs, v = i % s->vecs;
         LV mask = tile_mask(cg, s->cols - v * LANES);
-        if (s->store) s->store(s->self, cg, acc[i], c, row, v * LANES, mask);
-        else cg_store_vec(cg, s->c_type, acc[i], c, cg_int(cg, row * s->c_row + v * LANES), mask);
+        if (s->store)
+            s->store(s->self, cg, acc[i], c, row, v * LANES, mask);
+        else
+            cg_store_vec(cg, s->c_type, acc[i], c, cg_int(cg, row * s->c_row + v * LANES), mask);
     }
     cg_function_end(cg, &f);
     return f.fn;
@@ -150,8 +158,14 @@ void tile_functions(Cg *cg, TileSet *set, const TileSpec *spec, const char *name
 
 void tile_call_fixed(Cg *cg, const TileSet *set, int height, const TileCall *c) {
     LV null = LLVMConstNull(cg->ptr);
-    LV args[N_PARAMS] = {c->a, c->b, c->k, c->b_k, c->c, c->init ? c->init : null,
-                         c->n_merge ? c->n_merge : cg_int(cg, 0), c->merge ? c->merge : null};
+    LV args[N_PARAMS] = {c->a,
+                         c->b,
+                         c->k,
+                         c->b_k,
+                         c->c,
+                         c->init ? c->init : null,
+                         c->n_merge ? c->n_merge : cg_int(cg, 0),
+                         c->merge ? c->merge : null};
     assert(set->fn[height]);
     cg_call(cg, set->type, set->fn[height], args, N_PARAMS);
 }
@@ -178,11 +192,11 @@ void tile_call(Cg *cg, const TileSet *set, LV height, const TileCall *c) {
     LLVMPositionBuilderAtEnd(cg->b, done);
 }
 
-// ---- cutting rows into tiles --------------------------------------------------------------------------------
+// ---- cutting rows into tiles --------------------------------------------------------------------
 
 TileCut tile_cut(Cg *cg, LV n, int rows) {
     TileCut cut = {.tiles = cg_div(cg, cg_addi(cg, n, rows - 1), cg_int(cg, rows))};
-    LV tiles = cg_max(cg, cut.tiles, cg_int(cg, 1));         // n = 0: no tile, and no division by it
+    LV tiles = cg_max(cg, cut.tiles, cg_int(cg, 1)); // n = 0: no tile, and no division by it
     cut.base = cg_div(cg, n, tiles);
     cut.extra = cg_rem(cg, n, tiles);
     return cut;
@@ -202,9 +216,10 @@ unsigned tile_heights(int64_t n, int rows) {
     return (extra ? 1u << (base + 1) : 0) | 1u << base;
 }
 
-// ---- packing ------------------------------------------------------------------------------------------------
+// ---- packing ------------------------------------------------------------------------------------
 
-// One of the four steps of a transpose: pairs of vectors `apart` apart; mask tells which lanes of the pair go where.
+// One of the four steps of a transpose: pairs of vectors `apart` apart; mask tells which lanes of the pair go
+// where.
 static LV shuffle(Cg *cg, LV a, LV b, const int lane[16]) {
     LV mask[LANES];
     for (int i = 0; i < LANES; i++) mask[i] = cg_int32(cg, lane[i]);
@@ -236,10 +251,16 @@ static void begin_pack(Cg *cg, CgFunction *f, PackFunction *p, const char *name,
     *p = (PackFunction){f->type, f->fn};
 }
 
-static void call_pack(Cg *cg, const PackFunction *f, const LV *args, int n) { cg_call(cg, f->type, f->fn, args, n); }
+static void call_pack(Cg *cg, const PackFunction *f, const LV *args, int n) {
+    cg_call(cg, f->type, f->fn, args, n);
+}
 
 // A loop over n rows with the address in the source and an address that steps by to_bytes.
-typedef struct { CgLoop l; LV to, from, step; int64_t to_bytes; } RowLoop;
+typedef struct {
+    CgLoop l;
+    LV to, from, step;
+    int64_t to_bytes;
+} RowLoop;
 
 static void begin_rows(Cg *cg, RowLoop *r, LV fn, DType t, int64_t to_bytes) {
     LV carry[2] = {LLVMGetParam(fn, 0), LLVMGetParam(fn, 1)};
@@ -267,7 +288,8 @@ PackFunction pack_rows_function(Cg *cg, const char *name, DType t, int vecs, int
     cg_loop_begin(cg, &panel, cg_int(cg, 0), whole, width, 1, &row.to);
     LV from = cg_at(cg, t, row.from, panel.i), to = panel.carry[0];
     for (int v = 0; v < vecs; v++)
-        cg_store_vec(cg, F32, cg_load_vec(cg, t, from, cg_int(cg, v * LANES), NULL), to, cg_int(cg, v * LANES), NULL);
+        cg_store_vec(cg, F32, cg_load_vec(cg, t, from, cg_int(cg, v * LANES), NULL), to,
+                     cg_int(cg, v * LANES), NULL);
     for (int64_t at = 0; at < width * dtype_bytes(t); at += 64)
         cg_prefetch(cg, cg_bytes(cg, from, cg_addi(cg, cg_muli(cg, row.step, PREFETCH_ROWS), at)), false, 2);
     LV next = cg_bytes(cg, to, cg_int(cg, panel_bytes));
@@ -276,7 +298,8 @@ PackFunction pack_rows_function(Cg *cg, const char *name, DType t, int vecs, int
     cg_if(cg, &rest, cg_lt(cg, panel.i, cols));
     for (int v = 0; v < vecs; v++) {
         LV at = cg_addi(cg, panel.i, v * LANES), mask = cg_tail_mask(cg, cg_sub(cg, cols, at));
-        cg_store_vec(cg, F32, cg_load_vec(cg, t, row.from, at, mask), panel.carry[0], cg_int(cg, v * LANES), NULL);
+        cg_store_vec(cg, F32, cg_load_vec(cg, t, row.from, at, mask), panel.carry[0], cg_int(cg, v * LANES),
+                     NULL);
     }
     cg_endif(cg, &rest);
     end_rows(cg, &row);
@@ -293,9 +316,10 @@ PackFunction pack_columns_function(Cg *cg, const char *name, DType t, int vecs, 
     CgFunction f;
     PackFunction p;
     begin_pack(cg, &f, &p, name, 4);
-    LV to = LLVMGetParam(f.fn, 0), from = LLVMGetParam(f.fn, 1), k = LLVMGetParam(f.fn, 2), step = LLVMGetParam(f.fn, 3);
+    LV to = LLVMGetParam(f.fn, 0), from = LLVMGetParam(f.fn, 1), k = LLVMGetParam(f.fn, 2),
+       step = LLVMGetParam(f.fn, 3);
     LV whole = LLVMBuildAnd(cg->b, k, cg_int(cg, -LANES), "");
-    for (int part = 0; part < 2; part++) {                    // whole blocks, then the rest under a mask
+    for (int part = 0; part < 2; part++) { // whole blocks, then the rest under a mask
         CgLoop l;
         LV mask = part ? cg_tail_mask(cg, cg_sub(cg, k, whole)) : NULL;
         cg_for(cg, &l, part ? whole : cg_int(cg, 0), part ? k : whole, LANES);
@@ -331,7 +355,8 @@ PackFunction strips_function(Cg *cg, const char *name, DType t, int64_t strip_by
     begin_rows(cg, &row, f.fn, t, LANES * 4);
     LV ahead = cg_muli(cg, row.step, PREFETCH_ROWS), carry[2] = {row.to, row.from};
     cg_loop_begin(cg, &tile, cg_int(cg, 0), cut.tiles, 1, 2, carry);
-    LV x = cg_load_vec(cg, t, tile.carry[1], cg_int(cg, 0), cg_select(cg, cg_lt(cg, tile.i, cut.extra), high, low));
+    LV x = cg_load_vec(cg, t, tile.carry[1], cg_int(cg, 0),
+                       cg_select(cg, cg_lt(cg, tile.i, cut.extra), high, low));
     cg_store_vec(cg, F32, x, tile.carry[0], cg_int(cg, 0), NULL);
     cg_prefetch(cg, cg_bytes(cg, tile.carry[1], ahead), false, 2);
     LV next[2] = {cg_bytes(cg, tile.carry[0], cg_int(cg, strip_bytes)),

@@ -1,9 +1,9 @@
 // The register tile every contraction is made of, and the packing around it.
 //
-//     C[height x cols] = A[height x k] B[k x cols]        each element one chain c = fma(a, b, c) over ascending k
+//     C[height x cols] = A[height x k] B[k x cols]      each element one chain c = fma(a, b, c), k ascending
 //
-// A is read by broadcasts at constant strides, B as vectors of 16 columns.  B is packed into panels: [k][panel] f32,
-// as wide as the tile.  A tile is a static function of its module, one for each height that can occur.
+// A is read by broadcasts at constant strides, B as vectors of 16 columns.  B is packed into panels:
+// [k][panel] f32, as wide as the tile.  A tile is a static function of its module, one for each height that can occur.
 #ifndef CODEGEN_CPU_TILE_H
 #define CODEGEN_CPU_TILE_H
 #include "codegen/cpu/cg.h"
@@ -19,14 +19,14 @@ int      tile_vecs(const CpuTarget *t, int height);       // widest tile of this
 typedef void TileStore(void *self, Cg *cg, LV x, LV c, int row, int col, LV mask);
 
 typedef struct {
-    int     vecs, cols;        // vectors of 16 columns; live columns (the rest is neither read by masked loads nor stored)
+    int     vecs, cols;        // vectors of 16 columns; live columns (the others are not stored)
     int64_t a_row, a_k;        // elements from a row of A to the next, from a k to the next
     int64_t c_row;             // elements from a row of C to the next
     DType   b_type, c_type;    // A is f32
     bool    mask_b;            // B is not a panel: loads stay inside cols
     bool    prefetch;          // B comes from far: rows ahead are asked for
     bool    reload;            // the chain may continue from a tile in memory (init)
-    bool    merge;             // after the chain the tiles at merge, merge - merge_step, .. are added (n_merge of them)
+    bool    merge;             // after the chain n_merge tiles at merge, merge - merge_step, .. are added
     int64_t merge_step;        // elements
     TileStore *store;          // NULL: to C
     void   *self;
@@ -43,13 +43,13 @@ void tile_functions(Cg *cg, TileSet *set, const TileSpec *spec, const char *name
 
 typedef struct {
     LV a, b, k, b_k, c;        // b_k: elements from a k of B to the next
-    LV init;                   // address of the tile (rows c_row apart) the chain continues; NULL or null: from zero
+    LV init;                   // address of the tile the chain continues; NULL or null: from zero
     LV n_merge, merge;         // NULL: none
 } TileCall;
 void tile_call(Cg *cg, const TileSet *set, LV height, const TileCall *c);     // dispatches on the height
 void tile_call_fixed(Cg *cg, const TileSet *set, int height, const TileCall *c);
 
-// Rows cut into ceil(n / rows) tiles of nearly equal height: the first `extra` have base + 1 rows, the others base.
+// Rows cut into ceil(n / rows) tiles of nearly equal height: the first `extra` have base + 1, others base.
 typedef struct { LV tiles, base, extra; } TileCut;
 TileCut  tile_cut(Cg *cg, LV n, int rows);
 LV       tile_height(Cg *cg, const TileCut *cut, LV tile);
@@ -59,22 +59,25 @@ static inline unsigned tile_all_heights(int rows) { return (2u << rows) - 2; }
 
 // Functions that pack.  All give f32 and read `source` from its element (0, 0), rows `step` elements apart.
 typedef struct { LT type; LV fn; } PackFunction;
-// panels of vecs * 16 columns, panel_bytes apart, from n rows of `cols` columns.  The last panel may be narrow: what is
-// behind its columns is 0.
+// Panels of vecs * 16 columns, panel_bytes apart, from n rows of `cols` columns.  The last panel may be
+// narrow: what is behind its columns is 0.
 PackFunction pack_rows_function(Cg *cg, const char *name, DType t, int vecs, int64_t panel_bytes);
 void         pack_rows(Cg *cg, const PackFunction *f, LV panels, LV source, LV n, LV step, LV cols);
-// One panel from a source that holds its columns as rows; k rounds up to 16.  Columns from `cols` on repeat the last.
+// One panel from a source that holds its columns as rows; k rounds up to 16.  Columns from `cols` on repeat
+// the last.
 PackFunction pack_columns_function(Cg *cg, const char *name, DType t, int vecs, int cols);
 void         pack_columns(Cg *cg, const PackFunction *f, LV panel, LV source, LV k, LV step);
-// Strips [n][16], strip_bytes apart, from n rows: strip t has the columns of tile t of the cut, A of a transposed product.
+// Strips [n][16], strip_bytes apart, from n rows: strip t has the columns of tile t of the cut.  A of a
+// transposed product.
 PackFunction strips_function(Cg *cg, const char *name, DType t, int64_t strip_bytes);
-void         pack_strips(Cg *cg, const PackFunction *f, LV strips, LV source, LV n, LV step, const TileCut *cut);
+void         pack_strips(Cg *cg, const PackFunction *f, LV strips, LV source, LV n, LV step,
+                         const TileCut *cut);
 // n rows of `cols` elements, to_step apart.
 PackFunction copy_rows_function(Cg *cg, const char *name, DType t, int64_t cols, int64_t to_step);
 void         copy_rows(Cg *cg, const PackFunction *f, LV to, LV source, LV n, LV step);
 
-LV   tile_mask(Cg *cg, int live);                             // constant mask of the first `live` of 16 lanes; NULL: all
-void tile_transpose(Cg *cg, LV rows[16]);                     // 16 vectors as a 16 x 16 block
+LV   tile_mask(Cg *cg, int live);            // constant mask of the first `live` of 16 lanes; NULL: all
+void tile_transpose(Cg *cg, LV rows[16]);    // 16 vectors as a 16 x 16 block
 void tile_noinline(Cg *cg, LV fn);
 
 #endif

@@ -20,21 +20,30 @@ static double now(void) {
 
 typedef struct {
     const OneKernel *o;
-    void *const     *arg;
-    int64_t          sym[4], tasks[RT_MAX_PHASES];
-    int              threads;
-    atomic_int       next[RT_MAX_PHASES];
+    void *const *arg;
+    int64_t sym[4], tasks[RT_MAX_PHASES];
+    int threads;
+    atomic_int next[RT_MAX_PHASES];
     pthread_barrier_t barrier;
 } Work;
-typedef struct { Work *w; int thread; void *scratch; } Worker;
+typedef struct {
+    Work *w;
+    int thread;
+    void *scratch;
+} Worker;
 
 static void *work(void *self) {
     Worker *me = self;
     Work *w = me->w;
     for (int p = 0; p < w->o->d.n_phases; p++) {
         for (int i; (i = atomic_fetch_add(&w->next[p], 1)) < w->tasks[p];) {
-            RtCall c = {.arg = w->arg, .sym = w->sym, .task = i, .n_tasks = (int32_t)w->tasks[p], .phase = p,
-                        .thread = me->thread, .scratch = me->scratch};
+            RtCall c = {.arg = w->arg,
+                        .sym = w->sym,
+                        .task = i,
+                        .n_tasks = (int32_t)w->tasks[p],
+                        .phase = p,
+                        .thread = me->thread,
+                        .scratch = me->scratch};
             w->o->fn(&c);
         }
         pthread_barrier_wait(&w->barrier);
@@ -73,8 +82,8 @@ static void *zeros(int64_t n) {
     return x;
 }
 
-static double measure(OneKernel *o, DescribeFn *describe, EmitFn *emit, const char *target, int threads, int64_t sym0,
-                      int32_t *offsets, double *compile) {
+static double measure(OneKernel *o, DescribeFn *describe, EmitFn *emit, const char *target, int threads,
+                      int64_t sym0, int32_t *offsets, double *compile) {
     double start = now();
     if (!one_compile(o, one_target(target), describe, emit)) return -1;
     *compile = now() - start;
@@ -83,7 +92,8 @@ static double measure(OneKernel *o, DescribeFn *describe, EmitFn *emit, const ch
     for (int i = 0; i < n; i++) {
         const Type *t = kernel_arg_type(&o->k, i);
         int64_t elements = 1;
-        for (int j = 0; j < t->ndim; j++) elements *= t->dim[j].n * (t->dim[j].sym ? t->dim[j].sym->bound : 1);
+        for (int j = 0; j < t->ndim; j++)
+            elements *= t->dim[j].n * (t->dim[j].sym ? t->dim[j].sym->bound : 1);
         arg[i] = t->dtype == I32 && offsets ? (void *)offsets : zeros(elements);
     }
     for (int i = 0; i < o->k.n_ragged; i++) arg[n + i] = offsets;
@@ -96,7 +106,7 @@ static double measure(OneKernel *o, DescribeFn *describe, EmitFn *emit, const ch
     return seconds_of(&w, times);
 }
 
-// ---- the rate to compare with: 24 independent chains of vector fma ------------------------------------------------
+// ---- the rate to compare with: 24 independent chains of vector fma ------------------------------
 
 static bool describe_peak(const KernelNode *k, KernelDesc *d) {
     (void)k;
@@ -128,7 +138,13 @@ static double peak_of(const char *target, int threads) {
     return o.d.flops / seconds;
 }
 
-typedef struct { const char *name; int kind; int64_t M, K, N; int experts, tb; DType dtype; } Shape;
+typedef struct {
+    const char *name;
+    int kind;
+    int64_t M, K, N;
+    int experts, tb;
+    DType dtype;
+} Shape;
 enum { DENSE, DENSE_DW, GROUPED, GROUPED_SUMS, VARYING };
 
 static const Shape shapes[] = {
@@ -170,31 +186,43 @@ static void bench(const Shape *s, const char *target, int threads, double peak) 
     if (s->experts) {
         m = (Dim){1, &rows};
         offsets = calloc((size_t)s->experts * LEAVES + 1, sizeof *offsets);
-        for (int i = 0; i <= s->experts * LEAVES; i++) offsets[i] = (int32_t)(s->M * i / (s->experts * LEAVES));
+        for (int i = 0; i <= s->experts * LEAVES; i++)
+            offsets[i] = (int32_t)(s->M * i / (s->experts * LEAVES));
     }
     bool sums = s->kind == DENSE_DW || s->kind == GROUPED_SUMS;
     one_in(&o, ONE_TYPE(s->dtype, m, k));
-    if (sums) one_in(&o, ONE_TYPE(s->dtype, m, n));
-    else if (s->experts) one_in(&o, ONE_TYPE(s->dtype, e, s->tb ? n : k, s->tb ? k : n));
-    else one_in(&o, ONE_TYPE(s->dtype, s->tb ? n : k, s->tb ? k : n));
+    if (sums)
+        one_in(&o, ONE_TYPE(s->dtype, m, n));
+    else if (s->experts)
+        one_in(&o, ONE_TYPE(s->dtype, e, s->tb ? n : k, s->tb ? k : n));
+    else
+        one_in(&o, ONE_TYPE(s->dtype, s->tb ? n : k, s->tb ? k : n));
     if (s->experts) one_in(&o, ONE_TYPE(I32, dim_n(s->experts * LEAVES + 1)));
-    if (!sums) one_out(&o, ONE_TYPE(s->dtype, m, n));
-    else if (s->experts) one_out(&o, ONE_TYPE(s->dtype, e, k, n));
-    else one_out(&o, ONE_TYPE(s->dtype, k, n));
+    if (!sums)
+        one_out(&o, ONE_TYPE(s->dtype, m, n));
+    else if (s->experts)
+        one_out(&o, ONE_TYPE(s->dtype, e, k, n));
+    else
+        one_out(&o, ONE_TYPE(s->dtype, k, n));
     if (s->kind == DENSE_DW) describe = describe_matmul_dw, emit = emit_matmul_dw;
     if (s->kind == GROUPED) describe = describe_grouped_matmul, emit = emit_grouped_matmul;
     if (s->kind == GROUPED_SUMS) describe = describe_grouped_dw, emit = emit_grouped_dw;
     double compile, seconds = measure(&o, describe, emit, target, threads, s->M, offsets, &compile);
     double flops = 2.0 * (double)s->M * (double)s->K * (double)s->N;
     double bytes = (double)(s->K * s->N * dtype_bytes(s->dtype));
-    printf("%-28s %7.1f GFLOP/s  %5.1f %%   %6.1f GB/s of the matrix   %8.1f us   compiled in %5.1f ms\n", s->name,
-           flops / seconds * 1e-9, 100 * flops / seconds / peak, bytes / seconds * 1e-9, seconds * 1e6, compile * 1e3);
+    printf("%-28s %7.1f GFLOP/s  %5.1f %%   %6.1f GB/s of the matrix   %8.1f us   compiled in %5.1f ms\n",
+           s->name, flops / seconds * 1e-9, 100 * flops / seconds / peak, bytes / seconds * 1e-9,
+           seconds * 1e6, compile * 1e3);
     fflush(stdout);
 }
 
-// ---- attention and head --------------------------------------------------------------------------------------------
+// ---- attention and head -------------------------------------------------------------------------
 
-typedef struct { const char *name; int64_t B, S, H, Hk, A; bool grad; } Heads;
+typedef struct {
+    const char *name;
+    int64_t B, S, H, Hk, A;
+    bool grad;
+} Heads;
 static const Heads heads[] = {
     {"attention 16x256, 4 of 32", 16, 256, 4, 2, 32, false},
     {"attention 8x256, 6 of 64", 8, 256, 6, 2, 64, false},
@@ -204,8 +232,8 @@ static const Heads heads[] = {
 };
 
 static void report(const OneKernel *o, const char *name, double seconds, double peak, double compile) {
-    printf("%-32s %7.1f GFLOP/s  %5.1f %%   %10.1f us   compiled in %5.1f ms\n", name, o->d.flops / seconds * 1e-9,
-           100 * o->d.flops / seconds / peak, seconds * 1e6, compile * 1e3);
+    printf("%-32s %7.1f GFLOP/s  %5.1f %%   %10.1f us   compiled in %5.1f ms\n", name,
+           o->d.flops / seconds * 1e-9, 100 * o->d.flops / seconds / peak, seconds * 1e6, compile * 1e3);
     fflush(stdout);
 }
 
@@ -215,26 +243,34 @@ static void bench_attention(const Heads *h, const char *target, int threads, dou
     Dim b = dim_n(h->B), s = dim_n(h->S), a = dim_n(h->A), n = dim_n(h->H), nk = dim_n(h->Hk);
     Type q = ONE_TYPE(F32, b, s, n, a), k = ONE_TYPE(F32, b, s, nk, a), lse = ONE_TYPE(F32, b, s, n);
     one_in(&o, q), one_in(&o, k), one_in(&o, k);
-    if (h->grad) one_in(&o, q), one_in(&o, lse), one_in(&o, q), one_out(&o, q), one_out(&o, k), one_out(&o, k);
-    else one_out(&o, q), one_out(&o, lse);
-    double compile, seconds = h->grad ? measure(&o, describe_attention_grad, emit_attention_grad, target, threads, 0, NULL, &compile)
-                                      : measure(&o, describe_attention, emit_attention, target, threads, 0, NULL, &compile);
+    if (h->grad)
+        one_in(&o, q), one_in(&o, lse), one_in(&o, q), one_out(&o, q), one_out(&o, k), one_out(&o, k);
+    else
+        one_out(&o, q), one_out(&o, lse);
+    double compile, seconds = h->grad ? measure(&o, describe_attention_grad, emit_attention_grad, target,
+                                                threads, 0, NULL, &compile)
+                                      : measure(&o, describe_attention, emit_attention, target, threads, 0,
+                                                NULL, &compile);
     report(&o, h->name, seconds, peak, compile);
 }
 
-static void bench_head(const char *name, int64_t rows, int64_t D, int64_t V, bool grad, const char *target, int threads, double peak) {
+static void bench_head(const char *name, int64_t rows, int64_t D, int64_t V, bool grad, const char *target,
+                       int threads, double peak) {
     OneKernel o = {0};
     Sym leaf = {.name = "L", .kind = SYM_LEAF, .bound = 8};
     o.node.attr = (Attrs){.leaves = 8};
     Dim l = {1, &leaf}, r = dim_n(rows / 8);
-    Type x = ONE_TYPE(F32, l, r, dim_n(D)), w = ONE_TYPE(F32, dim_n(V), dim_n(D)), one = ONE_TYPE(F32, l, r, dim_n(1));
+    Type x = ONE_TYPE(F32, l, r, dim_n(D)), w = ONE_TYPE(F32, dim_n(V), dim_n(D)),
+         one = ONE_TYPE(F32, l, r, dim_n(1));
     one_in(&o, x), one_in(&o, w), one_in(&o, ONE_TYPE(I32, l, r));
     if (grad) one_in(&o, one), one_in(&o, one);
     one_out(&o, grad ? x : one), one_out(&o, grad ? w : one);
     int32_t *labels = calloc((size_t)rows, sizeof *labels);
     for (int64_t i = 0; i < rows; i++) labels[i] = (int32_t)(i % V);
-    double compile, seconds = grad ? measure(&o, describe_head_loss_grad, emit_head_loss_grad, target, threads, 0, labels, &compile)
-                                   : measure(&o, describe_head_loss, emit_head_loss, target, threads, 0, labels, &compile);
+    double compile, seconds = grad ? measure(&o, describe_head_loss_grad, emit_head_loss_grad, target,
+                                             threads, 0, labels, &compile)
+                                   : measure(&o, describe_head_loss, emit_head_loss, target, threads, 0,
+                                             labels, &compile);
     report(&o, name, seconds, peak, compile);
 }
 
@@ -243,7 +279,9 @@ int main(int argc, char **argv) {
     if (threads < 1 || threads > MAX_THREADS) threads = 1;
     if (threads > 1) the_clock = CLOCK_MONOTONIC;
     __builtin_cpu_init();
-    const char *target = __builtin_cpu_supports("avx512f") ? "avx512" : __builtin_cpu_supports("avx2") ? "avx2" : "sse2";
+    const char *target = __builtin_cpu_supports("avx512f") ? "avx512"
+                         : __builtin_cpu_supports("avx2")  ? "avx2"
+                                                           : "sse2";
     if (getenv("BENCH_TARGET")) target = getenv("BENCH_TARGET");
     double peak = peak_of(target, threads);
     printf("%s, %d threads: fma %.1f GFLOP/s\n", target, threads, peak * 1e-9);
@@ -253,8 +291,10 @@ int main(int argc, char **argv) {
         if (argc < 3 || strstr(heads[i].name, argv[2])) bench_attention(&heads[i], target, threads, peak);
     if (argc < 3 || strstr("head", argv[2]))
         for (int grad = 0; grad < 2; grad++) {
-            bench_head(grad ? "head grad 4096x128x256" : "head 4096x128x256", 4096, 128, 256, grad, target, threads, peak);
-            bench_head(grad ? "head grad 2048x384x8192" : "head 2048x384x8192", 2048, 384, 8192, grad, target, threads, peak);
+            bench_head(grad ? "head grad 4096x128x256" : "head 4096x128x256", 4096, 128, 256, grad, target,
+                       threads, peak);
+            bench_head(grad ? "head grad 2048x384x8192" : "head 2048x384x8192", 2048, 384, 8192, grad, target,
+                       threads, peak);
         }
     return 0;
 }

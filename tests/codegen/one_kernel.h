@@ -15,11 +15,11 @@
 enum { ONE_MAX = 24 };
 
 typedef struct {
-    Node       node;
-    Value      value[ONE_MAX], out[ONE_MAX], *in[ONE_MAX];
+    Node node;
+    Value value[ONE_MAX], out[ONE_MAX], *in[ONE_MAX];
     KernelNode k;
     KernelDesc d;
-    Arena     *arena;
+    Arena *arena;
     LLVMOrcLLJITRef jit;
     LLVMTargetMachineRef machine;
     RtKernelFn *fn;
@@ -47,11 +47,13 @@ static inline void one_note_sym(OneKernel *o, const Sym *s) {
     if (!s || s->kind == SYM_LEAF) return;
     KernelNode *k = &o->k;
     if (s->kind == SYM_PLAIN) {
-        for (int i = 0; i < k->n_plain; i++) if (k->plain[i] == s) return;
+        for (int i = 0; i < k->n_plain; i++)
+            if (k->plain[i] == s) return;
         k->plain_index[k->n_plain] = s->id;
         k->plain[k->n_plain++] = s;
     } else {
-        for (int i = 0; i < k->n_ragged; i++) if (k->ragged[i] == s) return;
+        for (int i = 0; i < k->n_ragged; i++)
+            if (k->ragged[i] == s) return;
         k->ragged[k->n_ragged++] = s;
     }
 }
@@ -63,10 +65,12 @@ static inline void one_check(LLVMErrorRef e) {
 }
 
 static inline const CpuTarget *one_target(const char *name) {
-    static const CpuTarget avx512 = {"avx512", "x86-64-v4", "", true, 64, 32}, avx2 = {"avx2", "x86-64-v3", "", true, 32, 16},
+    static const CpuTarget avx512 = {"avx512", "x86-64-v4", "", true, 64, 32},
+                           avx2 = {"avx2", "x86-64-v3", "", true, 32, 16},
                            sse2 = {"sse2", "x86-64", "", false, 16, 16};
     const CpuTarget *all[] = {&avx512, &avx2, &sse2};
-    for (int i = 0; i < 3; i++) if (!strcmp(all[i]->name, name)) return all[i];
+    for (int i = 0; i < 3; i++)
+        if (!strcmp(all[i]->name, name)) return all[i];
     return NULL;
 }
 
@@ -77,7 +81,8 @@ static inline bool one_compile(OneKernel *o, const CpuTarget *target, DescribeFn
     n->out = o->out;
     o->k.node = n;
     for (int i = 0; i < kernel_n_args(&o->k); i++)
-        for (int j = 0; j < kernel_arg_type(&o->k, i)->ndim; j++) one_note_sym(o, kernel_arg_type(&o->k, i)->dim[j].sym);
+        for (int j = 0; j < kernel_arg_type(&o->k, i)->ndim; j++)
+            one_note_sym(o, kernel_arg_type(&o->k, i)->dim[j].sym);
     o->arena = arena_create();
     o->d = (KernelDesc){.key.arena = o->arena, .n_phases = 1};
     for (int i = 0; i < RT_MAX_PHASES; i++) o->d.tasks[i] = tasks_fixed(1);
@@ -103,8 +108,10 @@ static inline bool one_compile(OneKernel *o, const CpuTarget *target, DescribeFn
     cg.void_t = LLVMVoidTypeInContext(cx);
     cg.i1 = LLVMInt1TypeInContext(cx), cg.i8 = LLVMInt8TypeInContext(cx), cg.i16 = LLVMInt16TypeInContext(cx);
     cg.i32 = LLVMInt32TypeInContext(cx), cg.i64 = LLVMInt64TypeInContext(cx);
-    cg.f32 = LLVMFloatTypeInContext(cx), cg.f64 = LLVMDoubleTypeInContext(cx), cg.ptr = LLVMPointerTypeInContext(cx, 0);
-    cg.v1 = LLVMVectorType(cg.i1, LANES), cg.v8 = LLVMVectorType(cg.i8, LANES), cg.v16 = LLVMVectorType(cg.i16, LANES);
+    cg.f32 = LLVMFloatTypeInContext(cx), cg.f64 = LLVMDoubleTypeInContext(cx),
+    cg.ptr = LLVMPointerTypeInContext(cx, 0);
+    cg.v1 = LLVMVectorType(cg.i1, LANES), cg.v8 = LLVMVectorType(cg.i8, LANES),
+    cg.v16 = LLVMVectorType(cg.i16, LANES);
     cg.vi32 = LLVMVectorType(cg.i32, LANES), cg.vi64 = LLVMVectorType(cg.i64, LANES);
     cg.vf32 = LLVMVectorType(cg.f32, LANES), cg.vf64 = LLVMVectorType(cg.f64, LANES);
     LT param = cg.ptr;
@@ -118,7 +125,8 @@ static inline bool one_compile(OneKernel *o, const CpuTarget *target, DescribeFn
 #define FIELD(t, f) cg_load(&cg, t, cg_bytes(&cg, cg.call, cg_int(&cg, (int64_t)offsetof(RtCall, f))), 4)
     LV args = FIELD(cg.ptr, arg);
     cg.n_args = kernel_n_args(&o->k) + o->k.n_ragged + 1;
-    for (int i = 0; i < cg.n_args; i++) cg.arg[i] = cg_load(&cg, cg.ptr, cg_gep(&cg, cg.ptr, args, cg_int(&cg, i)), 8);
+    for (int i = 0; i < cg.n_args; i++)
+        cg.arg[i] = cg_load(&cg, cg.ptr, cg_gep(&cg, cg.ptr, args, cg_int(&cg, i)), 8);
     cg.task = cg_i64(&cg, FIELD(cg.i32, task));
     cg.n_tasks = cg_i64(&cg, FIELD(cg.i32, n_tasks));
     cg.phase = cg_i64(&cg, FIELD(cg.i32, phase));
@@ -129,7 +137,8 @@ static inline bool one_compile(OneKernel *o, const CpuTarget *target, DescribeFn
     LLVMBuildRetVoid(cg.b);
     if (LLVMVerifyModule(cg.module, LLVMPrintMessageAction, &message)) abort();
     LLVMPassBuilderOptionsRef opts = LLVMCreatePassBuilderOptions();
-    one_check(LLVMRunPasses(cg.module, "function(early-cse,instcombine<no-verify-fixpoint>,simplifycfg)", o->machine, opts));
+    one_check(LLVMRunPasses(cg.module, "function(early-cse,instcombine<no-verify-fixpoint>,simplifycfg)",
+                            o->machine, opts));
     LLVMDisposePassBuilderOptions(opts);
     if (getenv("ONE_ASM")) {
         LLVMMemoryBufferRef text;
@@ -139,13 +148,16 @@ static inline bool one_compile(OneKernel *o, const CpuTarget *target, DescribeFn
     }
     LLVMDisposeBuilder(cg.b);
     LLVMOrcLLJITBuilderRef b = LLVMOrcCreateLLJITBuilder();
-    LLVMTargetMachineRef again = LLVMCreateTargetMachine(t, triple, target->cpu, target->features, LLVMCodeGenLevelDefault,
-                                                         LLVMRelocDefault, LLVMCodeModelJITDefault);
-    LLVMOrcLLJITBuilderSetJITTargetMachineBuilder(b, LLVMOrcJITTargetMachineBuilderCreateFromTargetMachine(again));
+    LLVMTargetMachineRef again =
+        LLVMCreateTargetMachine(t, triple, target->cpu, target->features, LLVMCodeGenLevelDefault,
+                                LLVMRelocDefault, LLVMCodeModelJITDefault);
+    LLVMOrcLLJITBuilderSetJITTargetMachineBuilder(
+        b, LLVMOrcJITTargetMachineBuilderCreateFromTargetMachine(again));
     one_check(LLVMOrcCreateLLJIT(&o->jit, b));
     LLVMOrcJITDylibRef lib = LLVMOrcLLJITGetMainJITDylib(o->jit);
     LLVMOrcDefinitionGeneratorRef process;
-    one_check(LLVMOrcCreateDynamicLibrarySearchGeneratorForProcess(&process, LLVMOrcLLJITGetGlobalPrefix(o->jit), NULL, NULL));
+    one_check(LLVMOrcCreateDynamicLibrarySearchGeneratorForProcess(
+        &process, LLVMOrcLLJITGetGlobalPrefix(o->jit), NULL, NULL));
     LLVMOrcJITDylibAddGenerator(lib, process);
     one_check(LLVMOrcLLJITAddLLVMIRModule(o->jit, lib, LLVMOrcCreateNewThreadSafeModule(cg.module, safe)));
     LLVMOrcExecutorAddress at;
@@ -179,8 +191,13 @@ static inline int64_t one_tasks(const OneKernel *o, int phase, void *const *arg,
 static inline void one_run(const OneKernel *o, void *const *arg, const int64_t *sym, void *scratch) {
     for (int p = 0; p < o->d.n_phases; p++) {
         int64_t n = one_tasks(o, p, arg, sym);
-        for (int64_t i = n - 1; i >= 0; i--) {                       // backwards: the order must not matter
-            RtCall c = {.arg = arg, .sym = sym, .task = (int32_t)i, .n_tasks = (int32_t)n, .phase = p, .scratch = scratch};
+        for (int64_t i = n - 1; i >= 0; i--) { // backwards: the order must not matter
+            RtCall c = {.arg = arg,
+                        .sym = sym,
+                        .task = (int32_t)i,
+                        .n_tasks = (int32_t)n,
+                        .phase = p,
+                        .scratch = scratch};
             o->fn(&c);
         }
     }

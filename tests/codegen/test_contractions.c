@@ -1,4 +1,5 @@
-// Compiled contractions against their meaning: the same bits where the target has fma, nearly the same where not.
+// Compiled contractions against their meaning: the same bits where the target has fma, nearly the same where
+// not.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -20,15 +21,18 @@ static Sym leaf_sym(int64_t n) { return (Sym){.name = "L", .kind = SYM_LEAF, .bo
 static Dim num(int64_t n) { return (Dim){n, NULL}; }
 static Dim sym(Sym *s) { return (Dim){1, s}; }
 
-typedef struct { const CpuTarget *target; void *scratch; } Setup;
+typedef struct {
+    const CpuTarget *target;
+    void *scratch;
+} Setup;
 
 // A case: one node, tensors of actual sizes, floats always f32 here (bf16 operands are rounded to).
 typedef struct {
     OneKernel o;
-    Tensor    t[ONE_MAX], want[ONE_MAX];
-    int64_t   sym[8];
-    void     *extra[4];
-    int       n_extra;
+    Tensor t[ONE_MAX], want[ONE_MAX];
+    int64_t sym[8];
+    void *extra[4];
+    int n_extra;
 } Case;
 
 static int64_t size_now(const Case *c, Dim d) {
@@ -89,9 +93,12 @@ static void compare(const Setup *s, const Case *c, int i, void *memory) {
             g = ((float *)memory)[j];
         }
         bool same = memcmp(&w, &g, 4) == 0 || (isnan(w) && isnan(g));
-        if (!s->target->fma) same = same || fabsf(w - g) <= 1e-4f * (1 + fabsf(w)) || (type->dtype == BF16 && fabsf(w - g) <= 0.01f * (1 + fabsf(w)));
+        if (!s->target->fma)
+            same = same || fabsf(w - g) <= 1e-4f * (1 + fabsf(w)) ||
+                   (type->dtype == BF16 && fabsf(w - g) <= 0.01f * (1 + fabsf(w)));
         if (!same && wrong++ < 4)
-            print_message("result %d element %lld of %lld: %.9g, should be %.9g\n", i - c->o.node.n_in, (long long)j, (long long)n, (double)g, (double)w);
+            print_message("result %d element %lld of %lld: %.9g, should be %.9g\n", i - c->o.node.n_in,
+                          (long long)j, (long long)n, (double)g, (double)w);
     }
     assert_int_equal(wrong, 0);
     unsigned char *end = (unsigned char *)memory + n * dtype_bytes(type->dtype);
@@ -133,34 +140,40 @@ static void check(const Setup *s, Case *c, DescribeFn *describe, EmitFn *emit, R
     one_free(o);
 }
 
-// ---- matmul -----------------------------------------------------------------------------------------------------
+// ---- matmul -------------------------------------------------------------------------------------
 
-static void matmul_case(const Setup *s, DType t, int64_t batch, bool shared, int64_t M, int64_t K, int64_t N, bool ta,
-                        bool tb) {
+static void matmul_case(const Setup *s, DType t, int64_t batch, bool shared, int64_t M, int64_t K, int64_t N,
+                        bool ta, bool tb) {
     Case c = {0};
     c.o.node.op = OP_MATMUL;
     c.o.node.attr = (Attrs){.ta = ta, .tb = tb};
     one_in(&c.o, ONE_TYPE(t, num(batch), num(ta ? K : M), num(ta ? M : K)));
-    if (shared) one_in(&c.o, ONE_TYPE(t, num(tb ? N : K), num(tb ? K : N)));
-    else one_in(&c.o, ONE_TYPE(t, num(batch), num(tb ? N : K), num(tb ? K : N)));
+    if (shared)
+        one_in(&c.o, ONE_TYPE(t, num(tb ? N : K), num(tb ? K : N)));
+    else
+        one_in(&c.o, ONE_TYPE(t, num(batch), num(tb ? N : K), num(tb ? K : N)));
     one_out(&c.o, ONE_TYPE(t, num(batch), num(M), num(N)));
     check(s, &c, describe_matmul, emit_matmul, ref_matmul, NULL);
 }
 
 static void test_matmul_sizes(void **st) {
-    static const int64_t sizes[][3] = {{1, 1, 1}, {1, 7, 5}, {2, 64, 256}, {3, 16, 40}, {5, 100, 33}, {14, 33, 64}, {15, 32, 31},
-                                       {28, 128, 96}, {63, 17, 32}, {253, 65, 100}, {300, 48, 8}, {505, 20, 300}, {4, 300, 1000}};
+    static const int64_t sizes[][3] = {{1, 1, 1},     {1, 7, 5},      {2, 64, 256}, {3, 16, 40},
+                                       {5, 100, 33},  {14, 33, 64},   {15, 32, 31}, {28, 128, 96},
+                                       {63, 17, 32},  {253, 65, 100}, {300, 48, 8}, {505, 20, 300},
+                                       {4, 300, 1000}};
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
-        for (int tb = 0; tb < 2; tb++) matmul_case(*st, F32, 1, true, sizes[i][0], sizes[i][1], sizes[i][2], false, tb);
+        for (int tb = 0; tb < 2; tb++)
+            matmul_case(*st, F32, 1, true, sizes[i][0], sizes[i][1], sizes[i][2], false, tb);
 }
 
 static void test_matmul_random(void **st) {
     for (int i = 0; i < 12; i++) {
         DType t = i % 3 == 2 ? BF16 : F32;
-        matmul_case(*st, t, between(1, 3), draw() & 1, between(1, 40), between(1, 70), between(1, 80), draw() & 1, draw() & 1);
+        matmul_case(*st, t, between(1, 3), draw() & 1, between(1, 40), between(1, 70), between(1, 80),
+                    draw() & 1, draw() & 1);
     }
     matmul_case(*st, BF16, 1, true, 100, 64, 96, false, false);
-    matmul_case(*st, F32, 1, true, 20, 8200, 40, false, false);      // a chain that is cut
+    matmul_case(*st, F32, 1, true, 20, 8200, 40, false, false); // a chain that is cut
     matmul_case(*st, F32, 1, true, 3, 8200, 40, false, true);
 }
 
@@ -197,11 +210,11 @@ static void test_matmul_dw(void **st) {
         dw_case(*st, F32, leaves[i], between(1, 30), between(1, 150), between(1, 150));
         dw_case(*st, i % 2 ? BF16 : F32, leaves[i], between(1, 30), between(1, 20), between(1, 20));
     }
-    dw_case(*st, F32, 2, 600, 128, 256);      // leaves longer than a packed block
+    dw_case(*st, F32, 2, 600, 128, 256); // leaves longer than a packed block
     dw_case(*st, F32, 4, 256, 113, 32);
 }
 
-// ---- grouped ----------------------------------------------------------------------------------------------------
+// ---- grouped ------------------------------------------------------------------------------------
 
 // Rows of each (expert, leaf): a few, none, or all with one expert.
 static int32_t *make_offsets(int experts, int leaves, int64_t bound, int kind) {
@@ -209,7 +222,10 @@ static int32_t *make_offsets(int experts, int leaves, int64_t bound, int kind) {
     int32_t *at = calloc((size_t)n + 1, sizeof *at);
     int64_t left = bound, only = between(0, n - 1);
     for (int i = 0; i < n; i++) {
-        int64_t take = kind == 0 ? between(0, 2 * bound / n) : kind == 1 ? (i == only ? bound : 0) : kind == 2 ? bound / n : 0;
+        int64_t take = kind == 0   ? between(0, 2 * bound / n)
+                       : kind == 1 ? (i == only ? bound : 0)
+                       : kind == 2 ? bound / n
+                                   : 0;
         if (take > left) take = left;
         left -= take;
         at[i + 1] = at[i] + (int32_t)take;
@@ -219,11 +235,14 @@ static int32_t *make_offsets(int experts, int leaves, int64_t bound, int kind) {
 
 static const int32_t *offsets_now;
 static int offsets_arg, offsets_n;
-static void put_offsets(Case *c) { memcpy(c->t[offsets_arg].data, offsets_now, sizeof(int32_t) * (size_t)offsets_n); }
+static void put_offsets(Case *c) {
+    memcpy(c->t[offsets_arg].data, offsets_now, sizeof(int32_t) * (size_t)offsets_n);
+}
 
-static void grouped_case(const Setup *s, DType t, int experts, int leaves, int64_t bound, int kind, int64_t K, int64_t N,
-                         bool tb, bool dw, bool fixed) {
-    Sym rows = {.name = "R", .kind = SYM_RAGGED, .bound = bound, .groups = experts, .leaves = leaves, .id = 3};
+static void grouped_case(const Setup *s, DType t, int experts, int leaves, int64_t bound, int kind, int64_t K,
+                         int64_t N, bool tb, bool dw, bool fixed) {
+    Sym rows = {
+        .name = "R", .kind = SYM_RAGGED, .bound = bound, .groups = experts, .leaves = leaves, .id = 3};
     Case c = {0};
     int32_t *offsets = make_offsets(experts, leaves, bound, kind);
     offsets_now = offsets;
@@ -235,13 +254,19 @@ static void grouped_case(const Setup *s, DType t, int experts, int leaves, int64
     Dim r = fixed ? num(bound) : sym(&rows);
     c.o.node.attr.tb = tb;
     one_in(&c.o, ONE_TYPE(t, r, num(K)));
-    if (dw) one_in(&c.o, ONE_TYPE(t, r, num(N)));
-    else one_in(&c.o, ONE_TYPE(t, num(experts), num(tb ? N : K), num(tb ? K : N)));
+    if (dw)
+        one_in(&c.o, ONE_TYPE(t, r, num(N)));
+    else
+        one_in(&c.o, ONE_TYPE(t, num(experts), num(tb ? N : K), num(tb ? K : N)));
     one_in(&c.o, ONE_TYPE(I32, num(experts * leaves + 1)));
-    if (dw) one_out(&c.o, ONE_TYPE(t, num(experts), num(K), num(N)));
-    else one_out(&c.o, ONE_TYPE(t, r, num(N)));
-    if (dw) check(s, &c, describe_grouped_dw, emit_grouped_dw, ref_grouped_dw, put_offsets);
-    else check(s, &c, describe_grouped_matmul, emit_grouped_matmul, ref_grouped_matmul, put_offsets);
+    if (dw)
+        one_out(&c.o, ONE_TYPE(t, num(experts), num(K), num(N)));
+    else
+        one_out(&c.o, ONE_TYPE(t, r, num(N)));
+    if (dw)
+        check(s, &c, describe_grouped_dw, emit_grouped_dw, ref_grouped_dw, put_offsets);
+    else
+        check(s, &c, describe_grouped_matmul, emit_grouped_matmul, ref_grouped_matmul, put_offsets);
     free(offsets);
 }
 
@@ -259,12 +284,14 @@ static void test_grouped_dw(void **st) {
     static const int leaves[] = {1, 4, 8, 3};
     for (int kind = 0; kind < 4; kind++)
         for (int i = 0; i < 4; i++)
-            grouped_case(*st, kind == 2 ? BF16 : F32, i ? 3 : 8, leaves[i], 700, kind, between(1, 60), between(1, 60), false, true, false);
+            grouped_case(*st, kind == 2 ? BF16 : F32, i ? 3 : 8, leaves[i], 700, kind, between(1, 60),
+                         between(1, 60), false, true, false);
     grouped_case(*st, F32, 2, 2, 1500, 1, 130, 130, false, true, false);
 }
 
 static void sum_case(const Setup *s, DType t, int experts, int leaves, int64_t bound, int kind, int64_t N) {
-    Sym rows = {.name = "R", .kind = SYM_RAGGED, .bound = bound, .groups = experts, .leaves = leaves, .id = 3};
+    Sym rows = {
+        .name = "R", .kind = SYM_RAGGED, .bound = bound, .groups = experts, .leaves = leaves, .id = 3};
     Case c = {0};
     int32_t *offsets = make_offsets(experts, leaves, bound, kind);
     offsets_now = offsets;
@@ -287,15 +314,15 @@ static void test_grouped_sum(void **st) {
     }
 }
 
-// ---- attention --------------------------------------------------------------------------------------------------
+// ---- attention ----------------------------------------------------------------------------------
 
 enum { SINKS = 1, BIAS = 2, VALID = 4, DOCUMENTS = 8 };
 
 typedef struct {
-    DType   t;
+    DType t;
     int64_t B, S, C, H, Hk, A, V, window;
-    int     causal, has;
-    bool    vary;              // S and C are row symbols
+    int causal, has;
+    bool vary; // S and C are row symbols
 } Shape;
 
 // valid: some keys hidden, in one sequence all; documents: runs of equal numbers.
@@ -320,10 +347,12 @@ static void prepare_options(Case *c) {
 }
 
 static void attention_case(const Setup *s, Shape a, bool grad) {
-    Sym S = {.name = "S", .kind = SYM_PLAIN, .bound = a.S + 3, .id = 1}, C = {.name = "C", .kind = SYM_PLAIN, .bound = a.C + 5, .id = 2};
+    Sym S = {.name = "S", .kind = SYM_PLAIN, .bound = a.S + 3, .id = 1},
+        C = {.name = "C", .kind = SYM_PLAIN, .bound = a.C + 5, .id = 2};
     Case c = {.sym = {0, a.S, a.C}};
     c.o.node.attr = (Attrs){.causal = a.causal, .window = a.window, .scale = 0.3, .has = a.has};
-    Dim b = num(a.B), sd = a.vary ? sym(&S) : num(a.S), cd = a.vary ? sym(&C) : num(a.C), h = num(a.H), hk = num(a.Hk);
+    Dim b = num(a.B), sd = a.vary ? sym(&S) : num(a.S), cd = a.vary ? sym(&C) : num(a.C), h = num(a.H),
+        hk = num(a.Hk);
     Type bias = a.has & BIAS && a.A % 2 ? ONE_TYPE(F32, num(1), h, sd, num(1)) : ONE_TYPE(F32, h, sd, cd);
     Type o = ONE_TYPE(a.t, b, sd, h, num(a.V)), lse = ONE_TYPE(F32, b, sd, h);
     one_in(&c.o, ONE_TYPE(a.t, b, sd, h, num(a.A)));
@@ -364,17 +393,20 @@ static const Shape attention_shapes[] = {
 };
 
 static void test_attention(void **st) {
-    for (size_t i = 0; i < sizeof attention_shapes / sizeof attention_shapes[0]; i++) attention_case(*st, attention_shapes[i], false);
+    for (size_t i = 0; i < sizeof attention_shapes / sizeof attention_shapes[0]; i++)
+        attention_case(*st, attention_shapes[i], false);
 }
 static void test_attention_grad(void **st) {
-    for (size_t i = 0; i < sizeof attention_shapes / sizeof attention_shapes[0]; i++) attention_case(*st, attention_shapes[i], true);
+    for (size_t i = 0; i < sizeof attention_shapes / sizeof attention_shapes[0]; i++)
+        attention_case(*st, attention_shapes[i], true);
 }
 
-// ---- head -------------------------------------------------------------------------------------------------------
+// ---- head ---------------------------------------------------------------------------------------
 
 static void prepare_labels(Case *c) {
     int64_t V = c->t[1].dim[0];
-    for (int64_t i = 0; i < n_elements(&c->t[2]); i++) ints(&c->t[2])[i] = draw() % 8 ? (int32_t)between(0, V - 1) : -1;
+    for (int64_t i = 0; i < n_elements(&c->t[2]); i++)
+        ints(&c->t[2])[i] = draw() % 8 ? (int32_t)between(0, V - 1) : -1;
     if (c->o.node.n_in < 5) return;
     Tensor nll = c->t[4], lse = c->t[3], out[2];
     out[0] = tensor_of(c, kernel_arg_type(&c->o.k, 4));
@@ -384,10 +416,12 @@ static void prepare_labels(Case *c) {
     for (int64_t i = 0; i < n_elements(&nll); i++) reals(&nll)[i] = number();
 }
 
-static void head_case(const Setup *s, DType t, int64_t leaves, int64_t rows, int64_t D, int64_t V, bool grad) {
+static void head_case(const Setup *s, DType t, int64_t leaves, int64_t rows, int64_t D, int64_t V,
+                      bool grad) {
     Sym leaf = leaf_sym(leaves);
     Case c = {0};
-    Type x = ONE_TYPE(t, sym(&leaf), num(rows), num(D)), w = ONE_TYPE(t, num(V), num(D)), one = ONE_TYPE(F32, sym(&leaf), num(rows), num(1));
+    Type x = ONE_TYPE(t, sym(&leaf), num(rows), num(D)), w = ONE_TYPE(t, num(V), num(D)),
+         one = ONE_TYPE(F32, sym(&leaf), num(rows), num(1));
     c.o.node.attr.leaves = leaves;
     one_in(&c.o, x);
     one_in(&c.o, w);
@@ -395,8 +429,10 @@ static void head_case(const Setup *s, DType t, int64_t leaves, int64_t rows, int
     if (grad) one_in(&c.o, one), one_in(&c.o, one);
     one_out(&c.o, grad ? x : one);
     one_out(&c.o, grad ? w : one);
-    if (grad) check(s, &c, describe_head_loss_grad, emit_head_loss_grad, ref_head_loss_grad, prepare_labels);
-    else check(s, &c, describe_head_loss, emit_head_loss, ref_head_loss, prepare_labels);
+    if (grad)
+        check(s, &c, describe_head_loss_grad, emit_head_loss_grad, ref_head_loss_grad, prepare_labels);
+    else
+        check(s, &c, describe_head_loss, emit_head_loss, ref_head_loss, prepare_labels);
 }
 
 static void test_head_loss(void **st) {
@@ -405,7 +441,7 @@ static void test_head_loss(void **st) {
         head_case(*st, F32, 2, 33, 24, 100, grad);
         head_case(*st, F32, 4, 70, 32, 257, grad);
         head_case(*st, BF16, 3, 20, 16, 64, grad);
-        head_case(*st, F32, 2, 300, 16, 8200, grad);      // g is not kept
+        head_case(*st, F32, 2, 300, 16, 8200, grad); // g is not kept
     }
 }
 
@@ -427,16 +463,18 @@ static int sse2(void **st) { return set_up(st, "sse2"); }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_matmul_sizes), cmocka_unit_test(test_matmul_random), cmocka_unit_test(test_matmul_rows_vary),
-        cmocka_unit_test(test_matmul_dw), cmocka_unit_test(test_grouped_matmul), cmocka_unit_test(test_grouped_dw),
-        cmocka_unit_test(test_grouped_sum),
-        cmocka_unit_test(test_attention), cmocka_unit_test(test_attention_grad), cmocka_unit_test(test_head_loss),
+        cmocka_unit_test(test_matmul_sizes),     cmocka_unit_test(test_matmul_random),
+        cmocka_unit_test(test_matmul_rows_vary), cmocka_unit_test(test_matmul_dw),
+        cmocka_unit_test(test_grouped_matmul),   cmocka_unit_test(test_grouped_dw),
+        cmocka_unit_test(test_grouped_sum),      cmocka_unit_test(test_attention),
+        cmocka_unit_test(test_attention_grad),   cmocka_unit_test(test_head_loss),
     };
     int failed = cmocka_run_group_tests_name("sse2", tests, sse2, tear_down);
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
         failed += cmocka_run_group_tests_name("avx2", tests, avx2, tear_down);
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw"))
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512bw"))
         failed += cmocka_run_group_tests_name("avx512", tests, avx512, tear_down);
     return failed != 0;
 }
