@@ -95,7 +95,7 @@ static const KeyRow rows[] = {
     {"generate", "dropless", KEY_BOOL, AT(generate.dropless), .fallback = "true"},
     {"generate", "context", KEY_INT, AT(generate.context), .least = 1, .fallback = "4096"},
     {"generate", "batch_tokens", KEY_INT, AT(generate.batch_tokens), .least = 1, .fallback = "512"},
-    {"generate", "mla", KEY_WORD, AT(generate.mla), "absorbed plain", .fallback = "\"absorbed\""},
+    {"generate", "mla", KEY_WORD, AT(generate.mla), "plain absorbed", .fallback = "\"plain\""},
 };
 #undef AT
 enum { N_ROWS = sizeof rows / sizeof *rows };

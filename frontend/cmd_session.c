@@ -83,6 +83,28 @@ bool session_open(Session *s, Cli *c, const char *file, int n_sets, const char *
     return session_settle(s);
 }
 
+static void refuse(Session *s, bool unable, const char *what, const char *why) {
+    if (unable) diag_error(s->diag, (Span){0}, "%s: %s", what, why);
+}
+
+bool session_can_train(Session *s) {
+    const Settings *t = s->settings;
+    int64_t ranks = t->parallel.ep * t->parallel.tp * t->parallel.pp * (t->parallel.dp ? t->parallel.dp : 1);
+    refuse(s, ranks > 1, "the parallel block asks for several ranks",
+           "this version trains on one; --set parallel.ep=1 (and dp, tp, pp) says so");
+    refuse(s, t->parallel.zero > 0 && ranks <= 1, "parallel.zero", "there is nothing to share on one rank");
+    refuse(s, t->train.fast_gate, "train.fast_gate", "this version always chooses as the router's text says");
+    refuse(s, !strcmp(t->train.recompute, "offload"), "train.recompute is offload",
+           "there is no slower memory to offload to on a CPU; none, cheap and layer are for it");
+    refuse(s, t->train.waves > 1 && (t->train.sum_dense > 1 || t->train.sum_experts > 1), "train.sum",
+           "this version chains the waves of a step after the tree over its lanes: dense and experts are 1");
+    refuse(s, t->data.documents, "data.documents", "this version does not separate the documents of a text");
+    refuse(s, t->data.pad >= 0, "data.pad", "texts are cut into full sequences: nothing is padded");
+    if (!t->train.exact)
+        diag_warning(s->diag, (Span){0}, "train.exact = false has no effect in this version: every sum keeps its one order");
+    return diag_n_errors(s->diag) == 0;
+}
+
 void session_close(Session *s) {
     rt_plan_close(s->plan);
     if (s->compiled) compiled_free(s->compiled);
@@ -116,6 +138,8 @@ bool session_programs(Session *s, int want, Programs *out) {
         if (!out->eval || !session_passes(s, &out->eval, pipeline_forward, NULL)) return false;
     }
     if (want & WANT_RUN) {
+        refuse(s, !strcmp(s->settings->generate.mla, "absorbed"), "generate.mla is absorbed",
+               "this version decodes latent attention as the text has it: plain");
         ElabOpts r = {.kind = ELAB_RUN, .leaves = 1, .B = 1, .S = s->settings->generate.batch_tokens, .context = s->settings->generate.context};
         if (r.S > r.context) r.S = r.context;
         out->run = program_elaborate(s->program, s->arena, &r);

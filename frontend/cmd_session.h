@@ -29,6 +29,8 @@ bool session_open(Session *s, Cli *c, const char *file, int n_sets, const char *
 // The same without settling settings: for a program that config hf will configure first.  session_settle ends it.
 bool session_load(Session *s, Cli *c, const char *file);
 bool session_settle(Session *s);
+// What the blocks may say but this version can't do: an error each, so that no setting is silently without effect.
+bool session_can_train(Session *s);
 void session_close(Session *s);
 
 typedef struct { Graph *pass, *update, *eval, *run; } Programs;
