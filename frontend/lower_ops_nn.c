@@ -577,7 +577,7 @@ static OpResult op_cache(OpCx *cx) {
     const char *path = cx->b->path ? cx->b->path : "";
     Name name = NULL;
     for (int i = 0; !name || state_exists(cx->lw->g, name); i++)
-        name = intern(arena_printf(cx->lw->arena, "cache.%s%s%d", path, *path ? "." : "", i));
+        name = intern(arena_printf(cx->lw->arena, "cache/%s%s%d", path, *path ? "." : "", i));
     Dims pool = {1, {dim_n(context.sym->bound)}};
     for (int i = 2; i < x->v->type.ndim; i++) pool.at[pool.n++] = x->v->type.dim[i];
     Value *state = make(cx->b, OP_STATE, INS(NULL), .name = name, .dtype = x->type.dtype, .dims = pool,

@@ -415,37 +415,53 @@ bool rt_ckpt_is_whole(const char *dir, RtError *e) {
     return whole;
 }
 
-RtStatus rt_ckpt_find(const char *path, char **dir, int *skipped, RtError *e) {
+// The newest whole one of a step before `before`, or path itself if it is a checkpoint; *step: its step.
+// *dir NULL: there are none at all.
+static RtStatus find_before(const char *path, int64_t before, char **dir, int64_t *step, int *skipped,
+                            RtError *e) {
     *dir = NULL;
-    if (skipped) *skipped = 0;
+    *skipped = 0;
     char *manifest = rt_path("%s/manifest.json", path);
     bool is_checkpoint = rt_is_file(manifest);
     free(manifest);
-    if (is_checkpoint) {
+    if (is_checkpoint && before == INT64_MAX) {
         if (!rt_ckpt_is_whole(path, e)) return RT_BAD_FILE;
         *dir = rt_path("%s", path);
+        *step = 0;
         return RT_OK;
     }
     char *ckpt = rt_path("%s/ckpt", path);
     int n;
+    errno = 0;
     StepDir *list = list_steps(ckpt, &n);
+    int error = list || errno == ENOENT ? 0 : errno;
     RtError why = {RT_OK, ""};
     for (int i = 0; i < n && !*dir; i++) {
+        if (list[i].step >= before) continue;
         char *candidate = rt_path("%s/%s", ckpt, list[i].name);
         if (rt_ckpt_is_whole(candidate, &why)) {
             *dir = candidate;
+            *step = list[i].step;
             break;
         }
-        if (skipped) ++*skipped;
+        ++*skipped;
         free(candidate);
     }
     free(list);
-    RtStatus status =
-        *dir ? RT_OK
-        : n  ? rt_fail(e, RT_BAD_FILE, "%s: no checkpoint is whole; of the newest: %s", path, why.text)
-             : rt_fail(e, RT_IO, "%s holds no checkpoint", path);
+    RtStatus status = RT_OK;
+    if (error) status = rt_fail(e, RT_IO, "cannot read %s: %s", ckpt, strerror(error));
+    else if (n && !*dir)
+        status = rt_fail(e, RT_BAD_FILE, "%s: no checkpoint is whole; of the newest: %s", path, why.text);
     free(ckpt);
     return status;
+}
+
+RtStatus rt_ckpt_find(const char *path, char **dir, int *skipped, RtError *e) {
+    int64_t step;
+    int passed_over;
+    RtStatus status = find_before(path, INT64_MAX, dir, &step, &passed_over, e);
+    if (skipped) *skipped = passed_over;
+    return status == RT_OK && !*dir ? rt_fail(e, RT_IO, "%s holds no checkpoint", path) : status;
 }
 
 typedef struct { const char *dir; json_t *manifest; StFiles **file; int n; } Loader;
@@ -628,6 +644,30 @@ RtStatus rt_ckpt_load(const char *dir, RtPlanInstance *p, RtCkptInfo *info, RtEr
     if (status == RT_OK && info) fill_info(dir, l.manifest, info);
     loader_close(&l);
     return status;
+}
+
+RtStatus rt_ckpt_load_newest(const char *run, RtPlanInstance *p, RtCkptInfo *info, char **dir, int *skipped,
+                             RtError *e) {
+    RtError of_newest = {RT_OK, ""};
+    int64_t step = INT64_MAX;
+    *skipped = 0;
+    for (;;) {
+        int passed_over;
+        RtStatus status = find_before(run, step, dir, &step, &passed_over, e);
+        *skipped += passed_over;
+        if (status != RT_OK || !*dir) {
+            if (!of_newest.code) return status;
+            if (e) *e = of_newest;
+            return of_newest.code;
+        }
+        status = rt_ckpt_load(*dir, p, info, e);
+        if (status == RT_OK) return status;
+        free(*dir);
+        *dir = NULL;
+        if (status != RT_BAD_FILE) return status;
+        if (!of_newest.code) of_newest = e ? *e : (RtError){RT_BAD_FILE, ""};      // the one before may be better
+        ++*skipped;
+    }
 }
 
 // Any safetensors whose names are the model's; other float types are converted.

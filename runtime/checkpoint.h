@@ -37,6 +37,10 @@ bool     rt_ckpt_is_whole(const char *dir, RtError *e);            // false says
 
 // Everything: parameters, moments, states.  Verifies each tensor's hash.  info (may be NULL): rt_ckpt_free.
 RtStatus rt_ckpt_load(const char *dir, RtPlanInstance *p, RtCkptInfo *info, RtError *e);
+// The same of the newest checkpoint of a run that can be loaded, *dir (the caller frees it); *skipped as above.
+// *dir NULL: the run holds none.
+RtStatus rt_ckpt_load_newest(const char *run, RtPlanInstance *p, RtCkptInfo *info, char **dir, int *skipped,
+                             RtError *e);
 // Parameters and those states the checkpoint has, from a checkpoint, a run, or any safetensors with canonical
 // names.
 RtStatus rt_ckpt_load_weights(const char *path, RtPlanInstance *p, RtError *e);

@@ -245,7 +245,8 @@ RtStatus rt_plan_open(const RtPlan *plan, RtKernelFn *const *kernels, int thread
     RtStatus s = fill(p, e);
     if (s == RT_OK) {
         p->team = rt_team_open(p->threads);
-        if (!p->team) s = rt_fail(e, RT_NO_MEMORY, "cannot start %d threads: %s", p->threads, strerror(errno));
+        if (!p->team)
+            s = rt_fail(e, RT_NO_MEMORY, "cannot start %d threads: %s", p->threads, strerror(errno));
     }
     if (s != RT_OK) rt_plan_close(p);
     else *out = p;
@@ -288,30 +289,11 @@ const RtTensor *rt_tensor(const RtPlanInstance *p, const char *name) {
     return NULL;
 }
 
-// Edit distance of two names, counting no further than `limit`; names beyond 127 bytes are never near.
-static int distance(const char *a, const char *b, int limit) {
-    size_t n = strlen(a), m = strlen(b);
-    if (n > 127 || m > 127 || (n > m ? n - m : m - n) >= (size_t)limit) return limit;
-    int row[128];
-    for (size_t j = 0; j <= m; j++) row[j] = (int)j;
-    for (size_t i = 1; i <= n; i++) {
-        int diagonal = row[0];
-        row[0] = (int)i;
-        for (size_t j = 1; j <= m; j++) {
-            int above = row[j], change = diagonal + (a[i - 1] != b[j - 1]);
-            int least = above < row[j - 1] ? above + 1 : row[j - 1] + 1;
-            diagonal = above;
-            row[j] = change < least ? change : least;
-        }
-    }
-    return row[m] < limit ? row[m] : limit;
-}
-
 const char *rt_tensor_nearest(const RtPlanInstance *p, const char *name) {
     const char *best = NULL;
     int limit = 6;
     for (int i = 0; i < p->n_tensors; i++) {
-        int d = distance(name, RT_TEXT(p->plan, p->tensor[i].name), limit);
+        int d = rt_distance(name, RT_TEXT(p->plan, p->tensor[i].name), limit);
         if (d < limit) {
             limit = d;
             best = RT_TEXT(p->plan, p->tensor[i].name);

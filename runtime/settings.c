@@ -498,11 +498,18 @@ static json_t *read_value(Reader *r) {
 
 static RtStatus unknown_key(const char *name, RtError *e) {
     const char *dot = strchr(name, '.');
-    for (int i = 0; dot && i < N_KEYS; i++)              // the right key in the wrong block is the usual slip
-        if (!strcmp(dot + 1, keys[i].key))
-            return BAD("there is no setting '%s'; did you mean '%s.%s'?", name, keys[i].block, keys[i].key);
-    return dot ? BAD("there is no setting '%s'", name)
-               : BAD("'%s' was fixed when this program was built", name);
+    if (!dot) return BAD("'%s' was fixed when this program was built", name);
+    const Key *near = NULL;
+    int limit = 4;
+    for (int i = 0; i < N_KEYS && limit; i++) {
+        char full[64];
+        snprintf(full, sizeof full, "%s.%s", keys[i].block, keys[i].key);
+        // the right key in the wrong block is the usual slip
+        int d = !strcmp(dot + 1, keys[i].key) ? 0 : rt_distance(name, full, limit);
+        if (d < limit) limit = d, near = &keys[i];
+    }
+    return near ? BAD("there is no setting '%s'; did you mean '%s.%s'?", name, near->block, near->key)
+                : BAD("there is no setting '%s'", name);
 }
 
 RtStatus rt_settings_set(RtSettings *s, const char *assignment, RtError *e) {

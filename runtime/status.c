@@ -30,3 +30,21 @@ RtStatus rt_add_context(RtError *e, RtStatus code, const char *fmt, ...) {
 }
 
 int rt_exit_status(RtStatus code) { return code == RT_OK ? 0 : code == RT_STOPPED ? 75 : 1; }
+
+int rt_distance(const char *a, const char *b, int limit) {
+    size_t n = strlen(a), m = strlen(b);
+    if (n > 127 || m > 127 || (n > m ? n - m : m - n) >= (size_t)limit) return limit;
+    int row[128];
+    for (size_t j = 0; j <= m; j++) row[j] = (int)j;
+    for (size_t i = 1; i <= n; i++) {
+        int diagonal = row[0];
+        row[0] = (int)i;
+        for (size_t j = 1; j <= m; j++) {
+            int above = row[j], change = diagonal + (a[i - 1] != b[j - 1]);
+            int least = above < row[j - 1] ? above + 1 : row[j - 1] + 1;
+            diagonal = above;
+            row[j] = change < least ? change : least;
+        }
+    }
+    return row[m] < limit ? row[m] : limit;
+}

@@ -25,6 +25,9 @@ RtStatus rt_add_context(RtError *e, RtStatus code, const char *fmt, ...)
 // What a process that ends with this status returns: 0, 1 or 75 (stopped by a signal after saving).
 int rt_exit_status(RtStatus code);
 
+// Edit distance of two names, counting no further than `limit`; names beyond 127 bytes are never near.
+int rt_distance(const char *a, const char *b, int limit);
+
 #define RT_TRY(call)                       \
     do {                                   \
         RtStatus status_ = (call);         \

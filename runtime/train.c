@@ -156,8 +156,9 @@ static RtStatus resume(Run *r, RtError *e) {
     int damaged = 0;
     if (!rt_is_dir(r->o->run_dir))
         return rt_fail(e, RT_IO, "cannot go on with %s: there is no such folder", r->o->run_dir);
-    RtStatus s = rt_ckpt_find(r->o->run_dir, &dir, &damaged, e);
-    if (s == RT_IO) {
+    RtCkptInfo c = {.owned = false};
+    RtStatus s = rt_ckpt_load_newest(r->o->run_dir, r->p, &c, &dir, &damaged, e);
+    if (s == RT_OK && !dir) {
         rt_progress_say(&r->progress, "%s holds no checkpoint yet: beginning at step 1", r->o->run_dir);
         return first_values(r, e);
     }
@@ -165,9 +166,7 @@ static RtStatus resume(Run *r, RtError *e) {
     if (damaged)
         rt_progress_say(&r->progress, "passing over %d damaged or half-written checkpoint%s", damaged,
                         damaged == 1 ? "" : "s");
-    RtCkptInfo c = {.owned = false};
-    s = rt_ckpt_load(dir, r->p, &c, e);
-    if (s == RT_OK) s = check_same_run(r, &c, dir, e);
+    s = check_same_run(r, &c, dir, e);
     if (s == RT_OK) {
         r->step = r->saved_step = c.step;
         r->skipped = c.skipped_steps;

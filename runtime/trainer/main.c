@@ -19,7 +19,7 @@ typedef struct {
     const char *command, *out, *run, *prompt, *trace, *init_from;
     const char *set[MAX_SETS];
     int  n_sets, threads;
-    bool resume, quiet;
+    bool resume, quiet, help;
 } Options;
 
 typedef struct {
@@ -42,8 +42,7 @@ static const char usage[] =
     "after saving.\n";
 
 static int wrong_usage(const char *name, const char *what, const char *word) {
-    fprintf(stderr, "%s: %s%s\n", name, what, word ? word : "");
-    fprintf(stderr, usage, name, name, name);
+    fprintf(stderr, "%s: %s%s; --help tells more\n", name, what, word ? word : "");
     return USAGE;
 }
 
@@ -61,11 +60,18 @@ static int read_options(int argc, char **argv, Options *o) {
         const char *v;
         if (!strcmp(argv[i], "--resume")) o->resume = true;
         else if (!strcmp(argv[i], "--quiet")) o->quiet = true;
+        else if (!strcmp(argv[i], "--help") || !strcmp(argv[i], "-h")) return o->help = true, DONE;
         else if ((v = value_of("--out", argv, &i, argc))) o->out = v;
         else if ((v = value_of("--prompt", argv, &i, argc))) o->prompt = v;
         else if ((v = value_of("--trace", argv, &i, argc))) o->trace = v;
         else if ((v = value_of("--init-from", argv, &i, argc))) o->init_from = v;
-        else if ((v = value_of("--threads", argv, &i, argc))) o->threads = atoi(v);
+        else if ((v = value_of("--threads", argv, &i, argc))) {
+            char *end;
+            long n = strtol(v, &end, 10);
+            if (*end || n < 1 || n > 1024)
+                return wrong_usage(argv[0], "--threads is a number from 1 to 1024, not ", v);
+            o->threads = (int)n;
+        }
         else if ((v = value_of("--set", argv, &i, argc))) {
             if (o->n_sets == MAX_SETS) return wrong_usage(argv[0], "too many --set", NULL);
             o->set[o->n_sets++] = v;
@@ -95,6 +101,8 @@ static RtStatus open_settings(Program *g, const Options *o, const char *dir, RtE
     RtStatus s =
         rt_settings_open(c.settings ? c.settings : RT_TEXT(g->plan, g->plan->info), NULL, &g->settings, e);
     rt_ckpt_free(&c);
+    // the model's text has its own place in checkpoints
+    if (s == RT_OK) json_object_del(json_object_get(g->settings->json, "model"), "text");
     for (int i = 0; i < o->n_sets && s == RT_OK; i++) s = rt_settings_set(g->settings, o->set[i], e);
     return s;
 }
@@ -163,10 +171,9 @@ static RtStatus generate(Program *g, const Options *o, RtError *e) {
 
 int main(int argc, char **argv) {
     Options o = {.threads = 0};
-    if (argc > 1 && (!strcmp(argv[1], "--help") || !strcmp(argv[1], "-h")))
-        return printf(usage, argv[0], argv[0], argv[0]), DONE;
     int status = read_options(argc, argv, &o);
     if (status != DONE) return status;
+    if (o.help) return printf(usage, argv[0], argv[0], argv[0]), DONE;
     Program g = {.plan = NULL};
     RtError e = {RT_OK, ""};
     RtStatus s = open_program(&g, &o, &e);
