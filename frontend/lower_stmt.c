@@ -165,6 +165,19 @@ static DType dtype_of(const char *element) {
     return F32;
 }
 
+// Parameters are stored in f32; what they say of their type, as `param w: f32[D]` or `dtype: "f32"`, must agree.
+static bool is_stored_f32(Lower *lw, Call *c, const Stmt *t, const Decl *d) {
+    const Expr *e = find_option(t, "dtype");
+    const char *given = d->element && dtype_of(d->element) != F32 ? d->element : NULL, *option = NULL;
+    if (!str_option(lw, c, t, "dtype", &option)) return false;
+    if (!given && (!option || strcmp(option, "f32") == 0)) return true;
+    error_at(lw, given ? d->at : e->at,
+             "parameter '%s' is stored in f32, not %s; train.dtype chooses what contractions compute in", d->name,
+             given ? given : option);
+    lower_notes(lw);
+    return false;
+}
+
 static Node *make_own(Lower *lw, Call *c, const Stmt *t, const Decl *d, Instance *in, const LType *shape) {
     bool is_state = t->kind == S_STATE;
     Attrs attr = {.name = instance_path(lw, c, d->name), .dtype = is_state ? shape->dtype : F32};
@@ -179,6 +192,7 @@ static Node *make_own(Lower *lw, Call *c, const Stmt *t, const Decl *d, Instance
 
     bool decay = shape->ndim >= 2, frozen = false;
     const char *group = lw->expert ? "expert" : "dense";
+    if (!is_stored_f32(lw, c, t, d)) return NULL;
     attr.init_b = init.b;
     attr.lr = 1;
     if (!number_option(lw, c, t, "lr", &attr.lr) || !bool_option(lw, c, t, "decay", &decay) ||

@@ -217,8 +217,8 @@ static const char *joined(Scan *s, const char *a, const char *separator, const c
 %token REST "'...'" DOTS "'..'" ARROW "'->'" POWER "'**'" EQ "'=='" NE "'!='" LE "'<='" GE "'>='" ELVIS "'?\?'"
        ADD_BY "'+='" SUB_BY "'-='" MUL_BY "'*='"
 
-%type <name> path compare_op
-%type <expr> expr default or and not compare range sum term unary power named postfix primary element index fallback conditional
+%type <name> path compare_op keyword
+%type <expr> expr default or and not compare range sum term unary power named postfix primary element index fallback conditional value
 %type <exprs> elements element_list shape exprs indices words
 %type <arg> arg option
 %type <args> args arg_list options
@@ -238,7 +238,7 @@ static const char *joined(Scan *s, const char *a, const char *separator, const c
 
 start:
     START_FILE file
-  | START_ENTRY expr '=' expr NL  { s->entry = entry(s, E_SET, @$); s->entry->left = $2; s->entry->right = $4; }
+  | START_ENTRY expr '=' value NL { s->entry = entry(s, E_SET, @$); s->entry->left = $2; s->entry->right = $4; }
   | START_EXPR expr NL            { s->expr = $expr; }
   ;
 
@@ -594,7 +594,7 @@ entry_lines:
   ;
 
 entry:
-    expr '=' expr options         { $$ = entry(s, E_SET, @$); $$->left = $1; $$->right = $3; $$->options = $options; }
+    expr '=' value options        { $$ = entry(s, E_SET, @$); $$->left = $1; $$->right = $3; $$->options = $options; }
   | expr '=' expr entries         { $$ = entry(s, E_SCOPE, (Span){@$.file, @1.begin, @3.end});
                                     $$->left = $1; $$->right = $3; $$->body = $entries; }
   | REQUIRE expr                  { $$ = entry(s, E_REQUIRE, @$); $$->right = $expr; }
@@ -604,6 +604,14 @@ entry:
                                     $$->right = $expr; $$->body = $entries; }
   | entry_if
   ;
+
+value:                              // recompute = layer: a key's word may be a keyword
+    expr
+  | keyword                       { $$ = named(s, X_NAME, @$, $keyword); }
+  ;
+
+keyword: IMPORT | FN | PARAM | STATE | UPDATE | LOSS | METRIC | EMIT | LAYER | ASSERT | RETURN | FOR | AS | REQUIRE
+  | IGNORE | EITHER ;
 
 entry_if:
     IF expr entries               { $$ = entry(s, E_IF, @expr); $$->right = $expr; $$->body = $entries; }
