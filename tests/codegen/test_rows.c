@@ -166,6 +166,19 @@ static void gates_run_as_bodies_and_lone_ops(void **state) {
     case_free(&c);
 }
 
+static void random_numbers_are_philox(void **state) {
+    static const int64_t sizes[] = {1, 15, 64, 10000};
+    for (int i = 0; i < 4; i++) {
+        Case c = case_new();
+        Value *rng = case_input(&c, "rng", I32, DIMS(dim_n(4)));
+        for (int stream = 0; stream < 3; stream++)
+            case_return(&c, make(&c.b, OP_RANDOM, INS(rng), .stream = stream, .dtype = F32, .dims = DIMS(dim_n(3), dim_n(sizes[i]))),
+                        arena_printf(c.arena, "u%d", stream));
+        assert_int_equal(case_compare_all(&c, 0, 0), 0);
+        case_free(&c);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(sums_over_rows_meet_in_trees),
@@ -175,6 +188,7 @@ int main(void) {
         cmocka_unit_test(scatter_into_a_parameter_adds_per_leaf),
         cmocka_unit_test(memory_moves_along_every_axis),
         cmocka_unit_test(ragged_rows_follow_their_route),
+        cmocka_unit_test(random_numbers_are_philox),
         cmocka_unit_test(gates_run_as_bodies_and_lone_ops),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
