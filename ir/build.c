@@ -82,7 +82,7 @@ static bool has_operands(const Node *n, Diag *d) {
 
 static bool has_results(const Node *n, const Type *types, Diag *d) {
     const OpInfo *op = &op_info[n->op];
-    int named = op_n_outs(n->op);
+    int named = n->attr.epilogue ? 0 : op_n_outs(n->op);      // an epilogue's results are what it yields
     for (int i = 0; i < named && i < n->n_out; i++) {
         int kind = op->outs[i].kind;
         bool right = kind >= K_SAME ? types[i].dtype == n->in[kind - K_SAME]->type.dtype
@@ -97,8 +97,9 @@ static bool has_results(const Node *n, const Type *types, Diag *d) {
 
 // Regions give as many results as their yield names; other ops as many as their row.
 static int count_results(Op op, const Attrs *attr) {
-    if (!lists(op, ATTR_body)) return op_n_outs(op);
-    const Node *yield = attr->body ? attr->body->last : NULL;
+    const Graph *region = lists(op, ATTR_body) ? attr->body : attr->epilogue;
+    if (!lists(op, ATTR_body) && !region) return op_n_outs(op);
+    const Node *yield = region ? region->last : NULL;
     return yield && yield->op == OP_YIELD ? yield->n_in : 0;
 }
 
@@ -108,7 +109,8 @@ static int count_results(Op op, const Attrs *attr) {
 // says it.
 static int64_t summed_leaves(const Node *n) {
     if (!n->n_in) return 1;
-    const Type *t = &n->in[0]->type;
+    int rows = n->attr.gather & 1 ? (n->op == OP_GROUPED_DW ? 3 : 2) : 0;     // the operand that has a's rows
+    const Type *t = &n->in[rows < n->n_in ? rows : 0]->type;
     if (lists(n->op, ATTR_axes) && !(n->attr.axes.n && n->attr.axes.at[0] == 0)) return 1;
     if (lists(n->op, ATTR_dims)) {
         Type to = type_of_dims(t->dtype, &n->attr.dims);
@@ -116,7 +118,9 @@ static int64_t summed_leaves(const Node *n) {
     }
     if (type_is_leafy(t)) return t->dim[0].sym->bound;
     int named = n_named_ins(n->op);
-    bool has_offsets = named && n->n_in == named && !strcmp(op_info[n->op].ins[named - 1].name, "offsets");
+    bool has_offsets = false;
+    for (int i = 0; i < named && i < n->n_in; i++)
+        has_offsets |= !strcmp(op_info[n->op].ins[i].name, "offsets");
     return has_offsets && type_ragged(t) ? type_ragged(t)->leaves : 1;
 }
 

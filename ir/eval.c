@@ -110,6 +110,39 @@ static void cut_to_sym(const Run *run, const Node *n, const Sym *s, Tensor *out)
             }
 }
 
+static void run_op(const Run *run, Op op, const Attrs *attr, int n_in, const Tensor *in, int n_out,
+                   Tensor *out) {
+    (run->opts->f64 ? op_info[op].ref64 : op_info[op].ref)(attr, n_in, in, n_out, out);
+}
+
+static void round_result(const Run *run, Tensor *t, DType storage) {
+    if (!run->opts->f64 && (storage == BF16 || storage == F16)) round_tensor(t, storage);
+}
+
+// Rows are gathered, the plain products formed, the epilogue is a region over them.
+static bool eval_attached(const Run *run, const Node *n, const Tensor *in, Tensor *out, Eval **chain) {
+    Contraction c = contraction_of(n);
+    Tensor own[3], *arg = arena_array(run->arena, Tensor, c.products + n->n_in);
+    for (int i = 0; i < c.own; i++) {
+        own[i] = in[i];
+        if (i > 1 || c.index[i] < 0) continue;
+        own[i] = new_tensor(run, i ? &c.b : &c.a);
+        run_op(run, OP_GATHER_ROWS, &(Attrs){0}, 2, (Tensor[]){in[i], in[c.index[i]]}, 1, &own[i]);
+    }
+    for (int p = 0; p < c.products; p++) {
+        if (p) own[1] = in[c.second];
+        arg[p] = new_tensor(run, &c.y);
+        run_op(run, n->op, &n->attr, c.own, own, 1, &arg[p]);
+        round_result(run, &arg[p], c.y.dtype);
+    }
+    out[0] = arg[0];
+    if (!n->attr.epilogue) return true;
+    for (int i = c.extra; i < n->n_in; i++) arg[c.products + i - c.extra] = in[i];
+    Eval *r = eval_region(run, n->attr.epilogue, arg, chain);
+    for (int i = 0; r && i < n->n_out; i++) out[i] = r->tensor[n->attr.epilogue->last->in[i]->id];
+    return r != NULL;
+}
+
 static bool is_from_outside(const Node *n) {
     return n->op == OP_PARAM || n->op == OP_STATE || n->op == OP_INPUT;
 }
@@ -134,23 +167,22 @@ static bool eval_node(Eval *e, const Node *n, Eval **chain) {
             diag_error(run->diag, n->at, "nothing gives %s '%s' its contents", op->name, n->attr.name);
             return false;
         }
-        if (!run->opts->f64 && (n->out[0].type.dtype == BF16 || n->out[0].type.dtype == F16))
-            round_tensor(&out[0], n->out[0].type.dtype);
+        round_result(run, &out[0], n->out[0].type.dtype);
     } else if (op->ref == op_info[OP_COPY].ref) {       // same bits, other shape: nothing to move
         out[0] = shape_tensor(run, &n->out[0].type);
         out[0].data = in[0].data;
+    } else if (has_attachments(n)) {
+        if (!eval_attached(run, n, in, out, chain)) return false;
     } else if (n->n_out) {
         const Sym *defined = n->op == OP_ROUTE ? n->attr.sym : NULL;
         if (defined) run->sym[defined->id] = UNKNOWN;
         for (int i = 0; i < n->n_out; i++) out[i] = new_tensor(run, &n->out[i].type);
-        (run->opts->f64 ? op->ref64 : op->ref)(&n->attr, n->n_in, in, n->n_out, out);
+        run_op(run, n->op, &n->attr, n->n_in, in, n->n_out, out);
         if (defined) {
             define_sym(run, defined, &out[0]);
             cut_to_sym(run, n, defined, out);
         }
-        for (int i = 0; i < n->n_out && !run->opts->f64; i++)
-            if (n->out[i].type.dtype == BF16 || n->out[i].type.dtype == F16)
-                round_tensor(&out[i], n->out[i].type.dtype);
+        for (int i = 0; i < n->n_out; i++) round_result(run, &out[i], n->out[i].type.dtype);
     }
 
     for (int i = 0; i < n->n_out; i++) e->tensor[n->out[i].id] = out[i];
@@ -234,7 +266,8 @@ typedef struct {
 } Folder;
 
 static bool is_foldable(const Node *n) {
-    if (!op_is(n->op, PURE) || n->op == OP_ARG || is_from_outside(n) || n->attr.body || n->op == OP_ROUTE)
+    if (!op_is(n->op, PURE) || n->op == OP_ARG || is_from_outside(n) || n->attr.body || has_attachments(n) ||
+        n->op == OP_ROUTE)
         return false;
     for (int i = 0; i < n->n_out; i++)
         for (int k = 0; k < n->out[i].type.ndim; k++) {

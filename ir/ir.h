@@ -173,6 +173,26 @@ struct Node {
     bool    keep;        // a recompute clone: CSE leaves it alone
 };
 
+// ---- contractions ---------------------------------------------------------------------------------------
+
+// What may be attached to matmul and grouped_matmul (all three), to matmul_dw and grouped_dw (gather):
+//   gather    rows of a (or b) are those that gather_rows takes from it by row numbers
+//   pair      a second product, of a and another right-hand side
+//   epilogue  a body of elementwise ops: its arg 0 is the product, arg 1 the second product if there is one,
+//             the next are the operands from `extra` on; its yields are the node's results
+// Operands: its own | row numbers of a | row numbers of b | second right-hand side | more for the epilogue
+typedef struct {
+    int  own;            // operands it has without attachments
+    int  index[2];       // operand with the row numbers of a, of b; -1: rows as they lie
+    int  second;         // operand that is the other right-hand side; -1: none
+    int  extra;          // first operand that only the epilogue reads
+    int  products;       // 1 or 2
+    Type a, b, y;        // as multiplied
+} Contraction;
+bool        op_is_contraction(Op op);
+bool        has_attachments(const Node *n);
+Contraction contraction_of(const Node *n);               // n as node_check wants it
+
 typedef enum { WHOLE, SHARDED, SCHEDULED, PLANNED, STAGE_COUNT } Stage;
 extern const char *const stage_name[STAGE_COUNT];
 

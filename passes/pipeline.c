@@ -35,6 +35,8 @@ static const struct { const char *first, *then, *because; bool always; } pass_or
     {"partition",   "recompute",    "exchanges are never done twice: they must be there to be seen"},
     {"recompute",   "fuse",         "clones are fused into the backward bodies that read them"},
     {"partition",   "schedule-a2a", "there is no exchange to schedule until tensors are split"},
+    {"fuse",        "attach",       "an epilogue is a whole body; half of one would keep its values in memory"},
+    {"attach",      "plan-memory",  "gathered rows and products inside an epilogue have no memory"},
     {"fuse",        "plan-memory",  "values inside bodies have no memory"},
     {"layout",      "plan-memory",  "a layout may change the size of a buffer"},
     {"schedule-a2a", "plan-memory", "what lives at the same time follows from the order"},

@@ -83,12 +83,13 @@ static void add_node(Maker *m, const Node *n, const int32_t *in, const int32_t *
     vec_push(m->a, &m->nodes, r);
 }
 
-static void add_body(Maker *m, const Graph *body, RefHead *head) {
+// arg[k]: the value that arg k stands for; NULL: argument k of the step.
+static void add_body(Maker *m, const Graph *body, const int32_t *arg, RefHead *head) {
     int n_values = graph_number((Graph *)body);
     int32_t *number = arena_array(m->a, int32_t, n_values);
     for_each_node(body, n) {
         if (n->op == OP_ARG) {
-            number[n->out[0].id] = (int32_t)n->attr.k;
+            number[n->out[0].id] = arg ? arg[n->attr.k] : (int32_t)n->attr.k;
         } else if (n->op == OP_CONST) {
             number[n->out[0].id] = add_const(m, n);
         } else if (n->op == OP_YIELD) {
@@ -102,6 +103,30 @@ static void add_body(Maker *m, const Graph *body, RefHead *head) {
             add_node(m, n, in, out);
         }
     }
+}
+
+// Gathered rows and products become temporaries, the epilogue a body over them.
+static void add_attached(Maker *m, const Node *n, RefHead *head) {
+    Contraction c = contraction_of(n);
+    int32_t own[3], *arg = arena_array(m->a, int32_t, c.products + n->n_in);
+    for (int i = 0; i < c.own; i++) {
+        own[i] = i;
+        if (i > 1 || c.index[i] < 0) continue;
+        own[i] = add_value(m, i ? &c.b : &c.a, AT_TEMP, 0);
+        add_node(m, &(Node){.op = OP_GATHER_ROWS, .n_in = 2, .n_out = 1}, (int32_t[]){i, c.index[i]}, &own[i]);
+    }
+    for (int p = 0; p < c.products; p++) {
+        Node plain = *n;
+        plain.n_in = (int16_t)c.own;
+        plain.n_out = 1;
+        if (p) own[1] = c.second;
+        arg[p] = n->attr.epilogue ? add_value(m, &c.y, AT_TEMP, 0) : n->n_in;
+        add_node(m, &plain, own, &arg[p]);
+    }
+    for (int i = c.extra; i < n->n_in; i++) arg[c.products + i - c.extra] = i;
+    if (!n->attr.epilogue) return;
+    head->is_body = 1;
+    add_body(m, n->attr.epilogue, arg, head);
 }
 
 static int64_t put(Maker *m, const void *bytes, size_t n) {
@@ -127,7 +152,9 @@ void *ref_kernel_data(Arena *a, const KernelNode *k, size_t *bytes) {
     for (int i = 0; i < kernel_n_args(k); i++) add_value(m, kernel_arg_type(k, i), AT_ARG, i);
     if (n->attr.body) {
         head.is_body = 1;
-        add_body(m, n->attr.body, &head);
+        add_body(m, n->attr.body, NULL, &head);
+    } else if (has_attachments(n)) {
+        add_attached(m, n, &head);
     } else {
         int32_t *number = arena_array(a, int32_t, kernel_n_args(k));
         for (int i = 0; i < kernel_n_args(k); i++) number[i] = i;

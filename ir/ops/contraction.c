@@ -14,10 +14,123 @@ static bool same_dims(const Type *a, const Type *b, int n) {
 // axis counts from the end: 1 is the last.
 static Dim dim_back(const Type *t, int axis) { return t->dim[t->ndim - axis]; }
 
+// ---- attachments ----------------------------------------------------------------------------------------
+
+bool op_is_contraction(Op op) {
+    return op == OP_MATMUL || op == OP_MATMUL_DW || op == OP_GROUPED_MATMUL || op == OP_GROUPED_DW;
+}
+
+bool has_attachments(const Node *n) {
+    return op_is_contraction(n->op) && (n->attr.gather || n->attr.pair || n->attr.epilogue);
+}
+
+// Where operands stand; false if there are too few.
+static bool place_operands(const Node *n, Contraction *c) {
+    *c = (Contraction){.own = n->op == OP_GROUPED_MATMUL || n->op == OP_GROUPED_DW ? 3 : 2,
+                       .index = {-1, -1}, .second = -1, .products = n->attr.pair ? 2 : 1};
+    int at = c->own;
+    for (int i = 0; i < 2; i++)
+        if (n->attr.gather >> i & 1) c->index[i] = at++;
+    if (n->attr.pair) c->second = at++;
+    c->extra = at;
+    return at <= n->n_in;
+}
+
+// Operand i as it is multiplied.
+static Type rows_read(const Node *n, const Contraction *c, int i) {
+    const Type *t = in_type(n, i);
+    if (c->index[i] < 0) return *t;
+    Type rows = *in_type(n, c->index[i]);
+    rows.dtype = t->dtype;
+    if (rows.ndim < MAX_DIM) rows.dim[rows.ndim++] = dim_back(t, 1);
+    return rows;
+}
+
+// Places operands and finds the types of a and b; false after diag_error.
+static bool open_contraction(const Node *n, Contraction *c, Diag *d) {
+    const char *name = op_info[n->op].name;
+    if (!place_operands(n, c) || (!n->attr.epilogue && n->n_in != c->extra)) {
+        diag_error(d, n->at, "%s with these attachments takes %s%d operands, not %d", name,
+                   n->attr.epilogue ? "at least " : "", c->extra, n->n_in);
+        return false;
+    }
+    for (int i = 0; i < 2; i++) {
+        bool gathers = c->index[i] >= 0;
+        if (gathers && (in_type(n, c->index[i])->dtype != I32 || in_type(n, i)->ndim < 2)) {
+            diag_error(d, n->at, "%s gathers rows by i32 numbers, but got %s of %s", name,
+                       rule_type(n, in_type(n, c->index[i])), rule_type(n, in_type(n, i)));
+            return false;
+        }
+        *(i ? &c->b : &c->a) = rows_read(n, c, i);
+    }
+    if (n->attr.pair && (!n->attr.epilogue || !type_eq(in_type(n, c->second), in_type(n, 1)))) {
+        diag_error(d, n->at, "%s needs two right-hand sides alike and an epilogue, but got %s and %s", name,
+                   rule_type(n, in_type(n, 1)), rule_type(n, in_type(n, c->second)));
+        return false;
+    }
+    if (n->attr.gather && (n->attr.ta || (n->op == OP_MATMUL && (n->attr.gather > 1 || c->b.ndim != 2)) ||
+                           (n->op == OP_GROUPED_MATMUL && n->attr.gather > 1))) {
+        diag_error(d, n->at, "%s can't gather these rows", name);
+        return false;
+    }
+    return true;
+}
+
+// Results from the product's type: itself, or what the epilogue yields.
+static bool close_contraction(const Node *n, const Contraction *c, Type *out, Diag *d) {
+    const Graph *body = n->attr.epilogue;
+    if (!body) {
+        out[0] = c->y;
+        return true;
+    }
+    const Node *yield = body->last;
+    if (!yield || yield->op != OP_YIELD || yield->n_in != n->n_out) {
+        diag_error(d, n->at, "the epilogue of %s must end in a yield of %d results", op_info[n->op].name,
+                   n->n_out);
+        return false;
+    }
+    for_each_node(body, m) {
+        if (m->op != OP_ARG) continue;
+        int64_t k = m->attr.k, more = n->n_in - c->extra;
+        bool known = k >= 0 && k < c->products + more;
+        const Type *is = !known ? NULL : k < c->products ? &c->y : in_type(n, c->extra - c->products + (int)k);
+        if (is && type_eq(&m->out[0].type, is)) continue;
+        diag_error(d, n->at, "arg %lld in the epilogue of %s is %s, but stands for %s", (long long)k,
+                   op_info[n->op].name, rule_type(n, &m->out[0].type), is ? rule_type(n, is) : "nothing");
+        return false;
+    }
+    for (int i = 0; i < n->n_out; i++) {
+        out[i] = yield->in[i]->type;
+        Type like = c->y;
+        like.dtype = out[i].dtype;
+        if (type_eq(&out[i], &like)) continue;
+        diag_error(d, n->at, "result %d of the epilogue of %s is %s, but must have the dimensions of %s", i,
+                   op_info[n->op].name, rule_type(n, &out[i]), rule_type(n, &c->y));
+        return false;
+    }
+    return true;
+}
+
+Contraction contraction_of(const Node *n) {
+    Contraction c;
+    bool fits = place_operands(n, &c);
+    assert(fits);
+    (void)fits;
+    c.a = rows_read(n, &c, 0);
+    c.b = rows_read(n, &c, 1);
+    c.y = n->out[0].type;
+    if (n->attr.epilogue)
+        for_each_node(n->attr.epilogue, m)
+            if (m->op == OP_ARG && m->attr.k == 0) c.y = m->out[0].type;
+    return c;
+}
+
 // ---- matmul ---------------------------------------------------------------------------------------------
 
 bool shape_matmul(const Node *n, Type *out, Diag *d) {
-    const Type *a = in_type(n, 0), *b = in_type(n, 1);
+    Contraction c;
+    if (!open_contraction(n, &c, d)) return false;
+    const Type *a = &c.a, *b = &c.b;
     int ta = n->attr.ta != 0, tb = n->attr.tb != 0;
     bool fits = a->ndim >= 2 && b->ndim >= 2 &&
                 (b->ndim == 2 || (a->ndim == b->ndim && same_dims(a, b, a->ndim - 2)));
@@ -35,10 +148,10 @@ bool shape_matmul(const Node *n, Type *out, Diag *d) {
                    rule_type(n, a), dim_text(m, kb), rule_type(n, b));
         return false;
     }
-    out[0] = *a;
-    out[0].dim[a->ndim - 2] = dim_back(a, ta ? 1 : 2);
-    out[0].dim[a->ndim - 1] = dim_back(b, tb ? 2 : 1);
-    return true;
+    c.y = *a;
+    c.y.dim[a->ndim - 2] = dim_back(a, ta ? 1 : 2);
+    c.y.dim[a->ndim - 1] = dim_back(b, tb ? 2 : 1);
+    return close_contraction(n, &c, out, d);
 }
 
 static Value *swap_last(Builder *b, Value *x) {
@@ -83,7 +196,9 @@ void grad_matmul(Builder *b, const Node *n, Value *const *dout, const bool *need
 }
 
 bool shape_matmul_dw(const Node *n, Type *out, Diag *d) {
-    const Type *a = in_type(n, 0), *b = in_type(n, 1);
+    Contraction c;
+    if (!open_contraction(n, &c, d)) return false;
+    const Type *a = &c.a, *b = &c.b;
     if (a->ndim < 2 || a->ndim != b->ndim || !same_dims(a, b, a->ndim - 1)) {
         diag_error(d, n->at, "matmul_dw needs the same rows twice, but got %s and %s", rule_type(n, a),
                    rule_type(n, b));
@@ -107,7 +222,9 @@ static bool is_grouped(const Node *n, const Type *x, const Type *offsets, Diag *
 }
 
 bool shape_grouped_matmul(const Node *n, Type *out, Diag *d) {
-    const Type *x = in_type(n, 0), *w = in_type(n, 1);
+    Contraction c;
+    if (!open_contraction(n, &c, d)) return false;
+    const Type *x = &c.a, *w = in_type(n, 1);
     int tb = n->attr.tb != 0;
     if (!is_grouped(n, x, in_type(n, 2), d)) return false;
     if (w->ndim != 3 || !dim_eq(w->dim[0], dim_n(type_ragged(x)->groups)) ||
@@ -116,9 +233,9 @@ bool shape_grouped_matmul(const Node *n, Type *out, Diag *d) {
                    type_ragged(x)->groups, rule_type(n, x), rule_type(n, w), tb ? ", read transposed" : "");
         return false;
     }
-    out[0] = *x;
-    out[0].dim[1] = w->dim[tb ? 1 : 2];
-    return true;
+    c.y = *x;
+    c.y.dim[1] = w->dim[tb ? 1 : 2];
+    return close_contraction(n, &c, out, d);
 }
 
 void grad_grouped_matmul(Builder *b, const Node *n, Value *const *dout, const bool *need, Value **din) {
@@ -132,7 +249,9 @@ void grad_grouped_matmul(Builder *b, const Node *n, Value *const *dout, const bo
 }
 
 bool shape_grouped_dw(const Node *n, Type *out, Diag *d) {
-    const Type *a = in_type(n, 0), *b = in_type(n, 1);
+    Contraction c;
+    if (!open_contraction(n, &c, d)) return false;
+    const Type *a = &c.a, *b = &c.b;
     if (!is_grouped(n, a, in_type(n, 2), d) || !is_grouped(n, b, in_type(n, 2), d)) return false;
     if (!dim_eq(a->dim[0], b->dim[0])) {
         diag_error(d, n->at, "grouped_dw needs the same rows twice, but got %s and %s", rule_type(n, a),
