@@ -1,11 +1,11 @@
 // PLANNED graphs become one plan.
 //
-//     values      where each lives: the offset plan-memory gave it, a persistent tensor, a constant, or its operand's place
+//     values      where each lives: where plan-memory says, a persistent tensor, a constant, its operand
 //     kernels     one per distinct key
-//     steps       one per node that computes; then copies for what leaves the graph and could not be written in place
+//     steps       one per node that computes; copies for what leaves the graph and can't be written in place
 //
-// Values that leave a graph (outputs, gradients of a single-pass step, updates) are made where they belong when that is
-// legal: their producer then writes the persistent buffer and no copy step follows.
+// Values that leave a graph (outputs, gradients of a single-pass step, updates) are made where they belong
+// when that is legal: their producer then writes the persistent buffer and no copy step follows.
 #include "codegen/emit_plan.h"
 #include <assert.h>
 #include <stdio.h>
@@ -62,11 +62,12 @@ typedef struct {
     Prog *prog;            // being emitted
 } Plan;
 
-// ---- pieces of the block --------------------------------------------------------------------------------
+// ---- pieces of the block -------------------------------------------------------------------------------
 
 static int64_t map_get(const Map *m, const void *key, int64_t none) {
     if (!m->cap) return none;
-    for (size_t i = str_hash(&key, sizeof key, 0) & (size_t)(m->cap - 1);; i = (i + 1) & (size_t)(m->cap - 1)) {
+    for (size_t i = str_hash(&key, sizeof key, 0) & (size_t)(m->cap - 1);;
+         i = (i + 1) & (size_t)(m->cap - 1)) {
         if (!m->key[i]) return none;
         if (m->key[i] == key) return m->value[i];
     }
@@ -143,7 +144,8 @@ static int sym_index(Plan *p, const Sym *s) {
     int index = -1;
     for (int i = 0; s->kind != SYM_RAGGED && i < p->sym_slots.n; i++) {
         const Sym *t = p->sym_slots.at[i].sym;
-        if (t->kind == s->kind && t->name == s->name && t->bound == s->bound) index = p->sym_slots.at[i].index;
+        if (t->kind == s->kind && t->name == s->name && t->bound == s->bound)
+            index = p->sym_slots.at[i].index;
     }
     if (index < 0) {
         RtSym r = {.name = add_text(p, s->name), .bound = s->bound, .fixed = -1, .from_arena = -1,
@@ -157,7 +159,7 @@ static int sym_index(Plan *p, const Sym *s) {
     return index;
 }
 
-// ---- tensors --------------------------------------------------------------------------------------------
+// ---- tensors -------------------------------------------------------------------------------------------
 
 static bool same_shape(const RtTensor *a, const RtTensor *b) {
     return a->dtype == b->dtype && a->ndim == b->ndim && !memcmp(a->dim, b->dim, sizeof a->dim) &&
@@ -168,8 +170,13 @@ static bool same_shape(const RtTensor *a, const RtTensor *b) {
 static int find_tensor(const Plan *p, const char *name) { return (int)map_get(&p->names, intern(name), -1); }
 
 static RtTensor tensor_of_type(Plan *p, const Type *t, const char *name, RtRole role, Span at) {
-    RtTensor x = {.name = add_text(p, name), .dtype = (uint8_t)t->dtype, .ndim = t->ndim, .role = (uint8_t)role,
-                  .arena = RT_PERSISTENT, .bytes = type_bytes(t), .span = add_span(p, at)};
+    RtTensor x = {.name = add_text(p, name),
+                  .dtype = (uint8_t)t->dtype,
+                  .ndim = t->ndim,
+                  .role = (uint8_t)role,
+                  .arena = RT_PERSISTENT,
+                  .bytes = type_bytes(t),
+                  .span = add_span(p, at)};
     x.init_name = x.name;
     for (int i = 0; i < MAX_DIM; i++) x.dim_sym[i] = -1;
     for (int i = 0; i < t->ndim; i++) {
@@ -180,13 +187,15 @@ static RtTensor tensor_of_type(Plan *p, const Type *t, const char *name, RtRole 
 }
 
 static int init_kind(const char *name) {
-    static const char *const kinds[] = {"zeros", "const", "normal", "trunc_normal", "uniform", "random_int", "copy"};
+    static const char *const kinds[] = {"zeros",   "const",      "normal", "trunc_normal",
+                                        "uniform", "random_int", "copy"};
     for (int i = 0; name && i < (int)(sizeof kinds / sizeof *kinds); i++)
         if (!strcmp(name, kinds[i])) return i;
     return RT_INIT_ZEROS;
 }
 
-// The persistent tensor of a name: made at first sight, shared by all programs after that.  -1 after diag_error.
+// The persistent tensor of a name: made at first sight, shared by all programs after that.  -1 after
+// diag_error.
 static int named_tensor(Plan *p, const Type *t, const char *name, RtRole role, const Node *n) {
     int i = find_tensor(p, name);
     RtTensor x = tensor_of_type(p, t, name, role, n->at);
@@ -196,7 +205,8 @@ static int named_tensor(Plan *p, const Type *t, const char *name, RtRole role, c
             if (p->tensors.at[i].t.role == role || role == RT_GRAD) return i;
             if (role == RT_STATE && p->tensors.at[i].t.role == RT_GRAD) return i;
         }
-        diag_error(p->d, n->at, "`%s` is used as %s and as another tensor of the same name", name, type_text(p->a, t));
+        diag_error(p->d, n->at, "`%s` is used as %s and as another tensor of the same name", name,
+                   type_text(p->a, t));
         return -1;
     }
     if (role == RT_PARAM || role == RT_STATE) {
@@ -218,12 +228,15 @@ static Loc tensor_loc(const Plan *p, int i) { return (Loc){p->tensors.at[i].t.of
 
 static bool is_grad_name(const char *name) { return !strncmp(name, "grad/", 5); }
 
-// An input of a program that another one has in another shape (a batch there, one sequence here): PROGRAM/NAME.
+// An input of a program that another one has in another shape (a batch there, one sequence here):
+// PROGRAM/NAME.
 static const char *input_name(Plan *p, const Node *n) {
     int i = find_tensor(p, n->attr.name);
     if (i < 0 || p->tensors.at[i].t.role != RT_INPUT) return n->attr.name;
     RtTensor x = tensor_of_type(p, &n->out[0].type, n->attr.name, RT_INPUT, n->at);
-    return same_shape(&p->tensors.at[i].t, &x) ? n->attr.name : intern(arena_printf(p->a, "%s/%s", n->graph->name, n->attr.name));
+    return same_shape(&p->tensors.at[i].t, &x)
+               ? n->attr.name
+               : intern(arena_printf(p->a, "%s/%s", n->graph->name, n->attr.name));
 }
 
 static int source_tensor(Plan *p, const Node *n) {
@@ -240,8 +253,8 @@ static int output_tensor(Plan *p, const Node *n, int64_t ordinal) {
     if (n->op == OP_LOSS) x.init_a = n->attr.until;
     for (int i = 0; i < p->tensors.n; i++) {
         const TensorSlot *s = &p->tensors.at[i];
-        if (s->t.role == RT_OUTPUT && s->ordinal == ordinal && !strcmp(s->name, n->attr.name) && s->t.kind == x.kind &&
-            same_shape(&s->t, &x) && s->t.weight == x.weight)
+        if (s->t.role == RT_OUTPUT && s->ordinal == ordinal && !strcmp(s->name, n->attr.name) &&
+            s->t.kind == x.kind && same_shape(&s->t, &x) && s->t.weight == x.weight)
             return i;
     }
     x.offset = add_persistent(p, x.bytes);
@@ -261,7 +274,7 @@ static void mark_experts(Plan *p) {
     }
 }
 
-// ---- kernels --------------------------------------------------------------------------------------------
+// ---- kernels -------------------------------------------------------------------------------------------
 
 static void note_sym(Plan *p, KernelNode *k, const Sym *s) {
     if (!s || s->kind == SYM_LEAF) return;
@@ -335,16 +348,20 @@ static void key_body(Str *s, const KernelNode *k, const Graph *body);
 static void key_attrs(Str *s, const KernelNode *k, const Node *n) {
     static const Attrs none;
     for (int i = 0; i < ATTR_COUNT; i++) {
-        const char *at = (const char *)&n->attr + attr_info[i].offset, *zero = (const char *)&none + attr_info[i].offset;
+        const char *at = (const char *)&n->attr + attr_info[i].offset,
+                   *zero = (const char *)&none + attr_info[i].offset;
         switch (attr_info[i].kind) {
         case A_INT:
-            if (memcmp(at, zero, sizeof(int64_t))) str_printf(s, " %s=%lld", attr_info[i].name, (long long)*(const int64_t *)at);
+            if (memcmp(at, zero, sizeof(int64_t)))
+                str_printf(s, " %s=%lld", attr_info[i].name, (long long)*(const int64_t *)at);
             break;
         case A_REAL:
-            if (memcmp(at, zero, sizeof(double))) str_printf(s, " %s=%a", attr_info[i].name, *(const double *)at);
+            if (memcmp(at, zero, sizeof(double)))
+                str_printf(s, " %s=%a", attr_info[i].name, *(const double *)at);
             break;
         case A_NAME:
-            if (*(const Name *)at && i == ATTR_chain) str_printf(s, " %s=%s", attr_info[i].name, *(const Name *)at);
+            if (*(const Name *)at && i == ATTR_chain)
+                str_printf(s, " %s=%s", attr_info[i].name, *(const Name *)at);
             break;
         case A_INTS: {
             const Ints *v = (const Ints *)at;
@@ -368,7 +385,8 @@ static void key_attrs(Str *s, const KernelNode *k, const Node *n) {
         case A_SYM:
             if (*(const SymP *)at) {
                 str_add(s, " sym=");
-                if ((*(const SymP *)at)->kind == SYM_LEAF) str_printf(s, "L%lld", (long long)(*(const SymP *)at)->bound);
+                if ((*(const SymP *)at)->kind == SYM_LEAF)
+                    str_printf(s, "L%lld", (long long)(*(const SymP *)at)->bound);
                 else key_sym(s, k, *(const SymP *)at);
             }
             break;
@@ -417,7 +435,8 @@ double node_flops(const Node *n) {
         return 2 * scores * pairs * width * (n->op == OP_ATTENTION ? 1 : 2.5);
     }
     case OP_HEAD_LOSS: case OP_HEAD_LOSS_GRAD:
-        return 2.0 * (double)rows_bound(a) * (double)type_bound_elements(&n->in[1]->type) * (n->op == OP_HEAD_LOSS ? 1 : 3);
+        return 2.0 * (double)rows_bound(a) * (double)type_bound_elements(&n->in[1]->type) *
+               (n->op == OP_HEAD_LOSS ? 1 : 3);
     case OP_FUSED: case OP_GATE: {
         double flops = 0;
         for_each_node(n->attr.body, m) {
@@ -431,7 +450,8 @@ double node_flops(const Node *n) {
             double size = (double)type_bound_elements(&n->in[i]->type);
             if (size > out && n->op != OP_GATHER_ROWS && n->op != OP_SLICE) out = size;
         }
-        return op_is(n->op, VIEW) || n->op == OP_COPY || n->op == OP_CONCAT || n->op == OP_GATHER_ROWS ? 0 : out;
+        return op_is(n->op, VIEW) || n->op == OP_COPY || n->op == OP_CONCAT || n->op == OP_GATHER_ROWS ? 0
+                                                                                                       : out;
     }
 }
 
@@ -473,7 +493,8 @@ static int kernel_of(Plan *p, KernelNode *k, KernelDesc *desc) {
     size_t bytes = 0;
     if (t) {
         for (int i = 0; i < desc->n_phases; i++)
-            str_printf(key, " phase %lld/%lld", (long long)desc->tasks[i].grain, (long long)desc->tasks[i].times);
+            str_printf(key, " phase %lld/%lld", (long long)desc->tasks[i].grain,
+                       (long long)desc->tasks[i].times);
         if (desc->workspace) str_add(key, " workspace");
     } else {
         data = ref_kernel_data(p->a, k, &bytes);
@@ -483,11 +504,13 @@ static int kernel_of(Plan *p, KernelNode *k, KernelDesc *desc) {
     int64_t there = map_get(&p->keys, text, -1);
     if (there >= 0) return (int)there;
     map_put(p->a, &p->keys, text, p->kernels.n);
-    const char *symbol = t ? arena_printf(p->a, "moec_%s_%016llx", op_info[n->op].name, (unsigned long long)key_hash(text))
-                           : REF_KERNEL_SYMBOL;
+    const char *symbol =
+        t ? arena_printf(p->a, "moec_%s_%016llx", op_info[n->op].name, (unsigned long long)key_hash(text))
+          : REF_KERNEL_SYMBOL;
     PlanKernel kernel = {.key = text, .symbol = symbol, .made_by = t, .node = *k, .n_phases = desc->n_phases};
     RtKernel rt = {.symbol = add_text(p, symbol), .n_phases = (uint32_t)desc->n_phases};
-    if (data) rt.data = (RtSpan){(uint32_t)add_const_bytes(p, data, bytes), (uint32_t)bytes};    // moved by finish
+    if (data)
+        rt.data = (RtSpan){(uint32_t)add_const_bytes(p, data, bytes), (uint32_t)bytes}; // moved by finish
     vec_push(p->a, &p->kernels, kernel);
     vec_push(p->a, &p->rt_kernels, rt);
     return p->kernels.n - 1;
@@ -500,7 +523,7 @@ static RtTasks rt_tasks(Plan *p, TaskCount t) {
     return r;
 }
 
-// ---- steps ----------------------------------------------------------------------------------------------
+// ---- steps ---------------------------------------------------------------------------------------------
 
 static Loc loc_of(const Plan *p, const Value *v) {
     Loc l = p->prog->loc[v->id];
@@ -521,9 +544,14 @@ static void add_step(Plan *p, const Node *n, const Loc *loc) {
     k->node = n;
     note_node(p, k, n);
     KernelDesc desc;
-    RtStep step = {.kernel = (uint32_t)kernel_of(p, k, &desc), .first_arg = (uint32_t)p->args.n, .span = add_span(p, n->at),
-                   .defines_sym = -1, .op = add_text(p, op_info[n->op].name), .path = add_text(p, n->path),
-                   .flops = desc.flops, .bytes = desc.bytes};
+    RtStep step = {.kernel = (uint32_t)kernel_of(p, k, &desc),
+                   .first_arg = (uint32_t)p->args.n,
+                   .span = add_span(p, n->at),
+                   .defines_sym = -1,
+                   .op = add_text(p, op_info[n->op].name),
+                   .path = add_text(p, n->path),
+                   .flops = desc.flops,
+                   .bytes = desc.bytes};
     for (int i = 0; i < kernel_n_args(k); i++) push_arg(p, loc[i]);
     for (int i = 0; i < k->n_ragged; i++) push_arg(p, loc_of(p, k->ragged[i]->extent));
     if (desc.workspace) {
@@ -535,7 +563,8 @@ static void add_step(Plan *p, const Node *n, const Loc *loc) {
     for (int i = 0; i < p->prog->g->n_syms; i++) {
         const Sym *s = p->prog->g->sym[i];
         if (s->kind == SYM_RAGGED && s->extent && s->extent->node == n) {
-            if (step.defines_sym >= 0) diag_error(p->d, n->at, "a step can define the rows of one route, this one has two");
+            if (step.defines_sym >= 0)
+                diag_error(p->d, n->at, "a step can define the rows of one route, this one has two");
             step.defines_sym = sym_index(p, s);
         }
     }
@@ -544,7 +573,8 @@ static void add_step(Plan *p, const Node *n, const Loc *loc) {
 }
 
 // A node that no graph holds, for steps the plan adds: operands are stand-ins of the given types.
-static Node *stand_in(Plan *p, const Node *like, Op op, int n_in, const Type *const *types, const Type *result) {
+static Node *stand_in(Plan *p, const Node *like, Op op, int n_in, const Type *const *types,
+                      const Type *result) {
     Node *n = arena_new(p->a, Node);
     *n = (Node){.op = op, .n_in = (int16_t)n_in, .n_out = 1, .at = like->at, .path = like->path};
     n->in = arena_array(p->a, Value *, n_in);
@@ -595,7 +625,8 @@ static void add_accumulate(Plan *p, const Node *acc, Loc grad) {
     body->parent = (Graph *)p->prog->g;
     Arena *a = p->a;
     Value *d = body_node(a, body, OP_ARG, 0, NULL, t, (Attrs){.k = 0, .dtype = t->dtype, .dims = dims_of(t)});
-    Value *old = body_node(a, body, OP_ARG, 0, NULL, t, (Attrs){.k = 1, .dtype = t->dtype, .dims = dims_of(t)});
+    Value *old =
+        body_node(a, body, OP_ARG, 0, NULL, t, (Attrs){.k = 1, .dtype = t->dtype, .dims = dims_of(t)});
     Value *w = body_node(a, body, OP_ARG, 0, NULL, &i32, (Attrs){.k = 2, .dtype = I32});
     Value *zero = body_node(a, body, OP_CONST, 0, NULL, &i32, (Attrs){.dtype = I32});
     Value *first = body_node(a, body, OP_EQ, 2, (Value *[]){w, zero}, &bool_type, (Attrs){0});
@@ -607,7 +638,7 @@ static void add_accumulate(Plan *p, const Node *acc, Loc grad) {
     add_step(p, n, (Loc[]){loc_of(p, acc->in[0]), grad, tensor_loc(p, wave), grad});
 }
 
-// ---- places ---------------------------------------------------------------------------------------------
+// ---- places --------------------------------------------------------------------------------------------
 
 // Ops whose result is their operand's memory.
 static bool is_alias(const Node *n) { return n->op == OP_RESHAPE || n->op == OP_STOP_GRADIENT; }
@@ -628,13 +659,14 @@ static bool is_movable(const Value *v) {
     return !op_is(n->op, SOURCE) && !is_alias(n) && n->op != OP_CACHE;
 }
 
-// In place: the step that makes v reads the tensor at most elementwise, and nobody reads the tensor's old contents later.
+// In place: the step that makes v reads the tensor at most elementwise, and nobody reads the tensor's old
+// contents later.
 static bool may_overwrite(const Graph *g, const Value *v, const char *name) {
     const Node *maker = v->node;
     if (maker->op != OP_FUSED && !op_is(maker->op, ELEMENTWISE)) return false;
     if (maker->op == OP_FUSED)
-        for_each_node(maker->attr.body, n)
-            if (n->op != OP_ARG && n->op != OP_CONST && n->op != OP_YIELD && !op_is(n->op, ELEMENTWISE)) return false;
+        for_each_node(maker->attr.body, n) if (n->op != OP_ARG && n->op != OP_CONST && n->op != OP_YIELD &&
+                                               !op_is(n->op, ELEMENTWISE)) return false;
     for_each_node(g, n) {
         for (int i = 0; i < n->n_in; i++) {
             const Value *base = base_of(n->in[i]);
@@ -647,9 +679,12 @@ static bool may_overwrite(const Graph *g, const Value *v, const char *name) {
     return true;
 }
 
-static Name accumulated_name(Plan *p, const Node *n) { return intern(arena_printf(p->a, "grad/%s", n->attr.name)); }
+static Name accumulated_name(Plan *p, const Node *n) {
+    return intern(arena_printf(p->a, "grad/%s", n->attr.name));
+}
 
-// Sets loc for every value of the program, tensors for what it reads and leaves.  moved[id]: not at its own offset.
+// Sets loc for every value of the program, tensors for what it reads and leaves.  moved[id]: not at its own
+// offset.
 static void place_values(Plan *p, Graph *g) {
     Prog *prog = p->prog;
     int n_values = graph_number(g);
@@ -716,13 +751,19 @@ static void emit_program(Plan *p, Graph *g) {
     if (diag_n_errors(p->d)) return;
     for_each_node(g, n) {
         switch (n->op) {
-        case OP_PARAM: case OP_STATE: case OP_INPUT: case OP_CONST: case OP_RESHAPE: case OP_STOP_GRADIENT: case OP_UPDATE:
-            break;
+        case OP_PARAM:
+        case OP_STATE:
+        case OP_INPUT:
+        case OP_CONST:
+        case OP_RESHAPE:
+        case OP_STOP_GRADIENT:
+        case OP_UPDATE: break;
         case OP_LOSS: case OP_METRIC: case OP_RETURN:
             add_copy(p, n, &n->in[0]->type, loc_of(p, n->in[0]), tensor_loc(p, n->flags));
             break;
         case OP_ACCUMULATE:
-            if (p->opts->waves == 1) add_copy(p, n, &n->in[0]->type, loc_of(p, n->in[0]), tensor_loc(p, n->flags));
+            if (p->opts->waves == 1)
+                add_copy(p, n, &n->in[0]->type, loc_of(p, n->in[0]), tensor_loc(p, n->flags));
             else add_accumulate(p, n, tensor_loc(p, n->flags));
             break;
         default: {
@@ -734,7 +775,8 @@ static void emit_program(Plan *p, Graph *g) {
         }
         }
     }
-    // reads see the old contents, so updates come last; one that reads a tensor which another writes is saved first
+    // reads see the old contents, so updates come last; one that reads a tensor which another writes is saved
+    // first
     int64_t extra = g->arena_bytes;
     for_each_node(g, n) {
         if (n->op != OP_UPDATE) continue;
@@ -766,12 +808,14 @@ static void emit_program(Plan *p, Graph *g) {
             RtArg *arg = &p->args.at[p->steps.at[i].first_arg + j];
             if (arg->arena == WORKSPACE_MARK) *arg = (RtArg){.offset = workspace, .arena = RT_STEP};
         }
-    RtProgram r = {.name = add_text(p, g->name), .first_step = (uint32_t)prog->first_step,
-                   .n_steps = (uint32_t)(p->steps.n - prog->first_step), .step_bytes = workspace + prog->workspace};
+    RtProgram r = {.name = add_text(p, g->name),
+                   .first_step = (uint32_t)prog->first_step,
+                   .n_steps = (uint32_t)(p->steps.n - prog->first_step),
+                   .step_bytes = workspace + prog->workspace};
     vec_push(p->a, &p->programs, r);
 }
 
-// ---- the block ------------------------------------------------------------------------------------------
+// ---- the block -----------------------------------------------------------------------------------------
 
 static RtSpan put(char *block, size_t *at, const void *items, size_t size, int n) {
     *at = (*at + 63) & ~(size_t)63;
@@ -802,7 +846,8 @@ static RtPlan *finish(Plan *p, Graph *const *programs, int n) {
     for (int i = 0; i < n; i++) {
         uint64_t h = graph_hash(programs[i]);
         r.graph_hash = str_hash(&h, sizeof h, r.graph_hash);
-        if (programs[i]->lower_bound_bytes > r.lower_bound_bytes) r.lower_bound_bytes = programs[i]->lower_bound_bytes;
+        if (programs[i]->lower_bound_bytes > r.lower_bound_bytes)
+            r.lower_bound_bytes = programs[i]->lower_bound_bytes;
         if (p->programs.at[i].step_bytes > r.step_bytes) r.step_bytes = p->programs.at[i].step_bytes;
     }
     RtTensor *tensors = arena_array(p->a, RtTensor, p->tensors.n + 1);
@@ -823,7 +868,7 @@ EmittedPlan *emit_plan(Arena *a, Graph *const *programs, int n, const PlanOpts *
     *p = (Plan){.a = a, .d = d, .opts = opts, .text = {.arena = a}};
     str_add_n(&p->text, "", 1);
     add_span(p, (Span){0});
-    for (int i = 0; i < n; i++)                        // fixed and host-set symbols first: their numbers go into code
+    for (int i = 0; i < n; i++) // fixed and host-set symbols first: their numbers go into code
         for (int j = 0; j < programs[i]->n_syms; j++)
             if (programs[i]->sym[j]->kind != SYM_RAGGED) sym_index(p, programs[i]->sym[j]);
     for (int i = 0; i < n; i++)                        // then parameters, in the order of the text

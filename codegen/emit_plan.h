@@ -1,5 +1,5 @@
-// PLANNED graphs become one plan: tensors with persistent offsets, kernels, steps.  The same for every target; what a
-// target adds are kernel templates.
+// PLANNED graphs become one plan: tensors with persistent offsets, kernels, steps.  The same for every
+// target; what a target adds are kernel templates.
 #ifndef CODEGEN_EMIT_PLAN_H
 #define CODEGEN_EMIT_PLAN_H
 #include "codegen/kernel.h"
@@ -30,14 +30,16 @@ typedef struct {
 // NULL after diag_error.  Everything lives in a.
 EmittedPlan *emit_plan(Arena *a, Graph *const *programs, int n, const PlanOpts *opts, Diag *d);
 
-// The graph itself, or a copy in which each gate is the nodes it consists of: row-local ones of equal row counts joined
-// into bodies, the others (count, queue, route, sums over tokens) alone.  Values get memory behind the graph's own.
+// The graph itself, or a copy in which each gate is the nodes it consists of: row-local ones of equal row
+// counts joined into bodies, the others (count, queue, route, sums over tokens) alone.  Values get memory
+// behind the graph's own.
 Graph *open_gates(Arena *a, Graph *g);
 
 // Text of a plan: tables, steps with their arguments.
 void plan_print(const RtPlan *p, Str *out);
 
-// Floating-point operations of one execution at bound sizes: contractions 2 per multiply-add, others 1 per element.
+// Floating-point operations of one execution at bound sizes: contractions 2 per multiply-add, others 1 per
+// element.
 double node_flops(const Node *n);
 
 #endif

@@ -68,7 +68,8 @@ void *const_elements(Arena *a, const Node *n, DType t) {
             float f = (float)x;
             uint32_t bits;
             memcpy(&bits, &f, sizeof bits);
-            ((uint16_t *)to)[i] = (uint16_t)(f != f ? (bits >> 16 | 0x40) : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+            ((uint16_t *)to)[i] =
+                (uint16_t)(f != f ? (bits >> 16 | 0x40) : (bits + 0x7fff + (bits >> 16 & 1)) >> 16);
             break;
         }
         case F16: ((_Float16 *)to)[i] = (_Float16)(float)x; break;

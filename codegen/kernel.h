@@ -1,8 +1,9 @@
 // What a kernel template is.  CPU templates register by a row of cpu/kernels.def.
 //
-// A template serves one op.  `describe` says what the code depends on and how the work is cut; `emit` writes the body
-// of one RtKernelFn with the helpers of cpu/cg.h.  Equal keys share one kernel, so everything the code depends on belongs
-// into the key; offsets, names and paths never do.  Nor does the bound of a ragged symbol: a template that uses it adds it.
+// A template serves one op.  `describe` says what the code depends on and how the work is cut; `emit` writes
+// the body of one RtKernelFn with the helpers of cpu/cg.h.  Equal keys share one kernel, so everything the
+// code depends on belongs into the key; offsets, names and paths never do.  Nor does the bound of a ragged
+// symbol: a template that uses it adds it.
 //
 //     args of a step:   operands | results | offsets of ragged symbols | workspace
 #ifndef CODEGEN_KERNEL_H
@@ -16,9 +17,9 @@ enum { KERNEL_MAX_RAGGED = 4 };
 typedef struct KernelNode {
     const Node *node;                        // op, attributes, operands and results with their types
     int n_ragged;
-    const Sym *ragged[KERNEL_MAX_RAGGED];    // ragged symbols its types mention (those it defines itself left out)
+    const Sym *ragged[KERNEL_MAX_RAGGED];    // ragged symbols of its types, but for those it defines
     int n_plain;
-    const Sym *plain[KERNEL_MAX_RAGGED];     // plain symbols its types mention, and their numbers in RtCall.sym
+    const Sym *plain[KERNEL_MAX_RAGGED];     // plain symbols of its types; their numbers in RtCall.sym
     int plain_index[KERNEL_MAX_RAGGED];
     bool workspace;                          // there is a workspace argument
 } KernelNode;
@@ -27,17 +28,18 @@ typedef struct KernelNode {
 typedef struct { int64_t n, grain, times; const Sym *sym; } TaskCount;
 
 typedef struct KernelDesc {
-    Str       key;                  // canonical text; op, operand and result types and attributes are already in it
+    Str       key;                  // canonical text; op, types and attributes are already in it
     int       n_phases;             // 1 unless set
     TaskCount tasks[RT_MAX_PHASES];
-    int64_t   workspace;            // bytes shared by the tasks and phases of one step; contents undefined at its start
+    int64_t   workspace;            // bytes shared by a step's tasks and phases; undefined at its start
     double    flops, bytes;         // of one execution at bound sizes; bytes is preset to operands + results
 } KernelDesc;
 
-// Fills d.  Presets: key, n_phases = 1, one task per phase, bytes.  false: this node has no fast form, the op's
-// reference meaning runs instead.
+// Fills d.  Presets: key, n_phases = 1, one task per phase, bytes.  false: this node has no fast form, the
+// op's reference meaning runs instead.
 typedef bool DescribeFn(const KernelNode *k, KernelDesc *d);
-// Emits the body.  The builder stands in the function's first block; emit leaves it in the block that returns.
+// Emits the body.  The builder stands in the function's first block; emit leaves it in the block that
+// returns.
 typedef void EmitFn(Cg *cg, const KernelNode *k);
 
 typedef struct {
@@ -51,8 +53,8 @@ static inline const Type *kernel_arg_type(const KernelNode *k, int i) {
     return i < n->n_in ? &n->in[i]->type : &n->out[i - n->n_in].type;
 }
 
-// Tasks over the rows of t (all dimensions but the last), `grain` rows each.  At most one of them may vary with a
-// plain or ragged symbol.
+// Tasks over the rows of t (all dimensions but the last), `grain` rows each.  At most one of them may vary
+// with a plain or ragged symbol.
 TaskCount tasks_of_rows(const Type *t, int64_t grain);
 static inline TaskCount tasks_fixed(int64_t n) { return (TaskCount){n, 1, 1, NULL}; }
 int64_t rows_bound(const Type *t);                    // product of all dimensions but the last, at bound

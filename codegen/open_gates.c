@@ -4,8 +4,8 @@
 //                                                    count                           one task each
 //                                                    route
 //
-// Levels: a row-local node stands one above a column node or a node with another number of rows that it reads.  Row-local
-// nodes of one level and row count make one body.
+// Levels: a row-local node stands one above a column node or a node with another number of rows that it
+// reads.  Row-local nodes of one level and row count make one body.
 #include <assert.h>
 #include <string.h>
 #include "codegen/emit_plan.h"
@@ -33,7 +33,12 @@ static bool is_row_local(const Node *n) {
     case OP_SUM: return n->attr.axes.n == 1 && is_last_axis(n, n->attr.axes.at[0]) && n->attr.leaves <= 1;
     case OP_REDUCE_MAX: return is_last_axis(n, n->attr.axis) && n->out[0].type.dtype != BOOL;
     case OP_SLICE: case OP_CONCAT: return is_last_axis(n, n->attr.axis);
-    case OP_BROADCAST: case OP_SOFTMAX: case OP_LOGSUMEXP: case OP_TOPK: case OP_TAKE: case OP_PUT: return true;
+    case OP_BROADCAST:
+    case OP_SOFTMAX:
+    case OP_LOGSUMEXP:
+    case OP_TOPK:
+    case OP_TAKE:
+    case OP_PUT: return true;
     default: return op_is(n->op, ELEMENTWISE) && n->op != OP_STOP_GRADIENT;
     }
 }
@@ -64,8 +69,8 @@ static void give_memory(Gate *k, Value *v) {
 // The new graph's value for a value of the body; constants are made where they are wanted.
 static Value *outside_of(Gate *k, Value *v) {
     if (!k->outside[v->id] && v->node->op == OP_CONST) {
-        k->outside[v->id] = make(&k->b, OP_CONST, INS(NULL), .dtype = v->node->attr.dtype, .value = v->node->attr.value,
-                                 .data = v->node->attr.data);
+        k->outside[v->id] = make(&k->b, OP_CONST, INS(NULL), .dtype = v->node->attr.dtype,
+                                 .value = v->node->attr.value, .data = v->node->attr.data);
     } else if (!k->outside[v->id] && v->node->op == OP_IOTA) {
         k->outside[v->id] = build_first(build_node(&k->b, OP_IOTA, INS(NULL), &v->node->attr));
         give_memory(k, k->outside[v->id]);
@@ -94,7 +99,8 @@ static void add_body(Gate *k, Node *first) {
                 inside[x->id] = build_const(&in, x->node->attr.value, x->type.dtype);
             } else if (!inside[x->id]) {
                 Value *from = outside_of(k, x);
-                inside[x->id] = make(&in, OP_ARG, INS(NULL), .k = args.n, .dtype = x->type.dtype, .dims = dims_of(&x->type));
+                inside[x->id] = make(&in, OP_ARG, INS(NULL), .k = args.n, .dtype = x->type.dtype,
+                                     .dims = dims_of(&x->type));
                 vec_push(k->a, &args, from);
             }
             ops[i] = inside[x->id];
@@ -134,7 +140,8 @@ static void add_alone(Gate *k, Node *n) {
     }
 }
 
-// Who is read outside the body that will hold it: by the yield, by lone nodes, by bodies of other levels or rows.
+// Who is read outside the body that will hold it: by the yield, by lone nodes, by bodies of other levels or
+// rows.
 static void set_wanted(Gate *k) {
     for_each_node(k->body, n)
         for (int i = 0; i < n->n_in; i++) {
@@ -152,7 +159,8 @@ static void give_results(Gate *k, const Node *yield) {
     for (int i = 0; i < gate->n_out; i++) {
         Value *from = outside_of(k, yield->in[i]), *old = &gate->out[i];
         Op op = from->node->op;
-        bool taken = yield->in[i]->node->op == OP_ARG || op == OP_CONST || op == OP_RESHAPE || op == OP_STOP_GRADIENT;
+        bool taken =
+            yield->in[i]->node->op == OP_ARG || op == OP_CONST || op == OP_RESHAPE || op == OP_STOP_GRADIENT;
         for (int j = 0; j < i; j++) taken |= yield->in[j] == yield->in[i];
         if (taken) from = make(&k->b, OP_COPY, INS(from));
         from->arena = old->arena;

@@ -3,7 +3,7 @@
 //     plan  kernels 27  steps 41  persistent 10.8 MB  step 21.4 MB (lower bound 21.4 MB)
 //     tensor layers.0.ffn.w1 f32[8,128,256] param persistent+0x1000
 //     program pass
-//       step 9  matmul  layers.0.attention  kernel 7  tasks 32  step+0x400 persistent+0x1c000 -> ..  tiny.moe:31:14
+//       step 9  matmul  layers.0.attention  kernel 7  tasks 32  args step+0x400 ..  tiny.moe:31:14
 #include "codegen/emit_plan.h"
 
 static const char *const arena_name[] = {"persistent", "step", "const"};
@@ -24,8 +24,8 @@ static void print_tensor(const RtPlan *p, const RtTensor *t, Str *out) {
         str_printf(out, "%s%lld", i ? "," : "", (long long)t->dim[i]);
         if (t->dim_sym[i] >= 0) str_printf(out, "(%s)", RT_TEXT(p, syms[t->dim_sym[i]].name));
     }
-    str_printf(out, "] %s %s+0x%llx%s%s\n", role_name[t->role], arena_name[t->arena], (unsigned long long)t->offset,
-               t->saved ? " saved" : "", t->experts ? " experts" : "");
+    str_printf(out, "] %s %s+0x%llx%s%s\n", role_name[t->role], arena_name[t->arena],
+               (unsigned long long)t->offset, t->saved ? " saved" : "", t->experts ? " experts" : "");
 }
 
 static void print_step(const RtPlan *p, uint32_t number, Str *out) {
@@ -33,28 +33,31 @@ static void print_step(const RtPlan *p, uint32_t number, Str *out) {
     const RtKernel *k = &RT_TABLE(p, RtKernel, kernels)[s->kernel];
     const RtArg *arg = RT_TABLE(p, RtArg, args) + s->first_arg;
     const RtSource *at = &RT_TABLE(p, RtSource, sources)[s->span];
-    str_printf(out, "  step %u  %s  %s  kernel %u %s  tasks", number, RT_TEXT(p, s->op), RT_TEXT(p, s->path), s->kernel,
-               RT_TEXT(p, k->symbol));
+    str_printf(out, "  step %u  %s  %s  kernel %u %s  tasks", number, RT_TEXT(p, s->op), RT_TEXT(p, s->path),
+               s->kernel, RT_TEXT(p, k->symbol));
     for (uint32_t i = 0; i < k->n_phases; i++) print_tasks(p, s->tasks[i], out);
     str_add(out, "  args");
     for (uint32_t i = 0; i < s->n_args; i++)
         str_printf(out, " %s+0x%llx", arena_name[arg[i].arena], (unsigned long long)arg[i].offset);
-    if (s->defines_sym >= 0) str_printf(out, "  defines %s", RT_TEXT(p, RT_TABLE(p, RtSym, syms)[s->defines_sym].name));
+    if (s->defines_sym >= 0)
+        str_printf(out, "  defines %s", RT_TEXT(p, RT_TABLE(p, RtSym, syms)[s->defines_sym].name));
     if (at->line) str_printf(out, "  %s:%u:%u", RT_TEXT(p, at->file), at->line, at->column);
     str_add(out, "\n");
 }
 
 void plan_print(const RtPlan *p, Str *out) {
-    str_printf(out, "plan  kernels %u  steps %u  persistent %.1f MB  step %.1f MB (lower bound %.1f MB)  arithmetic %s\n",
-               p->kernels.n, p->steps.n, 1e-6 * (double)p->persistent_bytes, 1e-6 * (double)p->step_bytes,
-               1e-6 * (double)p->lower_bound_bytes, RT_TEXT(p, p->arithmetic));
+    str_printf(
+        out,
+        "plan  kernels %u  steps %u  persistent %.1f MB  step %.1f MB (lower bound %.1f MB)  arithmetic %s\n",
+        p->kernels.n, p->steps.n, 1e-6 * (double)p->persistent_bytes, 1e-6 * (double)p->step_bytes,
+        1e-6 * (double)p->lower_bound_bytes, RT_TEXT(p, p->arithmetic));
     const RtSym *syms = RT_TABLE(p, RtSym, syms);
     for (uint32_t i = 0; i < p->syms.n; i++) {
         str_printf(out, "sym %s <= %lld", RT_TEXT(p, syms[i].name), (long long)syms[i].bound);
         if (syms[i].fixed >= 0) str_printf(out, " = %lld", (long long)syms[i].fixed);
         if (syms[i].from_arena >= 0)
-            str_printf(out, " from %s+0x%llx[%d]", arena_name[syms[i].from_arena], (unsigned long long)syms[i].from_offset,
-                       syms[i].from_index);
+            str_printf(out, " from %s+0x%llx[%d]", arena_name[syms[i].from_arena],
+                       (unsigned long long)syms[i].from_offset, syms[i].from_index);
         str_add(out, "\n");
     }
     for (uint32_t i = 0; i < p->tensors.n; i++) print_tensor(p, &RT_TABLE(p, RtTensor, tensors)[i], out);

@@ -5,11 +5,11 @@
 #include "runtime/abi.h"
 
 typedef struct {
-    const char *cpu;         // cpu target: "native", "avx512", "avx2", "sse2" (baseline x86-64); NULL = native
-    const char *cache_dir;   // compiled code by content; NULL: $XDG_CACHE_HOME/moec or ~/.cache/moec; "": no cache
+    const char *cpu;         // cpu target: "native", "avx512", "avx2", "sse2" (baseline x86-64); NULL: native
+    const char *cache_dir;   // compiled code; NULL: $XDG_CACHE_HOME/moec or ~/.cache/moec; "": no cache
     int         threads;     // for compiling; 0: number of cores
     const char *info_json;   // copied into the plan
-    int64_t     waves;       // runs of @pass per step: 1 lets gradients be stored without reading; 0: any number
+    int64_t     waves;       // runs of @pass per step; 1: gradients are stored unread; 0: any number
 } CompileOpts;
 
 // A compiled set of programs.  Owns the plan block and the code.

@@ -1,33 +1,37 @@
-// Bodies: elementwise work and row reductions over one space of rows, values in registers.  A single elementwise node,
-// softmax, logsumexp or sum along the last axis is a body of one node.
+// Bodies: elementwise work and row reductions over one space of rows, values in registers.  A single
+// elementwise node, softmax, logsumexp or sum along the last axis is a body of one node.
 //
-// A body becomes a list of steps per row; softmax and logsumexp are spelled out in them.  Reductions cut a row's work
-// into levels; each level runs over the columns once:
+// A body becomes a list of steps per row; softmax and logsumexp are spelled out in them.  Reductions cut a
+// row's work into levels; each level runs over the columns once:
 //
 //     level 0   m = max(x)                       LOAD steps are repeated wherever they are read
-//     level 1   e = exp(x - m); s = sum(e)       e is kept: in registers for up to 64 columns, else in a row buffer
+//     level 1   e = exp(x - m); s = sum(e)       e is kept: in registers (64 columns) or a row buffer
 //     level 2   store e / s
 //
-// Row buffers lie in the thread's scratch memory.  `slice` and `concat` of computed columns go through one too, and topk,
-// take and put find their columns there; topk and put run before the columns of their level.
-// A body without reductions whose operands all have the space's own shape (or one element) runs flat: its elements are
-// one long row, cut into runs of 4096.
+// Row buffers lie in the thread's scratch memory.  `slice` and `concat` of computed columns go through one
+// too, and topk, take and put find their columns there; topk and put run before the columns of their level.
+// A body without reductions whose operands all have the space's own shape (or one element) runs flat: its
+// elements are one long row, cut into runs of 4096.
 #include <assert.h>
 #include <string.h>
 #include "codegen/cpu/elem.h"
 #include "ir/base/vec.h"
 
-enum { REGISTER_CHUNKS = 4, FLAT_RUN = 4096, MAX_WIDTHS = 12, MAX_OPERANDS = 3, MAX_SPACES = 8, MAX_RESULTS = 32 };
+enum { REGISTER_CHUNKS = 4, FLAT_RUN = 4096 };
+enum { MAX_WIDTHS = 12, MAX_OPERANDS = 3, MAX_SPACES = 8, MAX_RESULTS = 32 };
 
-typedef enum { S_LOAD, S_TABLE, S_CONST, S_INDEX, S_ELEM, S_SUM, S_MAX, S_BUFFER, S_TAKE, S_TOPK, S_PUT } StepKind;
+typedef enum {
+    S_LOAD, S_TABLE, S_CONST, S_INDEX, S_ELEM, S_SUM, S_MAX, S_BUFFER, S_TAKE, S_TOPK, S_PUT
+} StepKind;
 
 typedef struct Step Step;
-typedef struct { Step *from; int64_t begin; Dim width; } Part;      // columns begin .. of a buffer, written from a step
+// Columns begin .. of a buffer, written from a step.
+typedef struct { Step *from; int64_t begin; Dim width; } Part;
 
 struct Step {
     StepKind kind;
     const Node *node;            // ELEM, CONST, TABLE: the node; INDEX: the iota
-    Op op;                       // ELEM without node: arithmetic of softmax (SUB EXP DIV LOG ADD), COPY rounds
+    Op op;                       // ELEM without node: arithmetic of softmax, or COPY, which rounds
     Step *in[MAX_OPERANDS];
     int  n_in;
     DType dtype;
@@ -75,7 +79,7 @@ typedef struct {
     const Type *rows;            // of result 0: its rows are the rows of all
 } Body;
 
-// ---- from nodes to steps ------------------------------------------------------------------------------------
+// ---- from nodes to steps -------------------------------------------------------------------------------
 
 static Step *refuse(Body *b) {
     b->ok = false;
@@ -103,7 +107,12 @@ static int space_number(Body *b, const Type *t) {
 
 static Step *new_step(Body *b, StepKind kind, DType dtype, Dim width) {
     Step *s = arena_new(b->a, Step);
-    *s = (Step){.kind = kind, .dtype = dtype, .width = plain_width(width), .wide = !dim_is_1(width), .buffer = -1, .seen = -1};
+    *s = (Step){.kind = kind,
+                .dtype = dtype,
+                .width = plain_width(width),
+                .wide = !dim_is_1(width),
+                .buffer = -1,
+                .seen = -1};
     vec_push(b->a, &b->steps, s);
     return s;
 }
@@ -132,13 +141,16 @@ static Step *reduce(Body *b, StepKind kind, Step *x) {
 }
 
 // Sums and softmax work in f32 whatever the storage.
-static Step *rounded(Body *b, DType t, Step *x) { return t == BF16 || t == F16 ? arith(b, OP_COPY, t, x, NULL) : x; }
+static Step *rounded(Body *b, DType t, Step *x) {
+    return t == BF16 || t == F16 ? arith(b, OP_COPY, t, x, NULL) : x;
+}
 
 static bool is_reducible(DType t) { return dtype_is_float(t) || t == I32; }
 
 static bool is_last_axis(const Node *n) {
     int last = n->in[0]->type.ndim - 1;
-    if (n->op == OP_SUM) return n->attr.axes.n == 1 && n->attr.axes.at[0] == last && (last > 0 || n->attr.leaves <= 1);
+    if (n->op == OP_SUM)
+        return n->attr.axes.n == 1 && n->attr.axes.at[0] == last && (last > 0 || n->attr.leaves <= 1);
     return n->attr.axis == last;
 }
 
@@ -224,7 +236,8 @@ static Step *take_of(Body *b, const Node *n, int space) {
 }
 
 static Step *concat_of(Body *b, const Node *n, int space) {
-    if (n->attr.axis != n->out[0].type.ndim - 1 || n->n_in > (int)(sizeof((Step *)0)->part / sizeof(Part))) return refuse(b);
+    if (n->attr.axis != n->out[0].type.ndim - 1 || n->n_in > (int)(sizeof((Step *)0)->part / sizeof(Part)))
+        return refuse(b);
     Step *from[16];
     for (int i = 0; i < n->n_in; i++) {
         from[i] = step_of(b, n->in[i], space);
@@ -312,8 +325,10 @@ static Step *build_step(Body *b, const Value *v, int space) {
         Step *x = step_of(b, n->in[0], space);
         if (!x) return NULL;
         x = spread(b, x, last_dim(&n->in[0]->type));
-        Step *m = reduce(b, S_MAX, x), *e = arith(b, OP_EXP, F32, arith(b, OP_SUB, F32, x, m), NULL), *s = reduce(b, S_SUM, e);
-        s = n->op == OP_SOFTMAX ? arith(b, OP_DIV, F32, e, s) : arith(b, OP_ADD, F32, arith(b, OP_LOG, F32, s, NULL), m);
+        Step *m = reduce(b, S_MAX, x), *e = arith(b, OP_EXP, F32, arith(b, OP_SUB, F32, x, m), NULL),
+             *s = reduce(b, S_SUM, e);
+        s = n->op == OP_SOFTMAX ? arith(b, OP_DIV, F32, e, s)
+                                : arith(b, OP_ADD, F32, arith(b, OP_LOG, F32, s, NULL), m);
         return rounded(b, t->dtype, s);
     }
     case OP_SLICE: {
@@ -362,7 +377,7 @@ static Step *step_of(Body *b, const Value *v, int space) {
     return s;
 }
 
-// ---- levels -------------------------------------------------------------------------------------------------
+// ---- levels --------------------------------------------------------------------------------------------
 
 // Columns or numbers made from other steps, again for every chunk.
 static bool is_computed(const Step *s) { return s->kind == S_ELEM || s->kind == S_TAKE; }
@@ -374,7 +389,14 @@ static int available(const Step *s) {        // first level that may read s
 
 static bool is_cheap(const Step *s) {
     switch (s->op) {
-    case OP_EXP: case OP_LOG: case OP_LOG1P: case OP_TANH: case OP_SIGMOID: case OP_ERF: case OP_SIN: case OP_COS:
+    case OP_EXP:
+    case OP_LOG:
+    case OP_LOG1P:
+    case OP_TANH:
+    case OP_SIGMOID:
+    case OP_ERF:
+    case OP_SIN:
+    case OP_COS:
     case OP_DIV: case OP_MOD: case OP_SQRT: case OP_RSQRT: return false;
     default: break;
     }
@@ -421,7 +443,9 @@ static void set_levels(Body *b) {
 
 static bool in_registers(Dim width) { return !width.sym && width.n <= REGISTER_CHUNKS * LANES; }
 
-static int64_t buffer_bytes(Dim width) { return ((dim_bound(width) + LANES - 1) / LANES * LANES + LANES) * 4; }
+static int64_t buffer_bytes(Dim width) {
+    return ((dim_bound(width) + LANES - 1) / LANES * LANES + LANES) * 4;
+}
 
 // Who is read in a later loop than its own, and where such values wait.
 static void keep_values(Body *b) {
@@ -450,7 +474,7 @@ static void keep_values(Body *b) {
     if (b->scratch > RT_SCRATCH_BYTES) b->ok = false;
 }
 
-// ---- the body of a kernel -----------------------------------------------------------------------------------
+// ---- the body of a kernel ------------------------------------------------------------------------------
 
 // A lone node as a body: its operands are ARGs.
 static const Graph *one_node_body(Arena *a, const Node *n) {
@@ -473,7 +497,10 @@ static const Graph *one_node_body(Arena *a, const Node *n) {
         Node *m = i == n->n_in ? core : i > n->n_in ? yield : arena_new(a, Node);
         if (i < n->n_in) {
             const Type *t = &n->in[i]->type;
-            *m = (Node){.op = OP_ARG, .n_out = 1, .graph = g, .attr = {.k = i, .dtype = t->dtype, .dims = dims_of(t)}};
+            *m = (Node){.op = OP_ARG,
+                        .n_out = 1,
+                        .graph = g,
+                        .attr = {.k = i, .dtype = t->dtype, .dims = dims_of(t)}};
             m->out = arena_new(a, Value);
             m->out[0] = (Value){.node = m, .type = *t};
             core->in[i] = m->out;
@@ -538,7 +565,8 @@ static bool make_body(Body *b, Arena *a, const KernelNode *k) {
         int space = space_number(b, t);
         if (space < 0) return false;
         const Node *concat = b->result[i]->node;
-        if (concat->op == OP_CONCAT && concat->attr.axis == t->ndim - 1 && !last_dim(t).sym) {      // parts go to their place
+        if (concat->op == OP_CONCAT && concat->attr.axis == t->ndim - 1 &&
+            !last_dim(t).sym) { // parts go to their place
             int64_t at = 0;
             for (int j = 0; b->ok && j < concat->n_in; j++) {
                 Step *s = step_of(b, concat->in[j], space);
@@ -581,7 +609,8 @@ static void flatten_types(Body *b) {
         for (int i = 0; i < x->n_in; i++) m->in[i] = to[x->in[i]->id];
         for (int i = 0; i < x->n_out; i++) {
             bool one = type_bound_elements(&x->out[i].type) == 1 && !dim_is_1(n);
-            m->out[i] = (Value){.node = m, .index = i, .type = one ? type_make(x->out[i].type.dtype, 0, NULL) : *flat};
+            m->out[i] = (Value){
+                .node = m, .index = i, .type = one ? type_make(x->out[i].type.dtype, 0, NULL) : *flat};
             m->out[i].type.dtype = x->out[i].type.dtype;
             to[x->out[i].id] = &m->out[i];
         }
@@ -595,7 +624,7 @@ static void flatten_types(Body *b) {
     b->rows = flat;
 }
 
-// ---- emission -----------------------------------------------------------------------------------------------
+// ---- emission ------------------------------------------------------------------------------------------
 
 typedef struct {
     Cg   *cg;
@@ -607,20 +636,25 @@ typedef struct {
     LV    col, mask;
 } Em;
 
-static LV buffer_at(Em *e, const Step *s) { return cg_bytes(e->cg, e->cg->scratch, cg_int(e->cg, s->buffer)); }
+static LV buffer_at(Em *e, const Step *s) {
+    return cg_bytes(e->cg, e->cg->scratch, cg_int(e->cg, s->buffer));
+}
 
 // How values wait in row buffers: booleans as bytes, all else as in registers.
 static DType buffer_type(DType t) { return t == BOOL || t == I32 ? t : F32; }
 
 // The first column of a buffer or a part of one.
 static LV column_at(Em *e, const Step *s) {
-    return cg_at(e->cg, buffer_type(s->dtype), buffer_at(e, s->whole ? s->whole : s), cg_int(e->cg, s->begin));
+    return cg_at(e->cg, buffer_type(s->dtype), buffer_at(e, s->whole ? s->whole : s),
+                 cg_int(e->cg, s->begin));
 }
 
-// Floats as integers of the same order: equal zeros, NaN below all, INT_MIN below that for what is taken already.
+// Floats as integers of the same order: equal zeros, NaN below all, INT_MIN below that for what is taken
+// already.
 static LV order_key(Cg *cg, LV x) {
     LV bits = LLVMBuildBitCast(cg->b, cg_fadd(cg, x, cg_zero(cg->vf32)), cg->vi32, "");
-    LV flip = LLVMBuildAnd(cg->b, LLVMBuildAShr(cg->b, bits, cg_vec_int(cg, 31), ""), cg_vec_int(cg, INT32_MAX), "");
+    LV flip = LLVMBuildAnd(cg->b, LLVMBuildAShr(cg->b, bits, cg_vec_int(cg, 31), ""),
+                           cg_vec_int(cg, INT32_MAX), "");
     LV nan = LLVMBuildFCmp(cg->b, LLVMRealUNO, x, x, "");
     return cg_select(cg, nan, cg_vec_int(cg, INT32_MIN + 1), LLVMBuildXor(cg->b, bits, flip, ""));
 }
@@ -630,10 +664,14 @@ static LV best_index(Cg *cg, LV key, LV index) {
     for (int n = LANES; n > 1; n /= 2) {
         LV low[LANES], high[LANES], none = LLVMGetPoison(LLVMTypeOf(key));
         for (int i = 0; i < n / 2; i++) low[i] = cg_int32(cg, i), high[i] = cg_int32(cg, n / 2 + i);
-        LV take_low = LLVMConstVector(low, (unsigned)n / 2), take_high = LLVMConstVector(high, (unsigned)n / 2);
-        LV ka = LLVMBuildShuffleVector(cg->b, key, none, take_low, ""), kb = LLVMBuildShuffleVector(cg->b, key, none, take_high, "");
-        LV ia = LLVMBuildShuffleVector(cg->b, index, none, take_low, ""), ib = LLVMBuildShuffleVector(cg->b, index, none, take_high, "");
-        LV tie = LLVMBuildAnd(cg->b, LLVMBuildICmp(cg->b, LLVMIntEQ, ka, kb, ""), LLVMBuildICmp(cg->b, LLVMIntSLT, ib, ia, ""), "");
+        LV take_low = LLVMConstVector(low, (unsigned)n / 2),
+           take_high = LLVMConstVector(high, (unsigned)n / 2);
+        LV ka = LLVMBuildShuffleVector(cg->b, key, none, take_low, ""),
+           kb = LLVMBuildShuffleVector(cg->b, key, none, take_high, "");
+        LV ia = LLVMBuildShuffleVector(cg->b, index, none, take_low, ""),
+           ib = LLVMBuildShuffleVector(cg->b, index, none, take_high, "");
+        LV tie = LLVMBuildAnd(cg->b, LLVMBuildICmp(cg->b, LLVMIntEQ, ka, kb, ""),
+                              LLVMBuildICmp(cg->b, LLVMIntSLT, ib, ia, ""), "");
         LV second = LLVMBuildOr(cg->b, LLVMBuildICmp(cg->b, LLVMIntSGT, kb, ka, ""), tie, "");
         key = cg_select(cg, second, kb, ka);
         index = cg_select(cg, second, ib, ia);
@@ -744,16 +782,20 @@ static LV emit_step(Em *e, Step *s) {
     case S_CONST: return elem_const(cg, s->node);
     case S_INDEX: {
         if (s->wide)
-            return LLVMBuildAdd(cg->b, cg_lanes(cg), cg_splat(cg, LLVMBuildTrunc(cg->b, e->col, cg->i32, "")), "");
+            return LLVMBuildAdd(cg->b, cg_lanes(cg), cg_splat(cg, LLVMBuildTrunc(cg->b, e->col, cg->i32, "")),
+                                "");
         const Type *space = &e->b->spaces.at[s->space];
         int axis = (int)s->node->attr.axis + space->ndim - s->view.ndim;
-        LV i = axis == space->ndim - 1 || dim_is_1(s->view.dim[s->node->attr.axis]) ? cg_int(cg, 0) : e->index[s->space][axis];
+        LV i = axis == space->ndim - 1 || dim_is_1(s->view.dim[s->node->attr.axis])
+                   ? cg_int(cg, 0)
+                   : e->index[s->space][axis];
         return cg_splat(cg, LLVMBuildTrunc(cg->b, i, cg->i32, ""));
     }
     case S_BUFFER:
         return cg_load_vec(cg, buffer_type(s->dtype), column_at(e, s), e->col, NULL);
     case S_TAKE: {
-        LV at = value_of(e, s->in[1]), n = LLVMBuildTrunc(cg->b, cg_dim(cg, last_dim(&s->node->in[0]->type)), cg->i32, "");
+        LV at = value_of(e, s->in[1]),
+           n = LLVMBuildTrunc(cg->b, cg_dim(cg, last_dim(&s->node->in[0]->type)), cg->i32, "");
         LV inside = LLVMBuildICmp(cg->b, LLVMIntULT, at, cg_splat(cg, n), "");
         if (e->mask) inside = LLVMBuildAnd(cg->b, inside, e->mask, "");
         return cg_gather_vec(cg, buffer_type(s->dtype), column_at(e, s->in[0]), at, inside);
@@ -814,8 +856,9 @@ static void sweep_chunk(Em *e, const Sweep *w, LV col, LV mask, int chunk_number
     }
     for (int i = 0; i < w->n_store; i++) {
         const Store *s = w->store[i];
-        cg_store_vec(cg, e->b->k->node->out[s->result].type.dtype, value_of(e, s->from), cg_out(cg, s->result),
-                     cg_add(cg, cg_addi(cg, e->result_row[s->result], s->begin), col), mask);
+        cg_store_vec(cg, e->b->k->node->out[s->result].type.dtype, value_of(e, s->from),
+                     cg_out(cg, s->result), cg_add(cg, cg_addi(cg, e->result_row[s->result], s->begin), col),
+                     mask);
     }
 }
 
@@ -851,12 +894,14 @@ static void emit_sweep(Em *e, const Sweep *w) {
     if (in_registers(w->width)) {
         int64_t n = w->width.n;
         for (int64_t c = 0; c < n; c += LANES)
-            sweep_chunk(e, w, cg_int(cg, c), n - c < LANES ? cg_tail_mask(cg, cg_int(cg, n - c)) : NULL, (int)(c / LANES), acc);
+            sweep_chunk(e, w, cg_int(cg, c), n - c < LANES ? cg_tail_mask(cg, cg_int(cg, n - c)) : NULL,
+                        (int)(c / LANES), acc);
     } else {
         sweep_range(e, w, cg_int(cg, 0), cg_dim(cg, w->width), acc);
     }
     for (int i = 0; i < w->n_red; i++)
-        w->red[i]->value = cg_splat(cg, w->red[i]->kind == S_SUM ? cg_fold_sum(cg, acc[i]) : cg_fold_max(cg, acc[i]));
+        w->red[i]->value =
+            cg_splat(cg, w->red[i]->kind == S_SUM ? cg_fold_sum(cg, acc[i]) : cg_fold_max(cg, acc[i]));
 }
 
 static Sweep *sweep_for(Em *e, Sweep *sweeps, int *n, Dim width) {
@@ -884,9 +929,12 @@ static void emit_level(Em *e, int level) {
             else emit_put(e, s);
         }
         bool now = is_computed(s) || s->kind == S_BUFFER ? s->level == level
-                 : (s->kind == S_LOAD || s->kind == S_TABLE || s->kind == S_CONST || s->kind == S_INDEX) && level == 0;
+                                                         : (s->kind == S_LOAD || s->kind == S_TABLE ||
+                                                            s->kind == S_CONST || s->kind == S_INDEX) &&
+                                                               level == 0;
         if (s->wide || !now) continue;
-        if (s->kind == S_BUFFER) s->value = cg_splat(cg, cg_load1(cg, buffer_type(s->dtype), column_at(e, s), cg_int(cg, 0)));
+        if (s->kind == S_BUFFER)
+            s->value = cg_splat(cg, cg_load1(cg, buffer_type(s->dtype), column_at(e, s), cg_int(cg, 0)));
         else s->value = emit_step(e, s);
     }
     Sweep *sweeps = arena_array(b->a, Sweep, MAX_WIDTHS);
@@ -968,7 +1016,7 @@ static void emit_flat(Em *e) {
     sweep_range(e, &w, lo, cg_max(cg, lo, hi), NULL);
 }
 
-// ---- the templates ------------------------------------------------------------------------------------------
+// ---- the templates -------------------------------------------------------------------------------------
 
 // Rows per task, by the bytes that loads and stores of a row touch.
 static int64_t body_grain(const Body *b) {

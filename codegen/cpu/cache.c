@@ -1,5 +1,6 @@
-// The code cache: one file per kernel, named by the hash of the kernel's key, the machine and this compiler.  Files are
-// written beside and renamed, so readers never see half of one; a file that fails its checksum counts as not there.
+// The code cache: one file per kernel, named by the hash of the kernel's key, the machine and this compiler.
+// Files are written beside and renamed, so readers never see half of one; a file that fails its checksum
+// counts as not there.
 #include <dirent.h>
 #include <errno.h>
 #include <stdio.h>
@@ -57,7 +58,8 @@ static void file_name(const CodeCache *c, const CpuTarget *t, const char *key, c
     XXH3_128bits_update(state, &self, sizeof self);
     XXH128_hash_t h = XXH3_128bits_digest(state);
     XXH3_freeState(state);
-    snprintf(path, n, "%s/%016llx%016llx.o", c->dir, (unsigned long long)h.high64, (unsigned long long)h.low64);
+    snprintf(path, n, "%s/%016llx%016llx.o", c->dir, (unsigned long long)h.high64,
+             (unsigned long long)h.low64);
 }
 
 bool cache_load(const CodeCache *c, const CpuTarget *t, const char *key, Object *o) {
@@ -67,7 +69,8 @@ bool cache_load(const CodeCache *c, const CpuTarget *t, const char *key, Object 
     FILE *f = fopen(path, "rb");
     if (!f) return false;
     struct { char magic[8]; uint64_t checksum, n; } head;
-    bool ok = fread(&head, sizeof head, 1, f) == 1 && !memcmp(head.magic, magic, sizeof magic) && head.n < CACHE_BYTES;
+    bool ok = fread(&head, sizeof head, 1, f) == 1 && !memcmp(head.magic, magic, sizeof magic) &&
+              head.n < CACHE_BYTES;
     if (ok) {
         o->n = (size_t)head.n;
         o->bytes = malloc(o->n + 1);
@@ -88,7 +91,10 @@ void cache_store(const CodeCache *c, const CpuTarget *t, const char *key, const 
     snprintf(beside, sizeof beside, "%s.%ld.%p", path, (long)getpid(), (const void *)o);
     FILE *f = fopen(beside, "wb");
     if (!f) return;
-    struct { char magic[8]; uint64_t checksum, n; } head = {.checksum = XXH3_64bits(o->bytes, o->n), .n = o->n};
+    struct {
+        char magic[8];
+        uint64_t checksum, n;
+    } head = {.checksum = XXH3_64bits(o->bytes, o->n), .n = o->n};
     memcpy(head.magic, magic, sizeof magic);
     bool ok = fwrite(&head, sizeof head, 1, f) == 1 && fwrite(o->bytes, 1, o->n, f) == o->n;
     ok = !fclose(f) && ok;

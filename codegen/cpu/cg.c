@@ -4,7 +4,7 @@
 #include <stddef.h>
 #include <string.h>
 
-// ---- constants ---------------------------------------------------------------------------------------------
+// ---- constants -----------------------------------------------------------------------------------------
 
 LV cg_int(Cg *cg, int64_t n) { return LLVMConstInt(cg->i64, (unsigned long long)n, true); }
 LV cg_int32(Cg *cg, int32_t n) { return LLVMConstInt(cg->i32, (unsigned long long)(int64_t)n, true); }
@@ -38,7 +38,7 @@ LV cg_lanes(Cg *cg) {
     return LLVMConstVector(lane, LANES);
 }
 
-// ---- i64 arithmetic ----------------------------------------------------------------------------------------
+// ---- i64 arithmetic ------------------------------------------------------------------------------------
 
 LV cg_add(Cg *cg, LV a, LV b) { return LLVMBuildAdd(cg->b, a, b, ""); }
 LV cg_sub(Cg *cg, LV a, LV b) { return LLVMBuildSub(cg->b, a, b, ""); }
@@ -54,7 +54,7 @@ LV cg_addi(Cg *cg, LV a, int64_t n) { return n ? cg_add(cg, a, cg_int(cg, n)) : 
 LV cg_muli(Cg *cg, LV a, int64_t n) { return n == 1 ? a : cg_mul(cg, a, cg_int(cg, n)); }
 LV cg_i64(Cg *cg, LV x) { return LLVMBuildSExt(cg->b, x, cg->i64, ""); }
 
-// ---- control -----------------------------------------------------------------------------------------------
+// ---- control -------------------------------------------------------------------------------------------
 
 static LLVMBasicBlockRef new_block(Cg *cg, const char *name) {
     return LLVMAppendBasicBlockInContext(cg->cx, cg->fn, name);
@@ -190,7 +190,7 @@ LV cg_intrinsic(Cg *cg, const char *name, const LT *overload, int n_overload, co
     return cg_call(cg, LLVMIntrinsicGetType(cg->cx, id, o, (size_t)n_overload), fn, args, n_args);
 }
 
-// ---- operands of the step ----------------------------------------------------------------------------------
+// ---- operands of the step ------------------------------------------------------------------------------
 
 LV cg_arg(Cg *cg, int i) { return cg->arg[i]; }
 LV cg_in(Cg *cg, int i) { return cg->arg[i]; }
@@ -204,7 +204,9 @@ LV cg_sym(Cg *cg, const Sym *s) {
         while (cg->k->plain[i] != s) i++;
         assert(i < cg->k->n_plain);
         LV at = cg_bytes(cg, cg->call, cg_int(cg, (int64_t)offsetof(RtCall, sym)));
-        return cg_load(cg, cg->i64, cg_gep(cg, cg->i64, cg_load(cg, cg->ptr, at, 8), cg_int(cg, cg->k->plain_index[i])), 8);
+        return cg_load(cg, cg->i64,
+                       cg_gep(cg, cg->i64, cg_load(cg, cg->ptr, at, 8), cg_int(cg, cg->k->plain_index[i])),
+                       8);
     }
     int i = 0;
     while (i < cg->k->n_ragged && cg->k->ragged[i] != s) i++;
@@ -226,7 +228,7 @@ LV cg_elements(Cg *cg, const Type *t) {
     return t->ndim ? cg_mul(cg, n, cg_dim(cg, t->dim[t->ndim - 1])) : n;
 }
 
-// ---- memory ------------------------------------------------------------------------------------------------
+// ---- memory --------------------------------------------------------------------------------------------
 
 LT cg_storage(Cg *cg, DType t) {
     switch (t) {
@@ -294,10 +296,12 @@ static LV narrow(Cg *cg, DType t, LV x) {
         LV bits = LLVMBuildBitCast(cg->b, x, wide, "");
         LV odd = LLVMBuildAnd(cg->b, LLVMBuildLShr(cg->b, bits, same(cg, cg_int32(cg, 16), x), ""),
                               same(cg, cg_int32(cg, 1), x), "");
-        LV up = LLVMBuildAdd(cg->b, bits, LLVMBuildAdd(cg->b, odd, same(cg, cg_int32(cg, 0x7fff), x), ""), "");
+        LV up =
+            LLVMBuildAdd(cg->b, bits, LLVMBuildAdd(cg->b, odd, same(cg, cg_int32(cg, 0x7fff), x), ""), "");
         LV quiet = LLVMBuildOr(cg->b, bits, same(cg, cg_int32(cg, 0x400000), x), "");
         LV nan = LLVMBuildFCmp(cg->b, LLVMRealUNO, x, x, "");
-        LV r = LLVMBuildLShr(cg->b, LLVMBuildSelect(cg->b, nan, quiet, up, ""), same(cg, cg_int32(cg, 16), x), "");
+        LV r = LLVMBuildLShr(cg->b, LLVMBuildSelect(cg->b, nan, quiet, up, ""), same(cg, cg_int32(cg, 16), x),
+                             "");
         return LLVMBuildTrunc(cg->b, r, like(cg->i16, x), "");
     }
     case F16: {
@@ -349,7 +353,8 @@ LV cg_gather_vec(Cg *cg, DType t, LV base, LV index, LV mask) {
 }
 
 LV cg_tail_mask(Cg *cg, LV n_left) {
-    LV n = LLVMBuildTrunc(cg->b, cg_min(cg, cg_max(cg, n_left, cg_int(cg, 0)), cg_int(cg, LANES)), cg->i32, "");
+    LV n =
+        LLVMBuildTrunc(cg->b, cg_min(cg, cg_max(cg, n_left, cg_int(cg, 0)), cg_int(cg, LANES)), cg->i32, "");
     return LLVMBuildICmp(cg->b, LLVMIntSLT, cg_lanes(cg), cg_splat(cg, n), "");
 }
 
@@ -362,7 +367,7 @@ void cg_prefetch(Cg *cg, LV at, bool write, int locality) {
 void cg_memcpy(Cg *cg, LV to, LV from, LV bytes) { LLVMBuildMemCpy(cg->b, to, 1, from, 1, bytes); }
 void cg_memset0(Cg *cg, LV to, LV bytes) { LLVMBuildMemSet(cg->b, to, LLVMConstNull(cg->i8), bytes, 1); }
 
-// ---- float arithmetic --------------------------------------------------------------------------------------
+// ---- float arithmetic ----------------------------------------------------------------------------------
 
 LV cg_fadd(Cg *cg, LV a, LV b) { return LLVMBuildFAdd(cg->b, a, b, ""); }
 LV cg_fsub(Cg *cg, LV a, LV b) { return LLVMBuildFSub(cg->b, a, b, ""); }
@@ -389,9 +394,11 @@ LV cg_sqrt(Cg *cg, LV a) {
 static void halves(Cg *cg, LV v, int n, LV *low, LV *high) {
     LV at[LANES];
     for (int i = 0; i < n / 2; i++) at[i] = cg_int32(cg, i);
-    *low = LLVMBuildShuffleVector(cg->b, v, LLVMGetPoison(LLVMTypeOf(v)), LLVMConstVector(at, (unsigned)n / 2), "");
+    *low = LLVMBuildShuffleVector(cg->b, v, LLVMGetPoison(LLVMTypeOf(v)),
+                                  LLVMConstVector(at, (unsigned)n / 2), "");
     for (int i = 0; i < n / 2; i++) at[i] = cg_int32(cg, n / 2 + i);
-    *high = LLVMBuildShuffleVector(cg->b, v, LLVMGetPoison(LLVMTypeOf(v)), LLVMConstVector(at, (unsigned)n / 2), "");
+    *high = LLVMBuildShuffleVector(cg->b, v, LLVMGetPoison(LLVMTypeOf(v)),
+                                   LLVMConstVector(at, (unsigned)n / 2), "");
 }
 
 static bool is_float(LV v) {
@@ -422,7 +429,8 @@ LV cg_fold_max(Cg *cg, LV v) {
 // Neighbours 1 apart, then 2, 4, ..: the same pairs as splitting at the largest power of two.
 static LV tree(Cg *cg, DType t, LV base, LV n, LV stride, LV col, LV mask) {
     LLVMBasicBlockRef before = LLVMGetInsertBlock(cg->b);
-    LLVMBasicBlockRef head = new_block(cg, "tree"), body = new_block(cg, "pairs"), done = new_block(cg, "root");
+    LLVMBasicBlockRef head = new_block(cg, "tree"), body = new_block(cg, "pairs"),
+                      done = new_block(cg, "root");
     LV one = cg_int(cg, 1);
     LLVMBuildBr(cg->b, head);
     LLVMPositionBuilderAtEnd(cg->b, head);
@@ -447,5 +455,9 @@ static LV tree(Cg *cg, DType t, LV base, LV n, LV stride, LV col, LV mask) {
     return cg_load_vec(cg, t, base, col, mask);
 }
 
-LV cg_tree(Cg *cg, LV base, LV n, LV stride, LV col, LV mask) { return tree(cg, F32, base, n, stride, col, mask); }
-LV cg_tree_int(Cg *cg, LV base, LV n, LV stride, LV col, LV mask) { return tree(cg, I32, base, n, stride, col, mask); }
+LV cg_tree(Cg *cg, LV base, LV n, LV stride, LV col, LV mask) {
+    return tree(cg, F32, base, n, stride, col, mask);
+}
+LV cg_tree_int(Cg *cg, LV base, LV n, LV stride, LV col, LV mask) {
+    return tree(cg, I32, base, n, stride, col, mask);
+}

@@ -1,8 +1,8 @@
-// LLVM helpers for CPU kernels.  A kernel is one function `void f(const RtCall *)`; vectors are always 16 lanes, which
-// LLVM splits for narrower machines, so every target adds in the same order.
+// LLVM helpers for CPU kernels.  A kernel is one function `void f(const RtCall *)`; vectors are always 16
+// lanes, which LLVM splits for narrower machines, so every target adds in the same order.
 //
-// Integers that count or index are i64.  Vectors of floats are <16 x float> whatever the storage: loads and stores
-// convert bf16 and f16; bool is <16 x i1> in registers and one byte in memory; i32 is <16 x i32>.
+// Integers that count or index are i64.  Vectors of floats are <16 x float> whatever the storage: loads and
+// stores convert bf16 and f16; bool is <16 x i1> in registers and one byte in memory; i32 is <16 x i32>.
 #ifndef CODEGEN_CPU_CG_H
 #define CODEGEN_CPU_CG_H
 #include <llvm-c/Core.h>
@@ -45,7 +45,7 @@ struct Cg {
     LT v1, v8, v16, vi32, vi64, vf32, vf64;        // 16 lanes of i1 i8 i16 i32 i64 f32 f64
 };
 
-// ---- operands of the step ----------------------------------------------------------------------------------
+// ---- operands of the step ------------------------------------------------------------------------------
 LV cg_arg(Cg *cg, int i);              // address of operand or result i (results follow operands)
 LV cg_in(Cg *cg, int i);               // = cg_arg(i)
 LV cg_out(Cg *cg, int i);              // = cg_arg(n_in + i)
@@ -55,7 +55,7 @@ LV cg_dim(Cg *cg, Dim d);
 LV cg_rows(Cg *cg, const Type *t);     // product of all dimensions but the last
 LV cg_elements(Cg *cg, const Type *t);
 
-// ---- constants ---------------------------------------------------------------------------------------------
+// ---- constants -----------------------------------------------------------------------------------------
 LV cg_int(Cg *cg, int64_t n);          // i64
 LV cg_int32(Cg *cg, int32_t n);
 LV cg_bool(Cg *cg, bool x);            // i1
@@ -66,7 +66,7 @@ LV cg_vec_int(Cg *cg, int32_t n);      // <16 x i32> constant
 LV cg_lanes(Cg *cg);                   // <16 x i32> 0 1 2 .. 15
 LV cg_zero(LT t);
 
-// ---- i64 arithmetic ----------------------------------------------------------------------------------------
+// ---- i64 arithmetic ------------------------------------------------------------------------------------
 LV cg_add(Cg *cg, LV a, LV b);
 LV cg_sub(Cg *cg, LV a, LV b);
 LV cg_mul(Cg *cg, LV a, LV b);
@@ -81,9 +81,9 @@ LV cg_eq(Cg *cg, LV a, LV b);
 LV cg_select(Cg *cg, LV c, LV a, LV b);
 LV cg_i64(Cg *cg, LV i32);             // sign-extended
 
-// ---- control -----------------------------------------------------------------------------------------------
+// ---- control -------------------------------------------------------------------------------------------
 // for (i = lo; i < hi; i += step) with carried values:
-//     CgLoop l;  cg_loop_begin(cg, &l, lo, hi, step, n, init);  ... l.i, l.carry[j] ...;  cg_loop_end(cg, &l, next);
+//     CgLoop l;  cg_loop_begin(cg, &l, lo, hi, step, n, init);  .. l.carry[j] ..  cg_loop_end(cg, &l, next);
 // After the end l.carry[j] are the final values and l.i the first i that failed.
 typedef struct {
     LLVMBasicBlockRef head, body, exit;
@@ -105,16 +105,17 @@ void cg_endif(Cg *cg, CgIf *f);
 void cg_endif_join(Cg *cg, CgIf *f, int n, const LV *yes, const LV *no, LV *out);
 void cg_if_phase(Cg *cg, CgIf *f, int phase);        // if (c->phase == phase)
 
-// A static function inside the module; begin leaves the kernel, end returns to it.  Parameters: LLVMGetParam(fn, i).
+// A static function inside the module; begin leaves the kernel, end returns to it.  Parameters:
+// LLVMGetParam(fn, i).
 typedef struct { LV fn, saved_fn; LLVMBasicBlockRef saved_block, saved_entry; LT type; } CgFunction;
 void cg_function_begin(Cg *cg, CgFunction *f, const char *name, LT result, const LT *params, int n_params);
 void cg_function_end(Cg *cg, CgFunction *f);         // adds `ret void` if the block is open
 LV   cg_call(Cg *cg, LT type, LV fn, const LV *args, int n);
-LV   cg_extern(Cg *cg, const char *name, LT type);   // declares a function of the process (libm, reference kernels)
+LV   cg_extern(Cg *cg, const char *name, LT type);   // declares a function of the process (libm)
 LV   cg_alloca(Cg *cg, LT t, int64_t n, int align);  // in the entry block
 LV   cg_intrinsic(Cg *cg, const char *name, const LT *overload, int n_overload, const LV *args, int n_args);
 
-// ---- memory ------------------------------------------------------------------------------------------------
+// ---- memory --------------------------------------------------------------------------------------------
 LT cg_storage(Cg *cg, DType t);                      // f32 i16 (bf16, f16) i32 i8
 LV cg_gep(Cg *cg, LT elem, LV base, LV index);       // base + index elements
 LV cg_at(Cg *cg, DType t, LV base, LV index);        // address of element `index`
@@ -124,7 +125,8 @@ void cg_store(Cg *cg, LV x, LV at, int align);
 // One element: f32, i32 or i1 in registers.
 LV cg_load1(Cg *cg, DType t, LV base, LV index);
 void cg_store1(Cg *cg, DType t, LV x, LV base, LV index);
-// 16 consecutive elements from `index`.  mask NULL: all; else <16 x i1>, lanes without it are not touched and load 0.
+// 16 consecutive elements from `index`.  mask NULL: all; else <16 x i1>, lanes without it are not touched and
+// load 0.
 LV cg_load_vec(Cg *cg, DType t, LV base, LV index, LV mask);
 void cg_store_vec(Cg *cg, DType t, LV x, LV base, LV index, LV mask);
 // 16 elements at base + index[lane] (<16 x i32>, in elements).
@@ -134,13 +136,13 @@ void cg_prefetch(Cg *cg, LV at, bool write, int locality);   // locality 3 L1, 2
 void cg_memcpy(Cg *cg, LV to, LV from, LV bytes);
 void cg_memset0(Cg *cg, LV to, LV bytes);
 
-// ---- float arithmetic, scalars or vectors ------------------------------------------------------------------
+// ---- float arithmetic, scalars or vectors --------------------------------------------------------------
 LV cg_fadd(Cg *cg, LV a, LV b);
 LV cg_fsub(Cg *cg, LV a, LV b);
 LV cg_fmul(Cg *cg, LV a, LV b);
 LV cg_fdiv(Cg *cg, LV a, LV b);
 LV cg_fneg(Cg *cg, LV a);
-LV cg_fma(Cg *cg, LV a, LV b, LV c);                 // a*b + c in one rounding; two where the target has no fma
+LV cg_fma(Cg *cg, LV a, LV b, LV c);                 // a*b + c in one rounding; without fma in two
 LV cg_fmax(Cg *cg, LV a, LV b);                      // a >= b or b is NaN ? a : b, as OP_MAX
 LV cg_fmin(Cg *cg, LV a, LV b);
 LV cg_sqrt(Cg *cg, LV a);
@@ -156,14 +158,14 @@ LV cg_cos(Cg *cg, LV x);
 // Lanes to one: fold 8, 4, 2, 1.
 LV cg_fold_sum(Cg *cg, LV v);                        // float (or i32) vector -> scalar
 LV cg_fold_max(Cg *cg, LV v);
-// The tree of abi.h over n rows of `stride` elements (f32, i32) at base: 16 columns from col.  Overwrites the rows, gives
-// the sum.  n >= 1, an LV.
+// The tree of abi.h over n rows of `stride` elements (f32, i32) at base: 16 columns from col.  Overwrites the
+// rows, gives the sum.  n >= 1, an LV.
 LV cg_tree(Cg *cg, LV base, LV n, LV stride, LV col, LV mask);
 LV cg_tree_int(Cg *cg, LV base, LV n, LV stride, LV col, LV mask);
 
-// ---- bodies (body.c) ---------------------------------------------------------------------------------------
-// Evaluates an elementwise body (epilogues) for 16 columns of one row.  arg(self, cg, n) gives the vector of ARG node
-// n; results[] gets one vector per operand of the body's YIELD.
+// ---- bodies (body.c) -----------------------------------------------------------------------------------
+// Evaluates an elementwise body (epilogues) for 16 columns of one row.  arg(self, cg, n) gives the vector of
+// ARG node n; results[] gets one vector per operand of the body's YIELD.
 typedef struct {
     LV (*arg)(void *self, Cg *cg, const Node *arg_node);
     void *self;

@@ -12,7 +12,7 @@
 #include "codegen/compiled.h"
 #include "codegen/interp/ref_kernel.h"
 
-// ---- machines -------------------------------------------------------------------------------------------
+// ---- machines ------------------------------------------------------------------------------------------
 
 static const CpuTarget machine[] = {
     {"avx512", "x86-64-v4", "", true, 64, 32},
@@ -30,7 +30,8 @@ static void init_once(void) {
     const char *features = LLVMGetHostCPUFeatures();       // kept: native is for the life of the process
     native = (CpuTarget){"native", LLVMGetHostCPUName(), features, strstr(features, "+fma,") != NULL, 16, 16};
     if (strstr(features, "+avx2,")) native.vector_bytes = 32;
-    if (strstr(features, "+avx512f,") && strstr(features, "+avx512vl")) native.vector_bytes = 64, native.n_registers = 32;
+    if (strstr(features, "+avx512f,") && strstr(features, "+avx512vl"))
+        native.vector_bytes = 64, native.n_registers = 32;
 #if defined(__aarch64__)
     native.fma = true;
     native.n_registers = 32;
@@ -60,7 +61,7 @@ const CpuTarget *cpu_find(const char *name, bool run_here, Diag *d) {
     return NULL;
 }
 
-// ---- templates ------------------------------------------------------------------------------------------
+// ---- templates -----------------------------------------------------------------------------------------
 
 static const KernelTemplate template[] = {
 #define KERNEL(OP, describe, emit) {OP_##OP, describe, emit},
@@ -74,7 +75,7 @@ const KernelTemplate *cpu_template(Op op) {
     return NULL;
 }
 
-// ---- one kernel -----------------------------------------------------------------------------------------
+// ---- one kernel ----------------------------------------------------------------------------------------
 
 static LLVMTargetMachineRef new_machine(const CpuTarget *t) {
     char *triple = LLVMGetDefaultTargetTriple(), *error = NULL;
@@ -83,14 +84,15 @@ static LLVMTargetMachineRef new_machine(const CpuTarget *t) {
         fprintf(stderr, "LLVM knows no target %s: %s\n", triple, error);
         abort();
     }
-    LLVMTargetMachineRef tm = LLVMCreateTargetMachine(target, triple, t->cpu, t->features, LLVMCodeGenLevelAggressive,
-                                                      LLVMRelocPIC, LLVMCodeModelDefault);
+    LLVMTargetMachineRef tm = LLVMCreateTargetMachine(
+        target, triple, t->cpu, t->features, LLVMCodeGenLevelAggressive, LLVMRelocPIC, LLVMCodeModelDefault);
     LLVMDisposeMessage(triple);
     return tm;
 }
 
 static void add_attribute(Cg *cg, LV fn, const char *key, const char *value) {
-    LLVMAttributeRef a = LLVMCreateStringAttribute(cg->cx, key, (unsigned)strlen(key), value, (unsigned)strlen(value));
+    LLVMAttributeRef a =
+        LLVMCreateStringAttribute(cg->cx, key, (unsigned)strlen(key), value, (unsigned)strlen(value));
     LLVMAddAttributeAtIndex(fn, (LLVMAttributeIndex)LLVMAttributeFunctionIndex, a);
 }
 
@@ -131,7 +133,8 @@ static void begin_kernel(Cg *cg, const char *symbol) {
     cg->n_args = kernel_n_args(cg->k) + cg->k->n_ragged + cg->k->workspace;
     assert(cg->n_args <= (int)(sizeof cg->arg / sizeof *cg->arg));
     LV args = call_field(cg, cg->ptr, offsetof(RtCall, arg));
-    for (int i = 0; i < cg->n_args; i++) cg->arg[i] = cg_load(cg, cg->ptr, cg_gep(cg, cg->ptr, args, cg_int(cg, i)), 8);
+    for (int i = 0; i < cg->n_args; i++)
+        cg->arg[i] = cg_load(cg, cg->ptr, cg_gep(cg, cg->ptr, args, cg_int(cg, i)), 8);
     cg->task = cg_i64(cg, call_field(cg, cg->i32, offsetof(RtCall, task)));
     cg->n_tasks = cg_i64(cg, call_field(cg, cg->i32, offsetof(RtCall, n_tasks)));
     cg->phase = cg_i64(cg, call_field(cg, cg->i32, offsetof(RtCall, phase)));
@@ -166,8 +169,8 @@ static Object write_module(LLVMModuleRef module, LLVMTargetMachineRef tm, CodeFo
     }
     char *error = NULL;
     LLVMMemoryBufferRef buffer;
-    if (LLVMTargetMachineEmitToMemoryBuffer(tm, module, form == FORM_OBJECT ? LLVMObjectFile : LLVMAssemblyFile, &error,
-                                            &buffer)) {
+    if (LLVMTargetMachineEmitToMemoryBuffer(
+            tm, module, form == FORM_OBJECT ? LLVMObjectFile : LLVMAssemblyFile, &error, &buffer)) {
         fprintf(stderr, "LLVM can't write an object: %s\n", error);
         abort();
     }
@@ -202,13 +205,17 @@ Object cpu_emit(const CpuTarget *t, const PlanKernel *k, CodeForm form) {
     LLVMBuildRetVoid(cg->b);
     for (LV fn = LLVMGetFirstFunction(cg->module); fn; fn = LLVMGetNextFunction(fn))
         if (!LLVMIsDeclaration(fn)) {
-            add_attribute(cg, fn, "prefer-vector-width", t->vector_bytes == 64 ? "512" : t->vector_bytes == 32 ? "256" : "128");
+            add_attribute(cg, fn, "prefer-vector-width",
+                          t->vector_bytes == 64   ? "512"
+                          : t->vector_bytes == 32 ? "256"
+                                                  : "128");
             add_attribute(cg, fn, "target-cpu", t->cpu);
             if (*t->features) add_attribute(cg, fn, "target-features", t->features);
         }
     check_module(cg->module, k->key);
     LLVMPassBuilderOptionsRef options = LLVMCreatePassBuilderOptions();
-    LLVMErrorRef error = LLVMRunPasses(cg->module, "function(early-cse,instcombine<no-verify-fixpoint>,simplifycfg),globaldce", tm, options);
+    LLVMErrorRef error = LLVMRunPasses(
+        cg->module, "function(early-cse,instcombine<no-verify-fixpoint>,simplifycfg),globaldce", tm, options);
     assert(!error);
     (void)error;
     LLVMDisposePassBuilderOptions(options);
@@ -230,7 +237,8 @@ Object cpu_emit_plan_object(const CpuTarget *t, const EmittedPlan *e) {
     LLVMSetInitializer(plan, bytes);
     LLVMSetGlobalConstant(plan, true);
     LLVMSetAlignment(plan, 64);
-    LT ptr = LLVMPointerTypeInContext(cx, 0), fn = LLVMFunctionType(LLVMVoidTypeInContext(cx), &ptr, 1, false);
+    LT ptr = LLVMPointerTypeInContext(cx, 0),
+       fn = LLVMFunctionType(LLVMVoidTypeInContext(cx), &ptr, 1, false);
     LV *kernel = malloc(sizeof *kernel * (size_t)(e->n_kernels + 1));
     assert(kernel);
     for (int i = 0; i < e->n_kernels; i++) {
@@ -250,7 +258,7 @@ Object cpu_emit_plan_object(const CpuTarget *t, const EmittedPlan *e) {
     return o;
 }
 
-// ---- the target -----------------------------------------------------------------------------------------
+// ---- the target ----------------------------------------------------------------------------------------
 
 static bool available(const char **why_not) {
     pthread_once(&once, init_once);
@@ -264,7 +272,8 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static EmittedPlan *plan_for(Arena *a, const CpuTarget *t, Graph *const *programs, int n, const CompileOpts *opts, Diag *d) {
+static EmittedPlan *plan_for(Arena *a, const CpuTarget *t, Graph *const *programs, int n,
+                             const CompileOpts *opts, Diag *d) {
     PlanOpts po = {.template_of = cpu_template, .arithmetic = t->fma ? "f32-fma" : "f32-mul-add",
                    .info_json = opts->info_json, .waves = opts->waves};
     Graph **opened = arena_array(a, Graph *, n + 1);
@@ -289,7 +298,10 @@ static Compiled *compile(Graph *const *programs, int n, const CompileOpts *opts,
         return NULL;
     }
     Compiled *c = arena_new(a, Compiled);
-    *c = (Compiled){.arena = a, .emitted = e, .fn = arena_array(a, RtKernelFn *, e->n_kernels + 1), .free_code = free_code};
+    *c = (Compiled){.arena = a,
+                    .emitted = e,
+                    .fn = arena_array(a, RtKernelFn *, e->n_kernels + 1),
+                    .free_code = free_code};
     Object *object = arena_array(a, Object, e->n_kernels + 1);
     cpu_objects(t, e, opts, object, &c->stats);
     c->code = jit_load(e, object, c->fn, d);
@@ -334,7 +346,8 @@ static bool emit_objects(Graph *const *programs, int n, const CompileOpts *opts,
     return ok;
 }
 
-static bool dump(Graph *const *programs, int n, const CompileOpts *opts, const char *what, Str *out, Diag *d) {
+static bool dump(Graph *const *programs, int n, const CompileOpts *opts, const char *what, Str *out,
+                 Diag *d) {
     CodeForm form = !strcmp(what, "llvm") ? FORM_LLVM : FORM_ASSEMBLY;
     if (form == FORM_ASSEMBLY && strcmp(what, "asm") && strcmp(what, "plan")) return false;
     const CpuTarget *t = cpu_find(opts->cpu, false, d);
@@ -356,5 +369,5 @@ static bool dump(Graph *const *programs, int n, const CompileOpts *opts, const c
 }
 
 extern const Target target_cpu;
-const Target target_cpu = {"cpu", "machine code by LLVM for this machine or a table row", available, compile, emit_objects,
-                           dump};
+const Target target_cpu = {
+    "cpu", "machine code by LLVM for this machine or a table row", available, compile, emit_objects, dump};

@@ -22,7 +22,8 @@ static LV intrinsic1(Cg *cg, const char *name, LV x) {
 
 // floor(a / b) of integers, 0 for b = 0; in 64 bits, so that nothing traps.
 static LV floor_div(Cg *cg, LV a, LV b) {
-    LV wa = LLVMBuildSExt(cg->b, a, cg->vi64, ""), wb = LLVMBuildSExt(cg->b, b, cg->vi64, ""), zero = cg_zero(cg->vi64);
+    LV wa = LLVMBuildSExt(cg->b, a, cg->vi64, ""), wb = LLVMBuildSExt(cg->b, b, cg->vi64, ""),
+       zero = cg_zero(cg->vi64);
     LV none = LLVMBuildICmp(cg->b, LLVMIntEQ, wb, zero, "");
     LV d = cg_select(cg, none, cg_splat(cg, cg_int(cg, 1)), wb);
     LV q = LLVMBuildSDiv(cg->b, wa, d, ""), rest = LLVMBuildSub(cg->b, wa, LLVMBuildMul(cg->b, q, d, ""), "");
@@ -41,7 +42,9 @@ static LV cast(Cg *cg, DType from, DType to, LV x) {
         return cg_intrinsic(cg, "llvm.fptosi.sat", overload, 2, &x, 1);
     }
     if (from == BOOL)
-        return dtype_is_float(to) ? LLVMBuildUIToFP(cg->b, x, cg->vf32, "") : to == I32 ? LLVMBuildZExt(cg->b, x, cg->vi32, "") : x;
+        return dtype_is_float(to) ? LLVMBuildUIToFP(cg->b, x, cg->vf32, "")
+               : to == I32        ? LLVMBuildZExt(cg->b, x, cg->vi32, "")
+                                  : x;
     if (dtype_is_float(to)) return LLVMBuildSIToFP(cg->b, x, cg->vf32, "");
     return to == BOOL ? LLVMBuildICmp(cg->b, LLVMIntNE, x, cg_zero(cg->vi32), "") : x;
 }
@@ -57,7 +60,8 @@ static LV emit_float(Cg *cg, Op op, const LV *x) {
     case OP_SUB: return cg_fsub(cg, x[0], x[1]);
     case OP_MUL: return cg_fmul(cg, x[0], x[1]);
     case OP_DIV: return cg_fdiv(cg, x[0], x[1]);
-    case OP_MOD: return cg_fsub(cg, x[0], cg_fmul(cg, x[1], intrinsic1(cg, "llvm.floor", cg_fdiv(cg, x[0], x[1]))));
+    case OP_MOD:
+        return cg_fsub(cg, x[0], cg_fmul(cg, x[1], intrinsic1(cg, "llvm.floor", cg_fdiv(cg, x[0], x[1]))));
     case OP_MAX: return cg_fmax(cg, x[0], x[1]);
     case OP_MIN: return cg_fmin(cg, x[0], x[1]);
     case OP_FMA: return cg_fma(cg, x[0], x[1], x[2]);
@@ -91,7 +95,8 @@ static LV emit_int(Cg *cg, Op op, const LV *x) {
     case OP_SUB: return LLVMBuildSub(cg->b, x[0], x[1], "");
     case OP_MUL: return LLVMBuildMul(cg->b, x[0], x[1], "");
     case OP_DIV: return floor_div(cg, x[0], x[1]);
-    case OP_MOD: return LLVMBuildSub(cg->b, x[0], LLVMBuildMul(cg->b, x[1], floor_div(cg, x[0], x[1]), ""), "");
+    case OP_MOD:
+        return LLVMBuildSub(cg->b, x[0], LLVMBuildMul(cg->b, x[1], floor_div(cg, x[0], x[1]), ""), "");
     case OP_MAX: return cg_select(cg, LLVMBuildICmp(cg->b, LLVMIntSGE, x[0], x[1], ""), x[0], x[1]);
     case OP_MIN: return cg_select(cg, LLVMBuildICmp(cg->b, LLVMIntSLE, x[0], x[1], ""), x[0], x[1]);
     case OP_NEG: return LLVMBuildSub(cg->b, zero, x[0], "");
@@ -101,7 +106,9 @@ static LV emit_int(Cg *cg, Op op, const LV *x) {
     }
     case OP_SIGN: {
         LV up = LLVMBuildZExt(cg->b, LLVMBuildICmp(cg->b, LLVMIntSGT, x[0], zero, ""), cg->vi32, "");
-        return LLVMBuildAdd(cg->b, up, LLVMBuildSExt(cg->b, LLVMBuildICmp(cg->b, LLVMIntSLT, x[0], zero, ""), cg->vi32, ""), "");
+        return LLVMBuildAdd(
+            cg->b, up, LLVMBuildSExt(cg->b, LLVMBuildICmp(cg->b, LLVMIntSLT, x[0], zero, ""), cg->vi32, ""),
+            "");
     }
     default: assert(!"elementwise op on integers"); return NULL;
     }
@@ -133,7 +140,8 @@ LV elem_emit(Cg *cg, const Node *n, const LV *x) {
     case OP_OR: return LLVMBuildOr(cg->b, x[0], x[1], "");
     case OP_NOT: return LLVMBuildNot(cg->b, x[0], "");
     case OP_SELECT: return cg_select(cg, x[0], x[1], x[2]);
-    default: return dtype_is_float(out) ? elem_round(cg, out, emit_float(cg, n->op, x)) : emit_int(cg, n->op, x);
+    default:
+        return dtype_is_float(out) ? elem_round(cg, out, emit_float(cg, n->op, x)) : emit_int(cg, n->op, x);
     }
 }
 
@@ -148,7 +156,7 @@ LV elem_const(Cg *cg, const Node *n) {
     return v;
 }
 
-// ---- epilogue bodies --------------------------------------------------------------------------------------
+// ---- epilogue bodies -----------------------------------------------------------------------------------
 
 bool body_is_elementwise(const Graph *body) {
     for_each_node(body, n) {
@@ -174,7 +182,7 @@ void cg_body(Cg *cg, const Graph *body, const BodyArgs *args, LV *results) {
     arena_destroy(a);
 }
 
-// ---- rows of operands that broadcast ----------------------------------------------------------------------
+// ---- rows of operands that broadcast -------------------------------------------------------------------
 
 bool row_map(const Type *operand, const Type *space, RowMap *m) {
     *m = (RowMap){.whole = true};

@@ -11,7 +11,8 @@ LV elem_round(Cg *cg, DType t, LV x);                // to what t's storage keep
 LV elem_const(Cg *cg, const Node *n);                // a scalar CONST in all lanes
 
 // Where a row of `space` (all dimensions of it but the last) lies in an operand that broadcasts to it.
-typedef struct { Dim stride[MAX_DIM]; bool used, whole; } RowMap;      // stride per dimension of space, in elements
+// Strides per dimension of space, in elements.
+typedef struct { Dim stride[MAX_DIM]; bool used, whole; } RowMap;
 bool row_map(const Type *operand, const Type *space, RowMap *m);       // false: does not broadcast
 // Indices of row `row` along the dimensions of space but the last.
 void row_indices(Cg *cg, const Type *space, LV row, LV *index);

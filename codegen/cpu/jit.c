@@ -8,7 +8,7 @@
 #include <unistd.h>
 #include "codegen/cpu/cpu.h"
 
-// ---- compiling in parallel ------------------------------------------------------------------------------
+// ---- compiling in parallel -----------------------------------------------------------------------------
 
 typedef struct {
     const CpuTarget *t;
@@ -36,8 +36,10 @@ static void *compile_kernels(void *arg) {
 
 enum { MAX_COMPILE_THREADS = 64 };
 
-void cpu_objects(const CpuTarget *t, const EmittedPlan *e, const CompileOpts *opts, Object *object, CompileStats *stats) {
-    CodeCache cache = opts->cache_dir && !*opts->cache_dir ? (CodeCache){.on = false} : cache_open(opts->cache_dir);
+void cpu_objects(const CpuTarget *t, const EmittedPlan *e, const CompileOpts *opts, Object *object,
+                 CompileStats *stats) {
+    CodeCache cache =
+        opts->cache_dir && !*opts->cache_dir ? (CodeCache){.on = false} : cache_open(opts->cache_dir);
     Work w = {.t = t, .e = e, .cache = &cache, .object = object};
     int n = opts->threads > 0 ? opts->threads : (int)sysconf(_SC_NPROCESSORS_ONLN);
     if (n > MAX_COMPILE_THREADS) n = MAX_COMPILE_THREADS;
@@ -51,12 +53,13 @@ void cpu_objects(const CpuTarget *t, const EmittedPlan *e, const CompileOpts *op
     compile_kernels(&w);
     for (int i = 0; i < started; i++) pthread_join(thread[i], NULL);
     pthread_attr_destroy(&attr);
-    *stats = (CompileStats){.kernels = e->n_kernels, .compiled = atomic_load(&w.compiled), .cached = atomic_load(&w.cached)};
+    *stats = (CompileStats){
+        .kernels = e->n_kernels, .compiled = atomic_load(&w.compiled), .cached = atomic_load(&w.cached)};
     for (int i = 0; i < e->n_kernels; i++) stats->reference += !e->kernel[i].made_by;
     if (stats->compiled) cache_trim(&cache);
 }
 
-// ---- loading --------------------------------------------------------------------------------------------
+// ---- loading -------------------------------------------------------------------------------------------
 
 struct Jit { LLVMOrcLLJITRef jit; };
 
@@ -70,16 +73,19 @@ static bool failed(LLVMErrorRef error, const char *what, Diag *d) {
 
 Jit *jit_load(const EmittedPlan *e, const Object *object, RtKernelFn **fn, Diag *d) {
     LLVMOrcLLJITRef jit = NULL;
-    if (failed(LLVMOrcCreateLLJIT(&jit, LLVMOrcCreateLLJITBuilder()), "can't start the loader of compiled code", d))
+    if (failed(LLVMOrcCreateLLJIT(&jit, LLVMOrcCreateLLJITBuilder()),
+               "can't start the loader of compiled code", d))
         return NULL;
     LLVMOrcJITDylibRef lib = LLVMOrcLLJITGetMainJITDylib(jit);
     LLVMOrcDefinitionGeneratorRef process = NULL;          // memcpy, sin, ..
-    bool ok = !failed(LLVMOrcCreateDynamicLibrarySearchGeneratorForProcess(&process, LLVMOrcLLJITGetGlobalPrefix(jit), NULL,
-                                                                           NULL), "can't see this process's symbols", d);
+    bool ok = !failed(LLVMOrcCreateDynamicLibrarySearchGeneratorForProcess(
+                          &process, LLVMOrcLLJITGetGlobalPrefix(jit), NULL, NULL),
+                      "can't see this process's symbols", d);
     if (ok) LLVMOrcJITDylibAddGenerator(lib, process);
     for (int i = 0; ok && i < e->n_kernels; i++) {
         if (!object[i].bytes) continue;
-        LLVMMemoryBufferRef buffer = LLVMCreateMemoryBufferWithMemoryRangeCopy(object[i].bytes, object[i].n, e->kernel[i].symbol);
+        LLVMMemoryBufferRef buffer =
+            LLVMCreateMemoryBufferWithMemoryRangeCopy(object[i].bytes, object[i].n, e->kernel[i].symbol);
         ok = !failed(LLVMOrcLLJITAddObjectFile(jit, lib, buffer), "can't load compiled code", d);
     }
     for (int i = 0; ok && i < e->n_kernels; i++) {

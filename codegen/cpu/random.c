@@ -1,5 +1,5 @@
-// random: Philox4x32-10 of runtime/philox.h, sixteen elements at a time.  Lane l of the vector from element i computes
-// block (i + l) / 4 and keeps its word (i + l) % 4.
+// random: Philox4x32-10 of runtime/philox.h, sixteen elements at a time.  Lane l of the vector from element i
+// computes block (i + l) / 4 and keeps its word (i + l) % 4.
 #include "codegen/cpu/cg.h"
 
 enum { RUN = 4096, ROUNDS = 10 };
@@ -52,10 +52,12 @@ void emit_random(Cg *cg, const KernelNode *k) {
     CgLoop l;
     cg_for(cg, &l, lo, hi, LANES);
     LV block = LLVMBuildTrunc(cg->b, LLVMBuildLShr(cg->b, l.i, cg_int(cg, 2), ""), cg->i32, "");
-    LV counter[4] = {cg_add(cg, cg_splat(cg, block), LLVMBuildLShr(cg->b, cg_lanes(cg), cg_vec_int(cg, 2), "")), rng[3],
-                     cg_vec_int(cg, (int32_t)k->node->attr.stream), rng[2]};
+    LV counter[4] = {
+        cg_add(cg, cg_splat(cg, block), LLVMBuildLShr(cg->b, cg_lanes(cg), cg_vec_int(cg, 2), "")), rng[3],
+        cg_vec_int(cg, (int32_t)k->node->attr.stream), rng[2]};
     LV bits = philox(cg, counter, (LV[]){rng[0], rng[1]});
     LV u = LLVMBuildUIToFP(cg->b, LLVMBuildLShr(cg->b, bits, cg_vec_int(cg, 8), ""), cg->vf32, "");
-    cg_store_vec(cg, F32, cg_fmul(cg, u, cg_vec(cg, 0x1p-24f)), cg_out(cg, 0), l.i, cg_tail_mask(cg, cg_sub(cg, hi, l.i)));
+    cg_store_vec(cg, F32, cg_fmul(cg, u, cg_vec(cg, 0x1p-24f)), cg_out(cg, 0), l.i,
+                 cg_tail_mask(cg, cg_sub(cg, hi, l.i)));
     cg_end(cg, &l);
 }

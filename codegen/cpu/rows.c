@@ -1,7 +1,7 @@
 // Rows moved by index, and memory moved by shape.
 //
 //     gather_rows        copies of rows; -1 gives zeros
-//     scatter_add_rows   the sources of each target row, found by a counting sort, are added in ascending order
+//     scatter_add_rows   sources of each target row, found by a counting sort, are added in ascending order
 //     slice unslice concat   runs of consecutive elements:   [outer, n, inner]
 //     permute            rows whose source is found index by index
 //     cache              the rows of this call behind those that are there
@@ -63,7 +63,7 @@ static void move(Cg *cg, DType t, LV to, LV from, LV n) {
     cg_store_vec(cg, I32, cg_load_vec(cg, I32, from, whole, mask), to, whole, mask);
 }
 
-// ---- gather ---------------------------------------------------------------------------------------------
+// ---- gather --------------------------------------------------------------------------------------------
 
 static int64_t gather_grain(const Node *n) {
     int64_t D = type_cols(&n->in[0]->type);
@@ -96,7 +96,7 @@ void emit_gather_rows(Cg *cg, const KernelNode *k) {
     cg_end(cg, &l);
 }
 
-// ---- scatter --------------------------------------------------------------------------------------------
+// ---- scatter -------------------------------------------------------------------------------------------
 // Workspace: last[V] (one past the list of row v), then order[M], the source rows list by list.
 
 static int64_t scatter_leaves(const Node *n) {
@@ -160,7 +160,9 @@ static void add_columns(Cg *cg, const Node *n, const Target *t, LV col, int n_ve
         cg_loop_begin(cg, &l, t->lo, t->hi, 1, n_vec, acc);
         LV from = cg_add(cg, cg_muli(cg, cg_i64(cg, cg_load1(cg, I32, t->order, l.i)), t->D), col);
         for (int j = 0; j < n_vec; j++)
-            acc[j] = cg_fadd(cg, l.carry[j], cg_load_vec(cg, tv, cg_in(cg, 0), cg_addi(cg, from, j * LANES), j == n_vec - 1 ? mask : NULL));
+            acc[j] = cg_fadd(cg, l.carry[j],
+                             cg_load_vec(cg, tv, cg_in(cg, 0), cg_addi(cg, from, j * LANES),
+                                         j == n_vec - 1 ? mask : NULL));
         cg_loop_end(cg, &l, acc);
         for (int j = 0; j < n_vec; j++) acc[j] = l.carry[j];
     } else {                                                 // per leaf in scratch, then their tree
@@ -168,16 +170,20 @@ static void add_columns(Cg *cg, const Node *n, const Target *t, LV col, int n_ve
             for (int j = 0; j < n_vec; j++)
                 cg_store_vec(cg, F32, zero, cg->scratch, cg_int(cg, (leaf * COLUMNS + j) * LANES), NULL);
         cg_for(cg, &l, t->lo, t->hi, 1);
-        LV source = cg_i64(cg, cg_load1(cg, I32, t->order, l.i)), from = cg_add(cg, cg_muli(cg, source, t->D), col);
+        LV source = cg_i64(cg, cg_load1(cg, I32, t->order, l.i)),
+           from = cg_add(cg, cg_muli(cg, source, t->D), col);
         LV part = cg_muli(cg, cg_div(cg, source, t->per_leaf), COLUMNS * LANES);
         for (int j = 0; j < n_vec; j++) {
             LV at = cg_addi(cg, part, j * LANES);
-            LV x = cg_load_vec(cg, tv, cg_in(cg, 0), cg_addi(cg, from, j * LANES), j == n_vec - 1 ? mask : NULL);
-            cg_store_vec(cg, F32, cg_fadd(cg, cg_load_vec(cg, F32, cg->scratch, at, NULL), x), cg->scratch, at, NULL);
+            LV x =
+                cg_load_vec(cg, tv, cg_in(cg, 0), cg_addi(cg, from, j * LANES), j == n_vec - 1 ? mask : NULL);
+            cg_store_vec(cg, F32, cg_fadd(cg, cg_load_vec(cg, F32, cg->scratch, at, NULL), x), cg->scratch,
+                         at, NULL);
         }
         cg_end(cg, &l);
         for (int j = 0; j < n_vec; j++)
-            acc[j] = cg_tree(cg, cg->scratch, cg_int(cg, t->leaves), cg_int(cg, COLUMNS * LANES), cg_int(cg, j * LANES), NULL);
+            acc[j] = cg_tree(cg, cg->scratch, cg_int(cg, t->leaves), cg_int(cg, COLUMNS * LANES),
+                             cg_int(cg, j * LANES), NULL);
     }
     LV to = cg_add(cg, cg_muli(cg, t->row, t->D), col);
     for (int j = 0; j < n_vec; j++)
@@ -219,8 +225,9 @@ void emit_scatter_add_rows(Cg *cg, const KernelNode *k) {
     cg_endif(cg, &f);
 }
 
-// ---- runs -----------------------------------------------------------------------------------------------
-// Both sides are [outer, n, inner]; a piece moves m of the n, in one run of m * inner elements per outer index.
+// ---- runs ----------------------------------------------------------------------------------------------
+// Both sides are [outer, n, inner]; a piece moves m of the n, in one run of m * inner elements per outer
+// index.
 
 typedef struct { int in; LV from, to, m; } Piece;             // in < 0: zeros
 
@@ -250,7 +257,10 @@ static void add_piece(Cg *cg, const Node *n, const Piece *p, LV outer, LV chunk,
     LV lo = runs > 1 ? cg_muli(cg, chunk, RUN) : cg_int(cg, 0);
     LV left = cg_sub(cg, length, lo);
     if (runs > 1) left = cg_max(cg, cg_min(cg, left, cg_int(cg, RUN)), cg_int(cg, 0));
-    LV to = cg_add(cg, cg_add(cg, cg_mul(cg, outer, cg_mul(cg, cg_dim(cg, y->dim[axis]), inner)), cg_mul(cg, p->to, inner)), lo);
+    LV to = cg_add(
+        cg,
+        cg_add(cg, cg_mul(cg, outer, cg_mul(cg, cg_dim(cg, y->dim[axis]), inner)), cg_mul(cg, p->to, inner)),
+        lo);
     LV from = NULL;
     if (p->in >= 0) {
         LV stride = cg_mul(cg, cg_dim(cg, n->in[p->in]->type.dim[axis]), inner);
@@ -270,7 +280,8 @@ void emit_runs(Cg *cg, const KernelNode *k) {
     if (n->op == OP_SLICE) {
         piece[n_pieces++] = (Piece){0, cg_int(cg, n->attr.begin), zero, cg_dim(cg, y->dim[axis])};
     } else if (n->op == OP_UNSLICE) {
-        LV begin = cg_int(cg, n->attr.begin), m = cg_dim(cg, n->in[0]->type.dim[axis]), end = cg_add(cg, begin, m);
+        LV begin = cg_int(cg, n->attr.begin), m = cg_dim(cg, n->in[0]->type.dim[axis]),
+           end = cg_add(cg, begin, m);
         if (n->attr.begin) piece[n_pieces++] = (Piece){-1, NULL, zero, begin};
         piece[n_pieces++] = (Piece){0, zero, begin, m};
         piece[n_pieces++] = (Piece){-1, NULL, end, cg_sub(cg, cg_dim(cg, y->dim[axis]), end)};
@@ -285,7 +296,8 @@ void emit_runs(Cg *cg, const KernelNode *k) {
     }
     int64_t runs = (longest_run(n) + RUN - 1) / RUN;
     if (runs < 1) runs = 1;
-    int64_t grain = runs > 1 ? 1 : RUN / (longest_run(n) > 0 ? longest_run(n) : 1), bound = bound_of(y, 0, axis);
+    int64_t grain = runs > 1 ? 1 : RUN / (longest_run(n) > 0 ? longest_run(n) : 1),
+            bound = bound_of(y, 0, axis);
     if (grain > bound) grain = bound;
     if (grain < 1) grain = 1;
     LV inner = product(cg, y, axis + 1, y->ndim), outer = product(cg, y, 0, axis);
@@ -298,7 +310,7 @@ void emit_runs(Cg *cg, const KernelNode *k) {
     cg_end(cg, &l);
 }
 
-// ---- permute --------------------------------------------------------------------------------------------
+// ---- permute -------------------------------------------------------------------------------------------
 
 static int64_t permute_grain(const Node *n) {
     const Type *y = &n->out[0].type;
@@ -323,7 +335,8 @@ void emit_permute(Cg *cg, const KernelNode *k) {
     }
     int last = y->ndim - 1;
     int64_t grain = permute_grain(n);
-    LV cols = cg_dim(cg, y->dim[last]), lo = cg_muli(cg, cg->task, grain), hi = cg_min(cg, cg_addi(cg, lo, grain), cg_rows(cg, y));
+    LV cols = cg_dim(cg, y->dim[last]), lo = cg_muli(cg, cg->task, grain),
+       hi = cg_min(cg, cg_addi(cg, lo, grain), cg_rows(cg, y));
     CgLoop rows, l;
     cg_for(cg, &rows, lo, hi, 1);
     LV rest = rows.i, from = cg_int(cg, 0), to = cg_mul(cg, rows.i, cols);
@@ -338,14 +351,15 @@ void emit_permute(Cg *cg, const KernelNode *k) {
         LT elem = cg_storage(cg, t);
         LV apart = stride[n->attr.perm.at[last]];
         cg_for(cg, &l, cg_int(cg, 0), cols, 1);
-        LV v = cg_load(cg, elem, cg_gep(cg, elem, cg_in(cg, 0), cg_add(cg, from, cg_mul(cg, l.i, apart))), dtype_bytes(t));
+        LV v = cg_load(cg, elem, cg_gep(cg, elem, cg_in(cg, 0), cg_add(cg, from, cg_mul(cg, l.i, apart))),
+                       dtype_bytes(t));
         cg_store(cg, v, cg_gep(cg, elem, cg_out(cg, 0), cg_add(cg, to, l.i)), dtype_bytes(t));
         cg_end(cg, &l);
     }
     cg_end(cg, &rows);
 }
 
-// ---- cache ----------------------------------------------------------------------------------------------
+// ---- cache ---------------------------------------------------------------------------------------------
 
 bool describe_cache(const KernelNode *k, KernelDesc *d) {
     (void)d;
@@ -354,7 +368,8 @@ bool describe_cache(const KernelNode *k, KernelDesc *d) {
 
 void emit_cache(Cg *cg, const KernelNode *k) {
     const Type *rows = &k->node->in[1]->type;
-    LV row = cg_muli(cg, product(cg, rows, 2, rows->ndim), dtype_bytes(rows->dtype)), S = cg_dim(cg, rows->dim[1]);
+    LV row = cg_muli(cg, product(cg, rows, 2, rows->ndim), dtype_bytes(rows->dtype)),
+       S = cg_dim(cg, rows->dim[1]);
     LV first = cg_sub(cg, cg_sym(cg, k->node->attr.sym), S);
     cg_memcpy(cg, cg_bytes(cg, cg_in(cg, 0), cg_mul(cg, first, row)), cg_in(cg, 1), cg_mul(cg, S, row));
 }

@@ -1,5 +1,5 @@
-// sum: along the last axis it is a body of one node; over other axes the rows of a leaf are added in chunks of 64, in
-// order, and chunks, then leaves, meet in the tree of abi.h.
+// sum: along the last axis it is a body of one node; over other axes the rows of a leaf are added in chunks
+// of 64, in order, and chunks, then leaves, meet in the tree of abi.h.
 //
 //     operand [leaves, axes..., columns]     summed axes, flattened row-major: what chunks are cut from
 //     phase 0   task (leaf, kept index, chunk): a partial row in the workspace
@@ -22,7 +22,11 @@ typedef struct {
 static bool shape_of(const Node *n, Shape *s) {
     const Type *x = &n->in[0]->type;
     bool summed[MAX_DIM] = {false};
-    *s = (Shape){.leaves = n->attr.leaves > 1 ? n->attr.leaves : 1, .kept = 1, .cols = 1, .width = 1, .rows = dim_n(1)};
+    *s = (Shape){.leaves = n->attr.leaves > 1 ? n->attr.leaves : 1,
+                 .kept = 1,
+                 .cols = 1,
+                 .width = 1,
+                 .rows = dim_n(1)};
     for (int i = 0; i < n->attr.axes.n; i++) summed[n->attr.axes.at[i]] = true;
     int last = x->ndim;
     if (!last) return false;
@@ -66,7 +70,8 @@ static int64_t blocks(const Shape *s) { return (s->cols + COLUMNS * LANES - 1) /
 bool describe_sum(const KernelNode *k, KernelDesc *d) {
     const Node *n = k->node;
     int last = n->in[0]->type.ndim - 1;
-    if (n->attr.axes.n == 1 && n->attr.axes.at[0] == last && n->attr.leaves <= 1 && describe_body(k, d)) return true;
+    if (n->attr.axes.n == 1 && n->attr.axes.at[0] == last && n->attr.leaves <= 1 && describe_body(k, d))
+        return true;
     Shape s;
     if (!shape_of(n, &s)) return false;
     d->n_phases = 2;
@@ -100,16 +105,20 @@ static LV lanes_sum(Cg *cg, DType t, LV base, LV at, int64_t width) {
     cg_loop_end(cg, &l, &next);
     acc = l.carry[0];
     if (width % LANES)
-        acc = plus(cg, f, acc, cg_load_vec(cg, t, base, cg_add(cg, at, whole), cg_tail_mask(cg, cg_int(cg, width % LANES))));
+        acc = plus(
+            cg, f, acc,
+            cg_load_vec(cg, t, base, cg_add(cg, at, whole), cg_tail_mask(cg, cg_int(cg, width % LANES))));
     return cg_fold_sum(cg, acc);
 }
 
 // Adds rows lo .. hi - 1 of one leaf and kept index; columns col .. by n_vec vectors.
-static void sum_chunk(Cg *cg, const Node *n, const Shape *s, LV leaf, LV kept, LV lo, LV hi, LV to, LV col, int n_vec, LV mask) {
+static void sum_chunk(Cg *cg, const Node *n, const Shape *s, LV leaf, LV kept, LV lo, LV hi, LV to, LV col,
+                      int n_vec, LV mask) {
     DType t = n->in[0]->type.dtype;
     bool f = t != I32;
     LV acc[COLUMNS];
-    for (int j = 0; j < n_vec; j++) acc[j] = s->fold_rows ? cg_zero(f ? cg->f32 : cg->i32) : cg_zero(f ? cg->vf32 : cg->vi32);
+    for (int j = 0; j < n_vec; j++)
+        acc[j] = s->fold_rows ? cg_zero(f ? cg->f32 : cg->i32) : cg_zero(f ? cg->vf32 : cg->vi32);
     CgLoop l;
     cg_loop_begin(cg, &l, lo, hi, 1, n_vec, acc);
     LV at = row_at(cg, s, leaf, l.i, kept);
@@ -117,21 +126,26 @@ static void sum_chunk(Cg *cg, const Node *n, const Shape *s, LV leaf, LV kept, L
         acc[0] = plus(cg, f, l.carry[0], lanes_sum(cg, t, cg_in(cg, 0), at, s->width));
     } else {
         for (int j = 0; j < n_vec; j++)
-            acc[j] = plus(cg, f, l.carry[j], cg_load_vec(cg, t, cg_in(cg, 0), cg_addi(cg, cg_add(cg, at, col), j * LANES),
-                                                         j == n_vec - 1 ? mask : NULL));
+            acc[j] = plus(cg, f, l.carry[j],
+                          cg_load_vec(cg, t, cg_in(cg, 0), cg_addi(cg, cg_add(cg, at, col), j * LANES),
+                                      j == n_vec - 1 ? mask : NULL));
     }
     cg_loop_end(cg, &l, acc);
     for (int j = 0; j < n_vec; j++) {
         LV place = cg_addi(cg, cg_add(cg, to, col), j * LANES);
         if (s->fold_rows) cg_store1(cg, f ? F32 : I32, l.carry[0], cg_workspace(cg), to);
-        else cg_store_vec(cg, f ? F32 : I32, l.carry[j], cg_workspace(cg), place, j == n_vec - 1 ? mask : NULL);
+        else
+            cg_store_vec(cg, f ? F32 : I32, l.carry[j], cg_workspace(cg), place,
+                         j == n_vec - 1 ? mask : NULL);
     }
 }
 
 static void emit_chunks(Cg *cg, const Node *n, const Shape *s) {
-    LV chunk = cg_rem(cg, cg->task, cg_int(cg, s->chunks)), rest = cg_div(cg, cg->task, cg_int(cg, s->chunks));
+    LV chunk = cg_rem(cg, cg->task, cg_int(cg, s->chunks)),
+       rest = cg_div(cg, cg->task, cg_int(cg, s->chunks));
     LV kept = cg_rem(cg, rest, cg_int(cg, s->kept)), leaf = cg_div(cg, rest, cg_int(cg, s->kept));
-    LV rows = cg_dim(cg, s->rows), lo = cg_muli(cg, chunk, CHUNK), hi = cg_min(cg, cg_addi(cg, lo, CHUNK), rows);
+    LV rows = cg_dim(cg, s->rows), lo = cg_muli(cg, chunk, CHUNK),
+       hi = cg_min(cg, cg_addi(cg, lo, CHUNK), rows);
     LV to = cg_muli(cg, cg->task, s->cols);
     int64_t block = COLUMNS * LANES, whole = s->cols / block * block;
     CgLoop l;
@@ -145,8 +159,10 @@ static void emit_chunks(Cg *cg, const Node *n, const Shape *s) {
 }
 
 static void emit_trees(Cg *cg, const Node *n, const Shape *s) {
-    LV block = cg_rem(cg, cg->task, cg_int(cg, blocks(s))), kept = cg_div(cg, cg->task, cg_int(cg, blocks(s)));
-    LV first = cg_muli(cg, block, COLUMNS * LANES), end = cg_min(cg, cg_addi(cg, first, COLUMNS * LANES), cg_int(cg, s->cols));
+    LV block = cg_rem(cg, cg->task, cg_int(cg, blocks(s))),
+       kept = cg_div(cg, cg->task, cg_int(cg, blocks(s)));
+    LV first = cg_muli(cg, block, COLUMNS * LANES),
+       end = cg_min(cg, cg_addi(cg, first, COLUMNS * LANES), cg_int(cg, s->cols));
     LV chunks = cg_div(cg, cg_addi(cg, cg_dim(cg, s->rows), CHUNK - 1), cg_int(cg, CHUNK));
     chunks = cg_max(cg, chunks, cg_int(cg, 1));              // no rows: the first chunk is zeros
     int64_t leaf_step = s->kept * s->chunks * s->cols;
@@ -162,7 +178,8 @@ static void emit_trees(Cg *cg, const Node *n, const Shape *s) {
     cg_end(cg, &leaf);
     LV sum = f ? cg_tree(cg, base, cg_int(cg, s->leaves), cg_int(cg, leaf_step), l.i, mask)
                : cg_tree_int(cg, base, cg_int(cg, s->leaves), cg_int(cg, leaf_step), l.i, mask);
-    cg_store_vec(cg, n->out[0].type.dtype, sum, cg_out(cg, 0), cg_add(cg, cg_muli(cg, kept, s->cols), l.i), mask);
+    cg_store_vec(cg, n->out[0].type.dtype, sum, cg_out(cg, 0), cg_add(cg, cg_muli(cg, kept, s->cols), l.i),
+                 mask);
     cg_end(cg, &l);
 }
 

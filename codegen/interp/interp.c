@@ -1,5 +1,5 @@
-// The interp target: the plan and the runtime, with every kernel the reference meaning of its op.  Slow, plain, and the
-// same bits as the cpu target where that has fma.
+// The interp target: the plan and the runtime, with every kernel the reference meaning of its op.  Slow,
+// plain, and the same bits as the cpu target where that has fma.
 #include <string.h>
 #include <time.h>
 #include "codegen/compiled.h"
@@ -42,7 +42,8 @@ static bool emit_objects(Graph *const *programs, int n, const CompileOpts *opts,
     return false;
 }
 
-static bool dump(Graph *const *programs, int n, const CompileOpts *opts, const char *what, Str *out, Diag *d) {
+static bool dump(Graph *const *programs, int n, const CompileOpts *opts, const char *what, Str *out,
+                 Diag *d) {
     if (strcmp(what, "plan")) return false;
     PlanOpts po = plan_opts(opts);
     EmittedPlan *e = emit_plan(out->arena, programs, n, &po, d);
@@ -51,5 +52,6 @@ static bool dump(Graph *const *programs, int n, const CompileOpts *opts, const c
 }
 
 extern const Target target_interp;
-const Target target_interp = {"interp", "reference kernels through plan and runtime: slow, for checking", available, compile,
+const Target target_interp = {"interp",     "reference kernels through plan and runtime: slow, for checking",
+                              available,    compile,
                               emit_objects, dump};

@@ -1,4 +1,5 @@
-// A kernel that runs an op, or a body of ops, by its reference meaning: what it runs stands in its data block.
+// A kernel that runs an op, or a body of ops, by its reference meaning: what it runs stands in its data
+// block.
 #include "codegen/interp/ref_kernel.h"
 #include <assert.h>
 #include <stdlib.h>
@@ -33,7 +34,8 @@ typedef struct {
 static Tensor tensor_of(Run *r, int32_t v) {
     const RefValue *x = &r->value[v];
     Tensor t = {.dtype = wide_dtype((DType)x->dtype), .ndim = x->ndim};
-    for (int i = 0; i < x->ndim; i++) t.dim[i] = x->dim[i].n * (x->dim[i].sym < 0 ? 1 : r->sym_value[x->dim[i].sym]);
+    for (int i = 0; i < x->ndim; i++)
+        t.dim[i] = x->dim[i].n * (x->dim[i].sym < 0 ? 1 : r->sym_value[x->dim[i].sym]);
     if (x->wide >= 0) t.data = r->temp + x->wide;
     else if (x->place == AT_ARG) t.data = r->c->arg[x->arg];
     else if (x->place == AT_TEMP) t.data = r->temp + x->at;
@@ -90,7 +92,8 @@ void moec_ref_kernel(const RtCall *c) {
     const int32_t *numbers = (const int32_t *)(block + head->numbers);
     for (int i = 0; i < head->n_syms; i++) {
         const RefSym *s = &r.sym[i];
-        r.syms[i] = (Sym){.kind = (SymKind)s->kind, .bound = s->bound, .groups = s->groups, .leaves = s->leaves};
+        r.syms[i] =
+            (Sym){.kind = (SymKind)s->kind, .bound = s->bound, .groups = s->groups, .leaves = s->leaves};
         r.sym_value[i] = s->source < 0 ? s->bound
                        : s->kind == SYM_PLAIN ? c->sym[s->source]
                        : ((const int32_t *)c->arg[s->source])[(int64_t)s->groups * s->leaves];

@@ -8,13 +8,14 @@
 
 static const double loose = 2e-5;            // where fma is a product and a sum
 
-// ---- single ops ---------------------------------------------------------------------------------------------
+// ---- single ops ----------------------------------------------------------------------------------------
 
 static void unary_ops_give_the_evaluators_bits(void **state) {
-    static const Op ops[] = {OP_NEG, OP_ABS, OP_SIGN, OP_EXP, OP_LOG, OP_LOG1P, OP_SQRT, OP_RSQRT, OP_TANH, OP_SIGMOID, OP_ERF,
-                             OP_SIN, OP_COS, OP_FLOOR, OP_ROUND};
+    static const Op ops[] = {OP_NEG,  OP_ABS,     OP_SIGN, OP_EXP, OP_LOG, OP_LOG1P, OP_SQRT, OP_RSQRT,
+                             OP_TANH, OP_SIGMOID, OP_ERF,  OP_SIN, OP_COS, OP_FLOOR, OP_ROUND};
     Case c = case_new();
-    Value *x = case_input(&c, "x", F32, DIMS(dim_n(7), dim_n(37))), *p = case_input(&c, "p", F32, DIMS(dim_n(5), dim_n(64)));
+    Value *x = case_input(&c, "x", F32, DIMS(dim_n(7), dim_n(37))),
+          *p = case_input(&c, "p", F32, DIMS(dim_n(5), dim_n(64)));
     for (int i = 0; i < (int)(sizeof ops / sizeof *ops); i++) {
         case_return(&c, build_unary(&c.b, ops[i], x), arena_printf(c.arena, "x.%s", op_info[ops[i]].name));
         case_return(&c, build_unary(&c.b, ops[i], p), arena_printf(c.arena, "p.%s", op_info[ops[i]].name));
@@ -25,14 +26,19 @@ static void unary_ops_give_the_evaluators_bits(void **state) {
 
 static void binary_ops_broadcast(void **state) {
     static const Op ops[] = {OP_ADD, OP_SUB, OP_MUL, OP_DIV, OP_MOD, OP_MAX, OP_MIN, OP_EQ, OP_LT, OP_LE};
-    static const Dims right[] = {{3, {{2}, {3}, {37}}}, {1, {{37}}}, {3, {{2}, {3}, {1}}}, {3, {{2}, {1}, {37}}}, {3, {{1}, {3}, {1}}}, {0}};
+    static const Dims right[] = {{3, {{2}, {3}, {37}}}, {1, {{37}}},          {3, {{2}, {3}, {1}}},
+                                 {3, {{2}, {1}, {37}}}, {3, {{1}, {3}, {1}}}, {0}};
     for (int k = 0; k < (int)(sizeof right / sizeof *right); k++) {
         Case c = case_new();
-        Value *a = case_input(&c, "a", F32, DIMS(dim_n(2), dim_n(3), dim_n(37))), *b = case_input(&c, "b", F32, right[k]);
-        Value *i = case_input(&c, "i", I32, DIMS(dim_n(2), dim_n(3), dim_n(37))), *e = case_input(&c, "e", I32, right[k]);
+        Value *a = case_input(&c, "a", F32, DIMS(dim_n(2), dim_n(3), dim_n(37))),
+              *b = case_input(&c, "b", F32, right[k]);
+        Value *i = case_input(&c, "i", I32, DIMS(dim_n(2), dim_n(3), dim_n(37))),
+              *e = case_input(&c, "e", I32, right[k]);
         for (int j = 0; j < (int)(sizeof ops / sizeof *ops); j++) {
-            case_return(&c, build_binary(&c.b, ops[j], a, b), arena_printf(c.arena, "f.%s", op_info[ops[j]].name));
-            case_return(&c, build_binary(&c.b, ops[j], i, e), arena_printf(c.arena, "i.%s", op_info[ops[j]].name));
+            case_return(&c, build_binary(&c.b, ops[j], a, b),
+                        arena_printf(c.arena, "f.%s", op_info[ops[j]].name));
+            case_return(&c, build_binary(&c.b, ops[j], i, e),
+                        arena_printf(c.arena, "i.%s", op_info[ops[j]].name));
         }
         assert_int_equal(case_compare_all(&c, 0, 0), 0);
         case_free(&c);
@@ -45,7 +51,8 @@ static void casts_round_and_truncate(void **state) {
     for (int i = 0; i < 5; i++)
         for (int j = 0; j < 5; j++) {
             Value *x = case_input(&c, arena_printf(c.arena, "x%d", i), types[i], DIMS(dim_n(3), dim_n(50)));
-            case_return(&c, make(&c.b, OP_CAST, INS(x), .dtype = types[j]), arena_printf(c.arena, "y.%d.%d", i, j));
+            case_return(&c, make(&c.b, OP_CAST, INS(x), .dtype = types[j]),
+                        arena_printf(c.arena, "y.%d.%d", i, j));
         }
     assert_int_equal(case_compare_all(&c, 0, 0), 0);
     case_free(&c);
@@ -53,7 +60,8 @@ static void casts_round_and_truncate(void **state) {
 
 static void bf16_arithmetic_rounds_after_every_op(void **state) {
     Case c = case_new();
-    Value *x = case_input(&c, "x", BF16, DIMS(dim_n(6), dim_n(33))), *y = case_input(&c, "y", BF16, DIMS(dim_n(33)));
+    Value *x = case_input(&c, "x", BF16, DIMS(dim_n(6), dim_n(33))),
+          *y = case_input(&c, "y", BF16, DIMS(dim_n(33)));
     Value *z = make(&c.b, OP_MUL, INS(make(&c.b, OP_ADD, INS(x, y)), y));
     case_return(&c, z, "z");
     case_return(&c, make(&c.b, OP_SOFTMAX, INS(x)), "softmax");
@@ -79,7 +87,7 @@ static void row_reductions_add_in_lane_order(void **state) {
     }
 }
 
-// ---- bodies -------------------------------------------------------------------------------------------------
+// ---- bodies --------------------------------------------------------------------------------------------
 
 // x / sqrt(mean(x^2) + eps) * g, for register-sized and wide rows.
 static void rms_norm_is_one_kernel(void **state) {
@@ -87,7 +95,8 @@ static void rms_norm_is_one_kernel(void **state) {
     for (int i = 0; i < 4; i++) {
         Case c = case_new();
         Dim D = dim_n(widths[i]);
-        Value *x = case_input(&c, "x", F32, DIMS(dim_n(3), dim_n(7), D)), *g = case_input(&c, "g", F32, DIMS(D));
+        Value *x = case_input(&c, "x", F32, DIMS(dim_n(3), dim_n(7), D)),
+              *g = case_input(&c, "g", F32, DIMS(D));
         BodyCase k = body_new(&c);
         Value *bx = body_arg(&k, x), *bg = body_arg(&k, g);
         Value *ss = make(&k.b, OP_SUM, INS(make(&k.b, OP_MUL, INS(bx, bx))), .axes = {1, {2}});
@@ -152,7 +161,9 @@ static void softmax_and_its_gradient_share_a_body(void **state) {
 
 // Scores with many ties: choose, read the chosen, put weights back; more rows than one task has.
 static void topk_take_and_put_choose_in_order(void **state) {
-    static const struct { int64_t n, k; } sizes[] = {{1, 1}, {8, 2}, {8, 1}, {16, 16}, {60, 6}, {130, 8}, {300, 40}};
+    static const struct {
+        int64_t n, k;
+    } sizes[] = {{1, 1}, {8, 2}, {8, 1}, {16, 16}, {60, 6}, {130, 8}, {300, 40}};
     for (int i = 0; i < 7; i++) {
         Case c = case_new();
         Value *x = case_input(&c, "x", F32, DIMS(dim_n(9), dim_n(101), dim_n(sizes[i].n)));
@@ -167,9 +178,12 @@ static void topk_take_and_put_choose_in_order(void **state) {
         Node *t = build(&k.b, OP_TOPK, INS(make(&k.b, OP_SOFTMAX, INS(z))), .k = sizes[i].k);
         Value *s = make(&k.b, OP_SUM, INS(&t->out[0]), .axes = {1, {2}});
         Value *w = make(&k.b, OP_DIV, INS(&t->out[0], s)), *e = &t->out[1];
-        Value *even = make(&k.b, OP_EQ, INS(make(&k.b, OP_MOD, INS(e, build_const(&k.b, 2, I32))), build_const(&k.b, 0, I32)));
+        Value *even =
+            make(&k.b, OP_EQ,
+                 INS(make(&k.b, OP_MOD, INS(e, build_const(&k.b, 2, I32))), build_const(&k.b, 0, I32)));
         Value *kept = make(&k.b, OP_SELECT, INS(even, e, build_const(&k.b, -1, I32)));
-        Value *back = make(&k.b, OP_PUT, INS(w, kept), .n = sizes[i].n), *some = make(&k.b, OP_TAKE, INS(z, kept));
+        Value *back = make(&k.b, OP_PUT, INS(w, kept), .n = sizes[i].n),
+              *some = make(&k.b, OP_TAKE, INS(z, kept));
         Node *f = body_end(&c, &k, (Value *[]){w, e, kept, back, some, NULL});
         for (int j = 0; j < 5; j++) case_return(&c, &f->out[j], arena_printf(c.arena, "g%d", j));
         assert_int_equal(case_compare_all(&c, 0, 1e-6), 0);
@@ -182,7 +196,8 @@ static void plain_symbols_size_rows_and_columns(void **state) {
         Case c = case_new();
         Sym *S = graph_add_sym(c.g, "S", SYM_PLAIN, 40, 0, 1);
         Dim d = {1, S};
-        Value *x = case_input(&c, "x", F32, DIMS(d, dim_n(24))), *y = case_input(&c, "y", F32, DIMS(dim_n(3), d));
+        Value *x = case_input(&c, "x", F32, DIMS(d, dim_n(24))),
+              *y = case_input(&c, "y", F32, DIMS(dim_n(3), d));
         case_return(&c, make(&c.b, OP_SOFTMAX, INS(x)), "rows");
         case_return(&c, make(&c.b, OP_SOFTMAX, INS(y)), "columns");
         case_return(&c, make(&c.b, OP_ADD, INS(x, x)), "flat");
@@ -191,7 +206,7 @@ static void plain_symbols_size_rows_and_columns(void **state) {
     }
 }
 
-// ---- random bodies ------------------------------------------------------------------------------------------
+// ---- random bodies -------------------------------------------------------------------------------------
 
 static void random_bodies_give_the_evaluators_bits(void **state) {
     static const Op unary[] = {OP_NEG, OP_ABS, OP_SIGMOID, OP_TANH, OP_FLOOR, OP_SIGN};
@@ -202,14 +217,17 @@ static void random_bodies_give_the_evaluators_bits(void **state) {
         Case c = case_new();
         int64_t W = widths[case_random(&r) % 6];
         Dims full = DIMS(dim_n(2), dim_n(3), dim_n(W)), row = DIMS(dim_n(2), dim_n(3), dim_n(1));
-        Dims shapes[] = {full, full, row, DIMS(dim_n(W)), DIMS(dim_n(3), dim_n(1)), DIMS(dim_n(2), dim_n(1), dim_n(W)), {0}};
+        Dims shapes[] = {
+            full, full, row, DIMS(dim_n(W)), DIMS(dim_n(3), dim_n(1)), DIMS(dim_n(2), dim_n(1), dim_n(W)),
+            {0}};
         BodyCase k = body_new(&c);
         Value *pool[64];
         int n = 0;
         for (int i = 0; i < 7; i++)
             pool[n++] = body_arg(&k, case_input(&c, arena_printf(c.arena, "x%d", i), F32, shapes[i]));
         while (n < 40) {
-            Value *a = pool[case_random(&r) % (uint32_t)n], *b = pool[n - 1 - (int)(case_random(&r) % 6u)], *y = NULL;
+            Value *a = pool[case_random(&r) % (uint32_t)n], *b = pool[n - 1 - (int)(case_random(&r) % 6u)],
+                  *y = NULL;
             bool wide = a->type.ndim == 3 && a->type.dim[2].n == W && a->type.dim[1].n == 3;
             switch (case_random(&r) % 8) {
             case 0: y = build_unary(&k.b, unary[case_random(&r) % 6], a); break;
@@ -232,7 +250,8 @@ static void random_bodies_give_the_evaluators_bits(void **state) {
         Value *out[16];
         int n_out = 0;
         for (int i = n - 1; i > 6 && n_out < 6; i--)
-            if (pool[i]->type.ndim == 3 && pool[i]->type.dim[0].n == 2 && pool[i]->type.dim[1].n == 3) out[n_out++] = pool[i];
+            if (pool[i]->type.ndim == 3 && pool[i]->type.dim[0].n == 2 && pool[i]->type.dim[1].n == 3)
+                out[n_out++] = pool[i];
         out[n_out] = NULL;
         if (n_out) {
             Node *f = body_end(&c, &k, out);
@@ -246,7 +265,7 @@ static void random_bodies_give_the_evaluators_bits(void **state) {
     }
 }
 
-// ---- vector math --------------------------------------------------------------------------------------------
+// ---- vector math ---------------------------------------------------------------------------------------
 
 static double ulps(float y, double exact) {
     if (isnan(exact)) return isnan(y) ? 0 : INFINITY;
@@ -261,9 +280,14 @@ static double exact_sigmoid(double x) { return x < -87 ? NAN : 1 / (1 + exp(-x))
 static float sigmoid_above(float x) { return x < -87 ? NAN : vm_sigmoid(x); }
 
 static void vector_math_stays_within_its_bounds(void **state) {
-    static const struct { const char *name; float (*f)(float); double (*exact)(double); double bound; } fn[] = {
-        {"exp", vm_exp, exp, 1.1}, {"log", vm_log, log, 1.0}, {"log1p", vm_log1p, log1p, 2.0},
-        {"sigmoid", sigmoid_above, exact_sigmoid, 2.5}, {"tanh", vm_tanh, tanh, 1.5}, {"erf", vm_erf, erf, 2.5}};
+    static const struct {
+        const char *name;
+        float (*f)(float);
+        double (*exact)(double);
+        double bound;
+    } fn[] = {{"exp", vm_exp, exp, 1.1},       {"log", vm_log, log, 1.0},
+              {"log1p", vm_log1p, log1p, 2.0}, {"sigmoid", sigmoid_above, exact_sigmoid, 2.5},
+              {"tanh", vm_tanh, tanh, 1.5},    {"erf", vm_erf, erf, 2.5}};
     for (int i = 0; i < 6; i++) {
         double most = 0;
         float at = 0;

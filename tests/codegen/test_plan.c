@@ -1,5 +1,5 @@
-// A plan must keep what the graph means: updates see old contents, gradients add over waves, equal kernels are one,
-// damaged cache files are compiled again, objects hold the same plan.
+// A plan must keep what the graph means: updates see old contents, gradients add over waves, equal kernels
+// are one, damaged cache files are compiled again, objects hold the same plan.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -45,7 +45,8 @@ static void *data(const Loaded *l, const char *name) {
 }
 
 static Value *state(Case *c, const char *name, int64_t n) {
-    return make(&c->b, OP_STATE, INS(NULL), .name = intern(name), .dtype = F32, .dims = DIMS(dim_n(n)), .init = intern("zeros"));
+    return make(&c->b, OP_STATE, INS(NULL), .name = intern(name), .dtype = F32, .dims = DIMS(dim_n(n)),
+                .init = intern("zeros"));
 }
 
 static const char *const both[] = {"cpu", "interp"};
@@ -54,12 +55,12 @@ static void updates_see_the_old_contents(void **test) {
     for (int t = 0; t < 2; t++) {
         Case c = case_new();
         Value *a = state(&c, "a", 40), *b = state(&c, "b", 40), *s = state(&c, "s", 40);
-        build(&c.b, OP_UPDATE, INS(b), .name = intern("a"));                            // a and b change places
+        build(&c.b, OP_UPDATE, INS(b), .name = intern("a")); // a and b change places
         build(&c.b, OP_UPDATE, INS(a), .name = intern("b"));
-        Value *next = build_binary(&c.b, OP_ADD, s, a);                                 // s is overwritten in place
+        Value *next = build_binary(&c.b, OP_ADD, s, a); // s is overwritten in place
         build(&c.b, OP_UPDATE, INS(next), .name = intern("s"));
         Value *late = state(&c, "late", 40), *sum = build_binary(&c.b, OP_ADD, late, b);
-        Value *again = build_binary(&c.b, OP_MUL, late, late);                          // reads late after its successor is made
+        Value *again = build_binary(&c.b, OP_MUL, late, late); // reads late after its successor is made
         build(&c.b, OP_UPDATE, INS(sum), .name = intern("late"));
         case_return(&c, again, "again");
         CompileOpts opts = {.cache_dir = ""};
@@ -80,12 +81,14 @@ static void gradients_add_over_waves(void **test) {
     for (int64_t waves = 0; waves < 2; waves++) {
         Case c = case_new();
         Value *x = case_input(&c, "x", F32, DIMS(dim_n(5), dim_n(33)));
-        Value *w = make(&c.b, OP_PARAM, INS(NULL), .name = intern("w"), .dtype = F32, .dims = DIMS(dim_n(5), dim_n(33)),
-                        .init = intern("normal"), .init_a = 0.5, .group = intern("expert"));
+        Value *w = make(&c.b, OP_PARAM, INS(NULL), .name = intern("w"), .dtype = F32,
+                        .dims = DIMS(dim_n(5), dim_n(33)), .init = intern("normal"), .init_a = 0.5,
+                        .group = intern("expert"));
         build(&c.b, OP_ACCUMULATE, INS(build_binary(&c.b, OP_MUL, x, w)), .name = intern("w"));
         Case u = case_new();
         u.g->name = intern("update");
-        Value *g = make(&u.b, OP_STATE, INS(NULL), .name = intern("grad/w"), .dtype = F32, .dims = DIMS(dim_n(5), dim_n(33)));
+        Value *g = make(&u.b, OP_STATE, INS(NULL), .name = intern("grad/w"), .dtype = F32,
+                        .dims = DIMS(dim_n(5), dim_n(33)));
         case_return(&u, g, "seen");
         CompileOpts opts = {.cache_dir = "", .waves = waves};
         Loaded l = load((Graph *[]){c.g, u.g}, 2, "cpu", &opts, c.diag);
@@ -95,7 +98,8 @@ static void gradients_add_over_waves(void **test) {
         float *grad = data(&l, "grad/w"), *fx = data(&l, "x"), *fw = data(&l, "w");
         for (int i = 0; i < 165; i++) grad[i] = NAN, fx[i] = (float)i, fw[i] = 2;
         case_execute(l.code, &l.m, 0);                       // both programs, one after the other
-        for (int i = 0; i < 165; i++) assert_true(grad[i] == (float)(2 * i) && ((float *)data(&l, "seen"))[i] == (float)(2 * i));
+        for (int i = 0; i < 165; i++)
+            assert_true(grad[i] == (float)(2 * i) && ((float *)data(&l, "seen"))[i] == (float)(2 * i));
         if (waves != 1) {
             *(int32_t *)data(&l, "wave") = 1;
             for (int i = 0; i < 165; i++) fx[i] = 1;
@@ -110,7 +114,8 @@ static void gradients_add_over_waves(void **test) {
 
 static void equal_kernels_are_one_and_constants_count(void **test) {
     Case c = case_new();
-    Value *x = case_input(&c, "x", F32, DIMS(dim_n(4), dim_n(50))), *y = case_input(&c, "y", F32, DIMS(dim_n(4), dim_n(50)));
+    Value *x = case_input(&c, "x", F32, DIMS(dim_n(4), dim_n(50))),
+          *y = case_input(&c, "y", F32, DIMS(dim_n(4), dim_n(50)));
     Value *in[] = {x, y, x};
     static const double factor[] = {2, 2, 3};
     for (int i = 0; i < 3; i++) {
@@ -132,18 +137,20 @@ static void equal_kernels_are_one_and_constants_count(void **test) {
 static void routes_without_rows_do_nothing(void **test) {
     Case c = case_new();
     Sym *R = graph_add_sym(c.g, "R", SYM_RAGGED, 60, 8, 1);
-    Value *x = case_input(&c, "x", F32, DIMS(dim_n(30), dim_n(20))), *e = case_input(&c, "e", I32, DIMS(dim_n(30), dim_n(2)));
+    Value *x = case_input(&c, "x", F32, DIMS(dim_n(30), dim_n(20))),
+          *e = case_input(&c, "e", I32, DIMS(dim_n(30), dim_n(2)));
     Value *none = make(&c.b, OP_MIN, INS(e, build_const(&c.b, -1, I32)));
     Node *route = build(&c.b, OP_ROUTE, INS(none), .experts = 8, .sym = R);
     R->extent = &route->out[0];
     Value *token = build_binary(&c.b, OP_DIV, &route->out[2], build_const(&c.b, 2, I32));
     Value *rows = build_unary(&c.b, OP_EXP, make(&c.b, OP_GATHER_ROWS, INS(x, token)));
-    case_return(&c, make(&c.b, OP_SCATTER_ADD_ROWS, INS(rows, token), .dims = DIMS(dim_n(30), dim_n(20))), "sum");
+    case_return(&c, make(&c.b, OP_SCATTER_ADD_ROWS, INS(rows, token), .dims = DIMS(dim_n(30), dim_n(20))),
+                "sum");
     assert_int_equal(case_compare_all(&c, 0, 0), 0);
     case_free(&c);
 }
 
-// ---- the code cache and object files ------------------------------------------------------------------------
+// ---- the code cache and object files -------------------------------------------------------------------
 
 static Graph *small_graph(Case *c) {
     Value *x = case_input(c, "x", F32, DIMS(dim_n(4), dim_n(50)));

@@ -60,14 +60,17 @@ static void rows_are_gathered_and_scattered_by_index(void **state) {
     for (int i = 0; i < 6; i++) {
         Case c = case_new();
         Dim D = dim_n(widths[i]);
-        Value *x = case_input(&c, "x", F32, DIMS(dim_n(2), dim_n(4), D)), *v = case_input(&c, "v", F32, DIMS(dim_n(61), D));
-        Value *e = case_input(&c, "e", I32, DIMS(dim_n(61))), *e2 = case_input(&c, "e2", I32, DIMS(dim_n(7), dim_n(3)));
+        Value *x = case_input(&c, "x", F32, DIMS(dim_n(2), dim_n(4), D)),
+              *v = case_input(&c, "v", F32, DIMS(dim_n(61), D));
+        Value *e = case_input(&c, "e", I32, DIMS(dim_n(61))),
+              *e2 = case_input(&c, "e2", I32, DIMS(dim_n(7), dim_n(3)));
         Value *h = case_input(&c, "h", BF16, DIMS(dim_n(8), D));
         case_return(&c, make(&c.b, OP_GATHER_ROWS, INS(x, e)), "gather");
         case_return(&c, make(&c.b, OP_GATHER_ROWS, INS(x, e2)), "gather2");
         case_return(&c, make(&c.b, OP_GATHER_ROWS, INS(h, e2)), "gather16");
         case_return(&c, make(&c.b, OP_SCATTER_ADD_ROWS, INS(v, e), .dims = DIMS(dim_n(8), D)), "scatter");
-        case_return(&c, make(&c.b, OP_SCATTER_ADD_ROWS, INS(v, e), .dims = DIMS(dim_n(2), dim_n(50), D)), "sparse");
+        case_return(&c, make(&c.b, OP_SCATTER_ADD_ROWS, INS(v, e), .dims = DIMS(dim_n(2), dim_n(50), D)),
+                    "sparse");
         assert_int_equal(case_compare_all(&c, 0, 0), 0);
         case_free(&c);
     }
@@ -78,9 +81,12 @@ static void scatter_into_a_parameter_adds_per_leaf(void **state) {
         Case c = case_new();
         Sym *L = graph_add_sym(c.g, "L", SYM_LEAF, leaves, 0, 1);
         Dim l = {1, L};
-        Value *v = case_input(&c, "v", F32, DIMS(l, dim_n(3), dim_n(20), dim_n(72))), *e = case_input(&c, "e", I32, DIMS(l, dim_n(3), dim_n(20)));
-        case_return(&c, make(&c.b, OP_SCATTER_ADD_ROWS, INS(v, e), .dims = DIMS(dim_n(20), dim_n(72))), "table");
-        case_return(&c, make(&c.b, OP_SCATTER_ADD_ROWS, INS(v, e), .dims = DIMS(((Dim){5, L}), dim_n(72))), "tokens");
+        Value *v = case_input(&c, "v", F32, DIMS(l, dim_n(3), dim_n(20), dim_n(72))),
+              *e = case_input(&c, "e", I32, DIMS(l, dim_n(3), dim_n(20)));
+        case_return(&c, make(&c.b, OP_SCATTER_ADD_ROWS, INS(v, e), .dims = DIMS(dim_n(20), dim_n(72))),
+                    "table");
+        case_return(&c, make(&c.b, OP_SCATTER_ADD_ROWS, INS(v, e), .dims = DIMS(((Dim){5, L}), dim_n(72))),
+                    "tokens");
         assert_int_equal(case_compare_all(&c, 0, 0), 0);
         case_free(&c);
     }
@@ -90,22 +96,31 @@ static void memory_moves_along_every_axis(void **state) {
     static const DType types[] = {F32, BF16, BOOL, I32};
     for (int t = 0; t < 4; t++) {
         Case c = case_new();
-        Value *x = case_input(&c, "x", types[t], DIMS(dim_n(3), dim_n(5), dim_n(38))), *y = case_input(&c, "y", types[t], DIMS(dim_n(3), dim_n(5), dim_n(38)));
+        Value *x = case_input(&c, "x", types[t], DIMS(dim_n(3), dim_n(5), dim_n(38))),
+              *y = case_input(&c, "y", types[t], DIMS(dim_n(3), dim_n(5), dim_n(38)));
         Value *big = case_input(&c, "big", types[t], DIMS(dim_n(2), dim_n(9000)));
         for (int axis = 0; axis < 3; axis++) {
-            case_return(&c, make(&c.b, OP_SLICE, INS(x), .axis = axis, .begin = 1, .end = 3), arena_printf(c.arena, "slice%d", axis));
-            case_return(&c, make(&c.b, OP_CONCAT, INS(x, y, x), .axis = axis), arena_printf(c.arena, "concat%d", axis));
+            case_return(&c, make(&c.b, OP_SLICE, INS(x), .axis = axis, .begin = 1, .end = 3),
+                        arena_printf(c.arena, "slice%d", axis));
+            case_return(&c, make(&c.b, OP_CONCAT, INS(x, y, x), .axis = axis),
+                        arena_printf(c.arena, "concat%d", axis));
             if (types[t] != BOOL)
-                case_return(&c, make(&c.b, OP_UNSLICE, INS(x), .axis = axis, .begin = 2, .n = 45), arena_printf(c.arena, "unslice%d", axis));
+                case_return(&c, make(&c.b, OP_UNSLICE, INS(x), .axis = axis, .begin = 2, .n = 45),
+                            arena_printf(c.arena, "unslice%d", axis));
         }
         static const int64_t perms[][3] = {{1, 0, 2}, {2, 1, 0}, {0, 2, 1}, {2, 0, 1}};
         for (int i = 0; i < 4; i++)
-            case_return(&c, make(&c.b, OP_PERMUTE, INS(x), .perm = {3, {perms[i][0], perms[i][1], perms[i][2]}}), arena_printf(c.arena, "permute%d", i));
+            case_return(&c,
+                        make(&c.b, OP_PERMUTE, INS(x), .perm = {3, {perms[i][0], perms[i][1], perms[i][2]}}),
+                        arena_printf(c.arena, "permute%d", i));
         case_return(&c, make(&c.b, OP_SLICE, INS(big), .axis = 1, .begin = 7, .end = 8900), "cut");
         case_return(&c, make(&c.b, OP_SLICE, INS(big), .axis = 0, .begin = 1, .end = 2), "half");
         case_return(&c, make(&c.b, OP_CONCAT, INS(big, big), .axis = 0), "stack");
-        case_return(&c, make(&c.b, OP_BROADCAST, INS(make(&c.b, OP_SLICE, INS(x), .axis = 1, .begin = 0, .end = 1)),
-                             .dims = DIMS(dim_n(2), dim_n(3), dim_n(4), dim_n(38))), "broadcast");
+        case_return(&c,
+                    make(&c.b, OP_BROADCAST,
+                         INS(make(&c.b, OP_SLICE, INS(x), .axis = 1, .begin = 0, .end = 1)),
+                         .dims = DIMS(dim_n(2), dim_n(3), dim_n(4), dim_n(38))),
+                    "broadcast");
         assert_int_equal(case_compare_all(&c, 0, 0), 0);
         case_free(&c);
     }
@@ -117,7 +132,8 @@ static void ragged_rows_follow_their_route(void **state) {
     Sym *L = graph_add_sym(c.g, "L", SYM_LEAF, 2, 0, 1);
     Dim l = {1, L};
     Sym *R = graph_add_sym(c.g, "R", SYM_RAGGED, 2 * 30 * 2, 8, 2);
-    Value *x = case_input(&c, "x", F32, DIMS(l, dim_n(30), dim_n(40))), *e = case_input(&c, "e", I32, DIMS(l, dim_n(30), dim_n(2)));
+    Value *x = case_input(&c, "x", F32, DIMS(l, dim_n(30), dim_n(40))),
+          *e = case_input(&c, "e", I32, DIMS(l, dim_n(30), dim_n(2)));
     Node *route = build(&c.b, OP_ROUTE, INS(e), .experts = 8, .sym = R);
     R->extent = &route->out[0];
     Value *slot = &route->out[2];
@@ -130,7 +146,9 @@ static void ragged_rows_follow_their_route(void **state) {
     Node *f = body_end(&c, &k, (Value *[]){make(&k.b, OP_ADD, INS(y, s)), s, NULL});
     case_return(&c, &f->out[0], "rows");
     case_return(&c, &f->out[1], "sums");
-    case_return(&c, make(&c.b, OP_SCATTER_ADD_ROWS, INS(&f->out[0], token), .dims = DIMS(l, dim_n(30), dim_n(40))), "combined");
+    case_return(
+        &c, make(&c.b, OP_SCATTER_ADD_ROWS, INS(&f->out[0], token), .dims = DIMS(l, dim_n(30), dim_n(40))),
+        "combined");
     case_return(&c, &route->out[0], "offsets");
     assert_int_equal(case_compare_all(&c, 0, 1e-5), 0);
     case_free(&c);
@@ -158,7 +176,8 @@ static void gates_run_as_bodies_and_lone_ops(void **state) {
     Node *route = build(&k.b, OP_ROUTE, INS(chosen), .experts = 8, .sym = R);
     R->extent = &route->out[0];
     Value *token = make(&k.b, OP_DIV, INS(&route->out[2], build_const(&k.b, 2, I32)));
-    build_node(&k.b, OP_YIELD, INS(norm, chosen, mean, counts, &route->out[0], &route->out[1], token, p, e, p), &(Attrs){0});
+    build_node(&k.b, OP_YIELD,
+               INS(norm, chosen, mean, counts, &route->out[0], &route->out[1], token, p, e, p), &(Attrs){0});
     Node *gate = build(&c.b, OP_GATE, INS(z), .body = k.g);
     R->extent = &gate->out[4];
     for (int i = 0; i < gate->n_out; i++) case_return(&c, &gate->out[i], arena_printf(c.arena, "r%d", i));
@@ -172,7 +191,9 @@ static void random_numbers_are_philox(void **state) {
         Case c = case_new();
         Value *rng = case_input(&c, "rng", I32, DIMS(dim_n(4)));
         for (int stream = 0; stream < 3; stream++)
-            case_return(&c, make(&c.b, OP_RANDOM, INS(rng), .stream = stream, .dtype = F32, .dims = DIMS(dim_n(3), dim_n(sizes[i]))),
+            case_return(&c,
+                        make(&c.b, OP_RANDOM, INS(rng), .stream = stream, .dtype = F32,
+                             .dims = DIMS(dim_n(3), dim_n(sizes[i]))),
                         arena_printf(c.arena, "u%d", stream));
         assert_int_equal(case_compare_all(&c, 0, 0), 0);
         case_free(&c);
