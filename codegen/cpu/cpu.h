@@ -25,7 +25,7 @@ void cpu_objects(const CpuTarget *t, const EmittedPlan *e, const CompileOpts *op
 // ---- code cache (cache.c): one file per kernel, named by the hash of all that the code depends on ------
 typedef struct { char dir[4096]; bool on; } CodeCache;
 CodeCache cache_open(const char *dir);
-bool cache_load(const CodeCache *c, const CpuTarget *t, const char *key, Object *o);   // false: not there whole
+bool cache_load(const CodeCache *c, const CpuTarget *t, const char *key, Object *o);   // false: none whole
 void cache_store(const CodeCache *c, const CpuTarget *t, const char *key, const Object *o);
 void cache_trim(const CodeCache *c); // to 256 MB, oldest files first
 
