@@ -236,6 +236,20 @@ int64_t session_parameters(Session *s, int64_t *active) {
     return total;
 }
 
+// How many ids the model has rows for: the rows of the table its tokens are looked up in.  0: they aren't.
+static int64_t vocabulary(Session *s) {
+    int n;
+    const ParamInfo *p = program_params(s->program, &n);
+    if (!p || n == 0) return 0;
+    for_each_node(p[0].node->graph, node) {
+        if (node->op != OP_GATHER_ROWS || node->in[1]->node->op != OP_INPUT) continue;
+        const char *input = node->in[1]->node->attr.name;
+        const Type *table = &node->in[0]->type;
+        if (!strcmp(input, "tokens") && !table->dim[0].sym) return table->dim[0].n;
+    }
+    return 0;
+}
+
 char *session_json(Session *s) {
     const Settings *t = s->settings;
     json_t *train = json_object(), *data = json_object(), *gen = json_object(), *sets = json_array();
@@ -288,9 +302,9 @@ char *session_json(Session *s) {
     int64_t active, total = session_parameters(s, &active);
     size_t n;
     const char *text_of_model = diag_file_text(s->diag, program_main(s->program)->file, &n);
-    json_t *root = json_pack("{s:{s:s, s:s, s:s%, s:I, s:I}, s:o, s:o, s:o, s:o}", "model", "name", program_model_name(s->program), "file",
+    json_t *root = json_pack("{s:{s:s, s:s, s:s%, s:I, s:I, s:I}, s:o, s:o, s:o, s:o}", "model", "name", program_model_name(s->program), "file",
                              program_main(s->program)->path, "text", text_of_model, n, "parameters", (json_int_t)total, "active",
-                             (json_int_t)active, "sets", sets, "train", train, "data", data, "generate", gen);
+                             (json_int_t)active, "vocabulary", (json_int_t)vocabulary(s), "sets", sets, "train", train, "data", data, "generate", gen);
     char *text = json_dumps(root, JSON_INDENT(2));
     json_decref(root);
     return text;

@@ -159,10 +159,6 @@ static bool load_trained(Session *s, const char *path, const char *ckpt, bool hf
     return false;
 }
 
-static RtStatus open_tokenizer(const RtSettings *s, RtTokenizer **out, RtError *e) {
-    return rt_tokenizer_open(s->tokenizer.kind, s->tokenizer.n_args ? s->tokenizer.arg[0] : NULL, out, e);
-}
-
 int cmd_eval(Cli *c) {
     Session s;
     RtSettings *settings;
@@ -181,7 +177,7 @@ int cmd_eval(Cli *c) {
     RtData *data = NULL;
     RtEvalResult result;
     const RtTensor *tokens = rt_tensor(s.plan, "tokens");
-    RtStatus status = open_tokenizer(settings, &tokenizer, &e);
+    RtStatus status = rt_open_tokenizer(settings, &tokenizer, &e);
     if (status == RT_OK) status = rt_data_open(settings, tokens->dim[tokens->ndim - 1], tokenizer, NULL, &data, &e);
     if (status == RT_OK) status = rt_eval(s.plan, data, settings->seed, 0, &result, &e);
     if (status == RT_OK) rt_eval_print(&result, stdout);
@@ -216,7 +212,7 @@ int cmd_generate(Cli *c) {
         return give_up(&s);
     }
     RtGenerateResult result = {0};
-    RtStatus status = open_tokenizer(settings, &tokenizer, &e);
+    RtStatus status = rt_open_tokenizer(settings, &tokenizer, &e);
     if (status == RT_OK) {
         if (isatty(1) && !c->quiet) fputs(prompt, stdout);
         status = rt_generate(s.plan, tokenizer, settings, prompt, stdout, &result, &e);

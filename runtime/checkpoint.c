@@ -665,7 +665,8 @@ RtStatus rt_ckpt_load_newest(const char *run, RtPlanInstance *p, RtCkptInfo *inf
         free(*dir);
         *dir = NULL;
         if (status != RT_BAD_FILE) return status;
-        if (!of_newest.code) of_newest = e ? *e : (RtError){RT_BAD_FILE, ""};      // the one before may be better
+        // the one before may be better
+        if (!of_newest.code) of_newest = e ? *e : (RtError){RT_BAD_FILE, ""};
         ++*skipped;
     }
 }

@@ -200,6 +200,18 @@ static RtStatus open_files(RtData *d, const RtSettings *s, const char *cache_dir
     return status;
 }
 
+RtStatus rt_open_tokenizer(const RtSettings *s, RtTokenizer **out, RtError *e) {
+    const RtCallSetting *t = &s->tokenizer;
+    RtStatus status = rt_tokenizer_open(t->kind, t->n_args ? t->arg[0] : NULL, out, e);
+    if (status != RT_OK) return rt_add_context(e, status, "data.tokenizer");
+    if (!s->vocabulary || (*out)->vocab <= s->vocabulary) return RT_OK;
+    status = rt_fail(e, RT_BAD_SETTING, "data.tokenizer: %s has %d ids, but the model's vocabulary has %lld",
+                     t->kind, (int)(*out)->vocab, (long long)s->vocabulary);
+    rt_tokenizer_close(*out);
+    *out = NULL;
+    return status;
+}
+
 RtStatus rt_data_open(const RtSettings *s, int64_t sequence, const RtTokenizer *t, const char *cache_dir,
                       RtData **out, RtError *e) {
     *out = NULL;

@@ -8,6 +8,9 @@
 #include "runtime/settings.h"
 #include "runtime/tokenizer.h"
 
+// The tokenizer that data.tokenizer names; refused if it has ids that the model has no place for.
+RtStatus rt_open_tokenizer(const RtSettings *s, RtTokenizer **out, RtError *e);
+
 typedef struct RtData RtData;
 typedef struct { int64_t epoch, next_sample; } RtDataPos;          // {0} = the beginning
 

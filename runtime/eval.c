@@ -65,6 +65,7 @@ RtStatus rt_eval(RtPlanInstance *p, const RtData *d, uint64_t seed, int64_t max_
         rt_report_begin(&report);
         out->tokens = run_batches(p, d, &in, program, seed, samples, counts, &report, out);
         out->ce = ce_of(&report);
+        if (isnan(out->ce)) out->ce = NAN;           // without a sign, which printf would write
         out->loss = report.loss;
         if (isnan(out->ce) && report.n_sources == 0)
             s = rt_fail(e, RT_BAD_PLAN, "program 'eval' reports no loss");

@@ -1,6 +1,7 @@
 // The progress line.
 #include "runtime/progress.h"
 
+#include <math.h>
 #include <stdarg.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -12,6 +13,17 @@ void rt_duration(double seconds, char out[24]) {
     else if (s >= 3600) snprintf(out, 24, "%ldh%02ldm", s / 3600, s / 60 % 60);
     else if (s >= 60) snprintf(out, 24, "%ldm%02lds", s / 60, s % 60);
     else snprintf(out, 24, "%lds", s);
+}
+
+char *rt_thousands(int64_t n, char out[32]) {
+    char digits[32];
+    int length = snprintf(digits, sizeof digits, "%lld", (long long)n), at = 0;
+    for (int i = 0; i < length; i++) {
+        if (i && (length - i) % 3 == 0 && digits[i - 1] != '-') out[at++] = ',';
+        out[at++] = digits[i];
+    }
+    out[at] = 0;
+    return out;
 }
 
 void rt_progress_open(RtProgress *p, FILE *out, int64_t first_step, int64_t last_step) {
@@ -33,14 +45,15 @@ static bool is_shown(const RtProgress *p, int64_t step) {
 void rt_progress_step(RtProgress *p, const RtProgressLine *l) {
     if (!p->out || !is_shown(p, l->step)) return;
     char text[256], left[24];
-    size_t n = (size_t)snprintf(text, sizeof text, "step %lld/%lld  loss %.4f  %.0f tok/s",
-                                (long long)l->step, (long long)p->last_step, l->loss, l->tokens_per_s);
+    size_t n = (size_t)snprintf(text, sizeof text, "step %lld/%lld  loss %.4f  %.0f tok/s", (long long)l->step,
+                                (long long)p->last_step, isnan(l->loss) ? NAN : l->loss,   // without its sign
+                                l->tokens_per_s);
     if (l->mfu >= 0) n += (size_t)snprintf(text + n, sizeof text - n, "  MFU %.1f%%", 100 * l->mfu);
     if (l->load >= 0) n += (size_t)snprintf(text + n, sizeof text - n, "  load %.2f", l->load);
-    if (l->drop >= 0) n += (size_t)snprintf(text + n, sizeof text - n, "  drop %.1f%%", 100 * l->drop);
+    if (l->drop > 0) n += (size_t)snprintf(text + n, sizeof text - n, "  drop %.1f%%", 100 * l->drop);
     if (l->skipped) n += (size_t)snprintf(text + n, sizeof text - n, "  skipped %lld", (long long)l->skipped);
     rt_duration(l->seconds_left, left);
-    snprintf(text + n, sizeof text - n, "  left %s", left);
+    if (l->step < p->last_step) snprintf(text + n, sizeof text - n, "  left %s", left);
     if (!p->terminal) {
         fprintf(p->out, "%s\n", text);
         fflush(p->out);

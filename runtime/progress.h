@@ -14,7 +14,7 @@ typedef struct {
 typedef struct {
     int64_t step;
     double  loss, tokens_per_s, mfu;        // mfu < 0: unknown
-    double  load, drop;                     // < 0: not reported
+    double  load, drop;                     // < 0: not reported; a drop of 0 is not shown
     double  seconds_left;
     int64_t skipped;
 } RtProgressLine;
@@ -24,6 +24,8 @@ void rt_progress_step(RtProgress *p, const RtProgressLine *l);
 // A line of its own.
 void rt_progress_say(RtProgress *p, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 void rt_progress_close(RtProgress *p);
+// 1234567 -> "1,234,567"; returns out
+char *rt_thousands(int64_t n, char out[32]);
 // 3725 -> "1h02m", 95 -> "1m35s"
 void rt_duration(double seconds, char out[24]);
 

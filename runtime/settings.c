@@ -262,7 +262,7 @@ static RtStatus read_number(const Key *k, const json_t *v, const char *name, voi
     bool whole = k->type != REAL && k->type != REAL_OR_NONE;
     double x = json_is_number(v) ? json_number_value(v) : NAN;
     char what[96];
-    snprintf(what, sizeof what, k->most < 1e6 ? "a %snumber from %g to %g" : "a %snumber from %g",
+    snprintf(what, sizeof what, k->most <= 1e6 ? "a %snumber from %g to %g" : "a %snumber from %g",
              whole ? "whole " : "", k->least, k->most);
     if (!(x >= k->least && x <= k->most) || (whole && x != floor(x))) return expected(name, what, v, e);
     if (k->type == UINT)
@@ -322,6 +322,7 @@ static RtStatus read_all(RtSettings *s, RtError *e) {
         const json_t *v = json_object_get(json_object_get(s->json, keys[i].block), keys[i].key);
         if (v) RT_TRY(read_key(&keys[i], v, s, e));
     }
+    s->vocabulary = json_integer_value(json_object_get(json_object_get(s->json, "model"), "vocabulary"));
     return RT_OK;
 }
 

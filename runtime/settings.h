@@ -1,6 +1,6 @@
 // What a run may be told: the keys of train, data and generate, read from JSON and from `key=value`.
 //
-// The JSON is one object with the objects "train", "data", "generate" (others are kept, not read).  Keys and
+// The JSON is one object with the objects "train", "data", "generate" (of others only model.vocabulary is read).  Keys and
 // words are those of the language's blocks; none is null; a quantity is {"value": 500, "unit": "steps"} (a
 // plain number where no unit is possible); a call is {"kind": "cosine", "warmup": {...}, "floor": 0.1}, its
 // positional arguments in "args": {"kind": "text", "args": ["kjv.txt"]}.
@@ -26,6 +26,7 @@ typedef struct {
 typedef struct { char *kind; char **arg; int n_args; } RtCallSetting;   // text("a.txt"), gpt2("dir"), bytes
 
 typedef struct {
+    int64_t vocabulary;                // of the model: token ids are below it; 0: unknown
     // train
     int64_t batch, sequence;           // 0: what the plan says
     RtQuantity length, stop, eval_every, save_every;

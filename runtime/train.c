@@ -44,6 +44,11 @@ static void on_signal(int signal_number) {
     stop_signal = signal_number;
 }
 
+enum {
+    RECENT = 20,                               // steps that the rate shown is the mean of
+    SKIPS_SAID = 3                             // skipped steps in a row that are told one by one
+};
+
 typedef struct {
     const RtTrainOpts *o;
     const RtSettings  *s;
@@ -60,11 +65,11 @@ typedef struct {
     RtSchedule schedule;
     double  eval_every, save_every; // in steps; 0: never; -1: by minutes
     // the run so far
-    int64_t step, skipped, tokens, first_step;
+    int64_t step, skipped, skipped_in_a_row, tokens, first_step;
     RtDataPos pos;
     double  seconds_before;         // of earlier processes
     int64_t begin_ns, saved_ns, evaluated_ns, saved_step;
-    double  seconds_per_step;       // smoothed
+    double  recent[RECENT];         // seconds of the last steps
     RtReport report;
     int64_t *counts;                // [waves, leaves]: labels that count
     FILE    *metrics;
@@ -96,8 +101,7 @@ static RtStatus open_data(Run *r, RtError *e) {
     if (s->sequence && s->sequence != r->in.sequence)
         return rt_fail(e, RT_BAD_SETTING, "train.sequence is %lld, but the plan has %lld",
                        (long long)s->sequence, (long long)r->in.sequence);
-    const RtCallSetting *t = &s->tokenizer;
-    RT_TRY(rt_tokenizer_open(t->kind ? t->kind : "bytes", t->n_args ? t->arg[0] : NULL, &r->tokenizer, e));
+    RT_TRY(rt_open_tokenizer(s, &r->tokenizer, e));
     RT_TRY(rt_data_open(s, r->in.sequence, r->tokenizer, r->o->cache_dir, &r->data, e));
     double sequences = (double)(a_pass * r->waves);
     r->size = (RtStepSize){.tokens = sequences * (double)r->in.sequence,
@@ -216,29 +220,30 @@ static RtStatus open_outputs(Run *r, RtError *e) {
     return rt_events_open(r->o->run_dir, r->step + 1, &r->events, e);
 }
 
+static const char *plural(int64_t n) { return n == 1 ? "" : "s"; }
+
 static void say_start(Run *r) {
     RtProgress *g = &r->progress;
     const RtPlan *plan = r->p->plan;
-    double lower = (double)plan->lower_bound_bytes;
-    rt_progress_say(g, "%s: %.3f M parameters", r->o->model_name ? r->o->model_name : "model",
-                    (double)rt_parameters(r->p) / 1e6);
-    rt_progress_say(g,
-                    "step: %lld waves x %lld lanes x %lld sequences x %lld tokens = %.0f tokens, %d thread%s",
-                    (long long)r->waves, (long long)r->in.leaves, (long long)r->in.batch,
-                    (long long)r->in.sequence, r->size.tokens, r->p->threads, r->p->threads == 1 ? "" : "s");
-    rt_progress_say(g, "data: %lld tokens%s, %lld samples to train on, %lld held out",
-                    (long long)rt_data_tokens(r->data), rt_data_cached(r->data) ? " (cached)" : "",
-                    (long long)rt_data_samples(r->data), (long long)rt_data_held_out(r->data));
-    if (lower > 0)
-        rt_progress_say(g, "memory: %.1f MB for the run, %.1f MB for a pass (%.2f x the lower bound)",
-                        (double)plan->persistent_bytes / 1e6, (double)plan->step_bytes / 1e6,
-                        (double)plan->step_bytes / lower);
-    else
-        rt_progress_say(g, "memory: %.1f MB for the run, %.1f MB for a pass",
-                        (double)plan->persistent_bytes / 1e6, (double)plan->step_bytes / 1e6);
+    char a[32], b[32], c[32], lower[64] = "";
+    rt_progress_say(g, "%s: %s parameters", r->o->model_name ? r->o->model_name : "model",
+                    rt_thousands(rt_parameters(r->p), a));
+    rt_progress_say(g, "step: %s tokens = %lld wave%s x %lld lane%s x %lld sequence%s of %lld; %d thread%s",
+                    rt_thousands((int64_t)r->size.tokens, a), (long long)r->waves, plural(r->waves),
+                    (long long)r->in.leaves, plural(r->in.leaves), (long long)r->in.batch,
+                    plural(r->in.batch), (long long)r->in.sequence, r->p->threads, plural(r->p->threads));
+    rt_progress_say(g, "data: %s tokens%s: %s samples to train on, %s held out",
+                    rt_thousands(rt_data_tokens(r->data), a), rt_data_cached(r->data) ? " (cached)" : "",
+                    rt_thousands(rt_data_samples(r->data), b), rt_thousands(rt_data_held_out(r->data), c));
+    if (plan->lower_bound_bytes)
+        snprintf(lower, sizeof lower, ", %.2f x the lower bound",
+                 (double)plan->step_bytes / (double)plan->lower_bound_bytes);
+    rt_progress_say(g, "memory: %.1f MB kept between steps, %.1f MB for a step%s",
+                    (double)plan->persistent_bytes / 1e6, (double)plan->step_bytes / 1e6, lower);
     if (r->o->startup) rt_progress_say(g, "%s", r->o->startup);
-    rt_progress_say(g, "writing to %s, steps %lld to %lld", r->o->run_dir, (long long)r->step + 1,
-                    (long long)r->last_step);
+    if (r->step < r->last_step)
+        rt_progress_say(g, "writing to %s, steps %lld to %lld", r->o->run_dir, (long long)r->step + 1,
+                        (long long)r->last_step);
 }
 
 static void catch_signals(Run *r) {
@@ -376,6 +381,16 @@ static double reported(const RtReport *report, RtReportKind kind, const char *be
     return -1;
 }
 
+// Mean seconds of the last steps.  The first step of a process touches its memory for the first time: it
+// counts as long as there is no other.
+static double recent_mean(Run *r, double seconds) {
+    int64_t k = r->steps_run++, n = k < 1 ? 1 : k < RECENT ? k : RECENT;
+    r->recent[k < 1 ? 0 : (k - 1) % RECENT] = seconds;
+    double sum = 0;
+    for (int64_t i = 0; i < n; i++) sum += r->recent[i];
+    return sum / (double)n;
+}
+
 static RtStatus do_step(Run *r, RtError *e) {
     int64_t step = r->step + 1, traced = r->o->trace_step ? r->o->trace_step : r->first_step + 2;
     if (traced > r->last_step) traced = r->last_step;
@@ -393,29 +408,32 @@ static RtStatus do_step(Run *r, RtError *e) {
     r->tokens += (int64_t)r->size.tokens;
     if (rt_report_get(&r->report, "finite", 1) == 0) {
         r->skipped++;
-        rt_progress_say(&r->progress,
-                        "step %lld: the gradient is not finite; the step is skipped (%lld so far)",
-                        (long long)step, (long long)r->skipped);
+        r->skipped_in_a_row++;
+        if (r->skipped_in_a_row <= SKIPS_SAID)
+            rt_progress_say(&r->progress,
+                            "step %lld: the gradient is not finite; the step is skipped (%lld so far)%s",
+                            (long long)step, (long long)r->skipped,
+                            r->skipped_in_a_row == SKIPS_SAID ? "; more in a row are only counted" : "");
+    } else {
+        r->skipped_in_a_row = 0;
     }
-    // the first step of a process touches its memory for the first time: not a rate to remember
-    bool warm = r->seconds_per_step > 0 && r->steps_run++ > 0;
-    r->seconds_per_step = warm ? 0.8 * r->seconds_per_step + 0.2 * seconds : seconds;
+    double recent = recent_mean(r, seconds);
     // MFU counts the model's work, backward as twice forward (Chowdhery et al., PaLM, 2022, appendix B), so
     // what is computed again doesn't count
     double forward = r->eval >= 0 ? rt_program_flops(r->p, r->eval) : rt_program_flops(r->p, r->pass) / 3;
     double flops = 3 * (double)r->waves * forward;
-    double mfu = r->o->peak_flops > 0 ? flops / seconds / r->o->peak_flops : -1;
+    double at_peak = r->o->peak_flops > 0 ? flops / r->o->peak_flops : 0;    // seconds; 0: unknown
     r->lr = lr;
-    r->mfu = mfu;
+    r->mfu = at_peak > 0 ? at_peak / seconds : -1;
     r->tokens_per_s = r->size.tokens / seconds;
     rt_progress_step(&r->progress,
                      &(RtProgressLine){.step = step,
                                        .loss = r->report.loss,
-                                       .tokens_per_s = r->size.tokens / r->seconds_per_step,
-                                       .mfu = mfu,
+                                       .tokens_per_s = r->size.tokens / recent,
+                                       .mfu = at_peak > 0 ? at_peak / recent : -1,
                                        .load = reported(&r->report, REPORT_LOAD, "load"),
                                        .drop = reported(&r->report, REPORT_DROP, "drop_rate"),
-                                       .seconds_left = (double)(r->last_step - step) * r->seconds_per_step,
+                                       .seconds_left = (double)(r->last_step - step) * recent,
                                        .skipped = r->skipped});
     if (trace) {
         RT_TRY(rt_trace_write(r->p, r->o->trace_path, e));

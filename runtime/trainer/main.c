@@ -120,8 +120,7 @@ static RtStatus open_program(Program *g, const Options *o, RtError *e) {
     if (s == RT_OK) s = rt_ckpt_load_weights(dir, g->p, e);
     free(dir);
     RT_TRY(s);
-    const RtCallSetting *t = &g->settings->tokenizer;
-    return rt_tokenizer_open(t->kind, t->n_args ? t->arg[0] : NULL, &g->tokenizer, e);
+    return rt_open_tokenizer(g->settings, &g->tokenizer, e);
 }
 
 static void close_program(Program *g) {
