@@ -31,7 +31,7 @@ static const Option dump_options[] = {
     {"html", "FILE", "write one self-contained page: graph, pipeline, memory plan"},
     {"names", NULL, "print the language's names instead of numbers"},
     {"spans", NULL, "print source places"},
-    {"full", NULL, "do not fold equal layers"},
+    {"full", NULL, "everything, as dump reads it again: equal layers, data of constants"},
     {"verify-each", NULL, "check the graph after every pass"},
     {"time-passes", NULL, "time and node count of each pass"},
     {"target-cpu", "NAME", "native (default), avx512, avx2 or sse2"}, COMMON};

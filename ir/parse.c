@@ -287,7 +287,8 @@ static void read_attr_value(Parser *p, const Graph *g, AttrId attr, Attrs *attrs
             uint64_t hash = strtoull(word(p, ""), NULL, 16);
             for (int i = 0; i < p->consts.n; i++)
                 if (p->consts.at[i]->hash == hash) *(DataP *)at = p->consts.at[i];
-            if (!*(DataP *)at) fail(p, "this constant's data section is missing", NULL);
+            if (!*(DataP *)at)
+                fail(p, "this constant's data section is missing: dump --full prints it", NULL);
             expect(p, ")");
             break;
         }

@@ -250,7 +250,7 @@ static const Node *run_end(const Node *n) {
 }
 
 // Text of the run with the layer's number blanked and values counted from the run's first (values of before
-// the run, which differ from layer to layer, become %_).
+// the run, which differ from layer to layer, become %_) and without the numbers of row symbols.
 static uint64_t run_hash(Arena *scratch, const Node *first, const Node *last) {
     size_t len;
     layer_of(first->path, &len);
@@ -273,6 +273,8 @@ static uint64_t run_hash(Arena *scratch, const Node *first, const Node *last) {
                 long id = strtol(c + 1, &c, 10);
                 long local = id >= base ? id - base : -1;
                 hash = str_hash(&local, sizeof local, hash);
+            } else if (*c == 'R' && c[1] >= '0' && c[1] <= '9' && strchr("[, ", c[-1])) {
+                strtol(c + 1, &c, 10);             // a route's rows: each layer has its own
             } else {
                 hash = str_hash(c++, 1, hash);
             }
