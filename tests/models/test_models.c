@@ -1,0 +1,173 @@
+// Every file of models/ at a tiny size: elaborates, reads back, passes all passes with its meaning kept, has the
+// gradients that central differences give, and computes each leaf as if it were alone.
+#include "tests/models/small_run.h"
+
+// Sizes by model.  `edit`: what an imported file must say instead, where sizes cannot be set from outside.
+typedef struct { const char *name, *sets, *import, *from, *to; } Small;
+static const Small smalls[] = {
+    {"bench_m30", "V=13 D=16 L=2 N=4 KV=2 E=4 k=2 H=12"},
+    {"cifar10_moe", "classes=5 residual=true"},
+    {"deepseek_v3", "V=13 D=16 L=2 N=2 q_rank=8 kv_rank=8 nope=4 rot=4 v_dim=4 H=12 dense_layers=1 E=8 k=2 HE=8 groups=4 "
+                    "open_groups=2 original=16 aux=0.1"},
+    {"gpt_oss", "V=13 D=16 L=2 N=4 KV=2 d=4 H=8 E=4 k=2 window=3 original=16"},
+    {"gshard", "V=13 D=8 N=2 L=2 H=8 E=4 longest=16"},
+    {"llama", "V=13 D=16 L=2 N=4 KV=2 H=12 original=16"},
+    {"mixtral", "V=13 D=16 L=2 N=4 KV=2 H=12 E=4"},
+    {"nllb_moe", "V=13 D=8 L=2 LD=2 N=2 H=8 E=4 enc_step=2 dec_step=2 router=nllb(slots:3)"},
+    {"pr_moe_350m", "V=13 D=8 L=4 N=2 longest=16 experts=[2,3]"},
+    {"pr_moe_350m_mos", "L=2 experts=[2]", "pr_moe_350m.moe",
+     "V = 50304, D = 1024, L = 24, N = 16, longest = 2048, every = 2,\n             experts: list = [32] * 10 + [64] * 2",
+     "V = 13, D = 8, L = 4, N = 2, longest = 16, every = 2, experts: list = [2, 3]"},
+    {"qwen3_moe", "V=13 D=16 L=2 N=4 KV=2 d=4 H=12 E=4 k=2 HE=8"},
+    {"switch_base", "V=13 D=8 d=4 N=2 H=8 L=2 E=4 slots=2"},
+    {"tiny_dense", "V=13 D=16 L=2 N=4 KV=2 H=12"},
+    {"tiny_mixtral", "V=13 D=16 L=2 N=4 KV=2 E=4 H=12"},
+    {"tiny_switch", "V=13 D=16 L=2 N=4 E=4 H=12 longest=16"},
+};
+
+static char *file_text(const char *path) {
+    FILE *f = fopen(path, "rb");
+    if (!f) fail_msg("%s cannot be read", path);
+    char *text = NULL;
+    size_t n = 0;
+    FILE *out = open_memstream(&text, &n);
+    for (int c; (c = getc(f)) != EOF;) putc(c, out);
+    fclose(out);
+    fclose(f);
+    return text;
+}
+
+static void write_text(const char *path, const char *before, size_t n, const char *middle, const char *after) {
+    FILE *f = fopen(path, "wb");
+    if (!f) fail_msg("%s cannot be written", path);
+    fprintf(f, "%.*s%s%s", (int)n, before, middle, after);
+    fclose(f);
+}
+
+// The model in a folder of its own beside its edited import.
+static Loaded *load_edited(const Small *s) {
+    char dir[] = "/tmp/moec-models-XXXXXX", path[200], import[200];
+    assert_non_null(mkdtemp(dir));
+    snprintf(path, sizeof path, "models/%s", s->import);
+    char *text = file_text(path), *at = strstr(text, s->from);
+    if (!at) fail_msg("%s says nothing of\n%s", path, s->from);
+    snprintf(import, sizeof import, "%s/%s", dir, s->import);
+    write_text(import, text, (size_t)(at - text), s->to, at + strlen(s->from));
+    free(text);
+    snprintf(path, sizeof path, "models/%s.moe", s->name);
+    text = file_text(path);
+    snprintf(path, sizeof path, "%s/%s.moe", dir, s->name);
+    write_text(path, text, strlen(text), "", "");
+    free(text);
+    Loaded *l = load(path);
+    remove(path);
+    remove(import);
+    remove(dir);
+    return l;
+}
+
+static Loaded *load_small(const char *name) {
+    const Small *s = NULL;
+    for (size_t i = 0; i < sizeof smalls / sizeof *smalls; i++)
+        if (!strcmp(smalls[i].name, name)) s = &smalls[i];
+    if (!s) fail_msg("models/%s.moe has no row of small sizes in tests/models/test_models.c", name);
+    char path[200];
+    snprintf(path, sizeof path, "models/%s.moe", name);
+    Loaded *l = s->import ? load_edited(s) : load(path);
+    set_all(l, s->sets);
+    set_all(l, "train.dtype=f32");
+    return l;
+}
+
+enum { LEAVES = 2, B = 2, S = 5, FAR = 7 };
+static const ElabOpts training = {.kind = ELAB_TRAIN, .leaves = LEAVES, .B = B, .S = S, .source = FAR, .waves = 1};
+
+static int64_t vocabulary(Loaded *l) { return strstr(program_model_name(l->p), "cifar") ? 5 : 13; }
+
+static bool has_op(const Graph *g, Op op) {
+    for_each_node(g, n) if (n->op == op) return true;
+    return false;
+}
+
+// ---- graphs and passes ------------------------------------------------------------------------------------
+
+static void check_programs(const char *name) {
+    Loaded *l = load_small(name);
+    Graph *pass = elaborate(l, name, training), *update = NULL;
+    passed(l, name, pass, pipeline_train, &usual, NULL, &update);
+    assert_non_null(update);
+    passed(l, name, update, pipeline_update, &usual, NULL, NULL);
+
+    ElabOpts o = training;
+    o.kind = ELAB_EVAL;
+    o.labels = true;
+    o.returns = (const char *const[]){"logits", NULL};
+    passed(l, name, elaborate(l, name, o), pipeline_forward, NULL, NULL, NULL);
+    if (program_hyper(l->p, "V").kind == V_NUM || !strcmp(name, "pr_moe_350m_mos")) {      // reads tokens
+        o = (ElabOpts){.kind = ELAB_RUN, .leaves = 1, .B = 1, .S = S, .source = FAR, .context = 12};
+        passed(l, name, elaborate(l, name, o), pipeline_forward, NULL, NULL, NULL);
+    }
+    if (diag_n_errors(l->d)) fail_msg("%s: %s", name, told(l));
+    unload(l);
+}
+
+static void models_pass_all_passes(void **state) {
+    (void)state;
+    setenv("MOE_DEBUG", "verify,roundtrip,semantics", 1);
+    int n = for_each_program("models", check_programs);
+    setenv("MOE_DEBUG", "", 1);
+    assert_int_equal(n, sizeof smalls / sizeof *smalls);
+}
+
+// ---- gradients --------------------------------------------------------------------------------------------
+
+static Compared total;
+
+static void check_gradients(const char *name) {
+    Loaded *l = load_small(name);
+    Graph *forward = elaborate(l, name, training);
+    TrainOpts train = usual;
+    train.return_grads = true;
+    Graph *back = passed(l, name, forward, pipeline_train, &train, NULL, NULL);
+    Compared c = compare_gradients(name, forward, back, (Feed){.vocab = vocabulary(l)}, 2);
+    const char *said = told(l);
+    int n_params = 0, unreached = 0;
+    for_each_node(forward, p) {
+        if (p->op != OP_PARAM || p->attr.frozen) continue;
+        n_params++;
+        if (gradient_of(back, p->attr.name)) continue;
+        unreached++;
+        if (!strstr(said, p->attr.name)) fail_msg("%s: nothing is said of %s, which no loss reaches", name, p->attr.name);
+    }
+    assert_int_equal(c.params + unreached, n_params);
+    if (!c.checked || !c.fused || (has_op(forward, OP_ROUTE) && !c.gates))
+        fail_msg("%s: %d elements, %d bodies and %d gates are too few", name, c.checked, c.fused, c.gates);
+    print_message("%-16s %3d parameters (%d not reached), %3d elements compared (%d decisions flipped), %3d bodies, %d gates\n",
+                  name, c.params, unreached, c.checked, c.flipped, c.fused, c.gates);
+    total.checked += c.checked;
+    total.flipped += c.flipped;
+
+    // What is kept and what is computed again changes no bit.
+    static const char *const recompute[] = {"none", "layer"};
+    for (int i = 0; i < 2; i++) {
+        train.recompute = recompute[i];
+        Graph *other = passed(l, name, forward, pipeline_train, &train, NULL, NULL);
+        const char *why = semantics_differ(l->scratch, back, other, 0);
+        if (why) fail_msg("%s: recompute %s: %s", name, recompute[i], why);
+    }
+    unload(l);
+}
+
+static void gradients_are_differences(void **state) {
+    (void)state;
+    for_each_program("models", check_gradients);
+    assert_true(total.flipped * 4 < total.checked);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(models_pass_all_passes),
+        cmocka_unit_test(gradients_are_differences),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
