@@ -1,0 +1,85 @@
+#!/usr/bin/env bash
+# Everything the compiler knows can be looked at, and what it prints it reads again.
+. "$(dirname "$0")/common.sh"
+dump() { "$MOEC" dump "$model" "${tiny[@]}" "$@"; }
+
+"$MOEC" passes >"$work/passes"
+passes=$(awk '/^train/ { on = 1; next } on { print; exit }' "$work/passes")
+claim 'moec passes lists a pipeline' test "$(wc -w <<<"$passes")" -gt 8
+for pass in input $(tr ' ' '\n' <<<"$passes" | sort -u); do
+    exits 0 "after $pass" dump --after "$pass" --full --verify-each
+    prints '^graph @pass stage' 'is a graph'
+    cp "$log.out" "$work/$pass.ir"
+    exits 0 'which is read again' "$MOEC" dump "$work/$pass.ir" --full
+    claim 'as the same text' cmp "$log.out" "$work/$pass.ir"
+done
+exits 0 'with names and places' dump --after simplify --full --names --spans
+prints '%x\.[0-9]+ = gather_rows %embed' 'has the names of the language'
+prints 'loc\([0-9]+:[0-9]+:[0-9]+\)' 'and places in the text'
+cp "$log.out" "$work/named.ir"
+exits 0 'is read again' "$MOEC" dump "$work/named.ir" --full --names --spans
+claim 'as the same text' cmp "$log.out" "$work/named.ir"
+exits 0 'a pass over text' "$MOEC" dump "$work/input.ir" --passes simplify --full
+claim 'is the pass over the program' cmp "$log.out" "$work/simplify.ir"
+exits 0 'with four layers' dump --set L=4 --after simplify
+prints '// layers\.[0-9].*: [0-9]+ nodes as layers\.[0-9]' 'equal ones are folded'
+for program in pass update eval run; do
+    exits 0 "@$program" dump --program $program
+    prints "^graph @$program stage PLANNED" 'is planned to the end'
+done
+exits 0 'without a pass' dump --disable fuse --full
+claim 'is another graph' test "$(cmp "$log.out" "$work/plan-memory.ir" >/dev/null; echo $?)" = 1
+exits 0 '--time-passes' dump --time-passes
+says 'simplify +[0-9.]+ ms' 'tells times on standard error'
+exits 0 'bf16' dump --set train.dtype=bf16 --after precision
+prints 'bf16\[' 'is in the types'
+
+exits 0 '--emit dot' dump --emit dot
+prints '^digraph' 'is a graph for dot'
+if command -v dot >/dev/null; then claim 'which dot reads' dot -Tsvg -o "$work/g.svg" "$log.out"; fi
+exits 0 '--emit plan' dump --emit plan
+prints '^plan +kernels [0-9]+' 'is the plan'
+exits 0 '--emit llvm' dump --emit llvm --program update
+prints '^define ' 'is LLVM text'
+for opt in opt-19 opt; do                       # kernels are modules of their own, one after the other
+    command -v $opt >/dev/null || continue
+    mkdir "$work/modules"
+    awk -v dir="$work/modules" '/^; kernel / { n++ } { print >(dir "/" n ".ll") }' "$log.out"
+    read_all() { for file in "$work"/modules/*.ll; do $opt -passes=verify -disable-output "$file" || return 1; done; }
+    claim 'which LLVM reads' read_all
+    break
+done
+exits 0 '--emit asm' dump --emit asm --program update
+prints '^\s+(v?fmadd|vmul|ret|mov)' 'is assembly'
+exits 0 '--emit asm for sse2' dump --emit asm --program update --target-cpu sse2
+claim 'has no wide registers' test "$(grep -cE '%[yz]mm' "$log.out")" = 0
+
+exits 0 '--html' dump --html "$work/page.html"
+claim 'writes one page' test -s "$work/page.html"
+claim 'that loads nothing' test "$(grep -cE '(src|href)="(https?:)?//' "$work/page.html")" = 0
+for browser in chromium chromium-browser google-chrome; do
+    command -v $browser >/dev/null || continue
+    timeout 60 $browser --headless --no-sandbox --disable-gpu --user-data-dir="$work/profile" --virtual-time-budget=3000 \
+        --enable-logging=stderr --v=0 --dump-dom "file://$work/page.html" >"$work/dom" 2>"$work/console"
+    claim 'opened in a browser it shows the model' grep -q 'tiny_mixtral' "$work/dom"
+    claim 'draws something' grep -qE '<(svg|table|canvas)' "$work/dom"
+    claim 'and no script fails' test "$(grep -cE 'CONSOLE.*(Uncaught|Error)' "$work/console")" = 0
+    break
+done
+
+exits 1 'an unknown pass' dump --after fusee
+says "did you mean 'fuse'" 'with a suggestion'
+exits 1 'a pass of another pipeline' dump --program eval --after autodiff
+exits 2 'an unknown --emit' dump --emit wasm
+says 'ir, dot, plan, llvm, asm' 'with those there are'
+exits 2 'an unknown --program' dump --program fly
+exits 1 'a page that cannot be written' dump --html "$work/none/page.html"
+says 'none/page.html' 'by name'
+head -c 3000 "$work/simplify.ir" >"$work/cut.ir"
+exits 1 'a cut graph' "$MOEC" dump "$work/cut.ir"
+says 'cut.ir:[0-9]+:[0-9]+: error' 'with its place'
+head -c 3000 /dev/urandom >"$work/noise.ir"
+exits 1 'noise' "$MOEC" dump "$work/noise.ir"
+exits 1 'a graph that is not there' "$MOEC" dump "$work/none.ir"
+exits 0 'an empty graph file' sh -c ": >'$work/empty.ir'; '$MOEC' dump '$work/empty.ir'"
+finish
