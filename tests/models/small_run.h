@@ -277,7 +277,7 @@ static inline const Node *gradient_of(const Graph *g, const char *param) {
     return NULL;
 }
 
-typedef struct { int params, checked, flipped, stopped, fused, gates; } Compared;
+typedef struct { int params, checked, flipped, stopped, bodies, gates; } Compared;
 
 // forward: the elaborated graph.  back: the same after all passes, returning gradients.  Compares `per_param`
 // elements of every parameter's gradient, the largest and random ones.
@@ -286,8 +286,9 @@ static inline Compared compare_gradients(const char *what, Graph *forward, Graph
     Compared c = {0};
     Eval *e = evaluate(a, back, &f, true);
     for_each_node(back, n) {
-        if (n->op != OP_FUSED && n->op != OP_GATE) continue;
-        n->op == OP_FUSED ? c.fused++ : c.gates++;
+        if (!n->attr.body) continue;
+        if (n->op == OP_GATE) c.gates++;
+        else c.bodies++;
         for_each_node(n->attr.body, m)                     // all of it was run
             for (int i = 0; i < m->n_out; i++) assert_non_null(eval_value(e, &m->out[i]));
     }

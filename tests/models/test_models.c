@@ -140,10 +140,10 @@ static void check_gradients(const char *name) {
         if (!strstr(said, p->attr.name)) fail_msg("%s: nothing is said of %s, which no loss reaches", name, p->attr.name);
     }
     assert_int_equal(c.params + unreached, n_params);
-    if (!c.checked || !c.fused || (has_op(forward, OP_ROUTE) && !c.gates))
-        fail_msg("%s: %d elements, %d bodies and %d gates are too few", name, c.checked, c.fused, c.gates);
+    if (!c.checked || !c.bodies || (has_op(forward, OP_ROUTE) && !c.gates))
+        fail_msg("%s: %d elements, %d bodies and %d gates are too few", name, c.checked, c.bodies, c.gates);
     print_message("%-16s %3d parameters (%d not reached), %3d elements compared (%d decisions flipped), %3d bodies, %d gates\n",
-                  name, c.params, unreached, c.checked, c.flipped, c.fused, c.gates);
+                  name, c.params, unreached, c.checked, c.flipped, c.bodies, c.gates);
     total.checked += c.checked;
     total.flipped += c.flipped;
 
@@ -152,7 +152,7 @@ static void check_gradients(const char *name) {
     for (int i = 0; i < 2; i++) {
         train.recompute = recompute[i];
         Graph *other = passed(l, name, forward, pipeline_train, &train, NULL, NULL);
-        const char *why = semantics_differ(l->scratch, back, other, 0);
+        const char *why = semantics_differ(l->a, back, other, 0);
         if (why) fail_msg("%s: recompute %s: %s", name, recompute[i], why);
     }
     unload(l);
@@ -164,10 +164,96 @@ static void gradients_are_differences(void **state) {
     assert_true(total.flipped * 4 < total.checked);
 }
 
+// ---- leaves -----------------------------------------------------------------------------------------------
+
+// tree(n) = tree(left) + tree(right), left the largest power of two below n.
+static float leaf_tree(float *const *of_leaf, int n, int64_t i) {
+    if (n == 1) return of_leaf[0][i];
+    int left = 1;
+    while (left * 2 < n) left *= 2;
+    return leaf_tree(of_leaf, left, i) + leaf_tree(of_leaf + left, n - left, i);
+}
+
+static Graph *gradients_of_leaves(Loaded *l, const char *name, int64_t leaves) {
+    ElabOpts o = training;
+    o.leaves = leaves;
+    o.B = 1;
+    TrainOpts train = usual;
+    train.return_grads = true;
+    return passed(l, name, elaborate(l, name, o), pipeline_train, &train, NULL, NULL);
+}
+
+static void same_bits(const char *name, const char *what, const char *of, int64_t i, float is, float want) {
+    if (memcmp(&is, &want, sizeof is))
+        fail_msg("%s: %s %s[%lld] is %.9g for all leaves at once, %.9g leaf by leaf", name, what, of, (long long)i,
+                 (double)is, (double)want);
+}
+
+static int n_alone, n_compared;      // models; losses and gradients
+
+// How many nodes read a parameter.
+static int n_readers(const Graph *g, const char *param) {
+    for_each_node(g, n) if (n->op == OP_PARAM && !strcmp(n->attr.name, param)) return n->out[0].n_uses;
+    return 0;
+}
+
+// Losses are those of each leaf alone, the gradient that one reader gives a parameter is the tree of what the
+// leaves give alone (each reader of a parameter has its own tree; these are then added).  Random draws are
+// numbered over all leaves of a pass, so models that draw are left out.
+static void check_leaves(const char *name) {
+    enum { ALL = 7 };                                      // no power of two: the tree is lopsided
+    Loaded *l = load_small(name);
+    Graph *together = gradients_of_leaves(l, name, ALL), *alone = gradients_of_leaves(l, name, 1);
+    Graph *forward = elaborate(l, name, training);
+    if (has_op(forward, OP_RANDOM)) {
+        unload(l);
+        return;
+    }
+    static const char *const simplified[] = {"simplify", NULL};
+    PassCtx cx = {.scratch = l->scratch, .diag = l->d, .machine = &machine, .train = &usual};
+    assert_true(passes_run(&forward, simplified, &cx, &(RunOpts){0}));
+    Feed f = {.vocab = vocabulary(l)};
+    Eval *all = evaluate(l->a, together, &f, false), *one[ALL];
+    for (int i = 0; i < ALL; i++) {
+        f.first_leaf = i;
+        one[i] = evaluate(l->a, alone, &f, false);
+    }
+    const Node *m = alone->first;
+    for_each_node(together, n) {
+        if (n->op != OP_LOSS && n->op != OP_RETURN) continue;
+        if (n->op == OP_RETURN && n_readers(forward, n->attr.name + 5) != 1) continue;
+        while (m->op != n->op || m->attr.name != n->attr.name) {
+            m = m->next;
+            assert_non_null(m);
+        }
+        const Tensor *t = eval_value(all, n->in[0]);
+        float *part[ALL];
+        for (int i = 0; i < ALL; i++) part[i] = eval_value(one[i], m->in[0])->data;
+        if (n->op == OP_RETURN)
+            for (int64_t i = 0; i < size_of(t); i++)
+                same_bits(name, "gradient", n->attr.name, i, ((float *)t->data)[i], leaf_tree(part, ALL, i));
+        else
+            for (int64_t i = 0; i < ALL; i++)
+                same_bits(name, "loss", n->attr.name, i, ((float *)t->data)[i], part[i][0]);
+        m = alone->first;
+        n_compared++;
+    }
+    n_alone++;
+    unload(l);
+}
+
+static void leaves_are_alone(void **state) {
+    (void)state;
+    for_each_program("models", check_leaves);
+    print_message("%d models draw nothing: %d losses and gradients compared\n", n_alone, n_compared);
+    assert_true(n_alone >= 8 && n_compared > 15 * n_alone);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(models_pass_all_passes),
         cmocka_unit_test(gradients_are_differences),
+        cmocka_unit_test(leaves_are_alone),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
