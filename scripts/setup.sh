@@ -1,39 +1,81 @@
 # Sourced by scripts/quickstart and scripts/test: installs what is missing on Debian 12 or Ubuntu 24.04, says what, and builds.
-# Everything that is needed to build moec and to run its tests stands in this list, once.
+# Everything that is needed to build moec and to run its tests stands in these lists, once.
 
-packages_build="gcc libc6-dev cmake ninja-build pkg-config flex bison llvm-19-dev libjansson-dev libpcre2-dev libxxhash-dev"
-packages_test="libcmocka-dev clang-19 libclang-rt-19-dev jq"
+packages_build="gcc libc6-dev cmake ninja-build pkg-config flex bison libjansson-dev libpcre2-dev libxxhash-dev llvm-dev"
+packages_test="libcmocka-dev"
+llvm_versions="19 20 21 18 17"         # "llvm-dev" above is the first of these that is installed or can be; as in CMakeLists.txt
 
+is_installed() { dpkg-query -W -f='${Status}' "$1" 2>/dev/null | grep -q 'install ok installed'; }
+is_offered() { LC_ALL=C apt-cache policy "$1" 2>/dev/null | grep 'Candidate:' | grep -qv '(none)'; }
+
+# What apt writes must be readable by all, whatever the caller's umask.
 as_root() {
-    if [ "$(id -u)" = 0 ]; then "$@"
-    elif command -v sudo >/dev/null; then sudo "$@"
+    if [ "$(id -u)" = 0 ]; then sh -c 'umask 022; exec "$@"' sh "$@"
+    elif command -v sudo >/dev/null; then sudo sh -c 'umask 022; exec "$@"' sh "$@"
     else
-        echo "moec: these need root, and there is no sudo here: $*" >&2
-        exit 1
+        echo "moec: root must install these, and there is no sudo here: $missing" >&2
+        return 1
     fi
+}
+
+apt_get() {
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=300 "$@" </dev/null
 }
 
 install_missing() { # PACKAGE...
-    missing=""
+    command -v dpkg-query >/dev/null && command -v apt-get >/dev/null || {
+        echo "moec: there is no apt here; what is needed, by its Debian names: $*" >&2
+        return 0                                                     # cmake tells what is not there
+    }
+    local p v log missing="" llvm=""
     for p in "$@"; do
-        dpkg-query -W -f='${Status}' "$p" 2>/dev/null | grep -q 'install ok installed' || missing="$missing $p"
+        if [ "$p" = llvm-dev ]; then
+            for v in $llvm_versions; do is_installed "llvm-$v-dev" && continue 2; done
+            llvm=wanted
+        else is_installed "$p" || missing="$missing${missing:+ }$p"
+        fi
     done
-    [ -n "$missing" ] || return 0
-    if ! command -v apt-get >/dev/null; then
-        echo "moec: install these packages (Debian names) and run this again:$missing" >&2
-        exit 1
+    [ -n "$missing$llvm" ] || return 0
+    echo "missing: $missing${llvm:+ llvm-dev}; asking apt for its lists ..."
+    log=$(mktemp)
+    apt_get update >"$log" 2>&1 || { grep '^[EW]:' "$log" >&2 || cat "$log" >&2; }      # old lists may do
+    if [ -n "$llvm" ]; then
+        for v in $llvm_versions; do
+            if is_offered "llvm-$v-dev"; then llvm=llvm-$v-dev; break; fi
+        done
+        if [ "$llvm" = wanted ]; then
+            echo "moec: this system offers none of the LLVM versions $llvm_versions (package llvm-VERSION-dev)" >&2
+            rm -f "$log"
+            exit 1
+        fi
+        missing="$missing${missing:+ }$llvm"
     fi
-    echo "installing:$missing"
-    as_root apt-get update -qq
+    echo "installing: $missing"
     # shellcheck disable=SC2086
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $missing >/dev/null
+    apt_get install --no-install-recommends $missing >"$log" 2>&1 || {
+        tail -n 40 "$log" >&2
+        rm -f "$log"
+        echo "moec: apt could not install: $missing" >&2
+        exit 1
+    }
+    rm -f "$log"
 }
 
 build() { # BUILD-FOLDER [CMAKE-OPTION...]
-    folder=$1
+    local folder=$1 log=$1/build.log
     shift
-    cmake -S . -B "$folder" -G Ninja -DCMAKE_BUILD_TYPE=Release "$@" >"$folder.log" 2>&1 ||
-        { cat "$folder.log"; exit 1; }
-    ninja -C "$folder" >"$folder.log" 2>&1 || { grep -v '^\[' "$folder.log" | tail -60; exit 1; }
-    rm -f "$folder.log"
+    mkdir -p "$folder"
+    echo "building in $folder/ ..."
+    cmake -S . -B "$folder" -G Ninja -DCMAKE_BUILD_TYPE=Release "$@" >"$log" 2>&1 || {
+        cat "$log" >&2
+        echo "moec: cmake failed" >&2
+        exit 1
+    }
+    ninja -C "$folder" >"$log" 2>&1 || {
+        # from the first failure on, without the steps that went well
+        sed -n '/^FAILED/,$ { /^\[/d; p }' "$log" | sed -n 1,80p >&2
+        grep -q '^FAILED' "$log" || tail -n 20 "$log" >&2
+        echo "moec: the build failed; all its output is in $log" >&2
+        exit 1
+    }
 }
