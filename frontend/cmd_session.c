@@ -33,9 +33,14 @@ const char *session_models_dir(Arena *a) {
     if (n <= 0) return "models";
     exe[n] = 0;
     char *folder = dirname(exe);
-    static const char *const places[] = {"../share/moec/models", "../../models"};
+    const char *const places[] = {arena_printf(a, "%s/../share/moec/models", folder),
+                                  arena_printf(a, "%s/../../models", folder),
+#ifdef MOEC_SOURCE_MODELS
+                                  MOEC_SOURCE_MODELS
+#endif
+    };
     for (size_t i = 0; i < sizeof places / sizeof *places; i++) {
-        const char *try = arena_printf(a, "%s/%s", folder, places[i]);
+        const char *try = places[i];
         char real[PATH_MAX];
         if (access(arena_printf(a, "%s/std", try), R_OK) == 0 && realpath(try, real)) return arena_strdup(a, real);
     }
@@ -52,15 +57,17 @@ static void fill_train_opts(Session *s) {
         .waves = t->train.waves};
 }
 
-bool session_load(Session *s, Cli *c, const char *file) {
+static bool load(Session *s, Cli *c, const char *file, int n_files, const GivenFile *files) {
     *s = (Session){.cli = c, .arena = c->arena, .diag = c->diag};
     s->machine = (Machine){.fma_flops = 1e11, .dram_bytes = 2e10, .l1_bytes = 32 << 10, .l2_bytes = 1 << 20, .l3_bytes = 32 << 20,
                            .cores = (int)sysconf(_SC_NPROCESSORS_ONLN), .lanes = 16};
     s->models_dir = session_models_dir(c->arena);
     s->base_dir = dirname(arena_strdup(c->arena, file));
-    s->program = program_load(c->arena, c->diag, file, s->models_dir);
+    s->program = program_load_given(c->arena, c->diag, file, s->models_dir, n_files, files);
     return s->program != NULL && diag_n_errors(c->diag) == 0;
 }
+
+bool session_load(Session *s, Cli *c, const char *file) { return load(s, c, file, 0, NULL); }
 
 bool session_settle(Session *s) {
     bool ok = true;
@@ -77,7 +84,12 @@ bool session_settle(Session *s) {
 }
 
 bool session_open(Session *s, Cli *c, const char *file, int n_sets, const char *const *sets) {
-    if (!session_load(s, c, file)) return false;
+    return session_open_stored(s, c, file, 0, NULL, n_sets, sets);
+}
+
+bool session_open_stored(Session *s, Cli *c, const char *file, int n_files, const GivenFile *files, int n_sets,
+                         const char *const *sets) {
+    if (!load(s, c, file, n_files, files)) return false;
     for (int i = 0; i < n_sets; i++) vec_push(s->arena, &s->sets, sets[i]);
     for (int i = 0; i < c->sets.n; i++) vec_push(s->arena, &s->sets, c->sets.at[i]);
     return session_settle(s);
@@ -250,6 +262,20 @@ static int64_t vocabulary(Session *s) {
     return 0;
 }
 
+// The text of every imported file, by its name: a checkpoint is read without them.
+static json_t *imported_files(Session *s) {
+    int n;
+    const Module *const *m = program_modules(s->program, &n);
+    json_t *files = json_object();
+    for (int i = 0; i < n; i++) {
+        size_t bytes;
+        const char *text = diag_file_text(s->diag, m[i]->file, &bytes);
+        if (m[i] != program_main(s->program))
+            json_object_set_new(files, program_file_name(s->program, m[i]), json_stringn(text, bytes));
+    }
+    return files;
+}
+
 char *session_json(Session *s) {
     const Settings *t = s->settings;
     json_t *train = json_object(), *data = json_object(), *gen = json_object(), *sets = json_array();
@@ -302,8 +328,8 @@ char *session_json(Session *s) {
     int64_t active, total = session_parameters(s, &active);
     size_t n;
     const char *text_of_model = diag_file_text(s->diag, program_main(s->program)->file, &n);
-    json_t *root = json_pack("{s:{s:s, s:s, s:s%, s:I, s:I, s:I}, s:o, s:o, s:o, s:o}", "model", "name", program_model_name(s->program), "file",
-                             program_main(s->program)->path, "text", text_of_model, n, "parameters", (json_int_t)total, "active",
+    json_t *root = json_pack("{s:{s:s, s:s, s:s%, s:o, s:I, s:I, s:I}, s:o, s:o, s:o, s:o}", "model", "name", program_model_name(s->program), "file",
+                             program_main(s->program)->path, "text", text_of_model, n, "imports", imported_files(s), "parameters", (json_int_t)total, "active",
                              (json_int_t)active, "vocabulary", (json_int_t)vocabulary(s), "sets", sets, "train", train, "data", data, "generate", gen);
     char *text = json_dumps(root, JSON_INDENT(2));
     json_decref(root);

@@ -26,6 +26,9 @@ typedef struct {
 
 // Loads the program and applies `sets` (may be NULL) and the command line's --set.  false after errors in diag.
 bool session_open(Session *s, Cli *c, const char *file, int n_sets, const char *const *sets);
+// The same of a checkpoint's model.moe, whose imports are among the files given.
+bool session_open_stored(Session *s, Cli *c, const char *file, int n_files, const GivenFile *files, int n_sets,
+                         const char *const *sets);
 // The same without settling settings: for a program that config hf will configure first.  session_settle ends it.
 bool session_load(Session *s, Cli *c, const char *file);
 bool session_settle(Session *s);

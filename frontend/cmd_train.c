@@ -131,8 +131,16 @@ static bool open_trained(Session *s, Cli *c, const char *path, const char **ckpt
         const char *text = json_string_value(json_array_get(sets, i));
         if (text && strncmp(text, "data.", 5) != 0) set[n_sets++] = arena_strdup(c->arena, text);
     }
+    json_t *imports = json_object_get(json_object_get(json, "model"), "imports"), *import;
+    GivenFile *file = arena_array(c->arena, GivenFile, json_object_size(imports) + 1);
+    int n_files = 0;
+    const char *name;
+    json_object_foreach(imports, name, import) {
+        size_t n = json_string_length(import);
+        file[n_files++] = (GivenFile){arena_strdup(c->arena, name), arena_strndup(c->arena, json_string_value(import), n), n};
+    }
     json_decref(json);
-    bool ok = session_open(s, c, arena_printf(c->arena, "%s/model.moe", *ckpt), n_sets, set);
+    bool ok = session_open_stored(s, c, arena_printf(c->arena, "%s/model.moe", *ckpt), n_files, file, n_sets, set);
     if (ok && rt_settings_open(info.settings, NULL, settings, &e) != RT_OK) {
         diag_error(c->diag, (Span){0}, "%s: %s", *ckpt, e.text);
         ok = false;

@@ -210,6 +210,8 @@ struct Program {
     Arena *arena;
     Diag  *diag;
     const char *folder, *models_dir;
+    const GivenFile *given;
+    int    n_given;
     VEC(const Module *) modules;
     const Module *main;
     const Fn *model;

@@ -37,6 +37,30 @@ static Module *find_module(const Program *p, const char *path) {
     return NULL;
 }
 
+// path without a folder in front of it; NULL: it lies elsewhere.
+static const char *inside(const char *folder, const char *path) {
+    if (!folder || !strcmp(folder, ".")) return NULL;
+    size_t n = strlen(folder);
+    return !strncmp(path, folder, n) && path[n] == '/' ? path + n + 1 : NULL;
+}
+
+static const char *file_name(const Program *p, const char *path) {
+    const char *name = inside(p->folder, path);
+    if (!name) name = inside(p->models_dir, path);
+    return name ? name : path;
+}
+
+static bool find_text(const Program *p, const char *path, char **text, size_t *n) {
+    const char *name = file_name(p, path);
+    for (int i = 0; i < p->n_given; i++) {
+        if (strcmp(p->given[i].name, name) != 0) continue;
+        *text = arena_strndup(p->arena, p->given[i].text, p->given[i].n);
+        *n = p->given[i].n;
+        return true;
+    }
+    return read_file(p->arena, path, text, n);
+}
+
 // Beside the importing file, in the program's folder, then in models_dir; quoted paths beside the file only.
 static bool load_import(Program *p, const Module *m, Import *im) {
     const char *beside = folder_of(p->arena, m->path);
@@ -49,7 +73,7 @@ static bool load_import(Program *p, const Module *m, Import *im) {
         if (im->module) return true;
         char *text;
         size_t n;
-        if (!read_file(p->arena, path, &text, &n)) continue;
+        if (!find_text(p, path, &text, &n)) continue;
         im->module = load_module(p, path, text, n);
         return im->module != NULL;
     }
@@ -74,7 +98,14 @@ static Module *load_module(Program *p, const char *path, char *text, size_t n) {
 }
 
 Program *program_load(Arena *a, Diag *d, const char *path, const char *models_dir) {
+    return program_load_given(a, d, path, models_dir, 0, NULL);
+}
+
+Program *program_load_given(Arena *a, Diag *d, const char *path, const char *models_dir, int n_given,
+                            const GivenFile *given) {
     Program *p = arena_new(a, Program);
+    p->given = given;
+    p->n_given = n_given;
     p->arena = a;
     p->diag = d;
     p->folder = folder_of(a, path);
@@ -95,6 +126,8 @@ Program *program_load(Arena *a, Diag *d, const char *path, const char *models_di
 }
 
 // ---- what is asked --------------------------------------------------------------------------------------
+
+const char *program_file_name(const Program *p, const Module *m) { return file_name(p, m->path); }
 
 const Module *program_main(const Program *p) { return p->main; }
 const char *program_model_name(const Program *p) { return p->model ? p->model->name : NULL; }

@@ -9,6 +9,12 @@ typedef struct Program Program;
 // Reads a file and its imports, found beside the file, then in models_dir (std/, routing/).  NULL after
 // errors in the text; a program whose names are wrong is returned, and every program_elaborate of it fails.
 Program *program_load(Arena *a, Diag *d, const char *path, const char *models_dir);
+// The same with files whose text is known, under the names that program_file_name gave them: a checkpoint's.
+typedef struct { const char *name, *text; size_t n; } GivenFile;
+Program *program_load_given(Arena *a, Diag *d, const char *path, const char *models_dir, int n_given,
+                            const GivenFile *given);
+// A module's path from the program's folder or from models_dir.
+const char *program_file_name(const Program *p, const Module *m);
 
 // "train.lr=1e-3", "D=256", "generate.stop=[\"end\"]": as on the command line.  false after an error.
 bool program_set(Program *p, const char *assignment);

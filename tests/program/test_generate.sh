@@ -58,6 +58,17 @@ prints '^loss [0-9.]+ +perplexity [0-9.]+ +bits per byte [0-9.]+' 'prints a line
 exits 0 'eval of other text' "$MOEC" eval "$run" --set 'data.source=text("models/kjv.txt")' --set data.held_out=0.0005
 prints '^loss' 'and prints a line'
 
+# a checkpoint stands alone: the model's own imports and the library are not needed any more
+mkdir "$work/own"
+cp models/kjv.txt "$work/own"
+printf 'import std.norm\nfn my_norm(x[..., D]) {\n  return rms_norm(x) as inner\n}\n' >"$work/own/parts.moe"
+sed -e '0,/^import /s//import "parts.moe" as parts\nimport /' -e 's/rms_norm(x) as norm/parts.my_norm(x) as norm/' \
+    "$model" >"$work/own/model.moe"
+exits 0 'a model with a file of its own' "$MOEC" train "$work/own/model.moe" "${tiny[@]}" --set 'train.length=2 steps' --out "$work/own/run"
+rm "$work/own/parts.moe" "$work/own/model.moe"
+exits 0 'is evaluated without it' env MOEC_MODELS="$work/none" "$MOEC" eval "$work/own/run"
+exits 0 'and continues text' env MOEC_MODELS="$work/none" "$MOEC" generate "$work/own/run" --prompt a --set generate.max_tokens=3
+
 # refused
 exits 1 'a prompt longer than the context' "$MOEC" generate "$run" "${greedy[@]}" --set generate.context=32
 says 'context|32' 'and says so'
