@@ -22,7 +22,7 @@ typedef struct {
     Arena *a, *scratch;
     Diag *d;
     Program *p;
-    char messages[20000];     // all that was said so far
+    char messages[20000]; // all that was said so far
 } Loaded;
 
 static inline const char *told(Loaded *l) {
@@ -142,15 +142,16 @@ static inline Graph *passed(Loaded *l, const char *what, const Graph *g, const c
 
 // ---- sources ----------------------------------------------------------------------------------------------
 
-// Numbers for parameters, states and inputs: functions of the name and the element's place in the whole batch.
+// Numbers for parameters, states and inputs: functions of the name and the element's place in the whole
+// batch.
 typedef struct {
-    int64_t vocab;            // ids are below it
-    int64_t first_leaf;       // of a graph that computes some leaves of the batch
-    const char *nudged;       // one element of this parameter is moved by `by`
+    int64_t vocab;      // ids are below it
+    int64_t first_leaf; // of a graph that computes some leaves of the batch
+    const char *nudged; // one element of this parameter is moved by `by`
     int64_t element;
-    double  by;
-    bool    ties;             // all router weights are 0: all scores of a token are equal
-    bool    equal_rows;       // all tokens are the same
+    double by;
+    bool ties;       // all router weights are 0: all scores of a token are equal
+    bool equal_rows; // all tokens are the same
 } Feed;
 
 static inline double draw(const char *name, int64_t i) {
@@ -158,7 +159,7 @@ static inline double draw(const char *name, int64_t i) {
     x = (x ^ x >> 33) * 0xff51afd7ed558ccdu;
     x = (x ^ x >> 33) * 0xc4ceb9fe1a85ec53u;
     x ^= x >> 33;
-    return (double)(x >> 44) / (1 << 20);                  // 20 bits: exact in f32
+    return (double)(x >> 44) / (1 << 20); // 20 bits: exact in f32
 }
 
 static inline bool ends_with(const char *text, const char *end) {
@@ -176,7 +177,8 @@ static inline double source_number(const Feed *f, const Node *n, int64_t i, int6
     if (!strcmp(name, "positions")) return (double)(i % cols);
     if (!strcmp(name, "rng")) return (double)(i + 1);
     if (!strcmp(name, "images")) return u - 0.5;
-    if (n->out[0].type.dtype == I32) return f->equal_rows && strcmp(name, "labels") ? 1 : floor(u * (double)f->vocab);
+    if (n->out[0].type.dtype == I32)
+        return f->equal_rows && strcmp(name, "labels") ? 1 : floor(u * (double)f->vocab);
     return n->out[0].type.dtype == BOOL ? u < 0.7 : 1;
 }
 
@@ -189,11 +191,20 @@ static inline bool feed(void *self, const Node *n, Tensor *t) {
     for (int64_t i = 0; i < elements; i++) {
         double x = source_number(f, n, first + i, cols) + (moved && i == f->element ? f->by : 0);
         switch (t->dtype) {
-        case F32:  ((float *)t->data)[i] = (float)x; break;
-        case F64:  ((double *)t->data)[i] = x; break;
-        case I32:  ((int32_t *)t->data)[i] = (int32_t)x; break;
-        case BOOL: ((uint8_t *)t->data)[i] = x != 0; break;
-        default:   return false;
+        case F32:
+            ((float *)t->data)[i] = (float)x;
+            break;
+        case F64:
+            ((double *)t->data)[i] = x;
+            break;
+        case I32:
+            ((int32_t *)t->data)[i] = (int32_t)x;
+            break;
+        case BOOL:
+            ((uint8_t *)t->data)[i] = x != 0;
+            break;
+        default:
+            return false;
         }
     }
     return true;
@@ -207,10 +218,14 @@ static inline int64_t size_of(const Tensor *t) {
 
 static inline double number_of(const Tensor *t, int64_t i) {
     switch (t->dtype) {
-    case F64: return ((const double *)t->data)[i];
-    case F32: return ((const float *)t->data)[i];
-    case I32: return ((const int32_t *)t->data)[i];
-    default:  return ((const uint8_t *)t->data)[i];
+    case F64:
+        return ((const double *)t->data)[i];
+    case F32:
+        return ((const float *)t->data)[i];
+    case I32:
+        return ((const int32_t *)t->data)[i];
+    default:
+        return ((const uint8_t *)t->data)[i];
     }
 }
 
@@ -229,7 +244,7 @@ static inline Eval *evaluate(Arena *a, const Graph *g, Feed *f, bool f64) {
 static inline double objective(const Graph *g, const Eval *e) {
     double sum = 0;
     for_each_node(g, n) {
-        if (n->op != OP_LOSS || (n->attr.until > 0 && n->attr.until <= 3)) continue;      // rng: step 3
+        if (n->op != OP_LOSS || (n->attr.until > 0 && n->attr.until <= 3)) continue; // rng: step 3
         const Tensor *t = eval_value(e, n->in[0]);
         double leaves = type_is_leafy(&n->in[0]->type) || !g->leaf ? 1 : (double)g->leaf->bound;
         for (int64_t i = 0; i < size_of(t); i++) sum += n->attr.weight * leaves * number_of(t, i);
@@ -237,15 +252,16 @@ static inline double objective(const Graph *g, const Eval *e) {
     return sum;
 }
 
-// Of all that is chosen: indices of topk, places in queues, choices after the drop; of comparisons of floats too.
+// Of all that is chosen: indices of topk, places in queues, choices after the drop; of comparisons of floats
+// too.
 static inline uint64_t decisions(const Graph *g, const Eval *e) {
     uint64_t hash = 1;
     for_each_node(g, n) {
-        const Value *v = n->op == OP_TOPK                ? &n->out[1]
-                         : n->op == OP_QUEUE             ? &n->out[0]
-                         : n->op == OP_ROUTE             ? n->in[0]
+        const Value *v = n->op == OP_TOPK                   ? &n->out[1]
+                         : n->op == OP_QUEUE                ? &n->out[0]
+                         : n->op == OP_ROUTE                ? n->in[0]
                          : n->op == OP_LT || n->op == OP_LE ? &n->out[0]
-                                                         : NULL;
+                                                            : NULL;
         if (!v) continue;
         const Tensor *t = eval_value(e, v);
         hash = str_hash(t->data, (size_t)(size_of(t) * dtype_bytes(t->dtype)), hash);
@@ -253,11 +269,12 @@ static inline uint64_t decisions(const Graph *g, const Eval *e) {
     return hash;
 }
 
-// Does the parameter reach a loss through a stop_gradient?  Then its gradient is not that of the value, by design.
+// Does the parameter reach a loss through a stop_gradient?  Then its gradient is not that of the value, by
+// design.
 static inline bool is_stopped(Graph *g, const char *name) {
     Arena *a = arena_create();
     int n_values = graph_number(g);
-    uint8_t *reached = arena_array(a, uint8_t, n_values + 1);        // 1: depends on it; 2: through a stop
+    uint8_t *reached = arena_array(a, uint8_t, n_values + 1); // 1: depends on it; 2: through a stop
     bool stopped = false;
     for_each_node(g, n) {
         uint8_t bits = n->op == OP_PARAM && !strcmp(n->attr.name, name) ? 1 : 0;
@@ -272,24 +289,29 @@ static inline bool is_stopped(Graph *g, const char *name) {
 }
 
 static inline const Node *gradient_of(const Graph *g, const char *param) {
-    for_each_node(g, n)
-        if (n->op == OP_RETURN && !strncmp(n->attr.name, "grad.", 5) && !strcmp(n->attr.name + 5, param)) return n;
+    for_each_node(g, n) if (n->op == OP_RETURN && !strncmp(n->attr.name, "grad.", 5) &&
+                            !strcmp(n->attr.name + 5, param)) return n;
     return NULL;
 }
 
-typedef struct { int params, checked, flipped, stopped, bodies, gates; } Compared;
+typedef struct {
+    int params, checked, flipped, stopped, bodies, gates;
+} Compared;
 
 // forward: the elaborated graph.  back: the same after all passes, returning gradients.  Compares `per_param`
 // elements of every parameter's gradient, the largest and random ones.
-static inline Compared compare_gradients(const char *what, Graph *forward, Graph *back, Feed f, int per_param) {
+static inline Compared compare_gradients(const char *what, Graph *forward, Graph *back, Feed f,
+                                         int per_param) {
     Arena *a = arena_create(), *scratch = arena_create();
     Compared c = {0};
     Eval *e = evaluate(a, back, &f, true);
     for_each_node(back, n) {
         if (!n->attr.body) continue;
-        if (n->op == OP_GATE) c.gates++;
-        else c.bodies++;
-        for_each_node(n->attr.body, m)                     // all of it was run
+        if (n->op == OP_GATE)
+            c.gates++;
+        else
+            c.bodies++;
+        for_each_node(n->attr.body, m) // all of it was run
             for (int i = 0; i < m->n_out; i++) assert_non_null(eval_value(e, &m->out[i]));
     }
     Feed moved = f;

@@ -1,7 +1,8 @@
-// Every file of models/routing/ keeps the contract of a router: a token meets an expert at most once, an expert
-// takes no more than its capacity and drops nobody before it is full, what is asked and what is dropped is counted,
-// weights are finite and not negative, padding gets no expert, gradients reach the scores and are right, and the
-// fused gate computes what its parts compute, bit for bit: on random scores, ties, equal rows and a single token.
+// Every file of models/routing/ keeps the contract of a router: a token meets an expert at most once, an
+// expert takes no more than its capacity and drops nobody before it is full, what is asked and what is
+// dropped is counted, weights are finite and not negative, padding gets no expert, gradients reach the scores
+// and are right, and the fused gate computes what its parts compute, bit for bit: on random scores, ties,
+// equal rows and a single token.
 #include "tests/models/small_run.h"
 
 // ---- a small model around a router ------------------------------------------------------------------------
@@ -11,14 +12,14 @@ enum { D = 8, MOST_VARIANTS = 24 };
 typedef struct {
     const char *router;
     const Fn *fn;
-    const char *args;         // beyond what the sizes ask for: ", norm: false"
+    const char *args; // beyond what the sizes ask for: ", norm: false"
     int E, B, S;
     bool masked;
 } Case;
 
 static const char *case_text(Arena *a, const Case *c) {
-    return arena_printf(a, "%s(%s) of %d experts, %d x %d tokens%s", c->router, *c->args ? c->args + 2 : "", c->E, c->B,
-                        c->S, c->masked ? ", some of them padding" : "");
+    return arena_printf(a, "%s(%s) of %d experts, %d x %d tokens%s", c->router, *c->args ? c->args + 2 : "",
+                        c->E, c->B, c->S, c->masked ? ", some of them padding" : "");
 }
 
 static const Param *param_of(const Fn *f, const char *name) {
@@ -34,7 +35,10 @@ static double default_of(const Fn *f, const char *name) {
 
 // What a router must be told so that it fits small sizes: rules by the parameter's name, not by the router's.
 static void add_args(const Case *c, Str *out) {
-    const struct { const char *name, *value; bool given; } rule[] = {
+    const struct {
+        const char *name, *value;
+        bool given;
+    } rule[] = {
         {"ids", "tokens", true},
         {"V", "V", true},
         {"k", "3", default_of(c->fn, "k") > 4},
@@ -48,7 +52,8 @@ static void add_args(const Case *c, Str *out) {
     };
     int n = 0;
     for (size_t i = 0; i < sizeof rule / sizeof *rule; i++)
-        if (rule[i].given && param_of(c->fn, rule[i].name) && !strstr(c->args, arena_printf(out->arena, " %s:", rule[i].name)))
+        if (rule[i].given && param_of(c->fn, rule[i].name) &&
+            !strstr(c->args, arena_printf(out->arena, " %s:", rule[i].name)))
             str_printf(out, "%s%s: %s", n++ ? ", " : "", rule[i].name, rule[i].value);
     str_add(out, n ? c->args : *c->args ? c->args + 2 : "");
 }
@@ -69,18 +74,18 @@ static Loaded *load_case(const Case *c) {
     Str args = {.arena = a};
     str_add(&args, "");
     add_args(c, &args);
-    Loaded *l = load_text(arena_printf(
-        a,
-        "import std.ffn, std.moe, routing.%s\n"
-        "model m(tokens: i32[B, S], labels: i32[B, S], V = 13, D = %d, E = %d) {\n"
-        "  param embed[V, D], head[V, D] = normal(0.02)\n"
-        "  x = take(embed, tokens)\n"
-        "  y = x + moe(x, E:, router: %s(%s), expert: swiglu(H: 6)%s)\n"
-        "  logits = y @ head.T\n"
-        "  loss ce = cross_entropy(logits, labels)\n"
-        "  return logits\n"
-        "}\n",
-        c->router, D, c->E, c->router, args.text, c->masked ? ", used: tokens != 0" : ""));
+    Loaded *l = load_text(
+        arena_printf(a,
+                     "import std.ffn, std.moe, routing.%s\n"
+                     "model m(tokens: i32[B, S], labels: i32[B, S], V = 13, D = %d, E = %d) {\n"
+                     "  param embed[V, D], head[V, D] = normal(0.02)\n"
+                     "  x = take(embed, tokens)\n"
+                     "  y = x + moe(x, E:, router: %s(%s), expert: swiglu(H: 6)%s)\n"
+                     "  logits = y @ head.T\n"
+                     "  loss ce = cross_entropy(logits, labels)\n"
+                     "  return logits\n"
+                     "}\n",
+                     c->router, D, c->E, c->router, args.text, c->masked ? ", used: tokens != 0" : ""));
     arena_destroy(a);
     return l;
 }
@@ -93,8 +98,8 @@ static const Node *find_op(const Graph *g, Op op) {
 }
 
 static const Tensor *metric_of(const Graph *g, const Eval *e, const char *begin) {
-    for_each_node(g, n)
-        if (n->op == OP_METRIC && !strncmp(n->attr.name, begin, strlen(begin))) return eval_value(e, n->in[0]);
+    for_each_node(g, n) if (n->op == OP_METRIC &&
+                            !strncmp(n->attr.name, begin, strlen(begin))) return eval_value(e, n->in[0]);
     return NULL;
 }
 
@@ -102,8 +107,8 @@ static const Tensor *metric_of(const Graph *g, const Eval *e, const char *begin)
 static const Node *gather_by(const Graph *g, const Node *route, int64_t cols) {
     for_each_node(g, n) {
         const Type *t = &n->out[0].type;
-        if (n->op == OP_GATHER_ROWS && t->ndim == 2 && t->dim[0].sym == route->attr.sym && t->dim[1].n == cols &&
-            t->dtype == F32)
+        if (n->op == OP_GATHER_ROWS && t->ndim == 2 && t->dim[0].sym == route->attr.sym &&
+            t->dim[1].n == cols && t->dtype == F32)
             return n;
     }
     return NULL;
@@ -124,14 +129,14 @@ static bool tokens_choose(const Node *route) {
 // The capacity that the places of a queue are compared with; -1: they are not.
 static double capacity_of(const Graph *g, const Node *queue) {
     double capacity;
-    for_each_node(g, n)
-        if (n->op == OP_LT && behind_reshapes(n->in[0])->node == queue && value_is_number(n->in[1], &capacity))
-            return capacity;
+    for_each_node(g, n) if (n->op == OP_LT && behind_reshapes(n->in[0])->node == queue &&
+                            value_is_number(n->in[1], &capacity)) return capacity;
     return -1;
 }
 
 // Places of an expert's queue are 0, 1, ..; adds to kept[leaf][expert] those below the capacity.
-static int check_queue(const char *what, const Graph *g, const Eval *e, const Node *queue, int leaves, int64_t *kept) {
+static int check_queue(const char *what, const Graph *g, const Eval *e, const Node *queue, int leaves,
+                       int64_t *kept) {
     double capacity = capacity_of(g, queue);
     if (capacity < 0) fail_msg("%s: places in a queue are compared with no capacity", what);
     const Tensor *choice = eval_value(e, queue->in[0]), *place = eval_value(e, &queue->out[0]);
@@ -148,18 +153,21 @@ static int check_queue(const char *what, const Graph *g, const Eval *e, const No
                 sum += at;
                 held += at < capacity;
             }
-            if (sum != asked * (asked - 1) / 2) fail_msg("%s: the places of expert %lld are not 0, 1, ..", what, (long long)x);
+            if (sum != asked * (asked - 1) / 2)
+                fail_msg("%s: the places of expert %lld are not 0, 1, ..", what, (long long)x);
             int64_t most = (int64_t)ceil(capacity), want = asked < most ? asked : most;
             if (held != want)
-                fail_msg("%s: expert %lld holds %lld of %lld with a capacity of %g", what, (long long)x, (long long)held,
-                         (long long)asked, capacity);
+                fail_msg("%s: expert %lld holds %lld of %lld with a capacity of %g", what, (long long)x,
+                         (long long)held, (long long)asked, capacity);
             kept[q / (queues / leaves) * E + x] += held;
             dropped += (int)(asked - held);
         }
     return dropped;
 }
 
-typedef struct { int rows, dropped; } Routed;
+typedef struct {
+    int rows, dropped;
+} Routed;
 
 static Routed check_rows(const char *what, const Graph *g, const Eval *e, bool masked) {
     const Node *route = find_op(g, OP_ROUTE), *queue = find_op(g, OP_QUEUE);
@@ -172,8 +180,8 @@ static Routed check_rows(const char *what, const Graph *g, const Eval *e, bool m
     const Tensor *offsets = eval_value(e, &route->out[0]), *token = eval_value(e, dispatch->in[1]);
     const Tensor *weight = eval_value(e, &weights->out[0]), *load = metric_of(g, e, "load."), *ids = NULL;
     const Tensor *asked = metric_of(g, e, "routed.");
-    for_each_node(g, n)
-        if (n->op == OP_INPUT && !strcmp(n->attr.name, "tokens")) ids = eval_value(e, &n->out[0]);
+    for_each_node(g, n) if (n->op == OP_INPUT && !strcmp(n->attr.name, "tokens")) ids =
+        eval_value(e, &n->out[0]);
     const int32_t *from = offsets->data, *of = token->data;
     int64_t rows = size_of(token), tokens = size_of(ids);
     assert_int_equal(from[E * leaves], rows);
@@ -190,13 +198,16 @@ static Routed check_rows(const char *what, const Graph *g, const Eval *e, bool m
                          number_of(load, leaf * E + x), (long long)x, (long long)(last - first));
             for (int64_t r = first; r < last; r++) {
                 if (of[r] / (tokens / leaves) != leaf)
-                    fail_msg("%s: row %lld of leaf %lld holds token %d", what, (long long)r, (long long)leaf, (int)of[r]);
-                if (met[of[r] * E + x]) fail_msg("%s: token %d meets expert %lld twice", what, (int)of[r], (long long)x);
+                    fail_msg("%s: row %lld of leaf %lld holds token %d", what, (long long)r, (long long)leaf,
+                             (int)of[r]);
+                if (met[of[r] * E + x])
+                    fail_msg("%s: token %d meets expert %lld twice", what, (int)of[r], (long long)x);
                 met[of[r] * E + x] = true;
                 double w = number_of(weight, r);
                 if (!isfinite(w) || w < 0)
                     fail_msg("%s: token %d has weight %g at expert %lld", what, (int)of[r], w, (long long)x);
-                if (masked && !((int32_t *)ids->data)[of[r]]) fail_msg("%s: padding meets expert %lld", what, (long long)x);
+                if (masked && !((int32_t *)ids->data)[of[r]])
+                    fail_msg("%s: padding meets expert %lld", what, (long long)x);
             }
         }
     Routed r = {.rows = (int)rows};
@@ -207,7 +218,8 @@ static Routed check_rows(const char *what, const Graph *g, const Eval *e, bool m
         for (int64_t i = 0; i < leaves * E; i++) {
             dropped += number_of(asked, i) - number_of(load, i);
             if (number_of(load, i) != (double)kept[i])
-                fail_msg("%s: an expert has %g rows, its queue holds %lld", what, number_of(load, i), (long long)kept[i]);
+                fail_msg("%s: an expert has %g rows, its queue holds %lld", what, number_of(load, i),
+                         (long long)kept[i]);
         }
         assert_int_equal((int)dropped, r.dropped);
     }
@@ -234,19 +246,23 @@ static void same_effects(const char *what, const Graph *x, const Graph *y, Feed 
         assert_int_equal(size_of(t), size_of(u));
         for (int64_t i = 0; i < size_of(t); i++)
             if (number_of(t, i) != number_of(u, i) && !(isnan(number_of(t, i)) && isnan(number_of(u, i))))
-                fail_msg("%s: %s %s[%lld] is %.9g fused, %.9g in parts", what, op_info[n->op].name, n->attr.name,
-                         (long long)i, number_of(t, i), number_of(u, i));
+                fail_msg("%s: %s %s[%lld] is %.9g fused, %.9g in parts", what, op_info[n->op].name,
+                         n->attr.name, (long long)i, number_of(t, i), number_of(u, i));
         n_same++;
     }
     assert_true(n_same > 0);
     arena_destroy(a);
 }
 
-static const Feed feeds[] = {{.vocab = 13}, {.vocab = 13, .ties = true}, {.vocab = 13, .equal_rows = true},
+static const Feed feeds[] = {{.vocab = 13},
+                             {.vocab = 13, .ties = true},
+                             {.vocab = 13, .equal_rows = true},
                              {.vocab = 13, .ties = true, .equal_rows = true}};
 enum { N_FEEDS = sizeof feeds / sizeof *feeds };
 
-static struct { int cases, gates, dropped, compared, flipped; } total;
+static struct {
+    int cases, gates, dropped, compared, flipped;
+} total;
 
 static void check_graph(Loaded *l, const char *what, const Case *c, Graph *g, const char *const *pipeline,
                         const TrainOpts *train) {
@@ -258,7 +274,8 @@ static void check_graph(Loaded *l, const char *what, const Case *c, Graph *g, co
     for (int i = 0; i < N_FEEDS; i++) {
         Arena *a = arena_create();
         Feed f = feeds[i];
-        const char *at = arena_printf(a, "%s%s%s", what, f.ties ? ", ties" : "", f.equal_rows ? ", equal rows" : "");
+        const char *at =
+            arena_printf(a, "%s%s%s", what, f.ties ? ", ties" : "", f.equal_rows ? ", equal rows" : "");
         total.dropped += check_rows(at, g, evaluate(a, g, &f, false), c->masked).dropped;
         same_effects(at, fused, parts, f);
         arena_destroy(a);
@@ -278,7 +295,8 @@ static int check_router_gradients(const char *what, const Graph *back) {
         const Tensor *t = eval_value(e, r->in[0]);
         double largest = 0;
         for (int64_t i = 0; i < size_of(t); i++) largest = fmax(largest, fabs(number_of(t, i)));
-        if (!(largest > 0) || !isfinite(largest)) fail_msg("%s: the gradient of %s is %g", what, p->attr.name, largest);
+        if (!(largest > 0) || !isfinite(largest))
+            fail_msg("%s: the gradient of %s is %g", what, p->attr.name, largest);
         n++;
     }
     arena_destroy(a);
@@ -305,10 +323,12 @@ static void check_case(const Case *c) {
     o.kind = ELAB_EVAL;
     o.labels = true;
     o.returns = (const char *const[]){"logits", NULL};
-    check_graph(l, arena_printf(l->a, "%s, evaluation", what), c, elaborate(l, what, o), pipeline_forward, NULL);
+    check_graph(l, arena_printf(l->a, "%s, evaluation", what), c, elaborate(l, what, o), pipeline_forward,
+                NULL);
     total.cases++;
 
-    // generation keeps every choice, since an answer must not depend on its neighbours; experts that choose refuse it
+    // generation keeps every choice, since an answer must not depend on its neighbours; experts that choose
+    // refuse it
     o = (ElabOpts){.kind = ELAB_RUN, .leaves = 1, .B = 1, .S = c->S, .context = 16};
     Graph *run = program_elaborate(l->p, l->a, &o);
     if (run) {
@@ -361,8 +381,9 @@ static void check_router(const char *name) {
 static void routers_keep_their_contract(void **state) {
     (void)state;
     int n = for_each_program("models/routing", check_router);
-    print_message("%d routers in %d cases: %d gates, %d choices dropped, %d gradients compared (%d decisions flipped)\n", n,
-                  total.cases, total.gates, total.dropped, total.compared, total.flipped);
+    print_message("%d routers in %d cases: %d gates, %d choices dropped, %d gradients compared (%d decisions "
+                  "flipped)\n",
+                  n, total.cases, total.gates, total.dropped, total.compared, total.flipped);
     assert_true(n >= 16 && total.dropped > 0);
 }
 
