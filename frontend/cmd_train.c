@@ -9,6 +9,7 @@
 #include "frontend/cmd_machine.h"
 #include "frontend/cmd_session.h"
 #include "frontend/cmd_weights.h"
+#include "ir/base/str.h"
 #include "runtime/checkpoint.h"
 #include "runtime/eval.h"
 #include "runtime/exec.h"
@@ -45,6 +46,36 @@ static RtStatus open_settings(Session *s, RtSettings **out, RtError *e) {
 static bool file_exists(const char *path) {
     struct stat st;
     return stat(path, &st) == 0;
+}
+
+// All --set that a checkpoint's settings were made with.
+static int stored_sets(Arena *a, const char *settings, const char ***out) {
+    json_t *json = settings ? json_loads(settings, 0, NULL) : NULL, *sets = json_object_get(json, "sets");
+    *out = arena_array(a, const char *, json_array_size(sets) + 1);
+    int n = 0;
+    for (size_t i = 0; i < json_array_size(sets); i++) {
+        const char *text = json_string_value(json_array_get(sets, i));
+        if (text) (*out)[n++] = arena_strdup(a, text);
+    }
+    json_decref(json);
+    return n;
+}
+
+// A run that can't be gone on with was most often begun with other --set: says with which.
+static void tell_sets(Session *s, const char *run) {
+    char *dir;
+    RtCkptInfo info = {0};
+    if (rt_ckpt_find(run, &dir, NULL, NULL) != RT_OK) return;
+    const char **set;
+    int n = rt_ckpt_info(dir, &info, NULL) == RT_OK ? stored_sets(s->arena, info.settings, &set) : 0;
+    rt_ckpt_free(&info);
+    free(dir);
+    bool same = n == s->sets.n;
+    for (int i = 0; same && i < n; i++) same = !strcmp(set[i], s->sets.at[i]);
+    if (same) return;
+    Str text = {.arena = s->arena};
+    for (int i = 0; i < n; i++) str_printf(&text, strpbrk(set[i], " ()[]\"'*") ? " --set '%s'" : " --set %s", set[i]);
+    diag_help(s->diag, "it was begun with%s", n ? text.text : "out --set");
 }
 
 // ---- train --------------------------------------------------------------------------------------------------
@@ -86,9 +117,16 @@ int cmd_train(Cli *c) {
                      .peak_flops = machine_peak_flops(threads), .startup = code_line(&s)};
     RtStatus status = rt_train(&o, s.plan, NULL, &e);
     rt_settings_close(settings);
-    if (status != RT_OK) return fail(&s, &e);
-    session_close(&s);
-    return cli_finish(c, EXIT_DONE);
+    if (status == RT_OK) {
+        session_close(&s);
+        return cli_finish(c, EXIT_DONE);
+    }
+    if (resume && (status == RT_BAD_FILE || status == RT_BAD_SETTING)) {
+        diag_error(c->diag, (Span){0}, "%s", e.text);
+        tell_sets(&s, out);
+        return give_up(&s);
+    }
+    return fail(&s, &e);
 }
 
 // ---- what was trained before ----------------------------------------------------------------------------------
@@ -124,13 +162,11 @@ static bool open_trained(Session *s, Cli *c, const char *path, const char **ckpt
     if (skipped) fprintf(stderr, "moec: %d newer checkpoint%s damaged or incomplete; using %s\n", skipped, skipped == 1 ? " is" : "s are", dir);
     *ckpt = arena_strdup(c->arena, dir);
     free(dir);
-    json_t *json = info.settings ? json_loads(info.settings, 0, NULL) : NULL, *sets = json_object_get(json, "sets");
-    const char **set = arena_array(c->arena, const char *, json_array_size(sets) + 1);
-    int n_sets = 0;
-    for (size_t i = 0; i < json_array_size(sets); i++) {
-        const char *text = json_string_value(json_array_get(sets, i));
-        if (text && strncmp(text, "data.", 5) != 0) set[n_sets++] = arena_strdup(c->arena, text);
-    }
+    const char **set;
+    int n_sets = 0, n_stored = stored_sets(c->arena, info.settings, &set);
+    for (int i = 0; i < n_stored; i++)
+        if (strncmp(set[i], "data.", 5) != 0) set[n_sets++] = set[i];
+    json_t *json = info.settings ? json_loads(info.settings, 0, NULL) : NULL;
     json_t *imports = json_object_get(json_object_get(json, "model"), "imports"), *import;
     GivenFile *file = arena_array(c->arena, GivenFile, json_object_size(imports) + 1);
     int n_files = 0;

@@ -62,6 +62,7 @@ exits 1 'another seed is refused' train "$work/half" "${steps[@]}" --set train.s
 says 'train.seed' 'with its reason'
 exits 1 'another shape is refused' train "$work/half" "${steps[@]}" --set D=64 --resume
 says 'step-00000040.*F32\[256,32\].*F32\[256,64\]' 'with both shapes'
+says 'help: it was begun with --set D=32' 'and what it was begun with'
 exits 1 'other data is refused' train "$work/half" "${steps[@]}" --set data.held_out=0.5 --resume
 says 'other data' 'with its reason'
 exits 1 'a run that is not there is refused' train "$work/nowhere" --resume
