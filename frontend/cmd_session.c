@@ -110,6 +110,11 @@ bool session_can_train(Session *s) {
            "there is no slower memory to offload to on a CPU; none, cheap and layer are for it");
     refuse(s, t->train.waves > 1 && (t->train.sum_dense > 1 || t->train.sum_experts > 1), "train.sum",
            "this version chains the waves of a step after the tree over its lanes: dense and experts are 1");
+    const char *source = t->data.source.kind;
+    refuse(s, source && !strcmp(source, "cifar10"), "data.source is cifar10(..)",
+           "this version trains on text(..) only; a model of images can be checked and dumped");
+    refuse(s, source && strcmp(source, "cifar10") != 0 && strcmp(source, "text") != 0, "data.source",
+           "this version trains on text(..) only");
     refuse(s, t->data.documents, "data.documents", "this version does not separate the documents of a text");
     refuse(s, t->data.pad >= 0, "data.pad", "texts are cut into full sequences: nothing is padded");
     if (!t->train.exact)
@@ -248,18 +253,27 @@ int64_t session_parameters(Session *s, int64_t *active) {
     return total;
 }
 
-// How many ids the model has rows for: the rows of the table its tokens are looked up in.  0: they aren't.
+// The input that ids come from, through reshapes and a select that sets some of them aside.  NULL: none.
+static const Node *ids_from(const Value *v) {
+    while (v->node->op == OP_RESHAPE || v->node->op == OP_SELECT) v = v->node->in[v->node->op == OP_SELECT];
+    return v->node->op == OP_INPUT ? v->node : NULL;
+}
+
+// How many ids the model has room for: the least of the rows of tables that tokens are looked up in and the logits
+// that labels are chosen from.  0: it reads none.
 static int64_t vocabulary(Session *s) {
     int n;
+    int64_t least = 0;
     const ParamInfo *p = program_params(s->program, &n);
     if (!p || n == 0) return 0;
     for_each_node(p[0].node->graph, node) {
-        if (node->op != OP_GATHER_ROWS || node->in[1]->node->op != OP_INPUT) continue;
-        const char *input = node->in[1]->node->attr.name;
-        const Type *table = &node->in[0]->type;
-        if (!strcmp(input, "tokens") && !table->dim[0].sym) return table->dim[0].n;
+        const Node *input = node->op == OP_GATHER_ROWS || node->op == OP_TAKE ? ids_from(node->in[1]) : NULL;
+        if (!input || (strcmp(input->attr.name, "tokens") && strcmp(input->attr.name, "labels"))) continue;
+        const Type *of = &node->in[0]->type;
+        Dim room = of->dim[node->op == OP_TAKE ? of->ndim - 1 : 0];
+        if (!room.sym && (!least || room.n < least)) least = room.n;
     }
-    return 0;
+    return least;
 }
 
 // The text of every imported file, by its name: a checkpoint is read without them.

@@ -205,8 +205,9 @@ RtStatus rt_open_tokenizer(const RtSettings *s, RtTokenizer **out, RtError *e) {
     RtStatus status = rt_tokenizer_open(t->kind, t->n_args ? t->arg[0] : NULL, out, e);
     if (status != RT_OK) return rt_add_context(e, status, "data.tokenizer");
     if (!s->vocabulary || (*out)->vocab <= s->vocabulary) return RT_OK;
-    status = rt_fail(e, RT_BAD_SETTING, "data.tokenizer: %s has %d ids, but the model's vocabulary has %lld",
-                     t->kind, (int)(*out)->vocab, (long long)s->vocabulary);
+    status = rt_fail(e, RT_BAD_SETTING,
+                     "data.tokenizer: %s has %d ids, but the model has room for %lld: compile it with --set V=%d",
+                     t->kind, (int)(*out)->vocab, (long long)s->vocabulary, (int)(*out)->vocab);
     rt_tokenizer_close(*out);
     *out = NULL;
     return status;

@@ -2,7 +2,7 @@
 // the gradients that central differences give, and computes each leaf as if it were alone.
 #include "tests/models/small_run.h"
 
-// Sizes by the name of the hyper-parameter, and what a model needs beyond or instead of them.  `edit`: what
+// Sizes by the name of the hyper-parameter, and what a model needs beyond or instead of them.  import: what
 // an imported file must say instead, where sizes cannot be set from outside.
 static const struct {
     const char *name, *value;
