@@ -35,21 +35,23 @@ static void remove_folder(const char *dir) {
     if (pid > 0) waitpid(pid, NULL, 0);
 }
 
-// cc OBJECTS main library... -o OUT; false after an error with what cc said on stderr.
+// $CC OBJECTS library... -o OUT; false after an error with what it said on stderr.
 static bool link_trainer(Session *s, const char *dir, const char *lib, const char *out) {
-    Arena *a = s->arena;
-    const char *cc = getenv("CC");
-    const char *line = arena_printf(a,
-        "exec %s -o '%s' '%s'/*.o '%s/libtrainer.a' '%s/libruntime.a' '%s/libir.a' -fopenmp -ljansson -lpcre2-8 -lxxhash -lpthread -lm",
-        cc && *cc ? cc : "cc", out, dir, lib, lib, lib);
+    static const char line[] =
+        "exec ${CC:-cc} -o \"$1\" \"$2\"/*.o \"$3/libtrainer.a\" \"$3/libruntime.a\" \"$3/libir.a\" "
+        "-fopenmp -ljansson -lpcre2-8 -lxxhash -lpthread -lm";
     pid_t pid = fork();
     if (pid == 0) {
-        execl("/bin/sh", "sh", "-c", line, (char *)NULL);
+        execl("/bin/sh", "sh", "-c", line, "sh", out, dir, lib, (char *)NULL);
         _exit(127);
     }
     int status = 0;
     if (pid < 0 || waitpid(pid, &status, 0) < 0 || !WIFEXITED(status) || WEXITSTATUS(status)) {
-        diag_error(s->diag, (Span){0}, "the linker (%s) failed; it needs a C compiler and the libraries jansson, pcre2 and xxhash", cc && *cc ? cc : "cc");
+        const char *cc = getenv("CC");
+        diag_error(s->diag, (Span){0},
+                   "%s could not link the trainer; it must be a C compiler with OpenMP and find the libraries "
+                   "jansson, pcre2-8 and xxhash (on Debian: gcc libjansson-dev libpcre2-dev libxxhash-dev)",
+                   cc && *cc ? cc : "cc");
         return false;
     }
     return true;
@@ -60,7 +62,6 @@ int cmd_build(Cli *c) {
     if (!session_open(&s, c, c->args.at[0], 0, NULL) || !session_can_train(&s)) return cli_finish(c, EXIT_WRONG);
     const char *out = cli_value(c, "o");
     if (!out) out = program_model_name(s.program);
-    if (strchr(out, '\'')) return cli_fail(c, "the name of the executable cannot hold a quote: %s", out);
     const char *lib = find_libraries(c->arena);
     if (!lib) return cli_fail(c, "the trainer's libraries are not beside this program; MOEC_LIB names their folder");
     Programs p;
