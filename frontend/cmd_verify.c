@@ -18,6 +18,7 @@
 
 static const double logits_tolerance = 1e-4, loss_tolerance = 1e-5, weight_tolerance = 1e-5,
                     hidden_share = 1e-5, grad_share = 5e-5, grad_floor = 1e-7;
+static const int64_t usual_prompt = 8; // where no margins say how many steps follow it
 static const char *const channels[] = {"logits", "hidden", "router_logits", "topk_idx", "topk_weight", NULL};
 
 typedef struct {
@@ -31,6 +32,7 @@ typedef struct {
     float **value;
     bool encoder;         // the model has an encoder: input_ids feed it, labels are the decoder's
     int64_t B, S, source; // sequences; tokens and, of an encoder, source tokens of each
+    int64_t prompt;       // ids that a recorded continuation begins with
     Outputs out;
     const char **published; // per output: its name in the reference
     bool *compared;         // per output
@@ -473,7 +475,7 @@ static bool continue_source(Verify *v, Greedy *g) {
 }
 
 static void compare_greedy(Verify *v, const StTensor *t) {
-    Greedy g = {.prompt = v->encoder ? 1 : 8,
+    Greedy g = {.prompt = v->prompt,
                 .length = t->dim[1],
                 .margin = st_find(v->reference, "greedy_margin"),
                 .vocab = verify_vocabulary(v->runner.program[0])};
@@ -488,13 +490,16 @@ static void compare_greedy(Verify *v, const StTensor *t) {
 static const StTensor *find_greedy(Verify *v) {
     const StTensor *t = st_find(v->reference, "greedy_ids"), *margin = st_find(v->reference, "greedy_margin");
     if (!t) return NULL;
-    int64_t prompt = v->encoder ? 1 : 8, rows = t->ndim == 2 ? t->dim[0] : 0,
-            steps = t->ndim == 2 ? t->dim[1] - prompt : 0;
-    if (steps > 0 && (!v->encoder || rows == v->B) && (!margin || margin->elements == rows * steps)) return t;
+    int64_t rows = t->ndim == 2 ? t->dim[0] : 0, ids = t->ndim == 2 ? t->dim[1] : 0;
+    v->prompt = v->encoder ? 1 : margin && margin->ndim == 2 ? ids - margin->dim[1] : usual_prompt;
+    int64_t steps = ids - v->prompt;
+    if (v->prompt > 0 && steps > 0 && (!v->encoder || rows == v->B) &&
+        (!margin || margin->elements == rows * steps))
+        return t;
     table_fail(&v->table, t->name, tensor_shape(v, t),
                arena_printf(v->s.arena,
                             "%lld ids and their continuation, with a margin for each step, are expected",
-                            (long long)prompt));
+                            (long long)v->prompt));
     return NULL;
 }
 

@@ -162,7 +162,7 @@ const char *hf_find_model(Arena *a, const char *models_dir, const char *model_ty
     }
     closedir(dir);
     qsort(files.at, (size_t)files.n, sizeof *files.at, by_name);
-    const char *found = NULL;
+    const char *found = NULL, *broken = NULL;
     for (int i = 0; i < files.n && !found; i++) {
         char *text = read_text(a, files.at[i]);
         if (!text || !strstr(text, "config") || !strstr(text, model_type))
@@ -171,22 +171,38 @@ const char *hf_find_model(Arena *a, const char *models_dir, const char *model_ty
         Module m = {.path = files.at[i]};
         uint32_t file = diag_add_file(quiet, files.at[i], text, strlen(text));
         m.file = file;
-        if (ast_parse(a, quiet, file, &m) && names_type(config_block(&m), model_type)) found = files.at[i];
+        if (!ast_parse(a, quiet, file, &m))
+            broken = strstr(text, arena_printf(a, "\"%s\"", model_type)) ? files.at[i] : broken;
+        else if (names_type(config_block(&m), model_type))
+            found = files.at[i];
     }
-    return found;
+    return found ? found : broken; // the caller parses it again and tells what is wrong
 }
 
 // ---- rows -------------------------------------------------------------------------------------------------
 
 static const char *expr_text(Program *p, Arena *a, Span at) { return ast_text(a, program_diag(p), at); }
 
-// The first member a failed condition speaks of, for the message.
-static const Expr *first_dot(const Expr *e) {
+static bool is_dot(const Expr *e) {
+    while (e->kind == X_MEMBER) e = e->a;
+    return e->kind == X_DOT;
+}
+
+// The member a failed condition speaks of, for the message: the first that is there, else the first.
+static const Expr *first_dot(Program *p, const Subject *s, const Expr *e, Val *is) {
     if (!e) return NULL;
-    if (e->kind == X_DOT || (e->kind == X_MEMBER && first_dot(e->a) == e->a)) return e;
-    const Expr *found = first_dot(e->a);
-    if (!found) found = first_dot(e->b);
-    if (!found) found = first_dot(e->c);
+    if (is_dot(e)) {
+        *is = program_eval(p, e, s, 0, NULL);
+        return e;
+    }
+    const Expr *part[] = {e->a, e->b, e->c}, *found = NULL;
+    for (int i = 0; i < 3 && (!found || is->kind == V_NONE); i++) {
+        Val other;
+        const Expr *next = first_dot(p, s, part[i], &other);
+        if (!next || (found && other.kind == V_NONE)) continue;
+        found = next;
+        *is = other;
+    }
     return found;
 }
 
@@ -211,12 +227,12 @@ static bool configure_entry(Program *p, Config *c, const Subject *s, const Entry
         v = program_eval(p, e->right, s, 0, NULL);
         if (v.kind == V_ERROR) return false;
         if (v.kind == V_BOOL && v.b) return true;
-        const Expr *dot = first_dot(e->right);
-        if (dot) {
-            Val is = program_eval(p, dot, s, 0, NULL);
+        Val is;
+        const Expr *dot = first_dot(p, s, e->right, &is);
+        if (dot)
             diag_error(d, e->at, "%s: %s is %s; this model cannot represent it", json_name,
                        expr_text(p, c->arena, dot->at) + 1, program_val_text(p, &is));
-        } else
+        else
             diag_error(d, e->at, "%s: %s does not hold; this model cannot represent it", json_name,
                        expr_text(p, c->arena, e->right->at));
         return false;

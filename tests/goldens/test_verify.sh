@@ -42,6 +42,8 @@ damaged 'no reference' 'reference.safetensors: No such file' rm reference.safete
 damaged 'broken JSON' 'config.json:[0-9]+:' sh -c 'echo "{\"model_type\":" >config.json'
 damaged 'an unknown family' 'no model of models/ reads model_type "gpt9"' sed -i 's/"model_type": "llama"/"model_type": "gpt9"/' config.json
 damaged 'another activation' 'hidden_act is "gelu"; this model cannot represent it' sed -i 's/"silu"/"gelu"/' config.json
+damaged 'another scaling' 'rope_scaling.rope_type is "dynamic"; this model cannot represent it' sed -i 's/"llama3"/"dynamic"/' config.json
+damaged 'another scaling, by its older name' 'rope_scaling.type is "dynamic"; this model cannot represent it' sed -i 's/"rope_type": "llama3"/"type": "dynamic"/' config.json
 damaged 'another size' "model.norm.weight: the file's tensor is \[64\], this is \[60\]" sed -i 's/"hidden_size": 64/"hidden_size": 60/' config.json
 damaged 'one layer more' 'found nowhere in the file: layers.2' sed -i 's/"num_hidden_layers": 2/"num_hidden_layers": 3/' config.json
 damaged 'a tensor of another name' 'found nowhere in the file: norm.g' sed -i 's/model.norm.weight/model.morn.weight/' model.safetensors
