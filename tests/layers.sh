@@ -23,8 +23,7 @@ for f in frontend/*.[chly]; do
         case $inc in frontend/* | ir/* | runtime/abi.h | runtime/philox.h) ;; *) echo "$f includes $inc, but frontend/ may only include: frontend/ ir/ runtime/abi.h"; bad=1 ;; esac
     done
 done
-llvm=$(llvm-config-19 --includedir 2>/dev/null || llvm-config --includedir 2>/dev/null)
 for h in $(find ir passes codegen runtime frontend -name '*.h'); do
-    echo "#include \"$h\"" | ${CC:-cc} -std=gnu11 -fsyntax-only -I. ${llvm:+-isystem "$llvm"} -x c - 2>/dev/null || { echo "$h does not compile alone"; bad=1; }
+    echo "#include \"$h\"" | ${CC:-cc} -std=gnu11 -fsyntax-only -I. ${LLVM_INCLUDE:+-isystem "$LLVM_INCLUDE"} -x c - 2>/dev/null || { echo "$h does not compile alone"; bad=1; }
 done
 exit $bad
