@@ -10,7 +10,9 @@ typedef float V16 __attribute__((vector_size(64)));
 
 enum { CHAINS = 12, ROUNDS = 1000000 };
 
-#if defined(__clang__)
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define WIDEST
+#elif defined(__clang__)
 #pragma STDC FP_CONTRACT ON
 #define WIDEST __attribute__((target_clones("avx512f", "arch=haswell", "default")))
 #elif defined(__x86_64__)

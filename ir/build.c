@@ -80,8 +80,52 @@ static bool has_operands(const Node *n, Diag *d) {
     return true;
 }
 
+// Regions give as many results as their yield names; other ops as many as their row.
+static int count_results(Op op, const Attrs *attr) {
+    const Graph *region = lists(op, ATTR_body) ? attr->body : attr->epilogue;
+    if (!lists(op, ATTR_body) && !region) return op_n_outs(op);
+    const Node *yield = region ? region->last : NULL;
+    return yield && yield->op == OP_YIELD ? yield->n_in : 0;
+}
+
+// Sizes that later sums and products of sizes can't bring to overflow.
+static bool has_size(const Type *t) {
+    const int64_t most = (int64_t)1 << 56;
+    int64_t bytes = dtype_bytes(t->dtype);
+    for (int i = 0; i < t->ndim; i++) {
+        int64_t size = t->dim[i].n;
+        if (size < 0) return false;
+        if (t->dim[i].sym && __builtin_mul_overflow(size, t->dim[i].sym->bound, &size)) return false;
+        if (size > most || __builtin_mul_overflow(bytes, size ? size : 1, &bytes) || bytes > most)
+            return false;
+    }
+    return true;
+}
+
+// What is asked for, before any rule works with it: the number of results and the shape.  Only attention_grad
+// has more results than its row, and counts them itself.
+static bool has_form(const Node *n, Diag *d) {
+    int results = count_results(n->op, &n->attr);
+    if (n->n_out != results && n->op != OP_ATTENTION_GRAD) {
+        diag_error(d, n->at, "%s gives %d results, not %d", op_info[n->op].name, results, n->n_out);
+        return false;
+    }
+    if (!lists(n->op, ATTR_dims)) return true;
+    Type t = type_of_dims((DType)n->attr.dtype, &n->attr.dims);
+    if (has_size(&t)) return true;
+    diag_error(d, n->at, "%s of shape %s: no tensor may have more than 2^56 bytes", op_info[n->op].name,
+               type_text(n->graph->arena, &t));
+    return false;
+}
+
 static bool has_results(const Node *n, const Type *types, Diag *d) {
     const OpInfo *op = &op_info[n->op];
+    for (int i = 0; i < n->n_out; i++)
+        if (!has_size(&types[i])) {
+            diag_error(d, n->at, "result %d of %s is %s: no tensor may have more than 2^56 bytes", i,
+                       op->name, type_text(n->graph->arena, &types[i]));
+            return false;
+        }
     int named = n->attr.epilogue ? 0 : op_n_outs(n->op);      // an epilogue's results are what it yields
     for (int i = 0; i < named && i < n->n_out; i++) {
         int kind = op->outs[i].kind;
@@ -93,14 +137,6 @@ static bool has_results(const Node *n, const Type *types, Diag *d) {
         return false;
     }
     return true;
-}
-
-// Regions give as many results as their yield names; other ops as many as their row.
-static int count_results(Op op, const Attrs *attr) {
-    const Graph *region = lists(op, ATTR_body) ? attr->body : attr->epilogue;
-    if (!lists(op, ATTR_body) && !region) return op_n_outs(op);
-    const Node *yield = region ? region->last : NULL;
-    return yield && yield->op == OP_YIELD ? yield->n_in : 0;
 }
 
 // ---- attributes that follow from operands ---------------------------------------------------------------
@@ -141,7 +177,8 @@ bool node_check(const Node *n, Diag *d) {
     enum { FEW = 8 };
     Type few[FEW], *types = n->n_out <= FEW ? few : malloc(sizeof *types * (size_t)n->n_out);
     if (!types) abort();
-    bool ok = has_operands(n, d) && op_info[n->op].shape(n, types, d) && has_results(n, types, d);
+    bool ok = has_operands(n, d) && has_form(n, d) && op_info[n->op].shape(n, types, d) &&
+              has_results(n, types, d);
     for (int i = 0; ok && i < n->n_out; i++) {
         if (type_eq(&types[i], &n->out[i].type)) continue;
         Arena *a = n->graph->arena;
@@ -208,7 +245,7 @@ static Node *build_any(Builder *b, Op op, Value *const *ins, const Attrs *attrs,
     for (int i = 0; i < n_out; i++) n->out[i] = (Value){.node = n, .index = i, .arena = -1};
 
     Diag *d = b->diag ? b->diag : diag_new(a);
-    if (!has_operands(n, d)) return refuse(b, d, n);
+    if (!has_operands(n, d) || !has_form(n, d)) return refuse(b, d, n);
     if (types) {
         for (int i = 0; i < n_out; i++) n->out[i].type = types[i];
     } else {

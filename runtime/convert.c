@@ -48,6 +48,11 @@ double rt_load_number(const void *data, DType dtype, int64_t i) {
     return 0;
 }
 
+// What an integer can hold of x; NaN is 0.
+static double within(double x, double least, double most) {
+    return x >= most ? most : x > least ? x : x <= least ? least : 0;
+}
+
 void rt_store_number(void *data, DType dtype, int64_t i, double x) {
     unsigned char *at = (unsigned char *)data + i * dtype_bytes(dtype);
     switch (dtype) {
@@ -55,11 +60,11 @@ void rt_store_number(void *data, DType dtype, int64_t i, double x) {
     case F64: memcpy(at, &x, 8); return;
     case BF16: { uint16_t y = rt_f32_to_bf16((float)x); memcpy(at, &y, 2); return; }
     case F16: { uint16_t y = rt_f32_to_f16((float)x); memcpy(at, &y, 2); return; }
-    case I32: { int32_t y = (int32_t)x; memcpy(at, &y, 4); return; }
-    case U32: { uint32_t y = (uint32_t)x; memcpy(at, &y, 4); return; }
-    case I64: { int64_t y = (int64_t)x; memcpy(at, &y, 8); return; }
-    case I8: *at = (unsigned char)(int8_t)x; return;
-    case U8: *at = (unsigned char)x; return;
+    case I32: { int32_t y = (int32_t)within(x, -0x1p31, 0x1p31 - 1); memcpy(at, &y, 4); return; }
+    case U32: { uint32_t y = (uint32_t)within(x, 0, 0x1p32 - 1); memcpy(at, &y, 4); return; }
+    case I64: { int64_t y = (int64_t)within(x, -0x1p63, 0x1.fffffffffffffp62); memcpy(at, &y, 8); return; }
+    case I8: *at = (unsigned char)(int8_t)within(x, -128, 127); return;
+    case U8: *at = (unsigned char)within(x, 0, 255); return;
     case BOOL: *at = x != 0; return;
     case DTYPE_COUNT: return;
     }

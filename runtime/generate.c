@@ -201,7 +201,7 @@ static void outlet_write(Outlet *o, size_t n) {
         fwrite(o->held, 1, n, o->out);
         fflush(o->out);
     }
-    memmove(o->held, o->held + n, o->n - n);
+    if (o->n > n) memmove(o->held, o->held + n, o->n - n);      // nothing held: held may be NULL
     o->n -= n;
 }
 

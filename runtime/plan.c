@@ -69,6 +69,8 @@ static RtStatus check_tensors(const RtPlan *plan, RtError *e) {
                        (long long)t[i].offset);
         if (t[i].init == RT_INIT_COPY && !text_ok(plan, t[i].init_from))
             return BAD("tensor '%s' copies nothing", name);
+        if (t[i].init == RT_INIT_RANDOM_INT && !(t[i].init_a >= 0 && t[i].init_a <= 0x1p62))
+            return BAD("tensor '%s': random integers below %g", name, t[i].init_a);
         if (t[i].role <= RT_STATE && !text_ok(plan, t[i].init_name))
             return BAD("tensor '%s' has no random key", name);
         if (t[i].experts && t[i].ndim == 0) return BAD("tensor '%s' has no axis of experts", name);
@@ -128,7 +130,10 @@ RtStatus rt_plan_check(const RtPlan *plan, size_t available, RtError *e) {
                        plan->version, RT_PLAN_VERSION);
     if (plan->bytes > available || plan->bytes < sizeof *plan)
         return BAD("it says %u bytes, but has %zu", plan->bytes, available);
-    if (plan->persistent_bytes < 0 || plan->step_bytes < 0) return BAD("negative arena sizes");
+    if (plan->persistent_bytes < 0 || plan->step_bytes < 0 ||
+        plan->persistent_bytes > INT64_MAX - plan->step_bytes)
+        return BAD("arenas of %lld and %lld bytes", (long long)plan->persistent_bytes,
+                   (long long)plan->step_bytes);
     RT_TRY(check_table(plan, "text", plan->text, 1, e));
     if (!plan->text.n || RT_TEXT(plan, 0)[plan->text.n - 1]) return BAD("its text does not end");
     if (!text_ok(plan, plan->arithmetic) || !text_ok(plan, plan->info)) return BAD("its texts are missing");

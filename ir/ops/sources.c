@@ -50,6 +50,11 @@ bool check_source(const Node *n, Diag *d) {
         return false;
     }
     if (!n->attr.init) return true;
+    if (!strcmp(n->attr.init, "random_int") && !(n->attr.init_a >= 0 && n->attr.init_a <= 0x1p31)) {
+        diag_error(d, n->at, "random integers of '%s' are below a number from 0 to 2^31, not %g",
+                   n->attr.name, n->attr.init_a);
+        return false;
+    }
     for (size_t i = 0; i < sizeof known / sizeof *known; i++)
         if (!strcmp(n->attr.init, known[i])) {
             if (i + 1 < sizeof known / sizeof *known || n->attr.init_from) return true;
@@ -60,6 +65,14 @@ bool check_source(const Node *n, Diag *d) {
         d, n->at,
         "init of '%s' is '%s', but must be zeros, const, normal, trunc_normal, uniform, random_int or copy",
         n->attr.name, n->attr.init);
+    return false;
+}
+
+// seed, wave and step: four numbers.
+bool check_random(const Node *n, Diag *d) {
+    const Type *t = &n->in[0]->type;
+    if (t->dtype == I32 && t->ndim == 1 && dim_eq(t->dim[0], dim_n(4))) return true;
+    diag_error(d, n->at, "random draws from i32[4], not %s", type_text(n->graph->arena, t));
     return false;
 }
 

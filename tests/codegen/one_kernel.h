@@ -136,6 +136,7 @@ static inline bool one_compile(OneKernel *o, const CpuTarget *target, DescribeFn
     emit(&cg, &o->k);
     LLVMBuildRetVoid(cg.b);
     if (LLVMVerifyModule(cg.module, LLVMPrintMessageAction, &message)) abort();
+    LLVMDisposeMessage(message);
     LLVMPassBuilderOptionsRef opts = LLVMCreatePassBuilderOptions();
     one_check(LLVMRunPasses(cg.module, "function(early-cse,instcombine<no-verify-fixpoint>,simplifycfg)",
                             o->machine, opts));

@@ -20,6 +20,7 @@
 #include <string.h>
 #include "ir/eval.h"
 #include "passes/util.h"
+#include "tests/passes/random_graph.h"
 
 #define TESTS "tests/passes"      // ctest runs in the source folder
 
@@ -386,64 +387,12 @@ static void adamw_is_its_formula(void **state) {
 
 // ---- random graphs through all passes -----------------------------------------------------------------
 
-static uint64_t random_state;
-
-static int pick(int n) {
-    random_state = random_state * 6364136223846793005ULL + 1442695040888963407ULL;
-    return (int)((random_state >> 33) % (uint64_t)n);
-}
-
-// Mostly elementwise nodes over two shapes and their row numbers, with contractions, reductions and slices
-// between.
-static Graph *random_graph(Arena *a, int n_nodes) {
-    Graph *g = graph_new(a, "pass");
-    Builder b = builder_end(g, NULL);
-    Sym *leaf = graph_add_sym(g, "L", SYM_LEAF, 2, 0, 0);
-    Dims rows = {3, {{1, leaf}, {3, NULL}, {4, NULL}}}, square = {2, {{4, NULL}, {4, NULL}}};
-    VEC(Value *) wide = {0};                        // f32[L,3,4]
-    for (int i = 0; i < 3; i++)
-        vec_push(
-            a, &wide,
-            make(&b, OP_INPUT, NULL, .name = intern(arena_printf(a, "x%d", i)), .dtype = F32, .dims = rows));
-    Value *w = make(&b, OP_PARAM, NULL, .name = intern("w"), .dtype = F32, .dims = square, .lr = 1);
-    static const Op unary[] = {OP_TANH, OP_SIGMOID, OP_NEG, OP_ABS, OP_SOFTMAX};
-    static const Op binary[] = {OP_ADD, OP_SUB, OP_MUL, OP_MAX};
-    for (int i = 0; i < n_nodes; i++) {
-        Value *x = wide.at[wide.n - 1 - pick(wide.n < 8 ? wide.n : 8)], *y = wide.at[pick(wide.n)], *v;
-        switch (pick(10)) {
-        case 0:  v = make(&b, OP_MATMUL, INS(x, w), .tb = pick(2)); break;
-        case 1:  v = build_binary(&b, OP_MUL, x, build_sum(&b, y, &(Ints){1, {2}})); break;
-        case 2:
-            v = build_binary(&b, OP_ADD, x,
-                             make(&b, OP_REDUCE_MAX, INS(build_unary(&b, OP_STOP_GRADIENT, y)), .axis = 2));
-            break;
-        case 3: {
-            Value *p = make(&b, OP_SLICE, INS(x), .axis = 2, .begin = 0, .end = 2),
-                  *q = make(&b, OP_SLICE, INS(y), .axis = 2, .begin = 2, .end = 4);
-            v = make(&b, OP_CONCAT, INS(q, p), .axis = 2);
-            break;
-        }
-        case 4:  v = build_binary(&b, OP_ADD, x, build_sum(&b, y, &(Ints){1, {1}})); break;
-        case 5:
-        case 6:  v = build_unary(&b, unary[pick(5)], x); break;
-        default: v = build_binary(&b, binary[pick(4)], x, y); break;
-        }
-        v = build_binary(&b, OP_MIN, build_binary(&b, OP_MAX, v, build_const(&b, -2, F32)),
-                         build_const(&b, 2, F32));
-        vec_push(a, &wide, v);
-    }
-    Value *sum = build_sum(&b, wide.at[wide.n - 1], &(Ints){2, {1, 2}});
-    build(&b, OP_LOSS, INS(sum), .name = intern("l"), .weight = 1);
-    build(&b, OP_RETURN, INS(wide.at[wide.n - 2]), .name = intern("y"));
-    return g;
-}
-
 static void random_graphs_keep_their_meaning(void **state) {
     (void)state;
     for (int seed = 0; seed < 60; seed++) {
-        random_state = (uint64_t)seed;
+        Choices choices = {.state = (uint64_t)seed};
         Arena *a = arena_create(), *scratch = arena_create();
-        Graph *g = random_graph(a, 5 + seed), *update = NULL;
+        Graph *g = random_graph(a, 5 + seed, &choices), *update = NULL;
         Diag *d = diag_new(a);
         PassCtx cx = {.scratch = scratch, .diag = d, .machine = &machine, .train = &usual, .update = &update};
         assert_true(passes_run(&g, pipeline_train, &cx, &(RunOpts){.verify_each = true}));

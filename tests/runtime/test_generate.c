@@ -150,9 +150,9 @@ static RtPlan *make_plan(PlanBuilder *b) {
 static void generates(const char *json, const char *prompt, const char *expected, const char *why) {
     PlanBuilder b;
     RtPlan *plan = make_plan(&b);
-    RtPlanInstance *p;
-    RtTokenizer *t;
-    RtSettings *s;
+    RtPlanInstance *p = NULL;
+    RtTokenizer *t = NULL;
+    RtSettings *s = NULL;
     RtError e;
     RtGenerateResult r;
     if (rt_plan_open(plan, b.fn, 2, &p, &e) != RT_OK || rt_tokenizer_open("bytes", NULL, &t, &e) != RT_OK ||

@@ -36,7 +36,7 @@ static int close_gpt2(void **state) { return rt_tokenizer_close(gpt2), 0; }
 
 // The lines of a golden file as an array; skips the test where there is none.
 static json_t *lines(const char *name) {
-    char path[600], *text;
+    char path[600], *text = NULL;
     snprintf(path, sizeof path, "%s/%s", goldens, name);
     if (!gpt2 || rt_read_file(path, &text, NULL, NULL) != RT_OK) {
         print_message("skipped: no %s (MOEC_GOLDENS names the folder)\n", *goldens ? path : "reference data");
