@@ -62,7 +62,7 @@ const Command commands[] = {
      "moec build models/tiny_mixtral.moe -o trainer && ./trainer train --out runs/a", NULL, build_options, 1, 1, cmd_build},
     {"train", "FILE.moe", "compile and train",
      "moec train models/tiny_mixtral.moe --out runs/tiny --set 'train.length=200 steps'",
-     "The run's folder gets metrics.jsonl, TensorBoard events and ckpt/step-NNNNNNNN.  SIGINT and SIGTERM save and\n"
+     "The run's folder gets metrics.jsonl, train.log, TensorBoard events and ckpt/step-NNNNNNNN.  SIGINT and SIGTERM save and\n"
      "exit with status 75; --resume goes on with the same bits.\n", train_options, 1, 1, cmd_train},
     {"eval", "RUN|CHECKPOINT|DIR", "loss, perplexity and bits per byte on the held-out text",
      "moec eval runs/tiny", NULL, eval_options, 1, 1, cmd_eval},

@@ -5,6 +5,7 @@
 #include <stdarg.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <time.h>
 #include <unistd.h>
 
 void rt_duration(double seconds, char out[24]) {
@@ -37,13 +38,24 @@ static void end_line(RtProgress *p) {
 }
 
 // Elsewhere than on a terminal: the first steps, the last, and a hundred between.
-static bool is_shown(const RtProgress *p, int64_t step) {
+static bool is_plain_line(const RtProgress *p, int64_t step) {
     int64_t every = (p->last_step - p->first_step + 1) / 100;
-    return p->terminal || every <= 1 || step == p->first_step || step == p->last_step || step % every == 0;
+    return every <= 1 || step == p->first_step || step == p->last_step || step % every == 0;
+}
+
+static void log_line(RtProgress *p, const char *text) {
+    if (!p->log) return;
+    char at[32];
+    time_t now = time(NULL);
+    struct tm utc;
+    strftime(at, sizeof at, "%Y-%m-%dT%H:%M:%SZ", gmtime_r(&now, &utc));
+    fprintf(p->log, "%s %s\n", at, text);
+    fflush(p->log);
 }
 
 void rt_progress_step(RtProgress *p, const RtProgressLine *l) {
-    if (!p->out || !is_shown(p, l->step)) return;
+    bool plain = is_plain_line(p, l->step);
+    if (!plain && !p->terminal) return;
     char text[256], left[24];
     size_t n = (size_t)snprintf(text, sizeof text, "step %lld/%lld  loss %.4f  %.0f tok/s", (long long)l->step,
                                 (long long)p->last_step, isnan(l->loss) ? NAN : l->loss,   // without its sign
@@ -54,6 +66,8 @@ void rt_progress_step(RtProgress *p, const RtProgressLine *l) {
     if (l->skipped) n += (size_t)snprintf(text + n, sizeof text - n, "  skipped %lld", (long long)l->skipped);
     rt_duration(l->seconds_left, left);
     if (l->step < p->last_step) snprintf(text + n, sizeof text - n, "  left %s", left);
+    if (plain) log_line(p, text);
+    if (!p->out) return;
     if (!p->terminal) {
         fprintf(p->out, "%s\n", text);
         fflush(p->out);
@@ -68,16 +82,20 @@ void rt_progress_step(RtProgress *p, const RtProgressLine *l) {
 }
 
 void rt_progress_say(RtProgress *p, const char *fmt, ...) {
-    if (!p->out) return;
-    end_line(p);
+    char text[1024];
     va_list ap;
     va_start(ap, fmt);
-    vfprintf(p->out, fmt, ap);
+    vsnprintf(text, sizeof text, fmt, ap);
     va_end(ap);
-    fputc('\n', p->out);
+    log_line(p, text);
+    if (!p->out) return;
+    end_line(p);
+    fprintf(p->out, "%s\n", text);
     fflush(p->out);
 }
 
 void rt_progress_close(RtProgress *p) {
     if (p->out) end_line(p);
+    if (p->log) fclose(p->log);
+    p->log = NULL;
 }

@@ -7,6 +7,7 @@
 
 typedef struct {
     FILE   *out;                    // NULL: nothing is shown
+    FILE   *log;                    // gets the plain lines too, with the time; NULL: nobody. Owned: closed with it
     bool    terminal, open_line;
     int64_t first_step, last_step;  // of this process
 } RtProgress;

@@ -209,15 +209,25 @@ static void cut_metrics(const char *path, int64_t step) {
     if (!whole && truncate(path, (off_t)keep) != 0) unlink(path);
 }
 
-static RtStatus open_outputs(Run *r, RtError *e) {
-    RT_TRY(rt_make_dirs(r->o->run_dir, e));
-    char *path = rt_path("%s/metrics.jsonl", r->o->run_dir);
-    if (r->o->resume) cut_metrics(path, r->step);
-    r->metrics = fopen(path, "a");
-    RtStatus s = r->metrics ? RT_OK : rt_fail(e, RT_IO, "cannot write %s: %s", path, strerror(errno));
+static RtStatus open_append(const char *dir, const char *name, FILE **out, RtError *e) {
+    char *path = rt_path("%s/%s", dir, name);
+    *out = fopen(path, "a");
+    RtStatus s = *out ? RT_OK : rt_fail(e, RT_IO, "cannot write %s: %s", path, strerror(errno));
     free(path);
-    RT_TRY(s);
-    return rt_events_open(r->o->run_dir, r->step + 1, &r->events, e);
+    return s;
+}
+
+static RtStatus open_outputs(Run *r, RtError *e) {
+    const char *dir = r->o->run_dir;
+    RT_TRY(rt_make_dirs(dir, e));
+    if (r->o->resume) {
+        char *path = rt_path("%s/metrics.jsonl", dir);
+        cut_metrics(path, r->step);
+        free(path);
+    }
+    RT_TRY(open_append(dir, "metrics.jsonl", &r->metrics, e));
+    RT_TRY(open_append(dir, "train.log", &r->progress.log, e));
+    return rt_events_open(dir, r->step + 1, &r->events, e);
 }
 
 static const char *plural(int64_t n) { return n == 1 ? "" : "s"; }
