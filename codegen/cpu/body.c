@@ -854,11 +854,12 @@ static void sweep_chunk(Em *e, const Sweep *w, LV col, LV mask, int chunk_number
         cg_store_vec(cg, buffer_type(w->into[i]->dtype), value_of(e, p->from), buffer_at(e, w->into[i]),
                      cg_addi(cg, col, p->begin), mask);
     }
+    LV x[sizeof w->store / sizeof *w->store];      // all before the first store: a result may lie where an operand does
+    for (int i = 0; i < w->n_store; i++) x[i] = value_of(e, w->store[i]->from);
     for (int i = 0; i < w->n_store; i++) {
         const Store *s = w->store[i];
-        cg_store_vec(cg, e->b->k->node->out[s->result].type.dtype, value_of(e, s->from),
-                     cg_out(cg, s->result), cg_add(cg, cg_addi(cg, e->result_row[s->result], s->begin), col),
-                     mask);
+        cg_store_vec(cg, e->b->k->node->out[s->result].type.dtype, x[i], cg_out(cg, s->result),
+                     cg_add(cg, cg_addi(cg, e->result_row[s->result], s->begin), col), mask);
     }
 }
 

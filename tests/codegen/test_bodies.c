@@ -206,6 +206,29 @@ static void plain_symbols_size_rows_and_columns(void **state) {
     }
 }
 
+// Memory planning lets a result lie where an operand did that nobody reads later, even if another result needs it.
+static void results_lie_where_operands_did(void **state) {
+    static const int64_t widths[] = {8, 24, 300};
+    for (int i = 0; i < 3; i++) {
+        Case c = case_new();
+        Dims dims = DIMS(dim_n(3), dim_n(7), dim_n(widths[i]));
+        Value *a = build_unary(&c.b, OP_NEG, case_input(&c, "x", F32, dims)),
+              *b = build_unary(&c.b, OP_NEG, case_input(&c, "y", F32, dims)),
+              *m = make(&c.b, OP_LT, INS(a, b));
+        BodyCase k = body_new(&c);
+        Value *ba = body_arg(&k, a), *bb = body_arg(&k, b), *bm = body_arg(&k, m);
+        Value *first = build_unary(&k.b, OP_ABS, ba), *less = make(&k.b, OP_LT, INS(bb, build_const(&k.b, 0, F32)));
+        Value *second = make(&k.b, OP_SELECT, INS(bm, ba, bb));
+        Node *f = body_end(&c, &k, (Value *[]){first, less, second, NULL});
+        for (int j = 0; j < 3; j++) case_return(&c, &f->out[j], arena_printf(c.arena, "r%d", j));
+        case_place(c.g);
+        f->out[0].offset = b->offset;
+        f->out[1].offset = m->offset;
+        assert_int_equal(case_compare_placed(&c, "native", 0, 0), 0);
+        case_free(&c);
+    }
+}
+
 // ---- random bodies -------------------------------------------------------------------------------------
 
 static void random_bodies_give_the_evaluators_bits(void **state) {
@@ -313,6 +336,7 @@ int main(void) {
         cmocka_unit_test(softmax_and_its_gradient_share_a_body),
         cmocka_unit_test(topk_take_and_put_choose_in_order),
         cmocka_unit_test(plain_symbols_size_rows_and_columns),
+        cmocka_unit_test(results_lie_where_operands_did),
         cmocka_unit_test(random_bodies_give_the_evaluators_bits),
         cmocka_unit_test(vector_math_stays_within_its_bounds),
     };
