@@ -417,16 +417,17 @@ static void key_body(Str *s, const KernelNode *k, const Graph *body) {
 }
 
 double node_flops(const Node *n) {
-    double rows = 1, out = n->n_out ? (double)type_bound_elements(&n->out[0].type) : 0;
+    double out = n->n_out ? (double)type_bound_elements(&n->out[0].type) : 0;
     const Type *a = n->n_in ? &n->in[0]->type : NULL;
     switch (n->op) {
     case OP_MATMUL: case OP_GROUPED_MATMUL: {
         int last = a->ndim - (n->op == OP_MATMUL && n->attr.ta ? 2 : 1);
         return 2.0 * out * (double)dim_bound(a->dim[last]) * (n->attr.pair ? 2 : 1);
     }
-    case OP_MATMUL_DW: case OP_GROUPED_DW:
-        rows = (double)rows_bound(a);
-        return 2.0 * rows * (double)type_cols(a) * (double)type_cols(&n->in[1]->type);
+    case OP_MATMUL_DW: case OP_GROUPED_DW: {
+        Contraction c = contraction_of(n);
+        return 2.0 * (double)rows_bound(&c.a) * (double)type_cols(&c.a) * (double)type_cols(&c.b);
+    }
     case OP_ATTENTION: case OP_ATTENTION_GRAD: {
         const Type *q = a, *k = &n->in[1]->type;       // q [.., S, H, A], k [.., C, Hk, A]
         double scores = (double)rows_bound(q) * (double)dim_bound(k->dim[k->ndim - 3]);

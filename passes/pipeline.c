@@ -13,11 +13,11 @@ const int n_passes = (int)(sizeof pass_info / sizeof *pass_info);
 // products with 1) and repeat forward work that is there already.
 const char *const pipeline_train[] = {
     "simplify", "fuse-gating", "precision", "autodiff", "optimizer", "simplify", "contract", "partition",
-    "recompute", "fuse", "layout", "schedule-a2a", "plan-memory", NULL};
+    "recompute", "fuse", "attach", "layout", "schedule-a2a", "plan-memory", NULL};
 const char *const pipeline_update[] = {
     "simplify", "contract", "partition", "fuse", "layout", "schedule-a2a", "plan-memory", NULL};
 const char *const pipeline_forward[] = {
-    "simplify", "fuse-gating", "precision", "contract", "partition", "fuse", "layout", "schedule-a2a",
+    "simplify", "fuse-gating", "precision", "contract", "partition", "fuse", "attach", "layout", "schedule-a2a",
     "plan-memory", NULL};
 
 // No `then` may stand before all `first`s of a list, and none before any of them where `always` says so.

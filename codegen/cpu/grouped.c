@@ -17,11 +17,9 @@ typedef struct {
 
 static bool grouped_of(const KernelNode *k, GroupedMatmul *g) {
     const Attrs *attr = &k->node->attr;
-    const Type *x = &k->node->in[0]->type, *w = &k->node->in[1]->type, *y = &k->node->out[0].type;
-    const Type *offsets = &k->node->in[2]->type;
-    if (attr->epilogue || attr->pair || attr->gather || x->dtype == F16 || x->ndim != 2 ||
-        offsets->dim[0].sym)
-        return false;
+    Contraction c = contraction_of(k->node);
+    const Type *x = &c.a, *w = &c.b, *y = &c.y, *offsets = &k->node->in[2]->type;
+    if (x->dtype == F16 || x->ndim != 2 || offsets->dim[0].sym || !epilogue_possible(k)) return false;
     g->experts = w->dim[0].n;
     g->leaves = (offsets->dim[0].n - 1) / g->experts;
     g->bound = dim_bound(x->dim[0]);
@@ -29,6 +27,7 @@ static bool grouped_of(const KernelNode *k, GroupedMatmul *g) {
                   .b_type = w->dtype,
                   .y_type = y->dtype,
                   .tb = attr->tb,
+                  .numbered = attr->gather != 0,
                   .K = type_cols(x),
                   .N = type_cols(y),
                   .y_row = type_cols(y),
@@ -43,18 +42,20 @@ bool describe_grouped_matmul(const KernelNode *k, KernelDesc *d) {
     d->tasks[0] = tasks_of_rows(&k->node->out[0].type, ROWS_RUN);
     d->tasks[0].times *= g.groups;
     str_printf(&d->key, " groups %d%s", (int)g.groups, g.bound <= TILE_MAX_ROWS ? " few" : "");
-    d->flops = 2.0 * (double)g.bound * (double)g.r.K * (double)g.r.N;
+    d->flops = 2.0 * (double)g.bound * (double)g.r.K * (double)g.r.N * (k->node->attr.pair ? 2 : 1);
     return true;
 }
 
 void emit_grouped_matmul(Cg *cg, const KernelNode *k) {
     GroupedMatmul g;
+    Epilogue e;
     grouped_of(k, &g);
     Rows *r = &g.r;
     r->max_rows = g.bound <= TILE_MAX_ROWS ? g.bound : ROWS_RUN; // as far as the key says it
     r->heights = tile_all_heights(tile_size(cg->target).rows);
     rows_begin(cg, r);
-    LV x = cg_in(cg, 0), w = cg_in(cg, 1), offsets = cg_in(cg, 2), y = cg_out(cg, 0);
+    epilogue_begin(cg, &e);
+    LV x = cg_in(cg, 0), offsets = cg_in(cg, 2);
     LV run = cg_div(cg, cg->task, cg_int(cg, g.groups)), group = cg_rem(cg, cg->task, cg_int(cg, g.groups));
     int panels = rows_panels(cg->target, r->N);
     int64_t each = (panels + g.groups - 1) / g.groups;
@@ -66,35 +67,29 @@ void emit_grouped_matmul(Cg *cg, const KernelNode *k) {
     LV at = cg_muli(cg, expert.i, g.leaves);
     LV begin = cg_max(cg, lo, offset_at(cg, offsets, at));
     LV end = cg_min(cg, hi, offset_at(cg, offsets, cg_addi(cg, at, g.leaves)));
-    RowsRun u = {.a = cg_at(cg, r->a_type, x, cg_muli(cg, begin, r->K)),
-                 .b = cg_at(cg, r->b_type, w, cg_muli(cg, expert.i, r->K * r->N)),
-                 .y = cg_at(cg, r->y_type, y, cg_muli(cg, begin, r->N)),
+    RowsRun u = {.a = r->numbered ? x : cg_at(cg, r->a_type, x, cg_muli(cg, begin, r->K)),
                  .n = cg_sub(cg, end, begin),
                  .k = cg_int(cg, r->K),
                  .lo = p0,
-                 .hi = p1};
-    rows_run(cg, r, &u);
+                 .hi = p1,
+                 .row = begin};
+    if (r->numbered) u.rows = row_numbers(cg, &e.c, 0, begin);
+    rows_attached(cg, r, u, &e, cg_muli(cg, expert.i, r->K * r->N), cg_muli(cg, begin, r->N));
     cg_end(cg, &expert);
-    if (type_ragged(&k->node->out[0].type)) return;
-    // Rows of nobody are zeros; the first group of panels writes them.
-    CgIf mine;
-    LV used = cg_max(cg, lo, offset_at(cg, offsets, cg_int(cg, g.experts * g.leaves)));
-    cg_if(cg, &mine, LLVMBuildAnd(cg->b, cg_eq(cg, group, cg_int(cg, 0)), cg_lt(cg, used, hi), ""));
-    int64_t row = r->N * dtype_bytes(r->y_type);
-    cg_memset0(cg, cg_bytes(cg, y, cg_muli(cg, used, row)), cg_muli(cg, cg_sub(cg, hi, used), row));
-    cg_endif(cg, &mine);
 }
 
 // ---- grouped_dw ---------------------------------------------------------------------------------
 
 static Sums grouped_sums_of(const KernelNode *k, int64_t *experts) {
-    const Type *a = &k->node->in[0]->type, *b = &k->node->in[1]->type, *y = &k->node->out[0].type;
+    Contraction c = contraction_of(k->node);
+    const Type *a = &c.a, *b = &c.b, *y = &c.y;
     *experts = y->dim[0].n;
     return (Sums){.a_type = a->dtype,
                   .b_type = b->dtype,
                   .y_type = y->dtype,
                   .M = type_cols(a),
                   .N = type_cols(b),
+                  .numbered = {c.index[0] >= 0, c.index[1] >= 0},
                   .leaves = (int)((k->node->in[2]->type.dim[0].n - 1) / *experts)};
 }
 
@@ -104,7 +99,8 @@ bool describe_grouped_dw(const KernelNode *k, KernelDesc *d) {
     if (s.a_type == F16) return false;
     SumCut cut = sums_cut(s.M, s.N, experts);
     d->tasks[0] = tasks_fixed(experts * cut.runs * cut.groups);
-    d->flops = 2.0 * (double)rows_bound(&k->node->in[0]->type) * (double)s.M * (double)s.N;
+    Contraction c = contraction_of(k->node);
+    d->flops = 2.0 * (double)rows_bound(&c.a) * (double)s.M * (double)s.N;
     return true;
 }
 
@@ -126,14 +122,17 @@ void emit_grouped_dw(Cg *cg, const KernelNode *k) {
     LV groups = cg_int(cg, s.cut.groups), runs = cg_int(cg, s.cut.runs), rest = cg_div(cg, cg->task, groups);
     LV expert = cg_div(cg, rest, runs);
     Segments segments = {cg_in(cg, 2), cg_muli(cg, expert, s.leaves)};
-    sums_run(cg, &s,
-             &(SumsRun){.a = cg_in(cg, 0),
-                        .b = cg_in(cg, 1),
-                        .y = cg_at(cg, s.y_type, cg_out(cg, 0), cg_muli(cg, expert, s.M * s.N)),
-                        .run = cg_rem(cg, rest, runs),
-                        .group = cg_rem(cg, cg->task, groups),
-                        .leaf = segment_rows,
-                        .self = &segments});
+    SumsRun u = {.a = cg_in(cg, 0),
+                 .b = cg_in(cg, 1),
+                 .y = cg_at(cg, s.y_type, cg_out(cg, 0), cg_muli(cg, expert, s.M * s.N)),
+                 .run = cg_rem(cg, rest, runs),
+                 .group = cg_rem(cg, cg->task, groups),
+                 .leaf = segment_rows,
+                 .self = &segments};
+    Contraction c = contraction_of(k->node);
+    for (int i = 0; i < 2; i++)
+        if (s.numbered[i]) u.rows[i] = row_numbers(cg, &c, i, cg_int(cg, 0));
+    sums_run(cg, &s, &u);
 }
 
 // ---- grouped_sum --------------------------------------------------------------------------------

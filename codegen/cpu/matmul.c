@@ -41,9 +41,9 @@ typedef struct {
 // From types and attributes.  false: a form the reference runs.
 static bool matmul_of(const CpuTarget *t, const KernelNode *k, Matmul *m) {
     const Attrs *attr = &k->node->attr;
-    const Type *a = &k->node->in[0]->type, *b = &k->node->in[1]->type, *y = &k->node->out[0].type;
-    if (attr->epilogue || attr->pair || attr->gather) return false;
-    if (a->dtype == F16) return false;
+    Contraction c = contraction_of(k->node);
+    const Type *a = &c.a, *b = &c.b, *y = &c.y;
+    if (a->dtype == F16 || !epilogue_possible(k)) return false;
     *m = (Matmul){.shared = b->ndim == 2};
     bool flat = m->shared && !attr->ta; // leading axes of a are rows
     m->batch = flat ? (Extent){1, NULL, true} : extent(y, 0, y->ndim - 2);
@@ -57,6 +57,7 @@ static bool matmul_of(const CpuTarget *t, const KernelNode *k, Matmul *m) {
                   .y_type = y->dtype,
                   .ta = attr->ta,
                   .tb = attr->tb,
+                  .numbered = attr->gather != 0,
                   .K = extent_bound(&m->k),
                   .N = y->dim[y->ndim - 1].n,
                   .y_row = y->dim[y->ndim - 1].n,
@@ -90,43 +91,47 @@ bool describe_matmul(const KernelNode *k, KernelDesc *d) {
     else
         d->tasks[0] = tasks_fixed(m.runs * batch * m.groups);
     d->flops = 2.0 * (double)extent_bound(&m.rows) * (double)batch * (double)m.r.N * (double)m.r.K;
+    d->flops *= k->node->attr.pair ? 2 : 1;
     return true;
 }
 
 void emit_matmul(Cg *cg, const KernelNode *k) {
     Matmul m;
+    Epilogue e;
     matmul_of(cg->target, k, &m);
     Rows *r = &m.r;
     rows_begin(cg, r);
+    epilogue_begin(cg, &e);
     LV rows = extent_now(cg, &m.rows), batch = extent_now(cg, &m.batch), depth = extent_now(cg, &m.k);
     LV group = cg_rem(cg, cg->task, cg_int(cg, m.groups)), rest = cg_div(cg, cg->task, cg_int(cg, m.groups));
-    LV index = cg_rem(cg, rest, batch), run = cg_div(cg, rest, batch);
-    LV first = cg_muli(cg, run, ROWS_RUN);
+    LV index = cg_rem(cg, rest, batch), run = cg_div(cg, rest, batch), zero = cg_int(cg, 0);
+    LV first = cg_muli(cg, run, ROWS_RUN), row = cg_add(cg, cg_mul(cg, index, rows), first);
     LV lo = cg_muli(cg, group, m.panels_each);
     LV a = cg_add(cg, cg_mul(cg, cg_mul(cg, index, rows), depth), r->ta ? first : cg_mul(cg, first, depth));
-    LV b = m.shared ? cg_int(cg, 0) : cg_muli(cg, cg_mul(cg, index, depth), r->N);
-    LV y = cg_muli(cg, cg_add(cg, cg_mul(cg, index, rows), first), r->N);
-    RowsRun u = {.a = cg_at(cg, r->a_type, cg_in(cg, 0), a),
+    LV b = m.shared ? zero : cg_muli(cg, cg_mul(cg, index, depth), r->N);
+    RowsRun u = {.a = cg_at(cg, r->a_type, cg_in(cg, 0), r->numbered ? zero : a),
                  .a_step = r->ta ? rows : NULL,
-                 .b = cg_at(cg, r->b_type, cg_in(cg, 1), b),
-                 .y = cg_at(cg, r->y_type, cg_out(cg, 0), y),
                  .n = cg_min(cg, cg_sub(cg, rows, first), cg_int(cg, ROWS_RUN)),
                  .k = depth,
                  .lo = lo,
-                 .hi = cg_min(cg, cg_addi(cg, lo, m.panels_each), cg_int(cg, rows_panels(cg->target, r->N)))};
-    rows_run(cg, r, &u);
+                 .hi = cg_min(cg, cg_addi(cg, lo, m.panels_each), cg_int(cg, rows_panels(cg->target, r->N))),
+                 .row = row};
+    if (r->numbered) u.rows = row_numbers(cg, &e.c, 0, row);
+    rows_attached(cg, r, u, &e, b, cg_muli(cg, row, r->N));
 }
 
 // ---- matmul_dw ----------------------------------------------------------------------------------
 
 static Sums sums_of(const KernelNode *k) {
-    const Type *a = &k->node->in[0]->type, *b = &k->node->in[1]->type;
+    Contraction c = contraction_of(k->node);
+    const Type *a = &c.a, *b = &c.b;
     int64_t leaves = k->node->attr.leaves;
     return (Sums){.a_type = a->dtype,
                   .b_type = b->dtype,
                   .y_type = k->node->out[0].type.dtype,
                   .M = type_cols(a),
                   .N = type_cols(b),
+                  .numbered = {c.index[0] >= 0, c.index[1] >= 0},
                   .leaves = leaves > 1 ? (int)leaves : 1};
 }
 
@@ -135,7 +140,8 @@ bool describe_matmul_dw(const KernelNode *k, KernelDesc *d) {
     if (s.a_type == F16) return false;
     SumCut cut = sums_cut(s.M, s.N, 1);
     d->tasks[0] = tasks_fixed(cut.runs * cut.groups);
-    d->flops = 2.0 * (double)rows_bound(&k->node->in[0]->type) * (double)s.M * (double)s.N;
+    Contraction c = contraction_of(k->node);
+    d->flops = 2.0 * (double)rows_bound(&c.a) * (double)s.M * (double)s.N;
     return true;
 }
 
@@ -146,16 +152,19 @@ static void leaf_rows(void *self, Cg *cg, LV leaf, LV *begin, LV *end) {
 }
 
 void emit_matmul_dw(Cg *cg, const KernelNode *k) {
+    Contraction c = contraction_of(k->node);
     Sums s = sums_of(k);
     sums_begin(cg, &s, 1);
-    LV rows = cg_rows(cg, &k->node->in[0]->type), per_leaf = cg_div(cg, rows, cg_int(cg, s.leaves));
+    LV rows = cg_rows(cg, &c.a), per_leaf = cg_div(cg, rows, cg_int(cg, s.leaves));
     LV groups = cg_int(cg, s.cut.groups);
-    sums_run(cg, &s,
-             &(SumsRun){.a = cg_in(cg, 0),
-                        .b = cg_in(cg, 1),
-                        .y = cg_out(cg, 0),
-                        .run = cg_div(cg, cg->task, groups),
-                        .group = cg_rem(cg, cg->task, groups),
-                        .leaf = leaf_rows,
-                        .self = per_leaf});
+    SumsRun u = {.a = cg_in(cg, 0),
+                 .b = cg_in(cg, 1),
+                 .y = cg_out(cg, 0),
+                 .run = cg_div(cg, cg->task, groups),
+                 .group = cg_rem(cg, cg->task, groups),
+                 .leaf = leaf_rows,
+                 .self = per_leaf};
+    for (int i = 0; i < 2; i++)
+        if (s.numbered[i]) u.rows[i] = row_numbers(cg, &c, i, cg_int(cg, 0));
+    sums_run(cg, &s, &u);
 }

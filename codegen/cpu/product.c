@@ -35,7 +35,8 @@ static int64_t k_block_of(const Rows *r) { return cuts_k(r) ? K_BLOCK : r->K; }
 // Rows of A that are a power of two apart meet in the same cache sets: they are copied, too.
 static bool copies_a(const Rows *r) {
     int64_t row = (r->a_given ? r->a_given : r->K) * 4;
-    return r->ta || r->a_type != F32 || (row % 4096 == 0 && r->N >= 128 && r->max_rows > TILE_MAX_ROWS);
+    return r->ta || r->numbered || r->a_type != F32 ||
+           (row % 4096 == 0 && r->N >= 128 && r->max_rows > TILE_MAX_ROWS);
 }
 
 bool rows_possible(const Rows *r) {
@@ -114,14 +115,16 @@ void rows_begin(Cg *cg, Rows *r) {
                 tile_functions(cg, &r->wide[h], &wide, name, 1u << h);
         }
     }
-    if (r->packed && !r->tb) r->pack = pack_rows_function(cg, "pack", r->b_type, r->vecs, r->panel_bytes);
+    if (r->packed && !r->tb)
+        r->pack = pack_rows_function(cg, "pack", r->b_type, r->vecs, r->panel_bytes, false);
     if (r->packed && r->tb && r->n_whole)
         r->pack = pack_columns_function(cg, "pack", r->b_type, r->vecs, r->panel);
     if (r->packed && r->tb && r->tail)
         r->pack_last = pack_columns_function(cg, "pack_last", r->b_type, r->vecs, r->tail);
     if (r->copy_a)
-        r->copy = r->ta ? strips_function(cg, "strip", r->a_type, 0)
-                        : copy_rows_function(cg, "copy_rows", r->a_type, r->K, r->a_row);
+        r->copy = r->ta         ? strips_function(cg, "strip", r->a_type, 0, false)
+                  : r->numbered ? copy_numbered_rows_function(cg, "copy_rows", r->a_type, r->K, r->a_row)
+                                : copy_rows_function(cg, "copy_rows", r->a_type, r->K, r->a_row);
 }
 
 static LV a_step(Cg *cg, const Rows *r, const RowsRun *u) {
@@ -133,7 +136,10 @@ static LV copy_of_rows(Cg *cg, const Rows *r, const RowsRun *u, LV first, LV n) 
     LV to = bytes_at(cg, cg->scratch, up(r->scratch_used, 64)), step = a_step(cg, r, u);
     TileCut one = {cg_int(cg, 1), n, cg_int(cg, 0)};
     if (r->ta)
-        pack_strips(cg, &r->copy, to, cg_at(cg, r->a_type, u->a, first), u->k, step, &one);
+        pack_strips(cg, &r->copy, to, cg_at(cg, r->a_type, u->a, first), u->k, step, &one, NULL);
+    else if (r->numbered)
+        copy_numbered_rows(cg, &r->copy, to, u->a, n, step,
+                           &(RowNumbers){cg_at(cg, I32, u->rows.index, first), u->rows.n});
     else
         copy_rows(cg, &r->copy, to, cg_at(cg, r->a_type, u->a, cg_mul(cg, first, step)), n, step);
     return to;
@@ -141,6 +147,21 @@ static LV copy_of_rows(Cg *cg, const Rows *r, const RowsRun *u, LV first, LV n) 
 
 static LV y_at(Cg *cg, const Rows *r, const RowsRun *u, LV row, LV col) {
     return cg_at(cg, r->y_type, u->y, cg_add(cg, cg_muli(cg, row, r->y_row), col));
+}
+
+// Rows first .. of the run begin, or are finished, in panels p0 .. p1-1.  now: i1, or NULL: always.
+static void attach_strip(Cg *cg, const Rows *r, const RowsRun *u, bool finished, LV now, LV first, LV n, LV p0,
+                         LV p1) {
+    if (!u->epilogue || (!finished && !u->epilogue->ahead)) return;
+    CgIf last, here;
+    if (u->last) cg_if(cg, &last, u->last);
+    if (now) cg_if(cg, &here, now);
+    LV row = cg_add(cg, u->row, first), col = cg_muli(cg, p0, r->panel);
+    LV end = cg_min(cg, cg_muli(cg, p1, r->panel), cg_int(cg, r->N));
+    if (finished) epilogue_run(cg, u->epilogue, row, n, col, end);
+    else epilogue_ahead(cg, u->epilogue, row, n, col, end);
+    if (now) cg_endif(cg, &here);
+    if (u->last) cg_endif(cg, &last);
 }
 
 // Columns `col` .. of B, k0 .. k0+n_k-1, for one tile of rows.
@@ -162,6 +183,7 @@ static void direct_tile(Cg *cg, const Rows *r, const RowsRun *u, const TileSet *
 static void run_direct(Cg *cg, Rows *r, const RowsRun *u) {
     LV zero = cg_int(cg, 0), k0 = zero, n_k = u->k;
     CgLoop cut;
+    attach_strip(cg, r, u, false, NULL, zero, u->n, u->lo, u->hi);
     LV a = r->copy_a ? copy_of_rows(cg, r, u, zero, u->n) : u->a;
     if (r->direct_k) {
         cg_for(cg, &cut, zero, u->k, r->direct_k);
@@ -204,6 +226,7 @@ static void run_direct(Cg *cg, Rows *r, const RowsRun *u) {
         cg_end(cg, &l);
     }
     if (r->direct_k) cg_end(cg, &cut);
+    attach_strip(cg, r, u, true, NULL, zero, u->n, u->lo, u->hi);
 }
 
 static LV panel_at(Cg *cg, const Rows *r, LV index) {
@@ -215,7 +238,7 @@ static void pack_block(Cg *cg, Rows *r, const RowsRun *u, LV p0, LV p1, LV k0, L
         LV col = cg_muli(cg, p0, r->panel), end = cg_min(cg, cg_muli(cg, p1, r->panel), cg_int(cg, r->N));
         pack_rows(cg, &r->pack, panel_at(cg, r, cg_int(cg, 0)),
                   cg_at(cg, r->b_type, u->b, cg_add(cg, cg_muli(cg, k0, r->N), col)), n_k, cg_int(cg, r->N),
-                  cg_sub(cg, end, col));
+                  cg_sub(cg, end, col), NULL);
         return;
     }
     LV whole = cg_min(cg, p1, cg_int(cg, r->n_whole));
@@ -245,6 +268,7 @@ static void run_packed(Cg *cg, Rows *r, const RowsRun *u) {
     TileCut rows = tile_cut(cg, u->n, tile_size(cg->target).rows);
     cg_for(cg, &tile, cg_int(cg, 0), rows.tiles, 1);
     LV first = tile_first(cg, &rows, tile.i), height = tile_height(cg, &rows, tile.i);
+    LV done = cuts_k(r) ? cg_eq(cg, cg_add(cg, k0, n_k), u->k) : NULL;
     LV a = r->copy_a ? copy_of_rows(cg, r, u, first, height)
                      : cg_at(cg, F32, u->a, cg_mul(cg, first, a_step(cg, r, u)));
     a = cg_at(cg, F32, a, cg_muli(cg, k0, r->a_k));
@@ -253,6 +277,7 @@ static void run_packed(Cg *cg, Rows *r, const RowsRun *u) {
         if (part ? !r->tail : !r->n_whole) continue;
         CgLoop l;
         cg_for(cg, &l, part ? cg_max(cg, p0, whole) : p0, part ? p1 : whole, 1);
+        attach_strip(cg, r, u, false, done, first, height, l.i, cg_addi(cg, l.i, 1));
         LV c = y_at(cg, r, u, first, cg_muli(cg, l.i, r->panel));
         LV init = cuts_k(r) ? cg_select(cg, cg_lt(cg, cg_int(cg, 0), k0), c, LLVMConstNull(cg->ptr)) : NULL;
         tile_call(cg, part ? &r->last : &r->whole, height,
@@ -264,6 +289,7 @@ static void run_packed(Cg *cg, Rows *r, const RowsRun *u) {
                               .init = init});
         cg_end(cg, &l);
     }
+    attach_strip(cg, r, u, true, done, first, height, p0, p1);
     cg_end(cg, &tile);
     if (cuts_k(r)) cg_end(cg, &cut);
     cg_end(cg, &block);
@@ -284,6 +310,28 @@ void rows_run(Cg *cg, Rows *r, const RowsRun *u) {
         run_packed(cg, r, u);
     }
     cg_endif(cg, &some);
+}
+
+RowNumbers row_numbers(Cg *cg, const Contraction *c, int operand, LV first) {
+    LV index = cg_at(cg, I32, cg_in(cg, c->index[operand]), first);
+    return (RowNumbers){index, cg_rows(cg, &cg->k->node->in[operand]->type)};
+}
+
+void rows_attached(Cg *cg, Rows *r, RowsRun u, const Epilogue *e, LV b_at, LV y_at) {
+    bool pair = e->c.products == 2;
+    LV b = cg_in(cg, 1), y = epilogue_home(cg, e, 0);
+    CgLoop side;
+    if (pair) {
+        cg_for(cg, &side, cg_int(cg, 0), cg_int(cg, 2), 1);
+        u.last = cg_lt(cg, cg_int(cg, 0), side.i);
+        b = cg_select(cg, u.last, cg_in(cg, e->c.second), b);
+        y = cg_select(cg, u.last, epilogue_home(cg, e, 1), y);
+    }
+    u.b = cg_at(cg, r->b_type, b, b_at);
+    u.y = cg_at(cg, r->y_type, y, y_at);
+    u.epilogue = e->fn ? e : NULL;
+    rows_run(cg, r, &u);
+    if (pair) cg_end(cg, &side);
 }
 
 // ---- sums over rows -----------------------------------------------------------------------------
@@ -338,8 +386,8 @@ void sums_begin(Cg *cg, Sums *s, int64_t matrices) {
     int64_t rest = s->M % s->cut.m;
     tile_functions(cg, &s->tile, &spec, "sum",
                    tile_heights(s->cut.m, size.rows) | tile_heights(rest, size.rows));
-    s->pack = pack_rows_function(cg, "pack", s->b_type, s->vecs, s->panel_bytes);
-    s->strip = strips_function(cg, "strip", s->a_type, s->strip_bytes);
+    s->pack = pack_rows_function(cg, "pack", s->b_type, s->vecs, s->panel_bytes, s->numbered[1]);
+    s->strip = strips_function(cg, "strip", s->a_type, s->strip_bytes, s->numbered[0]);
 }
 
 // What a task computes: rows m0 .. of the result in tiles, panels p0 .. p1-1.
@@ -367,14 +415,16 @@ static LV trailing_zeros(Cg *cg, LV x) { // x is not 0
     return cg_intrinsic(cg, "llvm.cttz", &cg->i64, 1, args, 2);
 }
 
-// Packs n rows for the part; a and b: their first row, a at the part's first column.
-static void pack_sums(Cg *cg, Sums *s, const SumPart *part, LV a, LV b, LV n) {
+// Packs n rows for the part; a and b: their first row, a at the part's first column.  Numbered rows: row 0 of
+// the source, and the first row's number.
+static void pack_sums(Cg *cg, Sums *s, const SumPart *part, LV a, LV b, LV n, const RowNumbers rows[2]) {
     LV col = cg_muli(cg, part->p0, s->panel),
        end = cg_min(cg, cg_muli(cg, part->p1, s->panel), cg_int(cg, s->N));
     pack_rows(cg, &s->pack, sum_panel_at(cg, s, cg_int(cg, 0)), cg_at(cg, s->b_type, b, col), n,
-              cg_int(cg, s->N), cg_sub(cg, end, col));
+              cg_int(cg, s->N), cg_sub(cg, end, col), s->numbered[1] ? &rows[1] : NULL);
     pack_strips(cg, &s->strip, strip_at(cg, s, cg_int(cg, 0)), a, n,
-                cg_int(cg, s->a_given ? s->a_given : s->M), &part->cut);
+                cg_int(cg, s->a_given ? s->a_given : s->M), &part->cut,
+                s->numbered[0] ? &rows[0] : NULL);
 }
 
 static void begin_tiles(Cg *cg, const SumPart *part, CgLoop *t, CgLoop *p) {
@@ -419,10 +469,17 @@ void sums_run(Cg *cg, Sums *s, const SumsRun *u) {
     cg_for(cg, &block, zero, cg_max(cg, n, cg_int(cg, 1)), s->rows); // a leaf without rows counts as +0
     LV left = cg_sub(cg, n, block.i), n_k = cg_min(cg, left, cg_int(cg, s->rows)),
        first = cg_add(cg, begin, block.i);
+    RowNumbers rows[2] = {u->rows[0], u->rows[1]};
+    LV row[2] = {first, first};                // of a, of b where they lie
+    for (int i = 0; i < 2; i++) {
+        if (!s->numbered[i]) continue;
+        rows[i].index = cg_at(cg, I32, rows[i].index, first);
+        row[i] = zero;
+    }
     LV a = u->make ? u->make(u->self, cg, first, n_k)
                    : cg_at(cg, s->a_type, u->a,
-                           cg_add(cg, cg_muli(cg, first, s->a_given ? s->a_given : s->M), part.m0));
-    pack_sums(cg, s, &part, a, cg_at(cg, s->b_type, u->b, cg_muli(cg, first, s->N)), n_k);
+                           cg_add(cg, cg_muli(cg, row[0], s->a_given ? s->a_given : s->M), part.m0));
+    pack_sums(cg, s, &part, a, cg_at(cg, s->b_type, u->b, cg_muli(cg, row[1], s->N)), n_k, rows);
     LV n_merge = cg_select(cg, cg_lt(cg, left, cg_int(cg, s->rows + 1)), merges, zero);
     begin_tiles(cg, &part, &t, &p);
     LV init = cg_select(cg, cg_eq(cg, block.i, zero), LLVMConstNull(cg->ptr), slot_at(cg, s, top, t.i, p.i));

@@ -2,6 +2,7 @@
 // their gradients and head_loss share; the kernels say which rows, which matrix, which part a task takes.
 #ifndef CODEGEN_CPU_PRODUCT_H
 #define CODEGEN_CPU_PRODUCT_H
+#include "codegen/cpu/epilogue.h"
 #include "codegen/cpu/tile.h"
 
 // ---- y[n, N] = a[n, K] b[K, N] ------------------------------------------------------------------
@@ -10,6 +11,7 @@ typedef struct {
     // given
     DType   a_type, b_type, y_type;
     bool    ta, tb;            // ta: a is stored [K, rows]; tb: b is stored [N, K]
+    bool    numbered;          // rows of a are read by number
     int64_t K, N;              // K: largest; N is known
     int64_t y_row, a_given;    // elements between rows of y; of a, if they are not its K (0: they are)
     int64_t min_rows, max_rows;      // of a run; no way for short runs is emitted if there are none
@@ -29,9 +31,21 @@ typedef struct {
 bool rows_possible(const Rows *r);                 // false: sizes beyond the scratch
 void rows_begin(Cg *cg, Rows *r);
 // One run of n rows and panels lo .. hi-1.  a: its first row (ta: its first column, a_step: elements between
-// the rows of a as stored); b: element (0, 0) of the matrix.
-typedef struct { LV a, a_step, b, y, n, k, lo, hi; } RowsRun;
+// the rows of a as stored); b: element (0, 0) of the matrix.  Numbered rows: a is row 0 of the source, `rows`
+// the numbers of the run's.
+typedef struct {
+    LV a, a_step, b, y, n, k, lo, hi;
+    RowNumbers rows;
+    const Epilogue *epilogue;  // run over finished strips; NULL: none
+    LV row;                    // the run's first row among all
+    LV last;                   // i1: all products are there with this one; NULL: yes
+} RowsRun;
 void rows_run(Cg *cg, Rows *r, const RowsRun *run);
+// The run of a contraction with what is attached to it: b and y are the node's, b_at and y_at elements behind
+// their begin; both products of a pair, and the epilogue.
+void rows_attached(Cg *cg, Rows *r, RowsRun run, const Epilogue *e, LV b_at, LV y_at);
+// Numbers of the rows of operand 0 or 1 from row `first` on.
+RowNumbers row_numbers(Cg *cg, const Contraction *c, int operand, LV first);
 int  rows_panels(const CpuTarget *t, int64_t N);   // panels of N columns
 enum { ROWS_RUN = 252 };                           // rows of a task: whole tiles on every machine
 
@@ -48,6 +62,7 @@ typedef struct {
     DType   a_type, b_type, y_type;
     int64_t M, N;
     int     leaves;
+    bool    numbered[2];                         // rows of a, of b are read by number
     int64_t a_given;                             // elements between rows of a, if they are not M; 0: they are
     int64_t scratch_used, scratch_end;   // where our part of the scratch begins and ends; 0: at its end
     SumCut  cut;                                 // m = 0: sums_begin fills it; else n is all of N
@@ -69,6 +84,7 @@ typedef LV MakeRows(void *self, Cg *cg, LV begin, LV n);
 typedef struct {
     LV a, b, y;                                  // y: the matrix
     LV run, group;                               // which part of it
+    RowNumbers rows[2];                          // of all rows of a, of b
     LeafRows *leaf;
     MakeRows *make;                              // NULL: rows of a lie in memory
     void     *self;

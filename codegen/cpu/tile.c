@@ -244,62 +244,93 @@ void tile_transpose(Cg *cg, LV rows[16]) {
     }
 }
 
-static void begin_pack(Cg *cg, CgFunction *f, PackFunction *p, const char *name, int n_params) {
-    LT params[8] = {cg->ptr, cg->ptr, cg->i64, cg->i64, cg->i64, cg->i64, cg->i64, cg->i64};
+// The last parameters of a function for numbered rows: their numbers, and how many rows there are.
+static void begin_pack(Cg *cg, CgFunction *f, PackFunction *p, const char *name, int n_params, bool numbered) {
+    LT params[10] = {cg->ptr, cg->ptr, cg->i64, cg->i64, cg->i64, cg->i64, cg->i64};
+    if (numbered) {
+        params[n_params++] = cg->ptr;
+        params[n_params++] = cg->i64;
+    }
     cg_function_begin(cg, f, name, cg->void_t, params, n_params);
     tile_noinline(cg, f->fn);
     *p = (PackFunction){f->type, f->fn};
 }
 
-static void call_pack(Cg *cg, const PackFunction *f, const LV *args, int n) {
-    cg_call(cg, f->type, f->fn, args, n);
+static void call_pack(Cg *cg, const PackFunction *f, const LV *args, int n, const RowNumbers *rows) {
+    LV all[10];
+    for (int i = 0; i < n; i++) all[i] = args[i];
+    if (rows) {
+        all[n++] = rows->index;
+        all[n++] = rows->n;
+    }
+    cg_call(cg, f->type, f->fn, all, n);
 }
 
 // A loop over n rows with the address in the source and an address that steps by to_bytes.
 typedef struct {
     CgLoop l;
     LV to, from, step;
+    LV ahead;          // a row that comes later
+    LV exists;         // lanes of all or none: numbered rows may be none
     int64_t to_bytes;
 } RowLoop;
 
-static void begin_rows(Cg *cg, RowLoop *r, LV fn, DType t, int64_t to_bytes) {
-    LV carry[2] = {LLVMGetParam(fn, 0), LLVMGetParam(fn, 1)};
-    r->step = cg_muli(cg, LLVMGetParam(fn, 3), dtype_bytes(t));
-    r->to_bytes = to_bytes;
-    cg_loop_begin(cg, &r->l, cg_int(cg, 0), LLVMGetParam(fn, 2), 1, 2, carry);
+static LV row_at(Cg *cg, const RowLoop *r, LV source, LV row) {
+    return cg_bytes(cg, source, cg_mul(cg, row, r->step));
+}
+
+static void begin_rows(Cg *cg, RowLoop *r, LV fn, DType t, int64_t to_bytes, bool numbered) {
+    LV carry[2] = {LLVMGetParam(fn, 0), LLVMGetParam(fn, 1)}, source = carry[1], n = LLVMGetParam(fn, 2);
+    *r = (RowLoop){.step = cg_muli(cg, LLVMGetParam(fn, 3), dtype_bytes(t)), .to_bytes = to_bytes};
+    cg_loop_begin(cg, &r->l, cg_int(cg, 0), n, 1, 2, carry);
     r->to = r->l.carry[0];
     r->from = r->l.carry[1];
+    r->ahead = cg_bytes(cg, r->from, cg_muli(cg, r->step, PREFETCH_ROWS));
+    if (!numbered) return;
+    unsigned last = LLVMCountParams(fn);
+    LV index = LLVMGetParam(fn, last - 2), rows = LLVMGetParam(fn, last - 1);
+    LV row = cg_i64(cg, cg_load1(cg, I32, index, r->l.i)), exists = LLVMBuildICmp(cg->b, LLVMIntULT, row, rows, "");
+    LV later = cg_min(cg, cg_addi(cg, r->l.i, PREFETCH_ROWS), cg_addi(cg, n, -1));
+    r->from = row_at(cg, r, source, cg_select(cg, exists, row, cg_int(cg, 0)));
+    r->ahead = row_at(cg, r, source, cg_i64(cg, cg_load1(cg, I32, index, later)));
+    r->exists = cg_splat(cg, exists);
 }
 static void end_rows(Cg *cg, RowLoop *r) {
     LV next[2] = {cg_bytes(cg, r->to, cg_int(cg, r->to_bytes)), cg_bytes(cg, r->from, r->step)};
     cg_loop_end(cg, &r->l, next);
 }
+static LV load_row(Cg *cg, const RowLoop *r, DType t, LV base, LV index, LV mask) {
+    LV x = cg_load_vec(cg, t, base, index, mask);
+    return r->exists ? cg_select(cg, r->exists, x, cg_vec(cg, 0)) : x;
+}
 
 // Row by row, so that memory is read as it lies; rows ahead are asked for, since rows may be pages apart.
-PackFunction pack_rows_function(Cg *cg, const char *name, DType t, int vecs, int64_t panel_bytes) {
+PackFunction pack_rows_function(Cg *cg, const char *name, DType t, int vecs, int64_t panel_bytes,
+                                bool numbered) {
     CgFunction f;
     PackFunction p;
     RowLoop row;
     CgLoop panel;
-    begin_pack(cg, &f, &p, name, 5);
+    begin_pack(cg, &f, &p, name, 5, numbered);
     int64_t width = vecs * LANES;
     LV cols = LLVMGetParam(f.fn, 4), whole = cg_addi(cg, cols, 1 - width);
-    begin_rows(cg, &row, f.fn, t, width * 4);
+    begin_rows(cg, &row, f.fn, t, width * 4, numbered);
     cg_loop_begin(cg, &panel, cg_int(cg, 0), whole, width, 1, &row.to);
     LV from = cg_at(cg, t, row.from, panel.i), to = panel.carry[0];
     for (int v = 0; v < vecs; v++)
-        cg_store_vec(cg, F32, cg_load_vec(cg, t, from, cg_int(cg, v * LANES), NULL), to,
+        cg_store_vec(cg, F32, load_row(cg, &row, t, from, cg_int(cg, v * LANES), NULL), to,
                      cg_int(cg, v * LANES), NULL);
+    LV ahead = cg_at(cg, t, row.ahead, panel.i);
     for (int64_t at = 0; at < width * dtype_bytes(t); at += 64)
-        cg_prefetch(cg, cg_bytes(cg, from, cg_addi(cg, cg_muli(cg, row.step, PREFETCH_ROWS), at)), false, 2);
+        cg_prefetch(cg, cg_bytes(cg, ahead, cg_int(cg, at)), false, 2);
     LV next = cg_bytes(cg, to, cg_int(cg, panel_bytes));
     cg_loop_end(cg, &panel, &next);
     CgIf rest;
     cg_if(cg, &rest, cg_lt(cg, panel.i, cols));
     for (int v = 0; v < vecs; v++) {
         LV at = cg_addi(cg, panel.i, v * LANES), mask = cg_tail_mask(cg, cg_sub(cg, cols, at));
-        cg_store_vec(cg, F32, cg_load_vec(cg, t, row.from, at, mask), panel.carry[0], cg_int(cg, v * LANES),
-                     NULL);
+        cg_store_vec(cg, F32, load_row(cg, &row, t, row.from, at, mask), panel.carry[0],
+                     cg_int(cg, v * LANES), NULL);
     }
     cg_endif(cg, &rest);
     end_rows(cg, &row);
@@ -307,15 +338,16 @@ PackFunction pack_rows_function(Cg *cg, const char *name, DType t, int vecs, int
     return p;
 }
 
-void pack_rows(Cg *cg, const PackFunction *f, LV panels, LV source, LV n, LV step, LV cols) {
-    call_pack(cg, f, (LV[]){panels, source, n, step, cols}, 5);
+void pack_rows(Cg *cg, const PackFunction *f, LV panels, LV source, LV n, LV step, LV cols,
+               const RowNumbers *rows) {
+    call_pack(cg, f, (LV[]){panels, source, n, step, cols}, 5, rows);
 }
 
 // 16 k of each group of 16 columns at a time: loaded along k, transposed, stored along the columns.
 PackFunction pack_columns_function(Cg *cg, const char *name, DType t, int vecs, int cols) {
     CgFunction f;
     PackFunction p;
-    begin_pack(cg, &f, &p, name, 4);
+    begin_pack(cg, &f, &p, name, 4, false);
     LV to = LLVMGetParam(f.fn, 0), from = LLVMGetParam(f.fn, 1), k = LLVMGetParam(f.fn, 2),
        step = LLVMGetParam(f.fn, 3);
     LV whole = LLVMBuildAnd(cg->b, k, cg_int(cg, -LANES), "");
@@ -341,54 +373,68 @@ PackFunction pack_columns_function(Cg *cg, const char *name, DType t, int vecs, 
 }
 
 void pack_columns(Cg *cg, const PackFunction *f, LV panel, LV source, LV k, LV step) {
-    call_pack(cg, f, (LV[]){panel, source, k, step}, 4);
+    call_pack(cg, f, (LV[]){panel, source, k, step}, 4, NULL);
 }
 
-PackFunction strips_function(Cg *cg, const char *name, DType t, int64_t strip_bytes) {
+PackFunction strips_function(Cg *cg, const char *name, DType t, int64_t strip_bytes, bool numbered) {
     CgFunction f;
     PackFunction p;
     RowLoop row;
     CgLoop tile;
-    begin_pack(cg, &f, &p, name, 7);
+    begin_pack(cg, &f, &p, name, 7, numbered);
     TileCut cut = {LLVMGetParam(f.fn, 4), LLVMGetParam(f.fn, 5), LLVMGetParam(f.fn, 6)};
     LV high = cg_tail_mask(cg, cg_addi(cg, cut.base, 1)), low = cg_tail_mask(cg, cut.base);
-    begin_rows(cg, &row, f.fn, t, LANES * 4);
-    LV ahead = cg_muli(cg, row.step, PREFETCH_ROWS), carry[2] = {row.to, row.from};
-    cg_loop_begin(cg, &tile, cg_int(cg, 0), cut.tiles, 1, 2, carry);
-    LV x = cg_load_vec(cg, t, tile.carry[1], cg_int(cg, 0),
-                       cg_select(cg, cg_lt(cg, tile.i, cut.extra), high, low));
+    begin_rows(cg, &row, f.fn, t, LANES * 4, numbered);
+    LV carry[3] = {row.to, row.from, row.ahead};
+    cg_loop_begin(cg, &tile, cg_int(cg, 0), cut.tiles, 1, 3, carry);
+    LV x = load_row(cg, &row, t, tile.carry[1], cg_int(cg, 0),
+                    cg_select(cg, cg_lt(cg, tile.i, cut.extra), high, low));
     cg_store_vec(cg, F32, x, tile.carry[0], cg_int(cg, 0), NULL);
-    cg_prefetch(cg, cg_bytes(cg, tile.carry[1], ahead), false, 2);
-    LV next[2] = {cg_bytes(cg, tile.carry[0], cg_int(cg, strip_bytes)),
-                  cg_at(cg, t, tile.carry[1], tile_height(cg, &cut, tile.i))};
+    cg_prefetch(cg, tile.carry[2], false, 2);
+    LV height = tile_height(cg, &cut, tile.i);
+    LV next[3] = {cg_bytes(cg, tile.carry[0], cg_int(cg, strip_bytes)), cg_at(cg, t, tile.carry[1], height),
+                  cg_at(cg, t, tile.carry[2], height)};
     cg_loop_end(cg, &tile, next);
     end_rows(cg, &row);
     cg_function_end(cg, &f);
     return p;
 }
 
-void pack_strips(Cg *cg, const PackFunction *f, LV strips, LV source, LV n, LV step, const TileCut *cut) {
-    call_pack(cg, f, (LV[]){strips, source, n, step, cut->tiles, cut->base, cut->extra}, 7);
+void pack_strips(Cg *cg, const PackFunction *f, LV strips, LV source, LV n, LV step, const TileCut *cut,
+                 const RowNumbers *rows) {
+    call_pack(cg, f, (LV[]){strips, source, n, step, cut->tiles, cut->base, cut->extra}, 7, rows);
 }
 
-PackFunction copy_rows_function(Cg *cg, const char *name, DType t, int64_t cols, int64_t to_step) {
+static PackFunction copy_function(Cg *cg, const char *name, DType t, int64_t cols, int64_t to_step,
+                                  bool numbered) {
     CgFunction f;
     PackFunction p;
     RowLoop row;
     CgLoop col;
-    begin_pack(cg, &f, &p, name, 4);
-    begin_rows(cg, &row, f.fn, t, to_step * 4);
+    begin_pack(cg, &f, &p, name, 4, numbered);
+    begin_rows(cg, &row, f.fn, t, to_step * 4, numbered);
     int64_t whole = cols / LANES * LANES;
     cg_for(cg, &col, cg_int(cg, 0), cg_int(cg, whole), LANES);
-    cg_store_vec(cg, F32, cg_load_vec(cg, t, row.from, col.i, NULL), row.to, col.i, NULL);
+    cg_store_vec(cg, F32, load_row(cg, &row, t, row.from, col.i, NULL), row.to, col.i, NULL);
     cg_end(cg, &col);
     LV mask = tile_mask(cg, (int)(cols - whole)), at = cg_int(cg, whole);
-    if (whole < cols) cg_store_vec(cg, F32, cg_load_vec(cg, t, row.from, at, mask), row.to, at, mask);
+    if (whole < cols) cg_store_vec(cg, F32, load_row(cg, &row, t, row.from, at, mask), row.to, at, mask);
     end_rows(cg, &row);
     cg_function_end(cg, &f);
     return p;
 }
 
+PackFunction copy_rows_function(Cg *cg, const char *name, DType t, int64_t cols, int64_t to_step) {
+    return copy_function(cg, name, t, cols, to_step, false);
+}
+PackFunction copy_numbered_rows_function(Cg *cg, const char *name, DType t, int64_t cols, int64_t to_step) {
+    return copy_function(cg, name, t, cols, to_step, true);
+}
+
 void copy_rows(Cg *cg, const PackFunction *f, LV to, LV source, LV n, LV step) {
-    call_pack(cg, f, (LV[]){to, source, n, step}, 4);
+    call_pack(cg, f, (LV[]){to, source, n, step}, 4, NULL);
+}
+void copy_numbered_rows(Cg *cg, const PackFunction *f, LV to, LV source, LV n, LV step,
+                        const RowNumbers *rows) {
+    call_pack(cg, f, (LV[]){to, source, n, step}, 4, rows);
 }

@@ -59,22 +59,30 @@ static inline unsigned tile_all_heights(int rows) { return (2u << rows) - 2; }
 
 // Functions that pack.  All give f32 and read `source` from its element (0, 0), rows `step` elements apart.
 typedef struct { LT type; LV fn; } PackFunction;
+// Rows by number: row i is row index[i] (i32) of the source, zeros if that is none of its n rows.  NULL where a
+// function takes them: rows as they lie; `numbered` says while it is made which of both it is for.
+typedef struct { LV index, n; } RowNumbers;
 // Panels of vecs * 16 columns, panel_bytes apart, from n rows of `cols` columns.  The last panel may be
 // narrow: what is behind its columns is 0.
-PackFunction pack_rows_function(Cg *cg, const char *name, DType t, int vecs, int64_t panel_bytes);
-void         pack_rows(Cg *cg, const PackFunction *f, LV panels, LV source, LV n, LV step, LV cols);
+PackFunction pack_rows_function(Cg *cg, const char *name, DType t, int vecs, int64_t panel_bytes,
+                                bool numbered);
+void         pack_rows(Cg *cg, const PackFunction *f, LV panels, LV source, LV n, LV step, LV cols,
+                       const RowNumbers *rows);
 // One panel from a source that holds its columns as rows; k rounds up to 16.  Columns from `cols` on repeat
 // the last.
 PackFunction pack_columns_function(Cg *cg, const char *name, DType t, int vecs, int cols);
 void         pack_columns(Cg *cg, const PackFunction *f, LV panel, LV source, LV k, LV step);
 // Strips [n][16], strip_bytes apart, from n rows: strip t has the columns of tile t of the cut.  A of a
 // transposed product.
-PackFunction strips_function(Cg *cg, const char *name, DType t, int64_t strip_bytes);
+PackFunction strips_function(Cg *cg, const char *name, DType t, int64_t strip_bytes, bool numbered);
 void         pack_strips(Cg *cg, const PackFunction *f, LV strips, LV source, LV n, LV step,
-                         const TileCut *cut);
+                         const TileCut *cut, const RowNumbers *rows);
 // n rows of `cols` elements, to_step apart.
 PackFunction copy_rows_function(Cg *cg, const char *name, DType t, int64_t cols, int64_t to_step);
 void         copy_rows(Cg *cg, const PackFunction *f, LV to, LV source, LV n, LV step);
+PackFunction copy_numbered_rows_function(Cg *cg, const char *name, DType t, int64_t cols, int64_t to_step);
+void         copy_numbered_rows(Cg *cg, const PackFunction *f, LV to, LV source, LV n, LV step,
+                                const RowNumbers *rows);
 
 LV   tile_mask(Cg *cg, int live);            // constant mask of the first `live` of 16 lanes; NULL: all
 void tile_transpose(Cg *cg, LV rows[16]);    // 16 vectors as a 16 x 16 block
