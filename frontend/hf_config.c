@@ -161,7 +161,7 @@ const char *hf_find_model(Arena *a, const char *models_dir, const char *model_ty
             vec_push(a, &files, arena_printf(a, "%s/%s", models_dir, e->d_name));
     }
     closedir(dir);
-    qsort(files.at, (size_t)files.n, sizeof *files.at, by_name);
+    if (files.n) qsort(files.at, (size_t)files.n, sizeof *files.at, by_name);
     const char *found = NULL, *broken = NULL;
     for (int i = 0; i < files.n && !found; i++) {
         char *text = read_text(a, files.at[i]);

@@ -118,7 +118,7 @@ static int by_name(const void *a, const void *b) {
 // The tensors of one file, in order of offset, must fill the data part exactly.
 static RtStatus check_ranges(StTensor *t, int n, const char *path, size_t data_at, size_t file_bytes,
                              RtError *e) {
-    qsort(t, (size_t)n, sizeof *t, by_offset);
+    if (n) qsort(t, (size_t)n, sizeof *t, by_offset);
     size_t end = data_at;
     for (int i = 0; i < n; i++) {
         if (t[i].offset < end)
@@ -183,7 +183,7 @@ static RtStatus add_file(StFiles *f, char *path, RtError *e) {
 }
 
 static RtStatus check_names(StFiles *f, RtError *e) {
-    qsort(f->tensor, (size_t)f->n, sizeof *f->tensor, by_name);
+    if (f->n) qsort(f->tensor, (size_t)f->n, sizeof *f->tensor, by_name);
     for (int i = 1; i < f->n; i++)
         if (!strcmp(f->tensor[i - 1].name, f->tensor[i].name))
             return BAD("tensor '%s' is in %s and in %s", f->tensor[i].name, f->tensor[i - 1].file,
