@@ -205,16 +205,15 @@ void REF(route)(const Attrs *attr, int n_in, const Tensor *in, int n_out, Tensor
     for (int64_t s = 0; s < segments; s++) offsets[s + 1] += offsets[s];
     assert(offsets[segments] <= out[2].dim[0]);
     out[2].dim[0] = offsets[segments];
-    int32_t *next = malloc((size_t)(segments + 1) * sizeof *next);
-    memcpy(next, offsets, (size_t)(segments + 1) * sizeof *next);
-    for (int64_t i = 0; i < slots; i++) {
+    for (int64_t i = 0; i < slots; i++) {                   // a segment's offset is its next free row meanwhile
         row_of[i] = -1;
         if (e[i] < 0 || e[i] >= E) continue;
-        int32_t row = next[e[i] * leaves + i / per_leaf]++;
+        int32_t row = offsets[e[i] * leaves + i / per_leaf]++;
         row_of[i] = row;
         slot_of[row] = (int32_t)i;
     }
-    free(next);
+    memmove(offsets + 1, offsets, (size_t)segments * sizeof *offsets);
+    offsets[0] = 0;
 }
 
 void REF(row_group)(const Attrs *attr, int n_in, const Tensor *in, int n_out, Tensor *out) {

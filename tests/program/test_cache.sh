@@ -1,12 +1,23 @@
 #!/usr/bin/env bash
 # Compiled code is kept by what it was made from: a second start compiles nothing, a damaged file is made again.
 . "$(dirname "$0")/common.sh"
+model=$work/small.moe                            # few kernels: it is compiled over and over
+tiny=(--set 'data.source=text("models/kjv.txt")' --set train.batch=8 --set train.sequence=32 --set data.held_out=0.001)
+cat >"$model" <<'END'
+import std.basic, std.norm
+model small(tokens: i32[B, S], labels: i32[B, S], V = 256, D = 32) {
+  param embed[V, D] = normal(0.02)
+  logits = linear(rms_norm(take(embed, tokens)) as norm, V) as head
+  loss ce = cross_entropy(logits, labels)
+  return logits
+}
+END
 steps=(--set 'train.length=2 steps')
 compiled() { sed -En 's/.* ([0-9]+) compiled, ([0-9]+) from the cache.*/\1 \2/p' "$log.err"; }
 
 exits 0 'a first start' train "$work/a" "${steps[@]}"
 read -r made kept <<<"$(compiled)"
-claim 'compiles its kernels' test "$made" -gt 20 -a "$kept" = 0
+claim 'compiles its kernels' test "$made" -gt 10 -a "$kept" = 0
 exits 0 'a second start' train "$work/b" "${steps[@]}"
 claim 'compiles nothing' test "$(compiled)" = "0 $made"
 claim 'and has the same bits' same_weights "$work/a" "$work/b"
@@ -17,7 +28,7 @@ read -r more kept <<<"$(compiled)"
 claim 'compiles again' test "$more" -gt 0
 exits 0 'other machine code' train "$work/e" "${steps[@]}" --target-cpu sse2
 read -r more kept <<<"$(compiled)"
-claim 'compiles again' test "$more" -gt 20 -a "$kept" = 0
+claim 'compiles again' test "$more" -gt 10 -a "$kept" = 0
 
 # damage: every file of code is cut, then one byte of each is changed, then each is empty
 code() { find "$XDG_CACHE_HOME" -type f ! -name 'tokens-*'; }

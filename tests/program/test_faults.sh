@@ -59,6 +59,27 @@ claim 'the run is gone on with' train "$work/nan" --set 'train.length=9 steps' -
     --set train.clip=none --set 'train.optimizer=sgd()' --resume
 claim 'and goes on counting' test "$(sed -En 's/.*"skipped_steps": ([0-9]+).*/\1/p' "$work/nan/metrics.jsonl" | tail -n 1)" = $((skipped + 1))
 
+# ---- memory: what 100 steps more allocate
+if command -v "${CC:-cc}" >/dev/null; then
+    cat >"$work/count.c" <<'END'
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdio.h>
+extern void *__libc_malloc(size_t), *__libc_calloc(size_t, size_t), *__libc_realloc(void *, size_t);
+static atomic_long n;
+void *malloc(size_t bytes) { n++; return __libc_malloc(bytes); }
+void *calloc(size_t k, size_t bytes) { n++; return __libc_calloc(k, bytes); }
+void *realloc(void *p, size_t bytes) { n++; return __libc_realloc(p, bytes); }
+__attribute__((destructor)) static void tell(void) { fprintf(stderr, "allocations %ld\n", (long)n); }
+END
+    allocations() { # STEPS
+        LD_PRELOAD=$work/count.so train "$work/memory$1" --set "train.length=$1 steps" 2>&1 | sed -n 's/^allocations //p'
+    }
+    if "${CC:-cc}" -shared -fPIC -o "$work/count.so" "$work/count.c" 2>/dev/null && [ -n "$(allocations 19)" ]; then
+        claim '100 steps more allocate nothing' test "$(allocations 20)" = "$(allocations 120)"
+    else skip 'counting allocations: this C library has other names'; fi
+fi
+
 # ---- what a run leaves
 exits 0 'a trace' train "$work/traced" --set 'train.length=4 steps' --trace "$work/trace.json"
 says 'trace of step' 'says where it is'
