@@ -732,7 +732,7 @@ static LV table_at(Em *e, const Step *s) {
     const Node *n = s->node;
     int64_t count = type_bound_elements(&n->out[0].type);
     char *bytes = const_elements(a, n, s->dtype);
-    LV init = LLVMConstStringInContext2(cg->cx, bytes, (size_t)(count * dtype_bytes(s->dtype)), true);
+    LV init = LLVMConstStringInContext(cg->cx, bytes, (unsigned)(count * dtype_bytes(s->dtype)), true);
     LV global = LLVMAddGlobal(cg->module, LLVMTypeOf(init), "table");
     LLVMSetInitializer(global, init);
     LLVMSetGlobalConstant(global, true);

@@ -232,7 +232,7 @@ Object cpu_emit_plan_object(const CpuTarget *t, const EmittedPlan *e) {
     LLVMTargetMachineRef tm = new_machine(t);
     LLVMContextRef cx = LLVMContextCreate();
     LLVMModuleRef module = new_module(cx, tm, "plan");
-    LV bytes = LLVMConstStringInContext2(cx, (const char *)e->plan, e->plan->bytes, true);
+    LV bytes = LLVMConstStringInContext(cx, (const char *)e->plan, (unsigned)e->plan->bytes, true);
     LV plan = LLVMAddGlobal(module, LLVMTypeOf(bytes), "moec_plan");
     LLVMSetInitializer(plan, bytes);
     LLVMSetGlobalConstant(plan, true);
