@@ -3,23 +3,16 @@
 
 packages_build="gcc libc6-dev cmake ninja-build pkg-config flex bison libjansson-dev libpcre2-dev libxxhash-dev llvm-dev"
 packages_test="libcmocka-dev"
-llvm_versions="19 20 21 18 17"         # "llvm-dev" above is the first of these that is installed or can be; as in CMakeLists.txt
+llvm_versions="19 20 21 18"            # "llvm-dev" above is the first of these that is installed or can be; as in CMakeLists.txt
 
 is_installed() { dpkg-query -W -f='${Status}' "$1" 2>/dev/null | grep -q 'install ok installed'; }
 is_offered() { LC_ALL=C apt-cache policy "$1" 2>/dev/null | grep 'Candidate:' | grep -qv '(none)'; }
 
 # What apt writes must be readable by all, whatever the caller's umask.
-as_root() {
-    if [ "$(id -u)" = 0 ]; then sh -c 'umask 022; exec "$@"' sh "$@"
-    elif command -v sudo >/dev/null; then sudo sh -c 'umask 022; exec "$@"' sh "$@"
-    else
-        echo "moec: root must install these, and there is no sudo here: $missing" >&2
-        return 1
-    fi
-}
-
 apt_get() {
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get -q -y -o DPkg::Lock::Timeout=300 "$@" </dev/null
+    local sudo=sudo
+    [ "$(id -u)" != 0 ] || sudo=""
+    $sudo sh -c 'umask 022; DEBIAN_FRONTEND=noninteractive exec apt-get -q -y -o DPkg::Lock::Timeout=300 "$@"' sh "$@" </dev/null
 }
 
 install_missing() { # PACKAGE...
@@ -36,6 +29,10 @@ install_missing() { # PACKAGE...
         fi
     done
     [ -n "$missing$llvm" ] || return 0
+    if [ "$(id -u)" != 0 ] && ! command -v sudo >/dev/null; then
+        echo "moec: root must install what is missing, and there is no sudo here: $missing${llvm:+ llvm-19-dev}" >&2
+        exit 1
+    fi
     echo "missing: $missing${llvm:+ llvm-dev}; asking apt for its lists ..."
     log=$(mktemp)
     apt_get update >"$log" 2>&1 || { grep '^[EW]:' "$log" >&2 || cat "$log" >&2; }      # old lists may do

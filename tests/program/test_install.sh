@@ -3,7 +3,7 @@
 . "$(dirname "$0")/common.sh"
 folder=$(dirname "$(dirname "$MOEC")")
 command -v cmake >/dev/null && [ -f "$folder/cmake_install.cmake" ] && [ -f "$folder/share/moec.1" ] ||
-    { echo 'skip install: there is no cmake, or no whole build folder around the program'; exit 77; }
+    { echo 'skip all: there is no cmake, or no whole build folder around the program'; exit 77; }
 root="$work/an install"
 claim 'cmake --install' cmake --install "$folder" --prefix "$root"
 for file in bin/moec lib/moec/libtrainer.a lib/moec/libruntime.a lib/moec/libir.a share/moec/models/std \
