@@ -20,12 +20,13 @@ static double ce_of(const RtReport *r) {
     return found ? found->value : NAN;
 }
 
-// Runs the batches; returns the labels that counted.
+// Runs the batches; returns the labels that counted, -1 when stopped.
 static int64_t run_batches(RtPlanInstance *p, const RtData *d, const RtBatchInputs *in, int program,
-                           uint64_t seed, int64_t samples, int64_t *counts, RtReport *report,
-                           RtEvalResult *out) {
+                           uint64_t seed, int64_t samples, bool (*stopped)(void), int64_t *counts,
+                           RtReport *report, RtEvalResult *out) {
     int64_t labels = 0;
     for (int64_t first = 0; first < samples; first += rt_batch_sequences(in)) {
+        if (stopped && stopped()) return -1;
         int64_t bytes, here = 0;
         out->samples += rt_data_held_out_batch(d, first, rt_batch_sequences(in), rt_batch_tokens(in),
                                                rt_batch_labels(in), &bytes);
@@ -45,6 +46,11 @@ static int64_t run_batches(RtPlanInstance *p, const RtData *d, const RtBatchInpu
 
 RtStatus rt_eval(RtPlanInstance *p, const RtData *d, uint64_t seed, int64_t max_samples, RtEvalResult *out,
                  RtError *e) {
+    return rt_eval_until(p, d, seed, max_samples, NULL, out, e);
+}
+
+RtStatus rt_eval_until(RtPlanInstance *p, const RtData *d, uint64_t seed, int64_t max_samples,
+                       bool (*stopped)(void), RtEvalResult *out, RtError *e) {
     *out = (RtEvalResult){0};
     int program = rt_program(p, "eval");
     if (program < 0) return rt_fail(e, RT_BAD_PLAN, "the plan has no program 'eval'");
@@ -63,7 +69,10 @@ RtStatus rt_eval(RtPlanInstance *p, const RtData *d, uint64_t seed, int64_t max_
     if (s == RT_OK && !counts) s = rt_fail(e, RT_NO_MEMORY, "no memory for evaluation");
     if (s == RT_OK) {
         rt_report_begin(&report);
-        out->tokens = run_batches(p, d, &in, program, seed, samples, counts, &report, out);
+        out->tokens = run_batches(p, d, &in, program, seed, samples, stopped, counts, &report, out);
+    }
+    if (s == RT_OK && out->tokens < 0) s = rt_fail(e, RT_STOPPED, "evaluation was stopped");
+    if (s == RT_OK) {
         out->ce = ce_of(&report);
         if (isnan(out->ce)) out->ce = NAN;           // without a sign, which printf would write
         out->loss = report.loss;

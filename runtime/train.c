@@ -461,10 +461,14 @@ static bool is_due(double every, RtQuantity q, int64_t step, int64_t since_ns) {
     return steps > 0 && step % steps == 0;
 }
 
+static bool is_stopped(void) { return stop_signal != 0; }
+
 static RtStatus evaluate(Run *r, RtError *e) {
     if (r->eval < 0 || rt_data_held_out(r->data) == 0) return RT_OK;
     RtEvalResult v;
-    RT_TRY(rt_eval(r->p, r->data, r->s->seed, 0, &v, e));
+    RtStatus s = rt_eval_until(r->p, r->data, r->s->seed, 0, is_stopped, &v, e);
+    if (s == RT_STOPPED) return RT_OK;                // whoever sent the signal waits for the checkpoint
+    RT_TRY(s);
     rt_progress_say(&r->progress,
                     "step %lld: held out: loss %.4f, perplexity %.3f, %.4f bits per byte (%.1f s)",
                     (long long)r->step, v.ce, v.perplexity, v.bits_per_byte, v.seconds);

@@ -113,6 +113,7 @@ wait_for() {
     done
 }
 
+has_said() { grep -q -- "$1" "$log.err"; }      # PATTERN: what begin started wrote
 has_lines() { [ -f "$1" ] && [ "$(wc -l <"$1")" -ge "$2" ]; } # FILE N
 
 finish() {

@@ -11,8 +11,7 @@ claim 'the last step is saved' test -d "$work/killed/ckpt/step-00000020"
 mkfifo "$work/pipe"
 begin train "$model" "${tiny[@]}" "${steps[@]}" --out "$work/killed" --resume --trace "$work/pipe"
 wait_for 60 has_lines "$work/killed/metrics.jsonl" 22
-kill -9 $pid
-wait $pid 2>/dev/null
+{ kill -9 $pid; wait $pid; } 2>/dev/null
 claim 'killed after step 22 was written down' test "$(steps_of "$work/killed" | tail -n 1)" = 22
 claim 'gone on with after kill -9' train "$work/killed" "${steps[@]}" --resume
 claim 'its weights and moments are those of one go' same_weights "$work/whole" "$work/killed"
@@ -36,6 +35,17 @@ for signal in TERM INT; do
     claim "SIG$signal: same weights" same_weights "$out" "$out.whole"
     rm -rf "$out" "$out.whole"
 done
+
+# a signal that comes in the middle of an evaluation, which here takes long: by reference, on half of the text
+begin train "$model" "${tiny[@]}" --set 'train.length=9 steps' --set 'train.eval_every=2 steps' --set data.held_out=0.5 --target interp \
+    --out "$work/evaluating"
+wait_for 60 has_said 'step 2/9'
+kill -TERM $pid
+sent=$SECONDS
+wait $pid
+claim 'a signal during an evaluation gives exit status 75' test $? = 75
+claim 'and is followed at once' test $((SECONDS - sent)) -lt 15
+claim 'by a checkpoint' test -f "$work/evaluating/ckpt/step-00000002/manifest.json"
 
 # the newest checkpoint is damaged
 claim '20 steps, saved each 10' train "$work/damaged" "${steps[@]}" --set 'train.stop=20 steps' --set 'train.save_every=10 steps'
