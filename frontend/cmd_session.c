@@ -168,7 +168,9 @@ bool session_programs(Session *s, int want, Programs *out) {
 const Target *session_target(Session *s) {
     const char *name = cli_value(s->cli, "target");
     const Target *t = target_find(name ? name : "cpu");
-    if (!t) {
+    if (!t && !strcmp(name, "ref")) {
+        diag_error(s->diag, (Span){0}, "target ref is for verify; a plan runs on cpu or interp");
+    } else if (!t) {
         const char *known[16];
         int n = 0;
         while (targets[n] && n < 16) { known[n] = targets[n]->name; n++; }

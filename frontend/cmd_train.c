@@ -82,8 +82,6 @@ static void tell_sets(Session *s, const char *run) {
 
 int cmd_train(Cli *c) {
     Session s;
-    if (cli_value(c, "target") && !strcmp(cli_value(c, "target"), "ref"))
-        return cli_fail(c, "train runs through a plan: --target is cpu or interp (verify --train knows ref)");
     if (!session_open(&s, c, c->args.at[0], 0, NULL) || !session_can_train(&s)) return cli_finish(c, EXIT_WRONG);
     if (!s.settings->data.source.kind) {
         diag_error(c->diag, (Span){0}, "there is no data to train on: set data.source, for example --set 'data.source=text(\"book.txt\")'");

@@ -13,8 +13,8 @@
     {"quiet", NULL, "print results and errors only"},                           \
     {"color", "WHEN", "auto, always or never"},                                 \
     {"help", NULL, "this text"}, {0}
-#define COMPILE                                                                 \
-    {"target", "NAME", "cpu (default), interp or ref; see moec targets"},       \
+#define COMPILE(targets)                                                        \
+    {"target", "NAME", targets "; see moec targets"},                           \
     {"target-cpu", "NAME", "native (default), avx512, avx2 or sse2"},           \
     {"threads", "N", "threads to run with (default: all cores)"}
 
@@ -41,16 +41,16 @@ static const Option build_options[] = {
 static const Option train_options[] = {
     SET, {"out", "DIR", "where metrics, checkpoints and logs go (default: runs/MODEL)"},
     {"resume", NULL, "go on from the newest whole checkpoint of --out"},
-    {"trace", "FILE", "write a Chrome trace of one step"},
-    {"f64", NULL, "with --target ref: compute in double precision"}, COMPILE, COMMON};
-static const Option eval_options[] = {SET, COMPILE, {"f64", NULL, "with --target ref: compute in double precision"}, COMMON};
+    {"trace", "FILE", "write a Chrome trace of one step"}, COMPILE("cpu (default) or interp"), COMMON};
+static const Option eval_options[] = {SET, COMPILE("cpu (default) or interp"), COMMON};
 static const Option generate_options[] = {
-    SET, {"prompt", "TEXT", "text to continue (- reads standard input)"}, COMPILE, COMMON};
+    SET, {"prompt", "TEXT", "text to continue (- reads standard input)"}, COMPILE("cpu (default) or interp"), COMMON};
 static const Option verify_options[] = {
     SET, {"train", NULL, "DIR holds a training curve (batches.safetensors, curve_f64.csv, final.safetensors)"},
     {"model", "FILE", "the .moe file (default: the one whose config hf names the model_type)"},
     {"all", NULL, "print every gradient or step"},
-    {"f64", NULL, "with --target ref: compute in double precision"}, COMPILE, COMMON};
+    {"f64", NULL, "with --target ref: compute in double precision"},
+    COMPILE("cpu (default), interp or ref"), COMMON};
 static const Option list_options[] = {COMMON};
 
 const Command commands[] = {

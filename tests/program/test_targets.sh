@@ -34,6 +34,8 @@ exits 1 'sse2 goes on with no run of fma bits' train "$work/native" --set 'train
 says 'arithmetic' 'and says why'
 exits 1 'a target that does not exist' train "$work/bad" --target cpux
 says "did you mean 'cpu'" 'with a suggestion'
+exits 1 'ref runs no plan' train "$work/bad" --target ref
+says 'verify' 'and is for verify'
 exits 1 'a processor that does not exist' train "$work/bad" --target-cpu avx3
 says 'avx3.*(native|avx512|avx2|sse2)' 'names those there are'
 claim 'and nothing is made' test ! -e "$work/bad"
