@@ -7,12 +7,12 @@
 //     pair       two products of one %a that meet in a body become one node with two right-hand sides
 //
 // A gather goes when all its readers are contractions that can read rows by number: they pack rows anyway.
-// A body becomes an epilogue if it works element by element, all its results have the product's dimensions, and
-// whoever else reads the product comes behind it: then the contraction moves to the body's place, and a product that
-// is read elsewhere becomes one more result.  Every op inside keeps its order, so no bit changes.
+// A body becomes an epilogue if it works element by element, all its results have the product's dimensions,
+// and whoever else reads the product comes behind it: then the contraction moves to the body's place, and a
+// product that is read elsewhere becomes one more result.  Every op inside keeps its order, so no bit changes.
 //
-// A kernel forms a product in the memory of a result of its type and lets the epilogue write over it.  A product
-// that finds none of that kind becomes a result that nobody reads.
+// A kernel forms a product in the memory of a result of its type and lets the epilogue write over it.  A
+// product that finds none of that kind becomes a result that nobody reads.
 #include <string.h>
 #include "passes/util.h"
 
@@ -67,7 +67,7 @@ static void read_through(Node *n, int operand, Node *gather) {
 static bool attach_gather(Graph *g, Node *gather) {
     Value *rows = &gather->out[0];
     if (!rows->n_uses || rows->type.dtype == F16) return false;
-    if (type_bytes(&gather->in[0]->type) > type_bytes(&rows->type)) return false;      // few rows of a large source
+    if (type_bytes(&gather->in[0]->type) > type_bytes(&rows->type)) return false;    // few of many rows
     for (Node *n = gather->next; n; n = n->next)
         for (int i = 0; i < n->n_in; i++)
             if (n->in[i] == rows && !can_gather(n, i)) return false;
@@ -76,7 +76,7 @@ static bool attach_gather(Graph *g, Node *gather) {
         for (int i = 0; i < n->n_in && i < 2; i++)
             if (n->in[i] == rows) {
                 read_through(n, i, gather);
-                n = next ? next->prev : g->last;               // the node that replaced it may read the rows twice
+                n = next ? next->prev : g->last;          // what replaced it may read the rows once more
             }
     }
     graph_remove(gather);
@@ -98,11 +98,12 @@ static bool is_body(const Node *n) {
 static bool is_product(const Node *body, int i) {
     const Value *v = body->in[i];
     const Node *n = v->node;
-    if ((n->op != OP_MATMUL && n->op != OP_GROUPED_MATMUL) || n->attr.epilogue || n->backward != body->backward)
-        return false;
+    if (n->op != OP_MATMUL && n->op != OP_GROUPED_MATMUL) return false;
+    if (n->attr.epilogue || n->backward != body->backward) return false;
     if (v->type.dtype == F16 || v->type.dim[v->type.ndim - 1].sym) return false;
     const Type *a = &n->in[0]->type;
-    if (v->type.dtype != F32 && dim_bound(a->dim[a->ndim - (n->attr.ta ? 2 : 1)]) > LONGEST_NARROW_SUM) return false;
+    int64_t terms = dim_bound(a->dim[a->ndim - (n->attr.ta ? 2 : 1)]);
+    if (v->type.dtype != F32 && terms > LONGEST_NARROW_SUM) return false;
     for (int k = 0; k < body->n_out; k++)
         if (!same_dims(&body->out[k].type, &v->type)) return false;
     for (const Node *m = n->next; m != body; m = m->next)

@@ -575,7 +575,7 @@ typedef struct {
 } KeySums;
 
 typedef struct {
-    int64_t do_rows, do_panel, dp, dq, lse, D, o_row, dk, dv; // scratch; dk, dv: f32 sums of narrow results
+    int64_t do_rows, do_panel, dp, dq, lse, D, o_panel, dk, dv; // scratch; dk, dv: f32 sums of narrow results
     TileSet dp_tile, dq_tile;
     KeySums keys, values;
     PackFunction copy_o;
@@ -682,15 +682,20 @@ static void store_narrow_sums(Cg *cg, const Attn *p, const Grad *g) {
     cg_end(cg, &j);
 }
 
-// D = lanes(do * o) of one query whose do row is at do_row.
-static LV row_product(Cg *cg, const Attn *p, LV do_row, LV o_row) {
-    LV sum = cg_vec(cg, 0);
-    for (int64_t c = 0; c < p->V; c += LANES) {
-        LV mask = tile_mask(cg, (int)(p->V - c < LANES ? p->V - c : LANES)), at = cg_int(cg, c);
-        LV x = cg_fmul(cg, cg_load_vec(cg, F32, do_row, at, mask), cg_load_vec(cg, F32, o_row, at, mask));
-        sum = mask ? cg_select(cg, mask, cg_fadd(cg, sum, x), sum) : cg_fadd(cg, sum, x);
+// D = chain over V of do * o: the order of dp.  Of a query that sees one key both are the same bits, and its ds 0.
+static void output_products(Cg *cg, const Attn *p, const Grad *g) {
+    LV zero[2] = {cg_vec(cg, 0), cg_vec(cg, 0)};
+    CgLoop c;
+    assert(p->vecs <= 2);
+    cg_loop_begin(cg, &c, cg_int(cg, 0), cg_int(cg, p->V), 1, p->vecs, zero);
+    LV sum[2], at = cg_muli(cg, c.i, p->lanes);
+    for (int v = 0; v < p->vecs; v++) {
+        LV here = cg_addi(cg, at, v * LANES);
+        sum[v] = cg_fma(cg, cg_load_vec(cg, F32, at_byte(cg, g->do_panel), here, NULL),
+                        cg_load_vec(cg, F32, at_byte(cg, g->o_panel), here, NULL), c.carry[v]);
     }
-    return cg_fold_sum(cg, sum);
+    cg_loop_end(cg, &c, sum);
+    for (int v = 0; v < p->vecs; v++) lane_put(cg, F32, c.carry[v], g->D, v);
 }
 
 static LV dbias_index(Cg *cg, const Attn *p, LV i, LV h) { // element (b, h, i, 0) of [.., H, S, C]
@@ -733,10 +738,15 @@ static void block_weights(Cg *cg, const Attn *p, const Grad *g, LV j, LV n, LV h
 static void grad_tile(Cg *cg, const Attn *p, const Grad *g, LV h, LV i0, LV n) {
     DType t = p->q_type->dtype;
     const Node *node = p->k->node;
-    LV q_rows = at_byte(cg, p->q_rows), do_rows = at_byte(cg, g->do_rows), o_row = at_byte(cg, g->o_row),
-       one = cg_int(cg, 1);
+    LV q_rows = at_byte(cg, p->q_rows), do_rows = at_byte(cg, g->do_rows), one = cg_int(cg, 1);
     LV last = cg_add(cg, i0, cg_addi(cg, n, -1)), zero = cg_int(cg, 0), lanes = cg_int(cg, p->lanes);
     CgLoop lane, block;
+    cg_for(cg, &lane, zero, lanes, 1); // o's rows lie where do's will
+    LV o_at = cg_muli(cg, query_row(cg, p, cg_min(cg, cg_add(cg, i0, lane.i), last), h), p->V);
+    copy_rows(cg, &g->copy_o, cg_at(cg, F32, do_rows, cg_muli(cg, lane.i, p->V16)),
+              cg_at(cg, t, cg_in(cg, p->after), o_at), one, zero);
+    cg_end(cg, &lane);
+    pack_columns(cg, &p->pack, at_byte(cg, g->o_panel), do_rows, cg_int(cg, p->V), cg_int(cg, p->V16));
     cg_for(cg, &lane, zero, lanes, 1);
     LV i = cg_min(cg, cg_add(cg, i0, lane.i), last), row = query_row(cg, p, i, h);
     LV do_row = cg_at(cg, F32, do_rows, cg_muli(cg, lane.i, p->V16));
@@ -744,13 +754,12 @@ static void grad_tile(Cg *cg, const Attn *p, const Grad *g, LV h, LV i0, LV n) {
               cg_at(cg, t, cg_in(cg, 0), cg_muli(cg, row, p->A)), one, zero);
     copy_rows(cg, &g->copy_o, do_row, cg_at(cg, t, cg_in(cg, p->after + 2), cg_muli(cg, row, p->V)), one,
               zero);
-    copy_rows(cg, &g->copy_o, o_row, cg_at(cg, t, cg_in(cg, p->after), cg_muli(cg, row, p->V)), one, zero);
     cg_store1(cg, F32, cg_load1(cg, F32, cg_in(cg, p->after + 1), row), at_byte(cg, g->lse), lane.i);
-    cg_store1(cg, F32, row_product(cg, p, do_row, o_row), at_byte(cg, g->D), lane.i);
     lane_setup(cg, p, lane.i, i, h);
     cg_end(cg, &lane);
     pack_columns(cg, &p->pack, at_byte(cg, p->q_panel), q_rows, cg_int(cg, p->A), cg_int(cg, p->A16));
     pack_columns(cg, &p->pack, at_byte(cg, g->do_panel), do_rows, cg_int(cg, p->V), cg_int(cg, p->V16));
+    output_products(cg, p, g);
     LV s = at_byte(cg, p->s), dp = at_byte(cg, g->dp), dq = at_byte(cg, g->dq);
     cg_memset0(cg, dq, cg_int(cg, p->A16 * p->lanes * 4));
     if (p->bias >= 0)
@@ -801,7 +810,7 @@ void emit_attention_grad(Cg *cg, const KernelNode *k) {
     g.dq = take(&p, p.A16 * lane_bytes);
     g.lse = take(&p, lane_bytes);
     g.D = take(&p, lane_bytes);
-    g.o_row = take(&p, p.V16 * 4);
+    g.o_panel = take(&p, p.V16 * lane_bytes);
     if (narrow(&p)) {
         g.dk = take(&p, dim_bound(p.C) * p.A16 * 4);
         g.dv = take(&p, dim_bound(p.C) * p.V16 * 4);

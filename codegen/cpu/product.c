@@ -150,8 +150,8 @@ static LV y_at(Cg *cg, const Rows *r, const RowsRun *u, LV row, LV col) {
 }
 
 // Rows first .. of the run begin, or are finished, in panels p0 .. p1-1.  now: i1, or NULL: always.
-static void attach_strip(Cg *cg, const Rows *r, const RowsRun *u, bool finished, LV now, LV first, LV n, LV p0,
-                         LV p1) {
+static void attach_strip(Cg *cg, const Rows *r, const RowsRun *u, bool finished, LV now, LV first, LV n,
+                         LV p0, LV p1) {
     if (!u->epilogue || (!finished && !u->epilogue->ahead)) return;
     CgIf last, here;
     if (u->last) cg_if(cg, &last, u->last);

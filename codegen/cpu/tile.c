@@ -245,7 +245,8 @@ void tile_transpose(Cg *cg, LV rows[16]) {
 }
 
 // The last parameters of a function for numbered rows: their numbers, and how many rows there are.
-static void begin_pack(Cg *cg, CgFunction *f, PackFunction *p, const char *name, int n_params, bool numbered) {
+static void begin_pack(Cg *cg, CgFunction *f, PackFunction *p, const char *name, int n_params,
+                       bool numbered) {
     LT params[10] = {cg->ptr, cg->ptr, cg->i64, cg->i64, cg->i64, cg->i64, cg->i64};
     if (numbered) {
         params[n_params++] = cg->ptr;
@@ -289,7 +290,8 @@ static void begin_rows(Cg *cg, RowLoop *r, LV fn, DType t, int64_t to_bytes, boo
     if (!numbered) return;
     unsigned last = LLVMCountParams(fn);
     LV index = LLVMGetParam(fn, last - 2), rows = LLVMGetParam(fn, last - 1);
-    LV row = cg_i64(cg, cg_load1(cg, I32, index, r->l.i)), exists = LLVMBuildICmp(cg->b, LLVMIntULT, row, rows, "");
+    LV row = cg_i64(cg, cg_load1(cg, I32, index, r->l.i));
+    LV exists = LLVMBuildICmp(cg->b, LLVMIntULT, row, rows, "");
     LV later = cg_min(cg, cg_addi(cg, r->l.i, PREFETCH_ROWS), cg_addi(cg, n, -1));
     r->from = row_at(cg, r, source, cg_select(cg, exists, row, cg_int(cg, 0)));
     r->ahead = row_at(cg, r, source, cg_i64(cg, cg_load1(cg, I32, index, later)));

@@ -59,8 +59,8 @@ static inline unsigned tile_all_heights(int rows) { return (2u << rows) - 2; }
 
 // Functions that pack.  All give f32 and read `source` from its element (0, 0), rows `step` elements apart.
 typedef struct { LT type; LV fn; } PackFunction;
-// Rows by number: row i is row index[i] (i32) of the source, zeros if that is none of its n rows.  NULL where a
-// function takes them: rows as they lie; `numbered` says while it is made which of both it is for.
+// Rows by number: row i is row index[i] (i32) of the source, zeros if that is none of its n rows.  NULL where
+// a function takes them: rows as they lie; `numbered` says while it is made which of both it is for.
 typedef struct { LV index, n; } RowNumbers;
 // Panels of vecs * 16 columns, panel_bytes apart, from n rows of `cols` columns.  The last panel may be
 // narrow: what is behind its columns is 0.

@@ -113,7 +113,8 @@ static void add_attached(Maker *m, const Node *n, RefHead *head) {
         own[i] = i;
         if (i > 1 || c.index[i] < 0) continue;
         own[i] = add_value(m, i ? &c.b : &c.a, AT_TEMP, 0);
-        add_node(m, &(Node){.op = OP_GATHER_ROWS, .n_in = 2, .n_out = 1}, (int32_t[]){i, c.index[i]}, &own[i]);
+        Node gather = {.op = OP_GATHER_ROWS, .n_in = 2, .n_out = 1};
+        add_node(m, &gather, (int32_t[]){i, c.index[i]}, &own[i]);
     }
     for (int p = 0; p < c.products; p++) {
         Node plain = *n;

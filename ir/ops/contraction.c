@@ -55,10 +55,10 @@ static bool open_contraction(const Node *n, Contraction *c, Diag *d) {
         return false;
     }
     for (int i = 0; i < 2; i++) {
-        bool gathers = c->index[i] >= 0;
-        if (gathers && (in_type(n, c->index[i])->dtype != I32 || in_type(n, i)->ndim < 2)) {
+        const Type *index = c->index[i] < 0 ? NULL : in_type(n, c->index[i]);
+        if (index && (index->dtype != I32 || index->ndim >= MAX_DIM || in_type(n, i)->ndim < 2)) {
             diag_error(d, n->at, "%s gathers rows by i32 numbers, but got %s of %s", name,
-                       rule_type(n, in_type(n, c->index[i])), rule_type(n, in_type(n, i)));
+                       rule_type(n, index), rule_type(n, in_type(n, i)));
             return false;
         }
         *(i ? &c->b : &c->a) = rows_read(n, c, i);

@@ -21,7 +21,7 @@
 //   a sink joins last:  m' = max(m, sink), r as above, l = fma(l, r, exp(sink - m')), o = o * r
 //   o = o * (1 / l), lse = m + log(l);  no key visible: o = 0, and lse = the sink or -inf
 //
-// attention_grad: s as above, p = exp(s - lse), D = lanes(do * o); visible keys, queries with lse > -inf only
+// attention_grad: s as above, p = exp(s - lse), D = chain over V of do * o; visible keys, queries with lse > -inf only
 //   dp    = chain over V of do * v_j;  ds = p * (dp - D);  t = ds * scale
 //   dq    chain fma(t, k_j, .) over keys, ascending
 //   dk dv chains fma(t, q_i, .), fma(p, do_i, .) over the query heads of the key head, in each over queries
@@ -317,7 +317,6 @@ void REF(attention_grad)(const Attrs *attr, int n_in, const Tensor *in, int n_ou
     const Tensor *o = &in[p.n_used], *lse = &in[p.n_used + 1], *d_o = &in[p.n_used + 2];
     int next = 3;
     real *dsinks = p.sinks ? reals(&out[next++]) : NULL, *dbias = p.bias ? reals(&out[next++]) : NULL;
-    real *product = reals_new(p.V);
     for (int i = 0; i < 3; i++) memset(out[i].data, 0, (size_t)n_elements(&out[i]) * sizeof(real));
     for (int64_t b = 0; b < p.batch; b++)
         for (int64_t h = 0; h < p.H; h++)
@@ -325,8 +324,7 @@ void REF(attention_grad)(const Attrs *attr, int n_in, const Tensor *in, int n_ou
                 int64_t at = (b * p.S + i) * p.H + h;
                 const real *go = query(&p, d_o, b, h, i), *oo = query(&p, o, b, h, i),
                            *q = query(&p, p.q, b, h, i);
-                for (int64_t c = 0; c < p.V; c++) product[c] = go[c] * oo[c];
-                real z = reals(lse)[at], D = REF(lanes_sum)(product, p.V);
+                real z = reals(lse)[at], D = dot(go, oo, p.V);
                 if (dsinks) dsinks[at] = -(REAL_EXP(reals(p.sinks)[h] - z) * D);
                 for (int64_t j = 0; j < p.C; j++) {
                     real ds = 0;
@@ -342,7 +340,6 @@ void REF(attention_grad)(const Attrs *attr, int n_in, const Tensor *in, int n_ou
                     if (dbias) dbias[((b * p.H + h) * p.S + i) * p.C + j] = ds;
                 }
             }
-    free(product);
 }
 
 // ---- head -----------------------------------------------------------------------------------------------

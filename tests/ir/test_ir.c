@@ -171,6 +171,24 @@ static void mistakes_are_told(void **state) {
     refuses(" %y = tanh %x : f32[L,6,8", "expected ]");
     refuses(" %y = fused %x body { %a = arg {k = 1} : f32[L,6,8]\n yield %a\n } : f32[L,6,8]",
             "arg 1 in the region of fused");
+    const char *product = " %w = param {name = \"w\"} : f32[8,5]\n";
+    static const char *const attached[][2] = {
+        {" %y = matmul %x, %w, %i : f32[L,6,5]", "matmul with these attachments takes 2 operands, not 3"},
+        {" %y = matmul %x, %w {gather = 1} : f32[L,6,5]", "takes 3 operands, not 2"},
+        {" %y = matmul %x, %w, %x {gather = 1} : f32[L,6,5]", "gathers rows by i32 numbers"},
+        {" %y = matmul %x, %w, %i {gather = 2} : f32[L,6,5]", "can't gather these rows"},
+        {" %y = matmul %x, %w, %w {pair = 1} : f32[L,6,5]", "two right-hand sides alike and an epilogue"},
+        {" %y = matmul %x, %w epilogue { %a = arg {k = 0} : f32[L,6,8]\n yield %a\n } : f32[L,6,8]",
+         "arg 0 in the epilogue of matmul is f32[L,6,8], but stands for f32[L,6,5]"},
+        {" %y = matmul %x, %w epilogue { %a = arg {k = 1} : f32[L,6,5]\n yield %a\n } : f32[L,6,5]",
+         "stands for nothing"},
+        {" %y = matmul %x, %w epilogue { %a = arg {k = 0} : f32[L,6,5]\n %s = sum %a {axes = [2]} : f32[L,6,1]\n"
+         " yield %s\n } : f32[L,6,1]", "must have the dimensions of f32[L,6,5]"}};
+    for (size_t i = 0; i < sizeof attached / sizeof attached[0]; i++) {
+        char text[512];
+        snprintf(text, sizeof text, "%s%s", product, attached[i][0]);
+        refuses(text, attached[i][1]);
+    }
 }
 
 // Errors of nodes built from C are told by the same rules, and give NULL.
