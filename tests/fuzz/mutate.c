@@ -86,10 +86,10 @@ static void line_at(const uint8_t *data, size_t n, size_t at, size_t *begin, siz
 size_t fuzz_mutate(uint8_t *data, size_t n, size_t cap, const uint8_t *other, size_t n_other,
                    uint64_t *random) {
     static const char *const awkward[] = {
-        "0", "1", "-1", "2", "3", "7", "8", "255", "256", "65536", "2147483647", "2147483648", "-2147483648",
-        "4294967296", "9223372036854775807", "-9223372036854775808", "18446744073709551616", "1e308", "1e-320",
-        "0.5", "1e400", "nan", "inf", "none", "null", "true", "\"\"", "[]", "{}", "()", "..", "?", "%", "*", "-",
-        "\\u0000"};
+        "0", "1", "-1", "2", "3", "7", "8", "255", "256", "65536", "2147483647", "2147483648",
+        "-2147483648", "4294967296", "9223372036854775807", "-9223372036854775808", "18446744073709551616",
+        "1e308", "1e-320", "0.5", "1e400", "nan", "inf", "none", "null", "true", "\"\"", "[]", "{}", "()",
+        "..", "?", "%", "*", "-", "\\u0000"};
     int rounds = 1 + (int)pick(random, 4);
     for (int i = 0; i < rounds; i++) {
         size_t at = pick(random, n), begin, end, from, to;
