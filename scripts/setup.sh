@@ -1,9 +1,9 @@
-# Sourced by scripts/quickstart and scripts/test: installs what is missing on Debian 12 or Ubuntu 24.04, says what, and builds.
+# Sourced by scripts/quickstart and scripts/test: installs what is missing (Debian 12 and 13, Ubuntu 24.04), says what; builds.
 # Everything that is needed to build moec and to run its tests stands in these lists, once.
 
 packages_build="gcc libc6-dev cmake ninja-build pkg-config flex bison libjansson-dev libpcre2-dev libxxhash-dev llvm-dev"
 packages_test="libcmocka-dev"
-llvm_versions="19 20 21 18"            # "llvm-dev" above is the first of these that is installed or can be; as in CMakeLists.txt
+llvm_versions="19 20 21 18"     # llvm-dev is the first of these that is installed or can be; as in CMakeLists.txt
 
 is_installed() { dpkg-query -W -f='${Status}' "$1" 2>/dev/null | grep -q 'install ok installed'; }
 is_offered() { LC_ALL=C apt-cache policy "$1" 2>/dev/null | grep 'Candidate:' | grep -qv '(none)'; }
