@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # An ahead-of-time trainer stands alone and computes the bits of moec train.
 . "$(dirname "$0")/common.sh"
-command -v "${CC:-cc}" >/dev/null || { echo 'skip all: there is no C compiler to link with'; exit 77; }
+cc=${CC:-cc}
+command -v "${cc%% *}" >/dev/null || { echo 'skip all: there is no C compiler to link with'; exit 77; }
 source=$PWD
 length=(--set 'train.length=8 steps')
 exits 0 'moec build' "$MOEC" build "$model" "${tiny[@]}" "${length[@]}" -o "$work/trainer"
