@@ -293,7 +293,7 @@ static TVal *compare(OpCx *cx, const Compare *c, const Val *a, const Val *b) {
         return full_like(cx, a->t, 1, BOOL);
     DType t = common_dtype(cx, 2, (const Val *[]){a, b});
     if (t == BOOL && c->op != OP_EQ) t = I32;
-    TVal *y = t_binary(cx, (Op)c->op, t_operand(cx, a, t), t_operand(cx, b, t));
+    TVal *right = t_operand(cx, b, t), *y = t_binary(cx, (Op)c->op, t_operand(cx, a, t), right);
     return c->negate ? t_unary(cx, OP_NOT, y) : y;
 }
 
@@ -305,7 +305,8 @@ static TVal *logic(OpCx *cx, Op op, const Val *a, const Val *b) {
         if (v->kind == V_TENSOR) op_note_made(cx, v, v->t);
         return NULL;
     }
-    return t_binary(cx, op, t_operand(cx, a, BOOL), t_operand(cx, b, BOOL));
+    TVal *right = t_operand(cx, b, BOOL);
+    return t_binary(cx, op, t_operand(cx, a, BOOL), right);
 }
 
 TVal *t_transpose(OpCx *cx, TVal *x) {
@@ -349,7 +350,8 @@ Val op_arithmetic(OpCx *cx, const char *op, const Val *a, const Val *b) {
         DType t = common_dtype(cx, 2, (const Val *[]){a, b});
         if (t == BOOL) t = I32;
         if (arithmetics[i].op == OP_DIV) t = float_dtype(t); // i32 / i32 is f32
-        return tensor_val(cx, t_binary(cx, (Op)arithmetics[i].op, t_operand(cx, a, t), t_operand(cx, b, t)));
+        TVal *right = t_operand(cx, b, t);
+        return tensor_val(cx, t_binary(cx, (Op)arithmetics[i].op, t_operand(cx, a, t), right));
     }
     assert(!"operator");
     return val_error(cx->at);

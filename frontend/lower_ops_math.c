@@ -112,7 +112,8 @@ static OpResult op_silu(OpCx *cx) {
 static OpResult op_softplus(OpCx *cx) {
     if (!is_tensor(&cx->arg[0])) return fold(cx);
     TVal *x = float_arg(cx), *small = t_unary(cx, OP_EXP, t_unary(cx, OP_NEG, t_unary(cx, OP_ABS, x)));
-    return op_one(cx, t_binary(cx, OP_ADD, relu(cx, x), t_unary(cx, OP_LOG1P, small)));
+    TVal *rest = t_unary(cx, OP_LOG1P, small);
+    return op_one(cx, t_binary(cx, OP_ADD, relu(cx, x), rest));
 }
 
 static OpResult op_gelu(OpCx *cx) {
@@ -172,7 +173,8 @@ static OpResult op_where(OpCx *cx) {
         return op_failed(cx);
     }
     DType t = common_dtype(cx, 2, (const Val *[]){a, b});
-    return op_one(cx, t_select(cx, c->t, t_operand(cx, a, t), t_operand(cx, b, t)));
+    TVal *otherwise = t_operand(cx, b, t);
+    return op_one(cx, t_select(cx, c->t, t_operand(cx, a, t), otherwise));
 }
 
 static bool all_numbers(OpCx *cx, int n) {
@@ -196,7 +198,7 @@ static OpResult op_clamp(OpCx *cx) {
     }
     DType t = common_dtype(cx, 3, (const Val *[]){x, lo, hi});
     if (t == BOOL) t = I32;
-    TVal *y = t_binary(cx, OP_MAX, t_operand(cx, x, t), t_operand(cx, lo, t));
+    TVal *low = t_operand(cx, lo, t), *y = t_binary(cx, OP_MAX, t_operand(cx, x, t), low);
     return op_one(cx, t_binary(cx, OP_MIN, y, t_operand(cx, hi, t)));
 }
 
@@ -277,7 +279,8 @@ static OpResult op_min_max(OpCx *cx) {
         }
         DType t = common_dtype(cx, 2, (const Val *[]){a, b});
         if (t == BOOL) t = I32;
-        return op_one(cx, t_binary(cx, (Op)cx->row->op, t_operand(cx, a, t), t_operand(cx, b, t)));
+        TVal *right = t_operand(cx, b, t);
+        return op_one(cx, t_binary(cx, (Op)cx->row->op, t_operand(cx, a, t), right));
     }
     if (a->kind == V_LIST && a->list->n) {
         Val best = a->list->at[0];

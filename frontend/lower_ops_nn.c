@@ -429,15 +429,15 @@ static OpResult op_cross_entropy(OpCx *cx) {
     TVal *nll = t_binary(cx, OP_SUB, lse, t_take(cx, z, index));
     if (smoothing > 0) { // a share of the target is spread over all classes
         TVal *spread = t_binary(cx, OP_SUB, lse, t_mean(cx, z, &(Ints){1, {last}}, true));
-        nll = t_binary(cx, OP_ADD, t_binary_number(cx, OP_MUL, nll, 1 - smoothing),
-                       t_binary_number(cx, OP_MUL, spread, smoothing));
+        spread = t_binary_number(cx, OP_MUL, spread, smoothing);
+        nll = t_binary(cx, OP_ADD, t_binary_number(cx, OP_MUL, nll, 1 - smoothing), spread);
     }
     nll = t_select(cx, counts, nll, scalar(cx, 0, F32));
     Ints all = {0};
     for (int i = 0; i <= last; i++) all.at[all.n++] = i;
     TVal *n = t_sum(cx, t_cast(cx, counts, F32), &all, false);
-    return op_one(
-        cx, t_binary(cx, OP_DIV, t_sum(cx, nll, &all, false), t_binary(cx, OP_MAX, n, scalar(cx, 1, F32))));
+    n = t_binary(cx, OP_MAX, n, scalar(cx, 1, F32));
+    return op_one(cx, t_binary(cx, OP_DIV, t_sum(cx, nll, &all, false), n));
 }
 
 // ---- convolution ----------------------------------------------------------------------------------------
@@ -708,7 +708,8 @@ static OpResult op_so_far(OpCx *cx) {
     Value *later = wave ? build_binary(cx->b, OP_LT, build_const(cx->b, 0, I32), wave) : NULL;
     if (!state || !later) return op_failed(cx);
     TVal *is_later = t_new(cx, later, (LType){0}, LEAD_NONE);
-    TVal *before = t_select(cx, is_later, t_like(cx, state, sum), scalar(cx, 0, sum->type.dtype));
+    TVal *zero = scalar(cx, 0, sum->type.dtype);
+    TVal *before = t_select(cx, is_later, t_like(cx, state, sum), zero);
     TVal *so_far = t_binary(cx, OP_ADD, before, sum);
     if (!so_far || !build(cx->b, OP_UPDATE, INS(so_far->v), .name = name)) return op_failed(cx);
     return op_one(cx, so_far);

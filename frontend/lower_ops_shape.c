@@ -262,9 +262,8 @@ static bool is_index(OpCx *cx, int param) {
 
 static OpResult op_one_hot(OpCx *cx) {
     if (!is_index(cx, 0)) return op_failed(cx);
-    TVal *i = cx->arg[0].t;
-    return op_one(
-        cx, t_binary(cx, OP_EQ, t_insert_axis(cx, i, i->type.ndim), t_iota(cx, val_poly(cx, &cx->arg[1]))));
+    TVal *i = cx->arg[0].t, *columns = t_iota(cx, val_poly(cx, &cx->arg[1]));
+    return op_one(cx, t_binary(cx, OP_EQ, t_insert_axis(cx, i, i->type.ndim), columns));
 }
 
 // ---- gathers --------------------------------------------------------------------------------------------
@@ -414,7 +413,8 @@ static OpResult op_sort(OpCx *cx) {
     if (x->type.dtype == BOOL) x = t_cast(cx, x, I32);
     x = t_swap_last(cx, t_unary(cx, OP_NEG, x), axis);
     if (!x || largest(cx, x, n, size, &values, &index).n != 2) return op_failed(cx);
-    return op_two(cx, t_swap_last(cx, t_unary(cx, OP_NEG, values), axis), t_swap_last(cx, index, axis));
+    index = t_swap_last(cx, index, axis);
+    return op_two(cx, t_swap_last(cx, t_unary(cx, OP_NEG, values), axis), index);
 }
 
 // ---- the table ------------------------------------------------------------------------------------------

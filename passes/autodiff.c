@@ -90,7 +90,8 @@ static Value *is_running(Autodiff *ad, double until) {
             build(&first, OP_INPUT, INS(NULL), .name = intern("rng"), .dtype = I32, .dims = {1, {dim_n(4)}});
     }
     Value *step = make(b, OP_SLICE, INS(&rng->out[0]), .axis = 0, .begin = 2, .end = 3);
-    Value *runs = build_binary(b, OP_LT, build_reshape(b, step, &(Dims){0}), build_const(b, until, I32));
+    Value *end = build_const(b, until, I32);
+    Value *runs = build_binary(b, OP_LT, build_reshape(b, step, &(Dims){0}), end);
     return build_cast(b, runs, F32);
 }
 

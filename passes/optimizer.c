@@ -92,8 +92,10 @@ static void update_parameter(Optimizer *o, const Node *param, Value *g) {
     else if (decays)
         g = add(o, g, build_scale(&o->b, p, t->decay));
     Value *m = state(o, "adam.m", param), *v = state(o, "adam.v", param);
-    Value *m1 = add(o, build_scale(&o->b, m, t->beta1), build_scale(&o->b, g, 1 - t->beta1));
-    Value *v1 = add(o, build_scale(&o->b, v, t->beta2), build_scale(&o->b, mul(o, g, g), 1 - t->beta2));
+    Value *g1 = build_scale(&o->b, g, 1 - t->beta1);
+    Value *m1 = add(o, build_scale(&o->b, m, t->beta1), g1);
+    Value *g2 = build_scale(&o->b, mul(o, g, g), 1 - t->beta2);
+    Value *v1 = add(o, build_scale(&o->b, v, t->beta2), g2);
     Value *root = build_unary(&o->b, OP_SQRT, quotient(o, v1, o->bias2));
     Value *denominator = add(o, root, build_const(&o->b, t->eps, F32));
     Value *moved = quotient(o, mul(o, m1, quotient(o, lr, o->bias1)), denominator);
@@ -206,8 +208,8 @@ bool pass_optimizer(Graph *g, PassCtx *cx) {
     build(&o.b, OP_METRIC, INS(build_cast(&o.b, o.finite, F32)), .name = intern("finite"));
     Value *factor = o.scale;
     if (t->clip > 0) {
-        Value *room =
-            quotient(&o, build_const(&o.b, t->clip, F32), add(&o, norm, build_const(&o.b, 1e-6, F32)));
+        Value *is = add(&o, norm, build_const(&o.b, 1e-6, F32));
+        Value *room = quotient(&o, build_const(&o.b, t->clip, F32), is);
         factor = mul(&o, factor, build_binary(&o.b, OP_MIN, build_const(&o.b, 1, F32), room));
     }
     for (int i = 0; i < trained.n; i++) {

@@ -137,8 +137,19 @@ GRAD_OF_ONE(exp, mul(b, d, y))
 GRAD_OF_ONE(log, quotient(b, d, x))
 GRAD_OF_ONE(log1p, quotient(b, d, add(b, x, number(b, 1, x))))
 GRAD_OF_ONE(sqrt, quotient(b, build_scale(b, d, 0.5), y))
-GRAD_OF_ONE(rsqrt, mul(b, build_scale(b, d, -0.5), mul(b, y, mul(b, y, y))))
-GRAD_OF_ONE(tanh, mul(b, d, sub(b, number(b, 1, y), mul(b, y, y))))
+
+void grad_rsqrt(Builder *b, const Node *n, Value *const *dout, const bool *need, Value **din) {
+    (void)need;
+    Value *y = node_out(n, 0), *cube = mul(b, y, mul(b, y, y));
+    din[0] = mul(b, build_scale(b, dout[0], -0.5), cube);
+}
+
+void grad_tanh(Builder *b, const Node *n, Value *const *dout, const bool *need, Value **din) {
+    (void)need;
+    Value *y = node_out(n, 0), *square = mul(b, y, y);
+    din[0] = mul(b, dout[0], sub(b, number(b, 1, y), square));
+}
+
 GRAD_OF_ONE(sigmoid, mul(b, d, mul(b, y, sub(b, number(b, 1, y), y))))
 GRAD_OF_ONE(erf, mul(b, d, build_scale(b, build_unary(b, OP_EXP, neg(b, mul(b, x, x))), 2 / sqrt(M_PI))))
 GRAD_OF_ONE(sin, mul(b, d, build_unary(b, OP_COS, x)))
