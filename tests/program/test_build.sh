@@ -15,7 +15,8 @@ fi
 claim 'moec train' train "$work/a" "${length[@]}"
 
 # without an environment, from another folder; the text that was named when built is found
-alone() { (cd / && env -i "$work/trainer" "$@"); }
+sanitizer=(${TSAN_OPTIONS:+TSAN_OPTIONS=$TSAN_OPTIONS OMP_TOOL_LIBRARIES=$OMP_TOOL_LIBRARIES})
+alone() { (cd / && env -i "${sanitizer[@]}" "$work/trainer" "$@"); }
 exits 0 'the trainer trains in an empty environment' alone train --out "$work/b"
 claim 'nothing on standard output' test ! -s "$log.out"
 says 'step 8/8' 'it tells its progress'
