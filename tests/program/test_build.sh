@@ -14,8 +14,8 @@ if command -v ldd >/dev/null; then
 fi
 claim 'moec train' train "$work/a" "${length[@]}"
 
-# without an environment, from another folder; the text that was named when built is found
-sanitizer=(${TSAN_OPTIONS:+TSAN_OPTIONS=$TSAN_OPTIONS OMP_TOOL_LIBRARIES=$OMP_TOOL_LIBRARIES})
+# without an environment (but a sanitizer's), from another folder; the text that was named when built is found
+sanitizer=(${TSAN_OPTIONS:+"TSAN_OPTIONS=$TSAN_OPTIONS"} ${OMP_TOOL_LIBRARIES:+"OMP_TOOL_LIBRARIES=$OMP_TOOL_LIBRARIES"})
 alone() { (cd / && env -i "${sanitizer[@]}" "$work/trainer" "$@"); }
 exits 0 'the trainer trains in an empty environment' alone train --out "$work/b"
 claim 'nothing on standard output' test ! -s "$log.out"
