@@ -542,7 +542,7 @@ enum { WORKSPACE_MARK = 0x7fff };      // offset is set when the size of all ste
 // One step: node n with its operands and results at the given places.
 static void add_step(Plan *p, const Node *n, const Loc *loc) {
     KernelNode *k = arena_new(p->a, KernelNode);
-    k->node = n;
+    *k = (KernelNode){.node = n, .machine = p->opts->machine, .target = p->opts->target};
     note_node(p, k, n);
     KernelDesc desc;
     RtStep step = {.kernel = (uint32_t)kernel_of(p, k, &desc),

@@ -10,6 +10,8 @@ typedef struct {
     const char *arithmetic;                        // "f32-fma" or "f32-mul-add"
     const char *info_json;
     int64_t waves;                                 // as CompileOpts
+    const Machine *machine;                        // what templates choose by
+    const CpuTarget *target;
 } PlanOpts;
 
 // A kernel of the plan and what it takes to make its code.

@@ -9,8 +9,10 @@
 #ifndef CODEGEN_KERNEL_H
 #define CODEGEN_KERNEL_H
 #include "ir/ir.h"
+#include "ir/machine.h"
 
 typedef struct Cg Cg;
+typedef struct CpuTarget CpuTarget;
 
 enum { KERNEL_MAX_RAGGED = 4 };
 
@@ -22,6 +24,8 @@ typedef struct KernelNode {
     const Sym *plain[KERNEL_MAX_RAGGED];     // plain symbols of its types; their numbers in RtCall.sym
     int plain_index[KERNEL_MAX_RAGGED];
     bool workspace;                          // there is a workspace argument
+    const Machine *machine;                  // rates to choose by; what was chosen belongs into the key, rates never do
+    const CpuTarget *target;                 // whose code it is (cpu/cg.h); NULL: a target without templates
 } KernelNode;
 
 // How many tasks a phase has: ceil(n * value of sym / grain) * times.  sym NULL: n alone.

@@ -2,6 +2,7 @@
 #ifndef CODEGEN_TARGET_H
 #define CODEGEN_TARGET_H
 #include "ir/ir.h"
+#include "ir/machine.h"
 #include "runtime/abi.h"
 
 typedef struct {
@@ -9,6 +10,7 @@ typedef struct {
     const char *cache_dir;   // compiled code; NULL: $XDG_CACHE_HOME/moec or ~/.cache/moec; "": no cache
     int         threads;     // for compiling; 0: number of cores
     const char *info_json;   // copied into the plan
+    const Machine *machine;  // rates to choose by; NULL: typical ones
     int64_t     waves;       // runs of @pass per step; 1: gradients are stored unread; 0: any number
 } CompileOpts;
 

@@ -59,8 +59,7 @@ static void fill_train_opts(Session *s) {
 
 static bool load(Session *s, Cli *c, const char *file, int n_files, const GivenFile *files) {
     *s = (Session){.cli = c, .arena = c->arena, .diag = c->diag};
-    s->machine = (Machine){.fma_flops = 1e11, .dram_bytes = 2e10, .l1_bytes = 32 << 10, .l2_bytes = 1 << 20, .l3_bytes = 32 << 20,
-                           .cores = (int)sysconf(_SC_NPROCESSORS_ONLN), .lanes = 16};
+    s->machine = machine_typical(64);
     s->models_dir = session_models_dir(c->arena);
     s->base_dir = dirname(arena_strdup(c->arena, file));
     s->program = program_load_given(c->arena, c->diag, file, s->models_dir, n_files, files);
@@ -132,7 +131,7 @@ void session_close(Session *s) {
 // ---- programs -----------------------------------------------------------------------------------------------
 
 bool session_passes(Session *s, Graph **g, const char *const *pipeline, Graph **update) {
-    PassCtx cx = {.scratch = arena_create(), .diag = s->diag, .machine = &s->machine, .train = &s->train, .update = update};
+    PassCtx cx = {.scratch = arena_create(), .diag = s->diag, .machine = s->machine, .train = &s->train, .update = update};
     bool ok = passes_run(g, pipeline, &cx, &s->run);
     arena_destroy(cx.scratch);
     return ok;
@@ -181,7 +180,7 @@ const Target *session_target(Session *s) {
 }
 
 CompileOpts session_compile_opts(Session *s) {
-    return (CompileOpts){.cpu = cli_value(s->cli, "target-cpu"), .info_json = NULL, .waves = s->settings->train.waves};
+    return (CompileOpts){.cpu = cli_value(s->cli, "target-cpu"), .info_json = NULL, .waves = s->settings->train.waves, .machine = s->machine};
 }
 
 int session_threads(Session *s, bool *ok) {

@@ -15,7 +15,7 @@ typedef struct {
     Program *program;
     const Settings *settings;
     TrainOpts train;
-    Machine  machine;
+    const Machine *machine;      // rates that passes and templates choose by
     const char *models_dir;      // where std/ and routing/ are found
     Compiled *compiled;
     RtPlanInstance *plan;

@@ -3,13 +3,7 @@
 #define PASSES_PASS_H
 #include "ir/build.h"
 #include "ir/ir.h"
-
-typedef struct {
-    double fma_flops;          // one core, f32
-    double dram_bytes;         // per second, all cores
-    int64_t l1_bytes, l2_bytes, l3_bytes;
-    int cores, lanes;          // lanes: f32 per vector register
-} Machine;
+#include "ir/machine.h"
 
 // What the user's blocks say that passes need (from frontend; strings interned).
 typedef struct {

@@ -275,7 +275,8 @@ static double now(void) {
 static EmittedPlan *plan_for(Arena *a, const CpuTarget *t, Graph *const *programs, int n,
                              const CompileOpts *opts, Diag *d) {
     PlanOpts po = {.template_of = cpu_template, .arithmetic = t->fma ? "f32-fma" : "f32-mul-add",
-                   .info_json = opts->info_json, .waves = opts->waves};
+                   .info_json = opts->info_json, .waves = opts->waves,
+                   .machine = opts->machine ? opts->machine : machine_typical(t->vector_bytes), .target = t};
     Graph **opened = arena_array(a, Graph *, n + 1);
     for (int i = 0; i < n; i++) opened[i] = open_gates(a, programs[i]);
     return emit_plan(a, opened, n, &po, d);

@@ -80,6 +80,8 @@ static inline bool one_compile(OneKernel *o, const CpuTarget *target, DescribeFn
     n->in = o->in;
     n->out = o->out;
     o->k.node = n;
+    o->k.machine = machine_typical(target->vector_bytes);
+    o->k.target = target;
     for (int i = 0; i < kernel_n_args(&o->k); i++)
         for (int j = 0; j < kernel_arg_type(&o->k, i)->ndim; j++)
             one_note_sym(o, kernel_arg_type(&o->k, i)->dim[j].sym);

@@ -7,13 +7,6 @@
 
 enum { MOST_NODES = 14 };
 
-static const Machine machine = {.fma_flops = 1e11,
-                                .dram_bytes = 2e10,
-                                .l1_bytes = 32 << 10,
-                                .l2_bytes = 1 << 20,
-                                .l3_bytes = 32 << 20,
-                                .cores = 2,
-                                .lanes = 16};
 static const TrainOpts train = {.dtype = "f32",
                                 .recompute = "cheap",
                                 .optimizer = "adamw",
@@ -27,7 +20,7 @@ static const TrainOpts train = {.dtype = "f32",
 static bool run_passes(Case *c, const char *const *pipeline, const TrainOpts *opts) {
     Arena *scratch = arena_create();
     Graph *update = NULL;
-    PassCtx cx = {.scratch = scratch, .diag = c->diag, .machine = &machine, .train = opts, .update = &update};
+    PassCtx cx = {.scratch = scratch, .diag = c->diag, .machine = machine_typical(64), .train = opts, .update = &update};
     bool ok = passes_run(&c->g, pipeline, &cx, &(RunOpts){.verify_each = true});
     arena_destroy(scratch);
     return ok;

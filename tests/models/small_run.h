@@ -84,14 +84,6 @@ static inline int for_each_program(const char *folder, void (*check)(const char 
 
 // ---- passes -----------------------------------------------------------------------------------------------
 
-static const Machine machine = {.fma_flops = 1e11,
-                                .dram_bytes = 2e10,
-                                .l1_bytes = 32 << 10,
-                                .l2_bytes = 1 << 20,
-                                .l3_bytes = 32 << 20,
-                                .cores = 2,
-                                .lanes = 16};
-
 static const TrainOpts usual = {.dtype = "f32",
                                 .recompute = "cheap",
                                 .optimizer = "adamw",
@@ -130,7 +122,7 @@ static inline Graph *elaborate(Loaded *l, const char *what, ElabOpts o) {
 static inline Graph *passed(Loaded *l, const char *what, const Graph *g, const char *const *pipeline,
                             const TrainOpts *train, const char *disabled, Graph **update) {
     Graph *out = graph_copy(l->a, g);
-    PassCtx cx = {.scratch = l->scratch, .diag = l->d, .machine = &machine, .train = train, .update = update};
+    PassCtx cx = {.scratch = l->scratch, .diag = l->d, .machine = machine_typical(64), .train = train, .update = update};
     const char *const disable[] = {disabled, NULL};
     bool ok = passes_run(&out, pipeline, &cx, &(RunOpts){.verify_each = true, .disable = disable});
     if (!ok) fail_msg("%s: %s", what, told(l));

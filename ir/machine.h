@@ -1,0 +1,61 @@
+// What one machine can do: measured rates that choices of instruction, tile, layout and recomputation follow.
+// `moec bench machine` measures them (frontend/cmd_machine.c) and keeps them in a file (frontend/machine_file.c).
+// No rate may change a bit of a result: rates choose among ways that give the same bits, or an arithmetic that the
+// plan names.  Rates differ from run to run, so what enters a kernel's key is what was chosen, never the rate.
+#ifndef IR_MACHINE_H
+#define IR_MACHINE_H
+#include <stdint.h>
+
+enum { MACHINE_COUNTS = 12, MACHINE_TILES = 48 };
+
+// Operations a second in registers, of `threads` threads together; a multiply-add is two.  0: no such instruction.
+typedef struct {
+    int    threads;
+    double fma;                    // f32
+    double bf16_dot;               // pairs of bf16 into f32 (vdpbf16ps)
+    double int8_dot;               // quadruples of u8 x i8 into i32 (vpdpbusd)
+} MachineRates;
+
+// Bytes a second of all threads together: [0] one thread, [1] all.  A copy counts what it reads and what it writes.
+typedef enum { LEVEL_L1, LEVEL_L2, LEVEL_L3, LEVEL_DRAM, MACHINE_LEVELS } MachineLevelKind;
+typedef struct {
+    int64_t size;                  // bytes; L1 and L2 of one core, L3 of all that share it; 0: there is none, or no limit (DRAM)
+    int64_t probed;                // bytes that all threads together went through when it was measured; 0: never measured
+    double  read[2], write[2], copy[2];
+    double  stream[2];             // written by stores that pass the caches by
+} MachineLevel;
+
+// Operations a second of one thread in a register tile of a contraction (codegen/cpu/tile.h) with its operands in L1 and L2.
+typedef enum { TILE_F32, TILE_BF16_WIDENED, TILE_BF16_DOT, TILE_KINDS } MachineTileKind;
+typedef struct {
+    int    rows, vecs;             // vectors of 16 columns
+    MachineTileKind kind;
+    double rate;
+} MachineTile;
+
+typedef struct {
+    char   name[96];               // of the CPU
+    int    threads;                // that run at once
+    int    vector_bytes;           // of the widest registers; tiles were measured with these
+    int    n_rates;                // thread counts measured: 1, 2, 4, .. and all, ascending
+    MachineRates rates[MACHINE_COUNTS];
+    MachineLevel level[MACHINE_LEVELS];
+    double region;                 // seconds from calling the team of all threads until all have returned from an empty function
+    double barrier;                // seconds that a phase more costs: all threads meet once
+    int    n_tiles;
+    MachineTile tile[MACHINE_TILES];
+} Machine;
+
+// Typical numbers of a machine with registers of that width (64, 32, 16 bytes): what is used until something was measured.
+const Machine *machine_typical(int vector_bytes);
+
+// Rates of `threads` threads (0: all): between counts that were measured in proportion.
+MachineRates machine_rates(const Machine *m, int threads);
+// The nearest level that holds so many bytes, which all threads use together.
+MachineLevelKind machine_level(const Machine *m, int64_t bytes, int threads);
+// Bytes a second of `threads` threads (0: all), for one of the rates of a level: m->level[i].read, ...
+double machine_bandwidth(const Machine *m, const double rate[2], int threads);
+// Rate of a tile of exactly this size; 0: not measured.
+double machine_tile(const Machine *m, int rows, int vecs, MachineTileKind kind);
+
+#endif
