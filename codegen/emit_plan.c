@@ -456,17 +456,6 @@ double node_flops(const Node *n) {
     }
 }
 
-// A node that moves a slice reads no more than it writes.
-static double node_bytes(const KernelNode *k) {
-    const Node *n = k->node;
-    double out = 0, in = 0;
-    for (int i = 0; i < n->n_out; i++) out += (double)type_bytes(&n->out[i].type);
-    for (int i = 0; i < n->n_in; i++) in += (double)type_bytes(&n->in[i]->type);
-    if (n->op == OP_GATHER_ROWS || n->op == OP_SLICE || n->op == OP_TAKE) in = out;
-    if (n->op == OP_CACHE) in = out = (double)type_bytes(&n->in[1]->type);
-    return in + out;
-}
-
 static uint64_t key_hash(const char *key) { return str_hash(key, strlen(key), 0xcbf29ce484222325u); }
 
 // The kernel of a node: an equal one that is there, or a new one.  desc is filled in both cases.
@@ -481,7 +470,6 @@ static int kernel_of(Plan *p, KernelNode *k, KernelDesc *desc) {
         key_type(key, k, kernel_arg_type(k, i));
     }
     key_attrs(key, k, n);
-    desc->bytes = node_bytes(k);
     const KernelTemplate *t = p->opts->template_of ? p->opts->template_of(n->op) : NULL;
     KernelDesc fresh = *desc;
     if (t && !t->describe(k, desc)) {
@@ -539,6 +527,43 @@ static void push_arg(Plan *p, Loc l) {
 
 enum { WORKSPACE_MARK = 0x7fff };      // offset is set when the size of all step buffers is known
 
+static void add_bytes(Plan *p, RtStep *s, const Type *t) {
+    double bytes = (double)type_bytes(t);
+    s->bytes += bytes;
+    for (int i = 0; i < t->ndim; i++) {
+        const Sym *sym = t->dim[i].sym;
+        if (!sym || sym->kind == SYM_LEAF) continue;
+        int index = sym_index(p, sym), part = 0;
+        while (part < s->n_parts && s->part[part].sym != index) part++;
+        if (part == RT_MAX_PARTS) continue;
+        if (part == s->n_parts) s->part[s->n_parts++].sym = index;
+        s->part[part].bytes += bytes;
+        return;
+    }
+}
+
+// What the step moves and computes.  A node that moves a slice reads no more than it writes.
+static void measure_step(Plan *p, RtStep *s, const KernelNode *k) {
+    const Node *n = k->node;
+    bool moves = n->op == OP_GATHER_ROWS || n->op == OP_SLICE || n->op == OP_TAKE;
+    for (int i = 0; i < kernel_n_args(k); i++) {
+        if (moves && i == 0) add_bytes(p, s, &n->out[0].type);
+        else if (n->op == OP_CACHE) add_bytes(p, s, &n->in[1]->type);
+        else add_bytes(p, s, kernel_arg_type(k, i));
+    }
+    switch (n->op) {
+    case OP_GROUPED_MATMUL: case OP_GROUPED_DW:
+        for (int i = 0; i < k->n_ragged; i++) s->experts = k->ragged[i]->groups;
+        // fall through
+    case OP_MATMUL: case OP_MATMUL_DW: case OP_ATTENTION: case OP_ATTENTION_GRAD:
+    case OP_HEAD_LOSS: case OP_HEAD_LOSS_GRAD:
+        s->work = RT_CONTRACTION;
+        if (n->in[0]->type.dtype == BF16 && n->in[1]->type.dtype == BF16) s->work = RT_CONTRACTION_BF16;
+        break;
+    default: break;
+    }
+}
+
 // One step: node n with its operands and results at the given places.
 static void add_step(Plan *p, const Node *n, const Loc *loc) {
     KernelNode *k = arena_new(p->a, KernelNode);
@@ -551,8 +576,8 @@ static void add_step(Plan *p, const Node *n, const Loc *loc) {
                    .defines_sym = -1,
                    .op = add_text(p, op_info[n->op].name),
                    .path = add_text(p, n->path),
-                   .flops = desc.flops,
-                   .bytes = desc.bytes};
+                   .flops = desc.flops};
+    measure_step(p, &step, k);
     for (int i = 0; i < kernel_n_args(k); i++) push_arg(p, loc[i]);
     for (int i = 0; i < k->n_ragged; i++) push_arg(p, loc_of(p, k->ragged[i]->extent));
     if (desc.workspace) {

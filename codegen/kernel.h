@@ -36,10 +36,10 @@ typedef struct KernelDesc {
     int       n_phases;             // 1 unless set
     TaskCount tasks[RT_MAX_PHASES];
     int64_t   workspace;            // bytes shared by a step's tasks and phases; undefined at its start
-    double    flops, bytes;         // of one execution at bound sizes; bytes is preset to operands + results
+    double    flops;                // of one execution at bound sizes; 0: node_flops
 } KernelDesc;
 
-// Fills d.  Presets: key, n_phases = 1, one task per phase, bytes.  false: this node has no fast form, the
+// Fills d.  Presets: key, n_phases = 1, one task per phase.  false: this node has no fast form, the
 // op's reference meaning runs instead.
 typedef bool DescribeFn(const KernelNode *k, KernelDesc *d);
 // Emits the body.  The builder stands in the function's first block; emit leaves it in the block that

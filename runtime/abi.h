@@ -55,7 +55,7 @@ enum { RT_SCRATCH_BYTES = 4 << 20, RT_MAX_PHASES = 4 };
 // One position-independent block: RtPlan, then tables; every reference is a byte offset from the block's start
 // (RtSpan) or an index into a table.  Built in memory by the JIT, linked as a constant array into a trainer.
 
-enum { RT_PLAN_MAGIC = 0x6365f06d, RT_PLAN_VERSION = 1 };
+enum { RT_PLAN_MAGIC = 0x6365f06d, RT_PLAN_VERSION = 2 };
 
 typedef struct { uint32_t offset, n; } RtSpan;   // n entries (bytes for text) at offset
 
@@ -102,14 +102,25 @@ typedef struct { uint32_t symbol, n_phases; RtSpan data; } RtKernel;      // sym
 
 typedef struct { int64_t offset; uint32_t arena, pad; } RtArg;
 
+// What a step's operations are: which of the machine's rates is their limit.
+typedef enum { RT_ELEMENTWISE, RT_CONTRACTION, RT_CONTRACTION_BF16, RT_WORK_KINDS } RtWorkKind;
+
+typedef struct { double bytes; int32_t sym, pad; } RtPart;      // bytes, at bound, that grow with a symbol
+
+enum { RT_MAX_PARTS = 3 };
+
 typedef struct {
     uint32_t kernel, first_arg, n_args, span;
     RtTasks  tasks[RT_MAX_PHASES];
     int32_t  defines_sym;   // >= 0: this step writes the offsets of that symbol
     uint32_t op;            // text offset: op or template name, for traces
     uint32_t path;          // text offset: layers.3.ffn
-    uint32_t pad;
-    double   flops, bytes;  // of one execution at bound sizes: for MFU and traces
+    uint32_t work;          // RtWorkKind
+    // Of one execution at bound sizes: for MFU and traces.  flops grow with the symbols of all parts.
+    double   flops, bytes;
+    RtPart   part[RT_MAX_PARTS]; // of bytes
+    int32_t  n_parts;
+    int32_t  experts;       // > 0: bytes in no part are matrices of so many experts; a row reads one
 } RtStep;
 
 typedef struct { uint32_t name, first_step, n_steps, pad; int64_t step_bytes; } RtProgram;  // pass update eval run

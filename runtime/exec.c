@@ -34,7 +34,10 @@ static void run_thread(RtPlanInstance *p, const RtProgram *program, int thread) 
             call.n_tasks = (int32_t)n;
             if (thread == 0) atomic_store_explicit(&p->next[turn ^ 1], 0, memory_order_relaxed);
             RtTraceEvent event = {.step = (int32_t)i, .phase = (int32_t)phase};
-            if (p->trace) event.begin_ns = rt_now_ns();
+            if (p->trace) {
+                if (thread == 0) rt_trace_work(p->trace, (int)i, rt_step_work(p, step));
+                event.begin_ns = rt_now_ns();
+            }
             for (int task; (task = atomic_fetch_add_explicit(&p->next[turn], 1, memory_order_relaxed)) < n;) {
                 call.task = task;
                 run(&call);
@@ -64,5 +67,9 @@ static void run_job(void *arg, int thread) {
 void rt_run(RtPlanInstance *p, int program) {
     atomic_store(&p->next[0], 0);
     atomic_store(&p->next[1], 0);
+    int64_t begin_ns = p->trace ? rt_now_ns() : 0;
     rt_team_run(p->team, run_job, &(Job){p, &p->program[program]});
+    if (!p->trace) return;
+    p->trace->run_ns += rt_now_ns() - begin_ns;
+    if (p->trace->runs < p->trace->max_runs) p->trace->runs++;
 }

@@ -107,6 +107,11 @@ static RtStatus check_steps(const RtPlan *plan, RtError *e) {
         }
         if (s[i].defines_sym >= (int64_t)plan->syms.n)
             return BAD("step %u defines symbol %d", i, s[i].defines_sym);
+        if (s[i].work >= RT_WORK_KINDS || s[i].n_parts < 0 || s[i].n_parts > RT_MAX_PARTS)
+            return BAD("step %u: what work it is", i);
+        for (int k = 0; k < s[i].n_parts; k++)
+            if (s[i].part[k].sym < 0 || s[i].part[k].sym >= (int64_t)plan->syms.n)
+                return BAD("step %u: the size of its work", i);
         if (!text_ok(plan, s[i].op) || !text_ok(plan, s[i].path)) return BAD("step %u has no name", i);
     }
     const RtProgram *p = RT_TABLE(plan, RtProgram, programs);
@@ -397,7 +402,31 @@ int64_t rt_parameters(const RtPlanInstance *p) {
 
 double rt_program_flops(const RtPlanInstance *p, int program) {
     double flops = 0;
-    for (uint32_t i = 0; i < p->program[program].n_steps; i++)
-        flops += p->step[p->program[program].first_step + i].flops;
+    for (uint32_t i = 0; i < p->program[program].n_steps; i++) {
+        const RtStep *s = &p->step[p->program[program].first_step + i];
+        if (s->work != RT_ELEMENTWISE) flops += s->flops;
+    }
     return flops;
+}
+
+RtWork rt_step_work(const RtPlanInstance *p, const RtStep *s) {
+    const RtSym *sym = RT_TABLE(p->plan, RtSym, syms);
+    RtWork w = {s->flops, s->bytes};
+    double fixed = s->bytes, rows = s->experts;
+    bool set_by_host = false;              // rows of routes grow with them
+    for (int i = 0; i < s->n_parts; i++) {
+        const RtSym *y = &sym[s->part[i].sym];
+        set_by_host |= y->fixed < 0 && y->from_arena < 0;
+    }
+    for (int i = 0; i < s->n_parts; i++) {
+        const RtSym *y = &sym[s->part[i].sym];
+        bool ragged = y->from_arena >= 0;
+        double value = (double)p->sym[s->part[i].sym], share = y->bound > 0 ? value / (double)y->bound : 1;
+        w.bytes -= (1 - share) * s->part[i].bytes;
+        fixed -= s->part[i].bytes;
+        if (!ragged || !set_by_host) w.flops *= share;
+        if (ragged) rows = value;
+    }
+    if (rows < s->experts) w.bytes -= (1 - rows / s->experts) * fixed;
+    return w;
 }

@@ -58,6 +58,12 @@ void    rt_set_sym(RtPlanInstance *p, int sym, int64_t value);                  
 void    rt_read_sym(RtPlanInstance *p, int sym);
 
 int64_t rt_parameters(const RtPlanInstance *p); // elements of all PARAM tensors
+// Of contractions, at bound sizes: the work that MFU counts.
 double  rt_program_flops(const RtPlanInstance *p, int program);
+
+typedef struct { double flops, bytes; } RtWork;
+// What a step does at the present values of the symbols.  Matrices of experts count where rows are theirs, at most
+// one a row.
+RtWork  rt_step_work(const RtPlanInstance *p, const RtStep *s);
 
 #endif

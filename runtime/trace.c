@@ -1,4 +1,6 @@
-// What ran when.  Each thread writes into its own part of one array; nothing is shared while steps run.
+// What ran when.  Each thread writes into its own part of one array; nothing is shared while steps run.  What
+// is told of a step (rates, share of the limit) is told of one execution by all threads: from whoever begins
+// first to whoever ends last.
 #include "runtime/trace.h"
 
 #include <errno.h>
@@ -18,12 +20,15 @@ RtStatus rt_trace_begin(RtPlanInstance *p, int runs, RtError *e) {
     RtTrace *t = calloc(1, sizeof *t);
     if (!t) return rt_fail(e, RT_NO_MEMORY, "no memory for a trace");
     t->threads = p->threads;
-    t->capacity = (int)p->plan->steps.n * RT_MAX_PHASES * runs + 1;
+    t->steps = (int)p->plan->steps.n;
+    t->max_runs = runs * p->n_programs;
+    t->capacity = t->steps * RT_MAX_PHASES * runs + 1;
     t->n = calloc((size_t)t->threads, sizeof *t->n);
     t->event = calloc((size_t)t->threads * (size_t)t->capacity, sizeof *t->event);
+    t->work = calloc((size_t)t->max_runs * (size_t)t->steps + 1, sizeof *t->work);
     t->origin_ns = rt_now_ns();
     p->trace = t;
-    if (t->n && t->event) return RT_OK;
+    if (t->n && t->event && t->work) return RT_OK;
     rt_trace_end(p);
     return rt_fail(e, RT_NO_MEMORY, "no memory for a trace");
 }
@@ -32,14 +37,64 @@ void rt_trace_end(RtPlanInstance *p) {
     if (!p->trace) return;
     free(p->trace->n);
     free(p->trace->event);
+    free(p->trace->work);
     free(p->trace);
     p->trace = NULL;
 }
 
 void rt_trace_add(RtTrace *t, int thread, RtTraceEvent event) {
-    if (thread < t->threads && t->n[thread] < t->capacity)
+    if (thread < t->threads && t->n[thread] < t->capacity && t->runs < t->max_runs) {
+        event.run = t->runs;
         t->event[(size_t)thread * (size_t)t->capacity + (size_t)t->n[thread]++] = event;
+    }
 }
+
+void rt_trace_work(RtTrace *t, int step, RtWork work) {
+    if (t->runs < t->max_runs) t->work[(size_t)t->runs * (size_t)t->steps + (size_t)step] = work;
+}
+
+// ---- limits ---------------------------------------------------------------------------------------------
+
+double rt_limit_seconds(const RtLimits *l, RtWorkKind kind, RtWork w) {
+    double peak = kind == RT_CONTRACTION_BF16 && l->bf16_dot > l->fma ? l->bf16_dot : l->fma, rate = 0;
+    for (int i = 0; i < l->n_levels; i++) {
+        rate = l->level[i].rate;
+        if (w.bytes <= l->level[i].bytes) break;
+    }
+    double compute = peak > 0 ? w.flops / peak : 0, memory = rate > 0 ? w.bytes / rate : 0;
+    return compute > memory ? compute : memory;
+}
+
+// ---- executions -----------------------------------------------------------------------------------------
+
+// [runs, steps]; malloc'ed, NULL: no memory.
+static RtTraceExec *executions(const RtTrace *t) {
+    size_t n = (size_t)t->runs * (size_t)t->steps;
+    RtTraceExec *exec = calloc(n + 1, sizeof *exec);
+    if (!exec) return NULL;
+    for (size_t i = 0; i < n; i++) exec[i].work = t->work[i];
+    for (int thread = 0; thread < t->threads; thread++)
+        for (int i = 0; i < t->n[thread]; i++) {
+            const RtTraceEvent *v = &t->event[(size_t)thread * (size_t)t->capacity + (size_t)i];
+            RtTraceExec *x = &exec[(size_t)v->run * (size_t)t->steps + (size_t)v->step];
+            if (!x->end_ns || v->begin_ns < x->begin_ns) x->begin_ns = v->begin_ns;
+            if (v->end_ns > x->end_ns) x->end_ns = v->end_ns;
+            x->busy_ns += (double)(v->end_ns - v->begin_ns);
+        }
+    return exec;
+}
+
+static const char *kernel_name(const RtPlan *plan, const RtStep *s) {
+    return RT_TEXT(plan, RT_TABLE(plan, RtKernel, kernels)[s->kernel].symbol);
+}
+
+// The line of the text that a step comes from; NULL: none.
+static const RtSource *source_of(const RtPlan *plan, const RtStep *s) {
+    const RtSource *source = RT_TABLE(plan, RtSource, sources) + s->span;
+    return s->span < plan->sources.n && source->file < plan->text.n && source->line ? source : NULL;
+}
+
+// ---- the Chrome trace -----------------------------------------------------------------------------------
 
 static void write_text(FILE *f, const char *text) {
     for (; *text; text++) {
@@ -48,42 +103,142 @@ static void write_text(FILE *f, const char *text) {
     }
 }
 
-RtStatus rt_trace_write(const RtPlanInstance *p, const char *path, RtError *e) {
+static void write_event(FILE *f, const RtPlanInstance *p, const RtLimits *limits, int thread,
+                        const RtTraceEvent *v, const RtTraceExec *x) {
+    const RtPlan *plan = p->plan;
+    const RtStep *step = &p->step[v->step];
+    double seconds = (double)(x->end_ns - x->begin_ns) / 1e9;
+    fputs("{\"ph\": \"X\", \"pid\": 1, \"name\": \"", f);
+    write_text(f, RT_TEXT(plan, step->op));
+    fprintf(f, "\", \"tid\": %d, \"ts\": %.3f, \"dur\": %.3f, \"args\": {\"path\": \"", thread,
+            (double)(v->begin_ns - p->trace->origin_ns) / 1e3, (double)(v->end_ns - v->begin_ns) / 1e3);
+    write_text(f, RT_TEXT(plan, step->path));
+    fputs("\", \"kernel\": \"", f);
+    write_text(f, kernel_name(plan, step));
+    fprintf(f, "\", \"step\": %d, \"phase\": %d, \"tasks\": %d, \"gflop\": %.6f, \"megabytes\": %.6f",
+            v->step, v->phase, v->tasks, x->work.flops / 1e9, x->work.bytes / 1e6);
+    if (seconds > 0) {
+        fprintf(f, ", \"gflop_s\": %.3f, \"gb_s\": %.3f", x->work.flops / seconds / 1e9,
+                x->work.bytes / seconds / 1e9);
+        if (limits)
+            fprintf(f, ", \"share_of_limit\": %.4f",
+                    rt_limit_seconds(limits, (RtWorkKind)step->work, x->work) / seconds);
+    }
+    const RtSource *source = source_of(plan, step);
+    if (source) {
+        fputs(", \"source\": \"", f);
+        write_text(f, RT_TEXT(plan, source->file));
+        fprintf(f, ":%u\"", source->line);
+    }
+    fputs("}}", f);
+}
+
+RtStatus rt_trace_write(const RtPlanInstance *p, const RtLimits *limits, const char *path, RtError *e) {
     const RtTrace *t = p->trace;
-    const RtSource *source = RT_TABLE(p->plan, RtSource, sources);
+    RtTraceExec *exec = executions(t);
+    if (!exec) return rt_fail(e, RT_NO_MEMORY, "no memory for a trace");
     FILE *f = fopen(path, "w");
-    if (!f) return rt_fail(e, RT_IO, "cannot create %s: %s", path, strerror(errno));
+    if (!f) {
+        free(exec);
+        return rt_fail(e, RT_IO, "cannot create %s: %s", path, strerror(errno));
+    }
     fputs("{\"displayTimeUnit\": \"ms\", \"traceEvents\": [\n", f);
     for (int thread = 0; thread < t->threads; thread++)
         fprintf(f,
-                "{\"ph\": \"M\", \"pid\": 1, \"tid\": %d, \"name\": \"thread_name\", \"args\": {\"name\": "
-                "\"thread %d\"}}%s\n",
-                thread, thread, thread + 1 < t->threads || t->n[0] ? "," : "");
-    bool first = true;
+                "%s{\"ph\": \"M\", \"pid\": 1, \"tid\": %d, \"name\": \"thread_name\", \"args\": {\"name\": "
+                "\"thread %d\"}}",
+                thread ? ",\n" : "", thread, thread);
     for (int thread = 0; thread < t->threads; thread++)
         for (int i = 0; i < t->n[thread]; i++) {
             const RtTraceEvent *v = &t->event[(size_t)thread * (size_t)t->capacity + (size_t)i];
-            const RtStep *step = &p->step[v->step];
-            fputs(first ? "{\"ph\": \"X\", \"pid\": 1, \"name\": \""
-                        : ",\n{\"ph\": \"X\", \"pid\": 1, \"name\": \"",
-                  f);
-            first = false;
-            write_text(f, RT_TEXT(p->plan, step->op));
-            fprintf(f, "\", \"tid\": %d, \"ts\": %.3f, \"dur\": %.3f, \"args\": {\"path\": \"", thread,
-                    (double)(v->begin_ns - t->origin_ns) / 1e3, (double)(v->end_ns - v->begin_ns) / 1e3);
-            write_text(f, RT_TEXT(p->plan, step->path));
-            fprintf(f, "\", \"step\": %d, \"phase\": %d, \"tasks\": %d, \"gflop\": %.6f", v->step, v->phase,
-                    v->tasks, step->flops / 1e9);
-            if (step->span < p->plan->sources.n && source[step->span].file < p->plan->text.n &&
-                source[step->span].line) {
-                fputs(", \"source\": \"", f);
-                write_text(f, RT_TEXT(p->plan, source[step->span].file));
-                fprintf(f, ":%u\"", source[step->span].line);
-            }
-            fputs("}}", f);
+            fputs(",\n", f);
+            write_event(f, p, limits, thread, v, &exec[(size_t)v->run * (size_t)t->steps + (size_t)v->step]);
         }
     fputs("\n]}\n", f);
+    free(exec);
     bool bad = ferror(f) != 0;
     if (fclose(f) != 0 || bad) return rt_fail(e, RT_IO, "cannot write %s: %s", path, strerror(errno));
     return RT_OK;
+}
+
+// ---- the profile ----------------------------------------------------------------------------------------
+
+// layers.3.ffn -> layers.*.ffn
+static char *without_numbers(const char *path) {
+    char *out = malloc(strlen(path) + 1), *to = out;
+    for (const char *c = path; out && *c;) {
+        size_t n = strcspn(c, "."), digits = strspn(c, "0123456789");
+        if (n && digits == n)
+            *to++ = '*';
+        else {
+            memcpy(to, c, n);
+            to += n;
+        }
+        c += n;
+        if (*c) *to++ = *c++;
+    }
+    if (out) *to = 0;
+    return out;
+}
+
+static RtProfileLine *line_of(RtProfile *r, const RtPlan *plan, const RtStep *s) {
+    char *path = without_numbers(RT_TEXT(plan, s->path));
+    if (!path) return NULL;
+    const char *kernel = kernel_name(plan, s);
+    for (int i = 0; i < r->n; i++)
+        if (r->line[i].kernel == kernel && !strcmp(r->line[i].path, path)) {
+            free(path);
+            return &r->line[i];
+        }
+    const RtSource *source = source_of(plan, s);
+    r->line[r->n] = (RtProfileLine){.op = RT_TEXT(plan, s->op),
+                                    .kernel = kernel,
+                                    .path = path,
+                                    .kind = (RtWorkKind)s->work,
+                                    .source = source ? RT_TEXT(plan, source->file) : "",
+                                    .line = source ? source->line : 0};
+    return &r->line[r->n++];
+}
+
+static int longest_first(const void *a, const void *b) {
+    double x = ((const RtProfileLine *)a)->seconds, y = ((const RtProfileLine *)b)->seconds;
+    return (x < y) - (x > y);
+}
+
+RtStatus rt_profile_open(const RtPlanInstance *p, const RtLimits *limits, RtProfile *out, RtError *e) {
+    const RtTrace *t = p->trace;
+    RtTraceExec *exec = executions(t);
+    *out = (RtProfile){.line = calloc((size_t)t->steps + 1, sizeof *out->line),
+                       .wall_seconds = (double)t->run_ns / 1e9};
+    bool ok = exec && out->line;
+    double busy = 0;
+    for (int run = 0; ok && run < t->runs; run++)
+        for (int i = 0; ok && i < t->steps; i++) {
+            const RtTraceExec *x = &exec[(size_t)run * (size_t)t->steps + (size_t)i];
+            if (!x->end_ns) continue;
+            RtProfileLine *l = line_of(out, p->plan, &p->step[i]);
+            ok = l != NULL;
+            if (!ok) break;
+            double seconds = x->busy_ns / 1e9 / t->threads;
+            l->launches++;
+            l->seconds += seconds;
+            l->work.flops += x->work.flops;
+            l->work.bytes += x->work.bytes;
+            l->limit_seconds += rt_limit_seconds(limits, l->kind, x->work);
+            busy += seconds;
+        }
+    free(exec);
+    if (!ok) {
+        rt_profile_close(out);
+        return rt_fail(e, RT_NO_MEMORY, "no memory for a profile");
+    }
+    out->idle_seconds = out->wall_seconds - busy;
+    qsort(out->line, (size_t)out->n, sizeof *out->line, longest_first);
+    return RT_OK;
+}
+
+void rt_profile_close(RtProfile *r) {
+    for (int i = 0; i < r->n; i++) free(r->line[i].path);
+    free(r->line);
+    *r = (RtProfile){.line = NULL};
 }

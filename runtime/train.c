@@ -432,7 +432,7 @@ static RtStatus do_step(Run *r, RtError *e) {
     // what is computed again doesn't count
     double forward = r->eval >= 0 ? rt_program_flops(r->p, r->eval) : rt_program_flops(r->p, r->pass) / 3;
     double flops = 3 * (double)r->waves * forward;
-    double at_peak = r->o->peak_flops > 0 ? flops / r->o->peak_flops : 0;    // seconds; 0: unknown
+    double at_peak = r->o->limits.fma > 0 ? flops / r->o->limits.fma : 0;    // seconds; 0: unknown
     r->lr = lr;
     r->mfu = at_peak > 0 ? at_peak / seconds : -1;
     r->tokens_per_s = r->size.tokens / seconds;
@@ -446,7 +446,7 @@ static RtStatus do_step(Run *r, RtError *e) {
                                        .seconds_left = (double)(r->last_step - step) * recent,
                                        .skipped = r->skipped});
     if (trace) {
-        RT_TRY(rt_trace_write(r->p, r->o->trace_path, e));
+        RT_TRY(rt_trace_write(r->p, &r->o->limits, r->o->trace_path, e));
         rt_trace_end(r->p);
         rt_progress_say(&r->progress, "trace of step %lld: %s", (long long)step, r->o->trace_path);
     }

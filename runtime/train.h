@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include "runtime/plan.h"
 #include "runtime/settings.h"
+#include "runtime/trace.h"
 
 typedef struct {
     const RtSettings *settings;
@@ -16,7 +17,7 @@ typedef struct {
     int64_t trace_step;             // which; 0: the third of this process
     FILE *out;                      // progress; NULL: nowhere
     bool  quiet;                    // no progress, only the last line and warnings
-    double peak_flops;              // of the machine, for MFU; 0: unknown
+    RtLimits limits;                // of the machine, for MFU and traces; zeros: unknown
     const char *startup;            // a line on compiling ("61 kernels compiled, 0 cached, 1.2 s"), or NULL
 } RtTrainOpts;
 

@@ -71,7 +71,8 @@ static inline void pb_begin(PlanBuilder *b, const char *program) {
 static inline RtStep *pb_step(PlanBuilder *b, int kernel, int64_t n) {
     RtStep *s = &b->step[b->n_steps++];
     *s = (RtStep){.kernel = (uint32_t)kernel, .first_arg = (uint32_t)b->n_args, .span = 0, .defines_sym = -1,
-                  .op = b->kernel[kernel].symbol, .path = pb_text(b, "layers.0"), .flops = 1};
+                  .op = b->kernel[kernel].symbol, .path = pb_text(b, "layers.0"),
+                  .work = RT_CONTRACTION, .flops = 1};
     for (int i = 0; i < RT_MAX_PHASES; i++)
         s->tasks[i] = (RtTasks){.n = n, .grain = 1, .times = 1, .sym = -1};
     b->program[b->n_programs - 1].n_steps++;

@@ -6,6 +6,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 #include <jansson.h>
+#include <math.h>
 #include <stdio.h>
 #include <unistd.h>
 #include "runtime/exec.h"
@@ -152,9 +153,10 @@ static void writes_a_trace(void **state) {
     RtError e;
     assert_int_equal(rt_trace_begin(p, 1, &e), RT_OK);
     rt_run(p, 0);
+    RtLimits limits = {.fma = 1e9, .n_levels = 1, .level = {{0, 1e9}}};
     char path[] = "/tmp/moec-trace-XXXXXX";
     close(mkstemp(path));
-    assert_int_equal(rt_trace_write(p, path, &e), RT_OK);
+    assert_int_equal(rt_trace_write(p, &limits, path, &e), RT_OK);
     FILE *f = fopen(path, "r");
     char text[65536];
     text[fread(text, 1, sizeof text - 1, f)] = 0;
@@ -162,11 +164,52 @@ static void writes_a_trace(void **state) {
     unlink(path);
     assert_non_null(strstr(text, "\"two_phases\""));
     assert_non_null(strstr(text, "\"layers.0\""));
-    json_t *json = json_loads(text, 0, NULL);
+    json_t *json = json_loads(text, 0, NULL), *event;
     assert_non_null(json);
+    size_t i;
+    json_array_foreach(json_object_get(json, "traceEvents"), i, event) {
+        if (strcmp(json_string_value(json_object_get(event, "ph")), "X") != 0) continue;
+        static const char *const told[] = {"path", "kernel", "gflop", "megabytes", "gflop_s", "gb_s", "share_of_limit"};
+        for (size_t k = 0; k < sizeof told / sizeof *told; k++)
+            assert_non_null(json_object_get(json_object_get(event, "args"), told[k]));
+    }
     json_decref(json);
+
+    // what kernels took and what threads waited is all the time there was
+    RtProfile r;
+    assert_int_equal(rt_profile_open(p, &limits, &r, &e), RT_OK);
+    assert_true(r.n > 0);
+    double sum = r.idle_seconds;
+    for (int k = 0; k < r.n; k++) {
+        sum += r.line[k].seconds;
+        assert_string_equal(r.line[k].path, "layers.*");
+        assert_true(k == 0 || r.line[k].seconds <= r.line[k - 1].seconds);
+    }
+    assert_true(r.wall_seconds > 0 && fabs(sum - r.wall_seconds) < 1e-9);
+    rt_profile_close(&r);
     rt_plan_close(p);
     free(plan);
+}
+
+// The work of a step at the sizes of this call: rows of one symbol, and the matrices of the experts they meet.
+static void work_follows_symbols(void **state) {
+    RtSym sym[] = {{.bound = 8, .fixed = -1, .from_arena = -1}, {.bound = 16, .fixed = -1, .from_arena = 0}};
+    struct { RtPlan plan; RtSym sym[2]; } block = {.plan.syms = {offsetof(__typeof__(block), sym), 2}, .sym = {sym[0], sym[1]}};
+    int64_t value[2] = {2, 3};
+    RtPlanInstance p = {.plan = &block.plan, .sym = value, .n_syms = 2};
+    RtStep plain = {.flops = 800, .bytes = 100, .part = {{80, 0, 0}}, .n_parts = 1};
+    RtWork w = rt_step_work(&p, &plain);
+    assert_float_equal(w.flops, 200, 1e-9);
+    assert_float_equal(w.bytes, 20 + 20, 1e-9);
+    RtStep grouped = {.flops = 160, .bytes = 1000 + 32, .part = {{32, 1, 0}}, .n_parts = 1, .experts = 10};
+    w = rt_step_work(&p, &grouped);
+    assert_float_equal(w.flops, 30, 1e-9);
+    assert_float_equal(w.bytes, 300 + 6, 1e-9);
+    RtLimits limits = {.fma = 100, .bf16_dot = 200, .n_levels = 2, .level = {{50, 1000}, {0, 10}}};
+    assert_float_equal(rt_limit_seconds(&limits, RT_CONTRACTION, (RtWork){1000, 20}), 10, 1e-9);
+    assert_float_equal(rt_limit_seconds(&limits, RT_CONTRACTION_BF16, (RtWork){1000, 20}), 5, 1e-9);
+    assert_float_equal(rt_limit_seconds(&limits, RT_ELEMENTWISE, (RtWork){10, 50}), 0.1, 1e-9);
+    assert_float_equal(rt_limit_seconds(&limits, RT_ELEMENTWISE, (RtWork){10, 60}), 6, 1e-9);
 }
 
 // Each change of one number must be found: nothing of a damaged plan is used.
@@ -200,6 +243,8 @@ static void refuses_damaged_plans(void **state) {
     DAMAGE("step args", step[0].n_args, 1000);
     DAMAGE("step grain", step[0].tasks[0].grain, 0);
     DAMAGE("step symbol", step[1].defines_sym, 5);
+    DAMAGE("step work", step[0].work, RT_WORK_KINDS);
+    DAMAGE("step parts", step[0].n_parts, RT_MAX_PARTS + 1);
     DAMAGE("arg arena", arg[0].arena, 4);
     DAMAGE("arg offset", arg[0].offset, 1 << 30);
     DAMAGE("symbol source", sym[0].from_index, 1 << 28);
@@ -225,6 +270,7 @@ int main(void) {
         cmocka_unit_test(allocates_nothing_while_running),
         cmocka_unit_test(finds_names),
         cmocka_unit_test(writes_a_trace),
+        cmocka_unit_test(work_follows_symbols),
         cmocka_unit_test(refuses_damaged_plans),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

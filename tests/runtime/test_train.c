@@ -168,7 +168,7 @@ static Outcome *train(const char *name, const char *more, bool resume, int threa
                         .model_text = "model table() {}",
                         .cache_dir = cache,
                         .out = log,
-                        .peak_flops = 1e9};
+                        .limits = {.fma = 1e9}};
     o->status = rt_train(&opts, p, &o->result, &o->error);
     fclose(log);
     memcpy(o->w, rt_tensor_data(p, rt_tensor(p, "w")), sizeof o->w);
