@@ -17,7 +17,10 @@
 // A region (a gate) is differentiated through copies of its nodes, placed behind it: what it yields is then
 // read from it, what it doesn't (a softmax of logits) stays a copy, recomputed for the gradient.
 //
-// It names no op but the losses where it starts, the parameters where it ends, and what it builds there.
+// A gradient has its value's element type, or is f32 where the value is narrower: a weight read as bf16 gets
+// the f32 sum that its contraction computes, and that is what reaches the parameter.
+//
+// It names no op but the losses where it starts, the parameters where it ends, casts, and what it builds there.
 #include <assert.h>
 #include <string.h>
 #include "passes/util.h"
@@ -50,7 +53,23 @@ static void find_needed(Autodiff *ad) {
 
 static void add_gradient(Autodiff *ad, const Value *v, Value *d) {
     Value **at = &ad->grad[v->id];
+    if (*at && (*at)->type.dtype != d->type.dtype) {
+        *at = build_cast(&ad->b, *at, F32);
+        d = build_cast(&ad->b, d, F32);
+    }
     *at = *at ? build_binary(&ad->b, OP_ADD, *at, d) : d;
+}
+
+static bool has_gradient_type(const Value *d, const Value *v) {
+    Type wide = v->type;
+    wide.dtype = F32;
+    return type_eq(&d->type, &v->type) || type_eq(&d->type, &wide);
+}
+
+// The gradient of a result of n as its rule takes it.  What only hands values on takes a wide one, too.
+static Value *gradient_of(Autodiff *ad, const Node *n, const Value *result) {
+    Value *d = ad->grad[result->id];
+    return !d || n->op == OP_CAST || op_is(n->op, VIEW) ? d : build_cast(&ad->b, d, result->type.dtype);
 }
 
 // ---- seeds ----
@@ -205,10 +224,7 @@ static bool step_back(Autodiff *ad, const Node *n) {
     Value **din = is_few ? din_few : arena_array(a, Value *, n->n_in);
     bool *need = is_few ? need_few : arena_array(a, bool, n->n_in);
     bool is_reached = false, is_wanted = false;
-    for (int i = 0; i < n->n_out; i++) {
-        dout[i] = ad->grad[n->out[i].id];
-        is_reached |= dout[i] != NULL;
-    }
+    for (int i = 0; i < n->n_out; i++) is_reached |= ad->grad[n->out[i].id] != NULL;
     if (!is_reached) return true;
     for (int i = 0; i < n->n_in; i++) {
         din[i] = NULL;
@@ -225,10 +241,11 @@ static bool step_back(Autodiff *ad, const Node *n) {
     }
     ad->b.at = n->at;
     ad->b.path = n->path;
+    for (int i = 0; i < n->n_out; i++) dout[i] = gradient_of(ad, n, &n->out[i]);
     info->grad(&ad->b, n, dout, need, din);
     for (int i = 0; i < n->n_in; i++) {
         if (!need[i] || !din[i]) continue;
-        assert(type_eq(&din[i]->type, &n->in[i]->type));
+        assert(has_gradient_type(din[i], n->in[i]));
         add_gradient(ad, n->in[i], din[i]);
     }
     return true;

@@ -204,7 +204,7 @@ bool shape_matmul_dw(const Node *n, Type *out, Diag *d) {
                    rule_type(n, b));
         return false;
     }
-    out[0] = type_make(a->dtype, 2, (Dim[]){dim_back(a, 1), dim_back(b, 1)});
+    out[0] = type_make(F32, 2, (Dim[]){dim_back(a, 1), dim_back(b, 1)});
     return true;
 }
 
@@ -258,7 +258,7 @@ bool shape_grouped_dw(const Node *n, Type *out, Diag *d) {
                    rule_type(n, b));
         return false;
     }
-    out[0] = type_make(a->dtype, 3, (Dim[]){dim_n(type_ragged(a)->groups), a->dim[1], b->dim[1]});
+    out[0] = type_make(F32, 3, (Dim[]){dim_n(type_ragged(a)->groups), a->dim[1], b->dim[1]});
     return true;
 }
 

@@ -201,9 +201,9 @@ static void bench(const Shape *s, const char *target, int threads, double peak) 
     if (!sums)
         one_out(&o, ONE_TYPE(s->dtype, m, n));
     else if (s->experts)
-        one_out(&o, ONE_TYPE(s->dtype, e, k, n));
+        one_out(&o, ONE_TYPE(F32, e, k, n));
     else
-        one_out(&o, ONE_TYPE(s->dtype, k, n));
+        one_out(&o, ONE_TYPE(F32, k, n));
     if (s->kind == DENSE_DW) describe = describe_matmul_dw, emit = emit_matmul_dw;
     if (s->kind == GROUPED) describe = describe_grouped_matmul, emit = emit_grouped_matmul;
     if (s->kind == GROUPED_SUMS) describe = describe_grouped_dw, emit = emit_grouped_dw;

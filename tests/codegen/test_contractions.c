@@ -200,7 +200,7 @@ static void dw_case(const Setup *s, DType t, int64_t leaves, int64_t rows, int64
     c.o.node.attr.leaves = leaves;
     one_in(&c.o, ONE_TYPE(t, sym(&leaf), num(rows), num(M)));
     one_in(&c.o, ONE_TYPE(t, sym(&leaf), num(rows), num(N)));
-    one_out(&c.o, ONE_TYPE(t, num(M), num(N)));
+    one_out(&c.o, ONE_TYPE(F32, num(M), num(N)));
     check(s, &c, describe_matmul_dw, emit_matmul_dw, ref_matmul_dw, NULL);
 }
 
@@ -260,7 +260,7 @@ static void grouped_case(const Setup *s, DType t, int experts, int leaves, int64
         one_in(&c.o, ONE_TYPE(t, num(experts), num(tb ? N : K), num(tb ? K : N)));
     one_in(&c.o, ONE_TYPE(I32, num(experts * leaves + 1)));
     if (dw)
-        one_out(&c.o, ONE_TYPE(t, num(experts), num(K), num(N)));
+        one_out(&c.o, ONE_TYPE(F32, num(experts), num(K), num(N)));
     else
         one_out(&c.o, ONE_TYPE(t, r, num(N)));
     if (dw)
