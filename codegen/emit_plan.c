@@ -456,6 +456,15 @@ double node_flops(const Node *n) {
     }
 }
 
+RtWorkKind node_work(const Node *n) {
+    switch (n->op) {
+    case OP_MATMUL: case OP_MATMUL_DW: case OP_GROUPED_MATMUL: case OP_GROUPED_DW:
+    case OP_ATTENTION: case OP_ATTENTION_GRAD: case OP_HEAD_LOSS: case OP_HEAD_LOSS_GRAD:
+        return n->in[0]->type.dtype == BF16 && n->in[1]->type.dtype == BF16 ? RT_CONTRACTION_BF16 : RT_CONTRACTION;
+    default: return RT_ELEMENTWISE;
+    }
+}
+
 static uint64_t key_hash(const char *key) { return str_hash(key, strlen(key), 0xcbf29ce484222325u); }
 
 // The kernel of a node: an equal one that is there, or a new one.  desc is filled in both cases.
@@ -551,17 +560,9 @@ static void measure_step(Plan *p, RtStep *s, const KernelNode *k) {
         else if (n->op == OP_CACHE) add_bytes(p, s, &n->in[1]->type);
         else add_bytes(p, s, kernel_arg_type(k, i));
     }
-    switch (n->op) {
-    case OP_GROUPED_MATMUL: case OP_GROUPED_DW:
+    s->work = node_work(n);
+    if (n->op == OP_GROUPED_MATMUL || n->op == OP_GROUPED_DW)
         for (int i = 0; i < k->n_ragged; i++) s->experts = k->ragged[i]->groups;
-        // fall through
-    case OP_MATMUL: case OP_MATMUL_DW: case OP_ATTENTION: case OP_ATTENTION_GRAD:
-    case OP_HEAD_LOSS: case OP_HEAD_LOSS_GRAD:
-        s->work = RT_CONTRACTION;
-        if (n->in[0]->type.dtype == BF16 && n->in[1]->type.dtype == BF16) s->work = RT_CONTRACTION_BF16;
-        break;
-    default: break;
-    }
 }
 
 // One step: node n with its operands and results at the given places.

@@ -43,5 +43,6 @@ void plan_print(const RtPlan *p, Str *out);
 // Floating-point operations of one execution at bound sizes: contractions 2 per multiply-add, others 1 per
 // element.
 double node_flops(const Node *n);
+RtWorkKind node_work(const Node *n);
 
 #endif

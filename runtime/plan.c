@@ -411,8 +411,8 @@ double rt_program_flops(const RtPlanInstance *p, int program) {
 
 RtWork rt_step_work(const RtPlanInstance *p, const RtStep *s) {
     const RtSym *sym = RT_TABLE(p->plan, RtSym, syms);
-    RtWork w = {s->flops, s->bytes};
-    double fixed = s->bytes, rows = s->experts;
+    RtWork w = {s->flops, s->bytes, s->bytes};
+    double rows = s->experts;
     bool set_by_host = false;              // rows of routes grow with them
     for (int i = 0; i < s->n_parts; i++) {
         const RtSym *y = &sym[s->part[i].sym];
@@ -423,10 +423,14 @@ RtWork rt_step_work(const RtPlanInstance *p, const RtStep *s) {
         bool ragged = y->from_arena >= 0;
         double value = (double)p->sym[s->part[i].sym], share = y->bound > 0 ? value / (double)y->bound : 1;
         w.bytes -= (1 - share) * s->part[i].bytes;
-        fixed -= s->part[i].bytes;
+        w.fixed_bytes -= s->part[i].bytes;
         if (!ragged || !set_by_host) w.flops *= share;
         if (ragged) rows = value;
     }
-    if (rows < s->experts) w.bytes -= (1 - rows / s->experts) * fixed;
+    if (rows < s->experts) {
+        double unread = (1 - rows / s->experts) * w.fixed_bytes;
+        w.bytes -= unread;
+        w.fixed_bytes -= unread;
+    }
     return w;
 }

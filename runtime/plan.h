@@ -61,7 +61,7 @@ int64_t rt_parameters(const RtPlanInstance *p); // elements of all PARAM tensors
 // Of contractions, at bound sizes: the work that MFU counts.
 double  rt_program_flops(const RtPlanInstance *p, int program);
 
-typedef struct { double flops, bytes; } RtWork;
+typedef struct { double flops, bytes, fixed_bytes; } RtWork;       // fixed: of bytes, what grows with no symbol
 // What a step does at the present values of the symbols.  Matrices of experts count where rows are theirs, at most
 // one a row.
 RtWork  rt_step_work(const RtPlanInstance *p, const RtStep *s);

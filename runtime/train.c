@@ -19,10 +19,10 @@
 #include "runtime/events.h"
 #include "runtime/exec.h"
 #include "runtime/files.h"
-#include "runtime/inputs.h"
 #include "runtime/progress.h"
 #include "runtime/report.h"
 #include "runtime/schedule.h"
+#include "runtime/step.h"
 #include "runtime/trace.h"
 
 // The only way a signal can be told: set by the handler, read between steps.
@@ -53,14 +53,14 @@ typedef struct {
     const RtTrainOpts *o;
     const RtSettings  *s;
     RtPlanInstance    *p;
-    int     pass, update, eval;
+    RtStepWork work;
+    int     eval;
     int64_t steps_run;              // by this process
     double  lr, mfu, tokens_per_s;  // of the last step
     RtEvalResult evaluated;         // after the last step; {0}: it was not
     RtTokenizer *tokenizer;
     RtData  *data;
-    RtBatchInputs in;
-    int64_t waves, last_step;       // last_step: by train.length or train.stop
+    int64_t last_step;              // by train.length or train.stop
     RtStepSize size;
     RtSchedule schedule;
     double  eval_every, save_every; // in steps; 0: never; -1: by minutes
@@ -71,7 +71,6 @@ typedef struct {
     int64_t begin_ns, saved_ns, evaluated_ns, saved_step;
     double  recent[RECENT];         // seconds of the last steps
     RtReport report;
-    int64_t *counts;                // [waves, leaves]: labels that count
     FILE    *metrics;
     RtEvents *events;
     RtProgress progress;
@@ -81,34 +80,15 @@ typedef struct {
 
 // ---- opening --------------------------------------------------------------------------------------------
 
-static RtStatus find_programs(Run *r, RtError *e) {
-    r->pass = rt_program(r->p, "pass");
-    r->update = rt_program(r->p, "update");
-    r->eval = rt_program(r->p, "eval");
-    if (r->pass < 0 || r->update < 0)
-        return rt_fail(e, RT_BAD_PLAN, "the plan has no programs 'pass' and 'update': it cannot train");
-    return RT_OK;
-}
-
 static RtStatus open_data(Run *r, RtError *e) {
     const RtSettings *s = r->s;
-    RT_TRY(rt_batch_inputs(r->p, s->end, &r->in, e));
-    int64_t a_pass = rt_batch_sequences(&r->in);
-    r->waves = s->batch ? s->batch / a_pass : 1;
-    if (s->batch && s->batch % a_pass)
-        return rt_fail(e, RT_BAD_SETTING, "train.batch is %lld, but a pass of the plan takes %lld sequences",
-                       (long long)s->batch, (long long)a_pass);
-    if (s->sequence && s->sequence != r->in.sequence)
-        return rt_fail(e, RT_BAD_SETTING, "train.sequence is %lld, but the plan has %lld",
-                       (long long)s->sequence, (long long)r->in.sequence);
     RT_TRY(rt_open_tokenizer(s, &r->tokenizer, e));
-    RT_TRY(rt_data_open(s, r->in.sequence, r->tokenizer, r->o->cache_dir, &r->data, e));
-    double sequences = (double)(a_pass * r->waves);
-    r->size = (RtStepSize){.tokens = sequences * (double)r->in.sequence,
+    RT_TRY(rt_data_open(s, r->work.in.sequence, r->tokenizer, r->o->cache_dir, &r->data, e));
+    double sequences = (double)rt_work_sequences(&r->work);
+    r->size = (RtStepSize){.tokens = sequences * (double)r->work.in.sequence,
                            .samples = sequences,
                            .samples_per_epoch = (double)rt_data_samples(r->data)};
-    r->counts = calloc((size_t)(r->waves * r->in.leaves) + 1, sizeof *r->counts);
-    return r->counts ? RT_OK : rt_fail(e, RT_NO_MEMORY, "no memory for a step");
+    return RT_OK;
 }
 
 static RtStatus plan_steps(Run *r, RtError *e) {
@@ -136,11 +116,11 @@ static RtStatus check_same_run(const Run *r, const RtCkptInfo *c, const char *di
     if (c->seed != r->s->seed)
         return rt_fail(e, RT_BAD_SETTING, "%s began with train.seed = %llu, now it is %llu", dir,
                        (unsigned long long)c->seed, (unsigned long long)r->s->seed);
-    if (c->leaves != r->in.leaves || c->waves != r->waves)
+    if (c->leaves != r->work.in.leaves || c->waves != r->work.waves)
         return rt_fail(
             e, RT_BAD_SETTING,
             "%s has %lld lanes and %lld waves, now they are %lld and %lld: the sums would be others", dir,
-            (long long)c->leaves, (long long)c->waves, (long long)r->in.leaves, (long long)r->waves);
+            (long long)c->leaves, (long long)c->waves, (long long)r->work.in.leaves, (long long)r->work.waves);
     if (c->arithmetic && strcmp(c->arithmetic, arithmetic) != 0)
         return rt_fail(e, RT_BAD_SETTING,
                        "%s was computed with arithmetic %s, now it is %s: the bits would be others", dir,
@@ -239,9 +219,9 @@ static void say_start(Run *r) {
     rt_progress_say(g, "%s: %s parameters", r->o->model_name ? r->o->model_name : "model",
                     rt_thousands(rt_parameters(r->p), a));
     rt_progress_say(g, "step: %s tokens = %lld wave%s x %lld lane%s x %lld sequence%s of %lld; %d thread%s",
-                    rt_thousands((int64_t)r->size.tokens, a), (long long)r->waves, plural(r->waves),
-                    (long long)r->in.leaves, plural(r->in.leaves), (long long)r->in.batch,
-                    plural(r->in.batch), (long long)r->in.sequence, r->p->threads, plural(r->p->threads));
+                    rt_thousands((int64_t)r->size.tokens, a), (long long)r->work.waves, plural(r->work.waves),
+                    (long long)r->work.in.leaves, plural(r->work.in.leaves), (long long)r->work.in.batch,
+                    plural(r->work.in.batch), (long long)r->work.in.sequence, r->p->threads, plural(r->p->threads));
     rt_progress_say(g, "data: %s tokens%s: %s samples to train on, %s held out",
                     rt_thousands(rt_data_tokens(r->data), a), rt_data_cached(r->data) ? " (cached)" : "",
                     rt_thousands(rt_data_samples(r->data), b), rt_thousands(rt_data_held_out(r->data), c));
@@ -266,7 +246,8 @@ static void catch_signals(Run *r) {
 }
 
 static RtStatus open_run(Run *r, RtError *e) {
-    RT_TRY(find_programs(r, e));
+    RT_TRY(rt_work_open(r->p, r->s, &r->work, e));
+    r->eval = rt_program(r->p, "eval");
     if (!r->o->resume && holds_a_run(r->o->run_dir))
         return rt_fail(e, RT_BAD_SETTING,
                        "%s already holds a run: go on with --resume, or choose another folder",
@@ -277,7 +258,7 @@ static RtStatus open_run(Run *r, RtError *e) {
     RT_TRY(r->o->resume ? resume(r, e) : first_values(r, e));
     r->first_step = r->progress.first_step = r->step + 1;
     RT_TRY(open_outputs(r, e));
-    RT_TRY(rt_report_open(&r->report, r->p, r->pass, r->update, e));
+    RT_TRY(rt_report_open(&r->report, r->p, r->work.pass, r->work.update, e));
     say_start(r);
     catch_signals(r);
     r->begin_ns = r->saved_ns = r->evaluated_ns = rt_now_ns();
@@ -291,7 +272,7 @@ static void close_run(Run *r) {
     if (r->metrics) fclose(r->metrics);
     rt_data_close(r->data);
     rt_tokenizer_close(r->tokenizer);
-    free(r->counts);
+    rt_work_close(&r->work);
     if (r->has_handlers) {
         sigaction(SIGINT, &r->old_int, NULL);
         sigaction(SIGTERM, &r->old_term, NULL);
@@ -302,44 +283,6 @@ static void close_run(Run *r) {
 
 static double run_seconds(const Run *r) {
     return r->seconds_before + (double)(rt_now_ns() - r->begin_ns) / 1e9;
-}
-
-// The waves; returns how many labels the step has.  Under average = "token" a wave counts by its labels,
-// whose sum is known at the end only.
-static int64_t run_waves(Run *r, int64_t step) {
-    int64_t labels = 0, leaves = r->in.leaves;
-    for (int64_t wave = 0; wave < r->waves; wave++) {
-        int64_t *counts = r->counts + wave * leaves, here = 0;
-        rt_data_batch(r->data, &r->pos, rt_batch_sequences(&r->in), rt_batch_tokens(&r->in),
-                      rt_batch_labels(&r->in));
-        rt_batch_finish(&r->in, counts);
-        for (int64_t l = 0; l < leaves; l++) here += counts[l];
-        labels += here;
-        rt_set_rng(r->p, r->s->seed, step - 1, wave);
-        rt_set_input(r->p, "wave", (double)wave);
-        rt_set_progress(r->p, step, r->tokens);
-        rt_run(r->p, r->pass);
-        bool by_token = r->s->average_token;
-        rt_report_add(&r->report, r->p, r->pass, step, by_token ? (double)here : 1.0 / (double)r->waves,
-                      leaves, by_token ? counts : NULL);
-    }
-    if (r->s->average_token && labels) rt_report_scale(&r->report, 1 / (double)labels);
-    return labels;
-}
-
-static void run_update(Run *r, int64_t step, int64_t labels, double lr) {
-    double updates = (double)(step - r->skipped);               // steps that were skipped moved no moment
-    double scale =
-        r->s->average_token ? 1 / (double)(labels ? labels : 1) : 1 / (double)(r->waves * r->in.leaves);
-    rt_set_input(r->p, "lr", lr);
-    rt_set_input(r->p, "step_number", (double)step);
-    rt_set_input(r->p, "bias1", 1 - pow(r->s->beta1, updates));
-    rt_set_input(r->p, "bias2", 1 - pow(r->s->beta2, updates));
-    rt_set_input(r->p, "grad_scale", scale);
-    rt_set_rng(r->p, r->s->seed, step - 1, 0);
-    rt_set_progress(r->p, step, r->tokens);
-    rt_run(r->p, r->update);
-    rt_report_add(&r->report, r->p, r->update, step, 1, r->in.leaves, NULL);
 }
 
 static void put_number(FILE *f, const char *name, double x) {
@@ -401,17 +344,19 @@ static double recent_mean(Run *r, double seconds) {
     return sum / (double)n;
 }
 
+static void next_batch(void *self, int64_t sequences, int32_t *tokens, int32_t *labels) {
+    Run *r = self;
+    rt_data_batch(r->data, &r->pos, sequences, tokens, labels);
+}
+
 static RtStatus do_step(Run *r, RtError *e) {
     int64_t step = r->step + 1, traced = r->o->trace_step ? r->o->trace_step : r->first_step + 2;
     if (traced > r->last_step) traced = r->last_step;
     bool trace = r->o->trace_path && step == traced;
-    if (trace) RT_TRY(rt_trace_begin(r->p, (int)r->waves + 1, e));
+    if (trace) RT_TRY(rt_trace_begin(r->p, (int)r->work.waves + 1, e));
     int64_t begin_ns = rt_now_ns();
     double lr = rt_schedule_lr(&r->schedule, step);
-    rt_report_begin(&r->report);
-    int64_t labels = run_waves(r, step);
-    run_update(r, step, labels, lr);
-    rt_report_end(&r->report);
+    rt_work_step(&r->work, (RtStepNumbers){step, step - r->skipped, r->tokens, lr}, next_batch, r, &r->report);
     double seconds = (double)(rt_now_ns() - begin_ns) / 1e9;
 
     r->step = step;
@@ -430,8 +375,8 @@ static RtStatus do_step(Run *r, RtError *e) {
     double recent = recent_mean(r, seconds);
     // MFU counts the model's work, backward as twice forward (Chowdhery et al., PaLM, 2022, appendix B), so
     // what is computed again doesn't count
-    double forward = r->eval >= 0 ? rt_program_flops(r->p, r->eval) : rt_program_flops(r->p, r->pass) / 3;
-    double flops = 3 * (double)r->waves * forward;
+    double forward = r->eval >= 0 ? rt_program_flops(r->p, r->eval) : rt_program_flops(r->p, r->work.pass) / 3;
+    double flops = 3 * (double)r->work.waves * forward;
     double at_peak = r->o->limits.fma > 0 ? flops / r->o->limits.fma : 0;    // seconds; 0: unknown
     r->lr = lr;
     r->mfu = at_peak > 0 ? at_peak / seconds : -1;
@@ -488,8 +433,8 @@ static RtStatus save(Run *r, RtError *e) {
                        .data = r->pos,
                        .data_hash = rt_data_hash(r->data),
                        .seed = r->s->seed,
-                       .leaves = r->in.leaves,
-                       .waves = r->waves,
+                       .leaves = r->work.in.leaves,
+                       .waves = r->work.waves,
                        .seconds = run_seconds(r),
                        .model_file = r->o->model_file,
                        .model_text = r->o->model_text,

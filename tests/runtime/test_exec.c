@@ -205,11 +205,12 @@ static void work_follows_symbols(void **state) {
     w = rt_step_work(&p, &grouped);
     assert_float_equal(w.flops, 30, 1e-9);
     assert_float_equal(w.bytes, 300 + 6, 1e-9);
+    assert_float_equal(w.fixed_bytes, 300, 1e-9);
     RtLimits limits = {.fma = 100, .bf16_dot = 200, .n_levels = 2, .level = {{50, 1000}, {0, 10}}};
-    assert_float_equal(rt_limit_seconds(&limits, RT_CONTRACTION, (RtWork){1000, 20}), 10, 1e-9);
-    assert_float_equal(rt_limit_seconds(&limits, RT_CONTRACTION_BF16, (RtWork){1000, 20}), 5, 1e-9);
-    assert_float_equal(rt_limit_seconds(&limits, RT_ELEMENTWISE, (RtWork){10, 50}), 0.1, 1e-9);
-    assert_float_equal(rt_limit_seconds(&limits, RT_ELEMENTWISE, (RtWork){10, 60}), 6, 1e-9);
+    assert_float_equal(rt_limit_seconds(&limits, RT_CONTRACTION, (RtWork){1000, 20, 0}), 10, 1e-9);
+    assert_float_equal(rt_limit_seconds(&limits, RT_CONTRACTION_BF16, (RtWork){1000, 20, 0}), 5, 1e-9);
+    assert_float_equal(rt_limit_seconds(&limits, RT_ELEMENTWISE, (RtWork){10, 50, 0}), 0.1, 1e-9);
+    assert_float_equal(rt_limit_seconds(&limits, RT_ELEMENTWISE, (RtWork){10, 60, 0}), 6, 1e-9);
 }
 
 // Each change of one number must be found: nothing of a damaged plan is used.
