@@ -2,15 +2,15 @@
 #include "codegen/kernel.h"
 #include <string.h>
 
-int64_t rows_bound(const Type *t) {
+int64_t dims_bound(const Type *t, int lo, int hi) {
     int64_t n = 1;
-    for (int i = 0; i + 1 < t->ndim; i++) n *= dim_bound(t->dim[i]);
+    for (int i = lo; i < hi; i++) n *= dim_bound(t->dim[i]);
     return n;
 }
 
-TaskCount tasks_of_rows(const Type *t, int64_t grain) {
+TaskCount tasks_of_dims(const Type *t, int lo, int hi, int64_t grain) {
     TaskCount c = {1, grain, 1, NULL};
-    for (int i = 0; i + 1 < t->ndim; i++) {
+    for (int i = lo; i < hi; i++) {
         const Sym *s = t->dim[i].sym;
         c.n *= t->dim[i].n;
         if (!s) continue;
@@ -19,6 +19,10 @@ TaskCount tasks_of_rows(const Type *t, int64_t grain) {
     }
     return c;
 }
+
+int64_t rows_bound(const Type *t) { return dims_bound(t, 0, t->ndim - 1); }
+
+TaskCount tasks_of_rows(const Type *t, int64_t grain) { return tasks_of_dims(t, 0, t->ndim - 1, grain); }
 
 int64_t rows_grain(const Type *t, int64_t bytes_per_row) {
     int64_t rows = rows_bound(t), grain = (16 << 10) / (bytes_per_row > 0 ? bytes_per_row : 1);

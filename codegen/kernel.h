@@ -60,6 +60,9 @@ static inline const Type *kernel_arg_type(const KernelNode *k, int i) {
 // Tasks over the rows of t (all dimensions but the last), `grain` rows each.  At most one of them may vary
 // with a plain or ragged symbol.
 TaskCount tasks_of_rows(const Type *t, int64_t grain);
+// Over dimensions lo .. hi - 1 of t; of their symbols one counts, the others are taken at their bound.
+TaskCount tasks_of_dims(const Type *t, int lo, int hi, int64_t grain);
+int64_t dims_bound(const Type *t, int lo, int hi);    // their product at bound
 static inline TaskCount tasks_fixed(int64_t n) { return (TaskCount){n, 1, 1, NULL}; }
 int64_t rows_bound(const Type *t);                    // product of all dimensions but the last, at bound
 // Rows so that a task touches about 16 KiB; from sizes only.

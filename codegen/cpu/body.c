@@ -649,16 +649,6 @@ static LV column_at(Em *e, const Step *s) {
                  cg_int(e->cg, s->begin));
 }
 
-// Floats as integers of the same order: equal zeros, NaN below all, INT_MIN below that for what is taken
-// already.
-static LV order_key(Cg *cg, LV x) {
-    LV bits = LLVMBuildBitCast(cg->b, cg_fadd(cg, x, cg_zero(cg->vf32)), cg->vi32, "");
-    LV flip = LLVMBuildAnd(cg->b, LLVMBuildAShr(cg->b, bits, cg_vec_int(cg, 31), ""),
-                           cg_vec_int(cg, INT32_MAX), "");
-    LV nan = LLVMBuildFCmp(cg->b, LLVMRealUNO, x, x, "");
-    return cg_select(cg, nan, cg_vec_int(cg, INT32_MIN + 1), LLVMBuildXor(cg->b, bits, flip, ""));
-}
-
 // The lane with the largest key, of equal ones that with the lowest index.
 static LV best_index(Cg *cg, LV key, LV index) {
     for (int n = LANES; n > 1; n /= 2) {
@@ -685,10 +675,10 @@ static void emit_topk(Em *e, Step *s) {
     LV x = column_at(e, s->in[0]), keys = cg_bytes(cg, cg->scratch, cg_int(cg, s->keys));
     LV values = column_at(e, s->filled[0]), index = column_at(e, s->filled[1]);
     LV n = cg_dim(cg, last_dim(&s->node->in[0]->type)), zero = cg_int(cg, 0);
-    LV taken = cg_vec_int(cg, INT32_MIN);
+    LV taken = cg_vec_int(cg, INT32_MIN);                // below the key of NaN
     CgLoop c, k;
     cg_for(cg, &c, zero, n, LANES);
-    LV key = order_key(cg, cg_load_vec(cg, F32, x, c.i, NULL));
+    LV key = cg_order_key(cg, cg_load_vec(cg, F32, x, c.i, NULL));
     cg_store_vec(cg, I32, cg_select(cg, cg_tail_mask(cg, cg_sub(cg, n, c.i)), key, taken), keys, c.i, NULL);
     cg_end(cg, &c);
     cg_for(cg, &k, zero, cg_int(cg, s->node->attr.k), 1);

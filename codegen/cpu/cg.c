@@ -217,16 +217,14 @@ LV cg_sym(Cg *cg, const Sym *s) {
 
 LV cg_dim(Cg *cg, Dim d) { return d.sym ? cg_muli(cg, cg_sym(cg, d.sym), d.n) : cg_int(cg, d.n); }
 
-LV cg_rows(Cg *cg, const Type *t) {
+LV cg_dims(Cg *cg, const Type *t, int lo, int hi) {
     LV n = cg_int(cg, 1);
-    for (int i = 0; i + 1 < t->ndim; i++) n = cg_mul(cg, n, cg_dim(cg, t->dim[i]));
+    for (int i = lo; i < hi; i++) n = cg_mul(cg, n, cg_dim(cg, t->dim[i]));
     return n;
 }
 
-LV cg_elements(Cg *cg, const Type *t) {
-    LV n = cg_rows(cg, t);
-    return t->ndim ? cg_mul(cg, n, cg_dim(cg, t->dim[t->ndim - 1])) : n;
-}
+LV cg_rows(Cg *cg, const Type *t) { return cg_dims(cg, t, 0, t->ndim - 1); }
+LV cg_elements(Cg *cg, const Type *t) { return cg_dims(cg, t, 0, t->ndim); }
 
 // ---- memory --------------------------------------------------------------------------------------------
 
@@ -388,6 +386,15 @@ LV cg_fmin(Cg *cg, LV a, LV b) { return cg_select(cg, LLVMBuildFCmp(cg->b, LLVMR
 LV cg_sqrt(Cg *cg, LV a) {
     LT overload[] = {LLVMTypeOf(a)};
     return cg_intrinsic(cg, "llvm.sqrt", overload, 1, &a, 1);
+}
+
+LV cg_order_key(Cg *cg, LV x) {
+    LT ints = like(cg->i32, x);
+    LV bits = LLVMBuildBitCast(cg->b, cg_fadd(cg, x, cg_zero(LLVMTypeOf(x))), ints, "");
+    LV sign = LLVMBuildAShr(cg->b, bits, same(cg, cg_int32(cg, 31), x), "");
+    LV flip = LLVMBuildAnd(cg->b, sign, same(cg, cg_int32(cg, INT32_MAX), x), "");
+    LV nan = LLVMBuildFCmp(cg->b, LLVMRealUNO, x, x, "");
+    return cg_select(cg, nan, same(cg, cg_int32(cg, INT32_MIN + 1), x), LLVMBuildXor(cg->b, bits, flip, ""));
 }
 
 // The upper half of n lanes beside the lower half.

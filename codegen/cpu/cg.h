@@ -54,6 +54,7 @@ LV cg_sym(Cg *cg, const Sym *s);       // its value now, i64; a constant for lea
 LV cg_dim(Cg *cg, Dim d);
 LV cg_rows(Cg *cg, const Type *t);     // product of all dimensions but the last
 LV cg_elements(Cg *cg, const Type *t);
+LV cg_dims(Cg *cg, const Type *t, int lo, int hi);   // product of dimensions lo .. hi - 1
 
 // ---- constants -----------------------------------------------------------------------------------------
 LV cg_int(Cg *cg, int64_t n);          // i64
@@ -146,6 +147,8 @@ LV cg_fma(Cg *cg, LV a, LV b, LV c);                 // a*b + c in one rounding;
 LV cg_fmax(Cg *cg, LV a, LV b);                      // a >= b or b is NaN ? a : b, as OP_MAX
 LV cg_fmin(Cg *cg, LV a, LV b);
 LV cg_sqrt(Cg *cg, LV a);
+// Floats as integers of the same order: equal zeros; NaN is INT32_MIN + 1, below all numbers.
+LV cg_order_key(Cg *cg, LV x);
 // vmath.c: the functions of ir/vmath.h, same operations in the same order.  <16 x float>.
 LV cg_exp(Cg *cg, LV x);
 LV cg_log(Cg *cg, LV x);

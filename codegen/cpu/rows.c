@@ -11,32 +11,6 @@
 
 enum { RUN = 4096, COLUMNS = 4 };       // elements per task of a copy; vectors of columns kept in registers
 
-static Dim fixed(Dim d) { return d.sym && d.sym->kind == SYM_LEAF ? dim_n(d.n * d.sym->bound) : d; }
-
-// The product of dimensions lo .. hi - 1 now, and as a task count (all but one symbol at their bound).
-static LV product(Cg *cg, const Type *t, int lo, int hi) {
-    LV n = cg_int(cg, 1);
-    for (int i = lo; i < hi; i++) n = cg_mul(cg, n, cg_dim(cg, t->dim[i]));
-    return n;
-}
-
-static TaskCount count_of(const Type *t, int lo, int hi, int64_t grain) {
-    TaskCount c = {1, grain, 1, NULL};
-    for (int i = lo; i < hi; i++) {
-        Dim d = fixed(t->dim[i]);
-        c.n *= d.n;
-        if (d.sym && c.sym) c.n *= d.sym->bound;
-        else if (d.sym) c.sym = d.sym;
-    }
-    return c;
-}
-
-static int64_t bound_of(const Type *t, int lo, int hi) {
-    int64_t n = 1;
-    for (int i = lo; i < hi; i++) n *= dim_bound(t->dim[i]);
-    return n;
-}
-
 static bool is_one_byte(DType t) { return dtype_bytes(t) == 1; }
 // Elements moved as they are: no conversion.
 static DType raw(DType t) { return dtype_bytes(t) == 4 ? I32 : dtype_bytes(t) == 2 ? BF16 : U8; }
@@ -73,7 +47,7 @@ static int64_t gather_grain(const Node *n) {
 
 bool describe_gather_rows(const KernelNode *k, KernelDesc *d) {
     const Type *index = &k->node->in[1]->type;
-    d->tasks[0] = count_of(index, 0, index->ndim, gather_grain(k->node));
+    d->tasks[0] = tasks_of_dims(index, 0, index->ndim, gather_grain(k->node));
     return true;
 }
 
@@ -81,7 +55,7 @@ void emit_gather_rows(Cg *cg, const KernelNode *k) {
     const Node *n = k->node;
     const Type *x = &n->in[0]->type, *index = &n->in[1]->type;
     int64_t D = type_cols(x), grain = gather_grain(n);
-    LV rows = cg_rows(cg, x), count = product(cg, index, 0, index->ndim);
+    LV rows = cg_rows(cg, x), count = cg_dims(cg, index, 0, index->ndim);
     LV lo = cg_muli(cg, cg->task, grain), hi = cg_min(cg, cg_addi(cg, lo, grain), count);
     CgLoop l;
     cg_for(cg, &l, lo, hi, 1);
@@ -116,9 +90,9 @@ bool describe_scatter_add_rows(const KernelNode *k, KernelDesc *d) {
     if (scatter_leaves(n) * COLUMNS * LANES * 4 > RT_SCRATCH_BYTES) return false;
     d->n_phases = 2;
     d->tasks[0] = tasks_fixed(1);
-    d->tasks[1] = count_of(y, 0, y->ndim - 1, scatter_grain(n));
-    d->workspace = (bound_of(y, 0, y->ndim - 1) + bound_of(index, 0, index->ndim) + 32) * 4;
-    str_printf(&d->key, " rows %lld", (long long)bound_of(y, 0, y->ndim - 1));
+    d->tasks[1] = tasks_of_dims(y, 0, y->ndim - 1, scatter_grain(n));
+    d->workspace = (dims_bound(y, 0, y->ndim - 1) + dims_bound(index, 0, index->ndim) + 32) * 4;
+    str_printf(&d->key, " rows %lld", (long long)dims_bound(y, 0, y->ndim - 1));
     return true;
 }
 
@@ -194,8 +168,8 @@ void emit_scatter_add_rows(Cg *cg, const KernelNode *k) {
     const Node *n = k->node;
     const Type *y = &n->out[0].type, *index = &n->in[1]->type;
     int64_t D = type_cols(y), grain = scatter_grain(n), block = COLUMNS * LANES;
-    LV V = cg_rows(cg, y), M = product(cg, index, 0, index->ndim), last = cg_workspace(cg);
-    LV order = cg_at(cg, I32, last, cg_int(cg, bound_of(y, 0, y->ndim - 1)));
+    LV V = cg_rows(cg, y), M = cg_dims(cg, index, 0, index->ndim), last = cg_workspace(cg);
+    LV order = cg_at(cg, I32, last, cg_int(cg, dims_bound(y, 0, y->ndim - 1)));
     CgIf f;
     cg_if_phase(cg, &f, 0);
     sort_sources(cg, last, order, V, M);
@@ -235,16 +209,16 @@ static int run_axis(const Node *n) { return (int)n->attr.axis; }
 
 static int64_t longest_run(const Node *n) {
     const Type *y = &n->out[0].type;
-    return bound_of(y, run_axis(n), y->ndim);
+    return dims_bound(y, run_axis(n), y->ndim);
 }
 
 bool describe_runs(const KernelNode *k, KernelDesc *d) {
     const Node *n = k->node;
     const Type *y = &n->out[0].type;
-    int64_t runs = (longest_run(n) + RUN - 1) / RUN, outer = bound_of(y, 0, run_axis(n));
+    int64_t runs = (longest_run(n) + RUN - 1) / RUN, outer = dims_bound(y, 0, run_axis(n));
     int64_t grain = runs > 1 ? 1 : RUN / (longest_run(n) > 0 ? longest_run(n) : 1);
     if (grain > outer) grain = outer;
-    d->tasks[0] = count_of(y, 0, run_axis(n), grain < 1 ? 1 : grain);
+    d->tasks[0] = tasks_of_dims(y, 0, run_axis(n), grain < 1 ? 1 : grain);
     d->tasks[0].times = runs < 1 ? 1 : runs;
     str_printf(&d->key, " runs %lld", (long long)runs);
     return true;
@@ -297,10 +271,10 @@ void emit_runs(Cg *cg, const KernelNode *k) {
     int64_t runs = (longest_run(n) + RUN - 1) / RUN;
     if (runs < 1) runs = 1;
     int64_t grain = runs > 1 ? 1 : RUN / (longest_run(n) > 0 ? longest_run(n) : 1),
-            bound = bound_of(y, 0, axis);
+            bound = dims_bound(y, 0, axis);
     if (grain > bound) grain = bound;
     if (grain < 1) grain = 1;
-    LV inner = product(cg, y, axis + 1, y->ndim), outer = product(cg, y, 0, axis);
+    LV inner = cg_dims(cg, y, axis + 1, y->ndim), outer = cg_dims(cg, y, 0, axis);
     LV group = runs > 1 ? cg_div(cg, cg->task, cg_int(cg, runs)) : cg->task;
     LV chunk = runs > 1 ? cg_rem(cg, cg->task, cg_int(cg, runs)) : zero;
     LV lo = cg_muli(cg, group, grain), hi = cg_min(cg, cg_addi(cg, lo, grain), outer);
@@ -368,7 +342,7 @@ bool describe_cache(const KernelNode *k, KernelDesc *d) {
 
 void emit_cache(Cg *cg, const KernelNode *k) {
     const Type *rows = &k->node->in[1]->type;
-    LV row = cg_muli(cg, product(cg, rows, 2, rows->ndim), dtype_bytes(rows->dtype)),
+    LV row = cg_muli(cg, cg_dims(cg, rows, 2, rows->ndim), dtype_bytes(rows->dtype)),
        S = cg_dim(cg, rows->dim[1]);
     LV first = cg_sub(cg, cg_sym(cg, k->node->attr.sym), S);
     cg_memcpy(cg, cg_bytes(cg, cg_in(cg, 0), cg_mul(cg, first, row)), cg_in(cg, 1), cg_mul(cg, S, row));

@@ -4,6 +4,8 @@
 //     operand [leaves, axes..., columns]     summed axes, flattened row-major: what chunks are cut from
 //     phase 0   task (leaf, kept index, chunk): a partial row in the workspace
 //     phase 1   task (kept index, block of columns): trees
+//
+// cumsum: a task is a run of rows, or columns of one outer index, whose running sums no other task needs.
 #include <assert.h>
 #include "codegen/cpu/cg.h"
 
@@ -200,4 +202,68 @@ void emit_sum(Cg *cg, const KernelNode *k) {
     cg_else(cg, &f);
     emit_trees(cg, n, &s);
     cg_endif(cg, &f);
+}
+
+// ---- cumsum --------------------------------------------------------------------------------------------
+// [outer, n, inner]; running sums along n of 16 inner columns at once, or of one.
+
+static bool runs_by_column(const Type *x, int axis) { return axis + 1 < x->ndim && dims_bound(x, axis + 1, x->ndim) >= LANES; }
+
+static int64_t outer_grain(const Type *x, int axis) {
+    int64_t n = dims_bound(x, axis, x->ndim);
+    return n < 4096 ? 4096 / (n > 0 ? n : 1) : 1;
+}
+
+bool describe_cumsum(const KernelNode *k, KernelDesc *d) {
+    const Type *x = &k->node->in[0]->type;
+    int axis = (int)k->node->attr.axis;
+    if (!dtype_is_float(x->dtype) && x->dtype != I32) return false;
+    if (runs_by_column(x, axis)) {
+        d->tasks[0] = tasks_of_dims(x, 0, axis, 1);
+        int64_t inner = dims_bound(x, axis + 1, x->ndim);
+        d->tasks[0].times = (inner + LANES - 1) / LANES;
+        str_printf(&d->key, " inner %lld", (long long)inner);
+    } else {
+        d->tasks[0] = tasks_of_dims(x, 0, axis, outer_grain(x, axis));
+        str_printf(&d->key, " grain %lld", (long long)outer_grain(x, axis));
+    }
+    return true;
+}
+
+// The running sums from element `at`, n of them `stride` apart; of 16 columns under mask, or (mask NULL) of one.
+static void emit_running(Cg *cg, const Node *node, LV at, LV n, LV stride, LV mask) {
+    DType t = node->in[0]->type.dtype;
+    bool f = t != I32;
+    LV sum = mask ? cg_zero(f ? cg->vf32 : cg->vi32) : cg_zero(f ? cg->f32 : cg->i32);
+    CgLoop l;
+    cg_loop_begin(cg, &l, cg_int(cg, 0), n, 1, 1, &sum);
+    LV i = node->attr.reverse ? cg_sub(cg, cg_addi(cg, n, -1), l.i) : l.i;
+    LV place = cg_add(cg, at, cg_mul(cg, i, stride));
+    LV x = mask ? cg_load_vec(cg, t, cg_in(cg, 0), place, mask) : cg_load1(cg, t, cg_in(cg, 0), place);
+    LV next = plus(cg, f, l.carry[0], x), y = node->attr.exclusive ? l.carry[0] : next;
+    if (mask) cg_store_vec(cg, t, y, cg_out(cg, 0), place, mask);
+    else cg_store1(cg, t, y, cg_out(cg, 0), place);
+    cg_loop_end(cg, &l, &next);
+}
+
+void emit_cumsum(Cg *cg, const KernelNode *k) {
+    const Type *x = &k->node->in[0]->type;
+    int axis = (int)k->node->attr.axis;
+    LV n = cg_dim(cg, x->dim[axis]), inner = cg_dims(cg, x, axis + 1, x->ndim);
+    if (runs_by_column(x, axis)) {
+        int64_t blocks = (dims_bound(x, axis + 1, x->ndim) + LANES - 1) / LANES;
+        LV outer = cg_div(cg, cg->task, cg_int(cg, blocks));
+        LV col = cg_muli(cg, cg_rem(cg, cg->task, cg_int(cg, blocks)), LANES);
+        LV at = cg_add(cg, cg_mul(cg, outer, cg_mul(cg, n, inner)), col);
+        emit_running(cg, k->node, at, n, inner, cg_tail_mask(cg, cg_sub(cg, inner, col)));
+        return;
+    }
+    int64_t grain = outer_grain(x, axis);
+    LV lo = cg_muli(cg, cg->task, grain), hi = cg_min(cg, cg_addi(cg, lo, grain), cg_dims(cg, x, 0, axis));
+    CgLoop rows, l;
+    cg_for(cg, &rows, lo, hi, 1);
+    cg_for(cg, &l, cg_int(cg, 0), inner, 1);
+    emit_running(cg, k->node, cg_add(cg, cg_mul(cg, rows.i, cg_mul(cg, n, inner)), l.i), n, inner, NULL);
+    cg_end(cg, &l);
+    cg_end(cg, &rows);
 }

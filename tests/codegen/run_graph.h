@@ -155,6 +155,9 @@ static inline float case_element(DType storage, const void *x, int64_t i) {
     }
 }
 
+// Steps of compiled graphs that ran a reference meaning, over all comparisons so far.
+static int case_references;
+
 // The number of results that differ; prints the first of each.  cpu NULL: target interp.  plain: value of plain symbols.
 // The values of the graph have their places.
 static inline int case_compare_placed(Case *c, const char *cpu, int64_t plain, double tolerance) {
@@ -208,6 +211,7 @@ static inline int case_compare_placed(Case *c, const char *cpu, int64_t plain, d
             }
         }
     int reference = compiled_stats(code).reference;
+    if (cpu) case_references += reference;
     for (uint32_t i = 0; cpu && reference && getenv("CASE_VERBOSE") && i < p->steps.n; i++) {
         const RtStep *s = &RT_TABLE(p, RtStep, steps)[i];
         if (!strcmp(RT_TEXT(p, RT_TABLE(p, RtKernel, kernels)[s->kernel].symbol), "moec_ref_kernel"))

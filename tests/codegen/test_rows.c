@@ -55,6 +55,25 @@ static void sums_follow_plain_symbols(void **state) {
     }
 }
 
+static void running_sums_go_in_order(void **state) {
+    static const DType types[] = {F32, BF16, I32};
+    for (int t = 0; t < 3; t++)
+        for (int form = 0; form < 4; form++) {
+            Case c = case_new();
+            Dim S = {1, graph_add_sym(c.g, "S", SYM_PLAIN, 70, 0, 1)};
+            Value *x = case_input(&c, "x", types[t], DIMS(dim_n(3), S, dim_n(38)));
+            Value *y = case_input(&c, "y", types[t], DIMS(dim_n(300), dim_n(9)));
+            for (int axis = 0; axis < 3; axis++)
+                case_return(&c, make(&c.b, OP_CUMSUM, INS(x), .axis = axis, .reverse = form & 1, .exclusive = form >> 1),
+                            arena_printf(c.arena, "x%d", axis));
+            for (int axis = 0; axis < 2; axis++)
+                case_return(&c, make(&c.b, OP_CUMSUM, INS(y), .axis = axis, .reverse = form & 1, .exclusive = form >> 1),
+                            arena_printf(c.arena, "y%d", axis));
+            assert_int_equal(case_compare_all(&c, 41, 0), 0);
+            case_free(&c);
+        }
+}
+
 static void rows_are_gathered_and_scattered_by_index(void **state) {
     static const int64_t widths[] = {1, 5, 16, 64, 100, 130};
     for (int i = 0; i < 6; i++) {
@@ -205,6 +224,7 @@ int main(void) {
         cmocka_unit_test(sums_over_rows_meet_in_trees),
         cmocka_unit_test(sums_over_leaves_are_the_leaf_tree),
         cmocka_unit_test(sums_follow_plain_symbols),
+        cmocka_unit_test(running_sums_go_in_order),
         cmocka_unit_test(rows_are_gathered_and_scattered_by_index),
         cmocka_unit_test(scatter_into_a_parameter_adds_per_leaf),
         cmocka_unit_test(memory_moves_along_every_axis),
