@@ -56,6 +56,7 @@ int cmd_train(Cli *c);
 int cmd_eval(Cli *c);
 int cmd_generate(Cli *c);
 int cmd_verify(Cli *c);
+int cmd_bench(Cli *c);
 int cmd_ops(Cli *c);
 int cmd_passes(Cli *c);
 int cmd_targets(Cli *c);

@@ -198,7 +198,6 @@ int cmd_dump(Cli *c) {
     size_t n = strlen(path);
     if (n > 3 && !strcmp(path + n - 3, ".ir")) {
         s.run = run;
-        s.machine = machine_typical(64);
         return dump_ir(c, &s);
     }
     if (!session_open(&s, c, path, 0, NULL)) return cli_finish(c, EXIT_WRONG);

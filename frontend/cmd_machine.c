@@ -1,56 +1,329 @@
-// The peak rate of f32 fused multiply-adds: independent chains of 16 lanes, compiled for the widest registers this
-// processor has, the best of a few short runs.  Each thread counts its own processor time, so that other programs
-// that run meanwhile don't make the machine seem slower than it is.
+// Measuring the machine: generated kernels (codegen/probe.h) on a team of our own threads, each with memory of its own.
+//
+// Other programs run meanwhile.  A run is short, thread time is what counts, and the best of several runs is taken: but
+// where threads share something (a cache, memory) only runs in which all of them were at work all the time tell what they
+// reach together, so runs that were interrupted are used only if there was no other.
+//
+// A first compile measures arithmetic alone, since that decides between instructions by factors (bf16 dot products run at
+// half the rate of f32 on one machine and at twice on another); for bandwidths and the team typical numbers do until
+// `bench machine` has measured all.
 #include "frontend/cmd_machine.h"
 
+#include <assert.h>
+#include <errno.h>
 #include <omp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
 #include <time.h>
+#include <unistd.h>
 
-typedef float V16 __attribute__((vector_size(64)));
+#include "codegen/probe.h"
+#include "frontend/cmd_session.h"
+#include "frontend/machine_file.h"
+#include "runtime/files.h"
+#include "runtime/team.h"
 
-enum { CHAINS = 12, ROUNDS = 1000000 };
+static_assert((int)MACHINE_LEVELS <= (int)RT_LEVELS, "");
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define WIDEST
-#elif defined(__clang__)
-#pragma STDC FP_CONTRACT ON
-#define WIDEST __attribute__((target_clones("avx512f", "arch=haswell", "default")))
-#elif defined(__x86_64__)
-#define WIDEST __attribute__((target_clones("avx512f", "arch=haswell", "default"), optimize("O3", "fp-contract=fast")))
-#else
-#define WIDEST
-#endif
+// ---- one measurement ----------------------------------------------------------------------------------------
 
-WIDEST static float chains(int rounds, float seed) {
-    V16 a[CHAINS], x = (V16){0} + seed, y = (V16){0} + 1e-9f;
-    for (int i = 0; i < CHAINS; i++) a[i] = x + (float)i;
-    for (int r = 0; r < rounds; r++)
-        for (int i = 0; i < CHAINS; i++) a[i] = a[i] * x + y;
-    V16 sum = a[0];
-    for (int i = 1; i < CHAINS; i++) sum += a[i];
-    return sum[0] + sum[15];
-}
+typedef struct {
+    _Alignas(64) double cpu, begin, end;                   // seconds of the last run
+} Worker;
 
-static double own_time(void) {
+typedef struct {
+    RtTeam *team;
+    int     threads;
+    Worker *worker;                                        // [threads]
+    double  seconds;                                       // wanted of a run
+    int     least, most;                                   // runs: until so many were not interrupted, at most
+    char   *memory;                                        // of all threads, each its part of `part` bytes
+    int64_t part;
+    // the run
+    const Probe *probe;
+    int64_t counts[2];                                     // rounds, bytes
+    int64_t from, window, at;                              // where in a part the source begins; runs of a round each are so far apart
+} Lab;
+
+static double clock_now(clockid_t clock) {
     struct timespec t;
-    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
+    clock_gettime(clock, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-double machine_peak_flops(int threads) {
-    int cores = omp_get_num_procs();
-    if (threads <= 0 || threads > cores) threads = cores;
-    double best = 0;
-    for (int run = 0; run < 5; run++) {
-        double rate = 0;
-#pragma omp parallel num_threads(threads) reduction(+ : rate)
-        {
-            double begin = own_time();
-            volatile float sink = chains(ROUNDS, 0.999f);      // keeps the work
-            (void)sink;
-            rate += 2.0 * 16 * CHAINS * ROUNDS / (own_time() - begin);
-        }
-        if (rate > best) best = rate;
+static void work(void *arg, int thread) {
+    Lab *lab = arg;
+    Worker *w = &lab->worker[thread];
+    char *part = lab->memory + thread * lab->part + lab->at;
+    void *args[] = {lab->counts, part, part + lab->from};
+    RtCall call = {.arg = args, .n_tasks = 1, .thread = thread};
+    rt_team_barrier(lab->team, thread);
+    w->begin = clock_now(CLOCK_MONOTONIC);
+    double cpu = clock_now(CLOCK_THREAD_CPUTIME_ID);
+    lab->probe->fn(&call);
+    w->cpu = clock_now(CLOCK_THREAD_CPUTIME_ID) - cpu;
+    w->end = clock_now(CLOCK_MONOTONIC);
+}
+
+// Thread seconds of the slowest thread; *whole: none was interrupted.
+static double run_once(Lab *lab, bool *whole) {
+    rt_team_run(lab->team, work, lab);
+    double cpu = 1e-9, begin = lab->worker[0].begin, end = lab->worker[0].end;
+    for (int i = 0; i < lab->threads; i++) {
+        const Worker *w = &lab->worker[i];
+        if (w->cpu > cpu) cpu = w->cpu;
+        if (w->begin < begin) begin = w->begin;
+        if (w->end > end) end = w->end;
     }
-    return best;
+    *whole = end - begin < 1.05 * cpu;
+    lab->at = lab->at + 2 * lab->window <= lab->part ? lab->at + lab->window : 0;
+    return cpu;
+}
+
+// Rounds a second of all threads together, in the best run.
+static double rounds_rate(Lab *lab, const Probe *p) {
+    bool whole;
+    double took, best = 0, best_cut = 0;
+    lab->probe = p;
+    lab->at = 0;
+    lab->counts[0] = 1;
+    while ((took = run_once(lab, &whole)) < 0.2 * lab->seconds && !lab->window) lab->counts[0] *= 4;
+    if (!lab->window) lab->counts[0] = (int64_t)((double)lab->counts[0] * lab->seconds / took) + 1;
+    for (int run = 0, good = 0; run < lab->most && good < lab->least; run++) {
+        double rate = (double)lab->counts[0] / run_once(lab, &whole);
+        if (whole) good++;
+        if (whole && rate > best) best = rate;
+        if (rate > best_cut) best_cut = rate;
+    }
+    return (best > 0 ? best : best_cut) * lab->threads;
+}
+
+static double work_rate(Lab *lab, const Probe *p) {
+    lab->window = 0;
+    lab->from = 64;
+    return p->fn ? p->work * rounds_rate(lab, p) : 0;
+}
+
+// Every thread goes through `bytes`, a window of its part further in each run.
+static double memory_rate(Lab *lab, const Probe *p, int64_t bytes, bool windows) {
+    int64_t each = (p->kind == PROBE_COPY ? bytes / 2 : bytes) / PROBE_STEP * PROBE_STEP;
+    lab->counts[1] = each;
+    lab->window = windows ? bytes : 0;
+    lab->from = each;
+    return rounds_rate(lab, p) * (double)(p->kind == PROBE_COPY ? 2 * each : each);
+}
+
+// By the thread that will use it, so that it is near.
+static void fill(void *arg, int thread) {
+    const Lab *lab = arg;
+    int32_t *part = (int32_t *)(lab->memory + thread * lab->part);
+    for (int64_t i = 0; i < lab->part / 4; i++) part[i] = PROBE_WORD;
+}
+
+static bool lab_open(Lab *lab, int threads, int64_t bytes, Diag *d) {
+    *lab = (Lab){.team = rt_team_open(threads), .threads = threads, .seconds = 2e-3, .least = 4, .most = 12};
+    lab->part = bytes / threads / 4096 * 4096;
+    lab->worker = aligned_alloc(64, sizeof(Worker) * (size_t)threads);
+    lab->memory = mmap(NULL, (size_t)(lab->part * threads), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (lab->memory == MAP_FAILED) lab->memory = NULL;
+    else madvise(lab->memory, (size_t)(lab->part * threads), MADV_HUGEPAGE);
+    if (lab->team && lab->worker && lab->memory) return rt_team_run(lab->team, fill, lab), true;
+    diag_error(d, (Span){0}, "can't measure the machine with %d threads and %lld MiB: %s", threads, (long long)bytes >> 20, strerror(errno));
+    return false;
+}
+
+static void lab_close(Lab *lab) {
+    rt_team_close(lab->team);
+    free(lab->worker);
+    if (lab->memory) munmap(lab->memory, (size_t)(lab->part * lab->threads));
+}
+
+// ---- the team -----------------------------------------------------------------------------------------------
+
+enum { MEETINGS = 100 };
+
+static void nothing(void *arg, int thread) { (void)arg, (void)thread; }
+static void meet(void *arg, int thread) {
+    for (int i = 0; i < MEETINGS; i++) rt_team_barrier(arg, thread);
+}
+
+static void measure_team(Machine *m, RtTeam *team) {
+    m->region = m->barrier = 1;
+    double first = clock_now(CLOCK_MONOTONIC);
+    for (int run = 0; run < 20 && (run < 3 || clock_now(CLOCK_MONOTONIC) < first + 0.1); run++) {
+        double begin = clock_now(CLOCK_MONOTONIC);
+        for (int i = 0; i < MEETINGS; i++) rt_team_run(team, nothing, NULL);
+        double between = clock_now(CLOCK_MONOTONIC);
+        rt_team_run(team, meet, team);
+        double end = clock_now(CLOCK_MONOTONIC), region = (between - begin) / MEETINGS, barrier = (end - between) / MEETINGS;
+        if (region < m->region) m->region = region;
+        if (barrier < m->barrier) m->barrier = barrier;
+    }
+}
+
+// ---- all ----------------------------------------------------------------------------------------------------
+
+static MachineRates arithmetic(Lab *lab, const Probe *probe) {
+    return (MachineRates){lab->threads, work_rate(lab, &probe[PROBE_FMA]), work_rate(lab, &probe[PROBE_BF16_DOT]),
+                          work_rate(lab, &probe[PROBE_INT8_DOT])};
+}
+
+static int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// What each of `threads` goes through so that it is found in this level and in no nearer one.
+static int64_t level_bytes(const Machine *m, int level, int threads, int64_t all) {
+    const MachineLevel *l = m->level;
+    switch (level) {
+    case LEVEL_L1: return l[LEVEL_L1].size / 2;
+    case LEVEL_L2: return at_least(l[LEVEL_L2].size / 2, 2 * l[LEVEL_L1].size);
+    case LEVEL_L3: return at_most(at_least(at_most(l[LEVEL_L3].size / 2, 16 << 20) / threads, 2 * l[LEVEL_L2].size), all / threads);
+    default: return all / threads / 8;                     // and each run the next eighth
+    }
+}
+
+static void measure_levels(Machine *m, Lab *lab, const Probe *probe, int64_t all, int which) {
+    for (int i = 0; i < MACHINE_LEVELS; i++) {
+        MachineLevel *l = &m->level[i];
+        if (i < LEVEL_DRAM && !l->size) continue;
+        int64_t bytes = level_bytes(m, i, lab->threads, all) / 4096 * 4096;
+        bool far = i == LEVEL_DRAM;
+        l->read[which] = memory_rate(lab, &probe[PROBE_READ], bytes, far);
+        l->write[which] = memory_rate(lab, &probe[PROBE_WRITE], bytes, far);
+        l->copy[which] = memory_rate(lab, &probe[PROBE_COPY], bytes, far);
+        l->stream[which] = memory_rate(lab, &probe[PROBE_STREAM], bytes, far);
+        l->probed = far ? all : bytes * lab->threads;
+    }
+}
+
+// Several times what the caches hold, but not the machine's last memory.
+static int64_t far_bytes(const Machine *m) {
+    int64_t bytes = at_most(at_least(4 * m->level[LEVEL_L3].size, 256 << 20), 512 << 20);
+    int64_t free_bytes = (int64_t)sysconf(_SC_AVPHYS_PAGES) * sysconf(_SC_PAGESIZE);
+    return at_least(at_most(bytes, free_bytes / 4), 16 << 20);
+}
+
+bool machine_measure(Machine *m, Diag *d) {
+    Probe probe[PROBE_TILE + MACHINE_TILES];
+    probe_identify(m, omp_get_num_procs());
+    probe_tiles(m);
+    for (int i = 0; i < PROBE_TILE; i++) probe[i] = (Probe){.kind = (ProbeKind)i};
+    for (int i = 0; i < m->n_tiles; i++) probe[PROBE_TILE + i] = (Probe){.kind = PROBE_TILE, .tile = m->tile[i]};
+    Probes *code = probes_compile(probe, PROBE_TILE + m->n_tiles, d);
+    bool ok = code != NULL;
+    int64_t all = far_bytes(m);
+    m->n_rates = 0;
+    for (int threads = 1; ok;) {
+        bool memory = threads == 1 || threads == m->threads;
+        Lab lab;
+        ok = lab_open(&lab, threads, memory ? all : 64 * PROBE_STEP * threads, d);
+        if (ok) {
+            m->rates[m->n_rates++] = arithmetic(&lab, probe);
+            if (threads == 1) measure_levels(m, &lab, probe, all, 0);
+            if (threads == m->threads) measure_levels(m, &lab, probe, all, 1);
+            if (threads == m->threads) measure_team(m, lab.team);
+            for (int i = 0; threads == 1 && i < m->n_tiles; i++) m->tile[i].rate = work_rate(&lab, &probe[PROBE_TILE + i]);
+        }
+        lab_close(&lab);
+        if (threads == m->threads || m->n_rates == MACHINE_COUNTS) break;
+        threads = 2 * threads < m->threads && m->n_rates < MACHINE_COUNTS - 1 ? 2 * threads : m->threads;
+    }
+    probes_free(code);
+    return ok;
+}
+
+// Arithmetic of one thread and of all.
+static bool measure_arithmetic(Machine *m, Diag *d) {
+    Probe probe[] = {{.kind = PROBE_FMA}, {.kind = PROBE_BF16_DOT}, {.kind = PROBE_INT8_DOT}};
+    probe_identify(m, omp_get_num_procs());
+    Probes *code = probes_compile(probe, 3, d);
+    bool ok = code != NULL;
+    for (int i = 0; ok && i < m->n_rates; i++) {
+        Lab lab;
+        ok = lab_open(&lab, m->rates[i].threads, 64 * PROBE_STEP * m->rates[i].threads, d);
+        if (ok) {
+            lab.seconds = 1e-3;
+            lab.least = 3, lab.most = 8;
+            m->rates[i] = arithmetic(&lab, probe);
+        }
+        lab_close(&lab);
+    }
+    probes_free(code);
+    return ok;
+}
+
+// ---- the file -----------------------------------------------------------------------------------------------
+
+const char *machine_path(Cli *c) {
+    const char *given = cli_value(c, "machine");
+    if (given) return given;
+    char *dir = rt_cache_dir();
+    const char *path = arena_printf(c->arena, "%s/machine.json", dir);
+    free(dir);
+    return path;
+}
+
+bool machine_keep(const char *path, const Machine *m) {
+    json_t *all = json_load_file(path, 0, NULL);           // what it says of other CPUs
+    if (!json_is_object(all)) {
+        json_decref(all);
+        all = json_object();
+    }
+    json_object_set_new(all, m->name, machine_json(m));
+    char *beside = rt_path("%s.%ld", path, (long)getpid());
+    bool ok = json_dump_file(all, beside, MACHINE_JSON) == 0 && rename(beside, path) == 0;
+    int error = errno;
+    if (!ok) unlink(beside);
+    free(beside);
+    json_decref(all);
+    errno = error;
+    return ok;
+}
+
+// Where it can't be kept it is measured again.
+static void keep_in_cache(const char *path, const Machine *m) {
+    char *dir = rt_cache_dir();
+    if (rt_make_dirs(dir, NULL) == RT_OK) machine_keep(path, m);
+    free(dir);
+}
+
+const Machine *machine_open(Cli *c, bool all) {
+    Machine *m = arena_new(c->arena, Machine), here;
+    const char *path = machine_path(c);
+    bool given = cli_value(c, "machine") != NULL;
+    char why[256];
+    size_t n;
+    probe_identify(&here, omp_get_num_procs());
+    char *text = read_file(c->arena, path, &n);
+    if (!text && given) {
+        diag_error(c->diag, (Span){0}, "%s: %s", path, strerror(errno));
+        return NULL;
+    }
+    if (text) {
+        MachineFound found = machine_in_text(m, here.name, given, text, n, why);
+        if (found == MACHINE_FOUND && (given || !all || m->level[LEVEL_DRAM].probed)) return m;
+        if (given) {
+            diag_error(c->diag, (Span){0}, "%s: %s", path, why);
+            diag_help(c->diag, "moec bench machine --machine FILE makes such a file");
+            return NULL;
+        }
+        if (found == MACHINE_DAMAGED) diag_warning(c->diag, (Span){0}, "%s: %s; the machine was measured anew", path, why);
+    }
+    if (all && !c->quiet) fprintf(stderr, "measuring the machine (once): its limits are not known yet\n");
+    if (!(all ? machine_measure(m, c->diag) : measure_arithmetic(m, c->diag))) return NULL;
+    keep_in_cache(path, m);
+    return m;
+}
+
+RtLimits machine_limits(const Machine *m, int threads) {
+    MachineRates rates = machine_rates(m, threads);
+    RtLimits limits = {.fma = rates.fma, .bf16_dot = rates.bf16_dot};
+    for (int i = 0; i < MACHINE_LEVELS; i++) {
+        const MachineLevel *l = &m->level[i];
+        if (!l->probed) continue;                          // typical numbers are no limit
+        limits.level[limits.n_levels].bytes = (double)l->size * (i < LEVEL_L3 ? rates.threads : 1);
+        limits.level[limits.n_levels++].rate = machine_bandwidth(m, l->read, threads);
+    }
+    return limits;
 }

@@ -1,8 +1,23 @@
-// What the machine can do, measured in a few milliseconds: the limit that MFU is a share of.
+// The rates of the machine that code is made for: read from a file, or measured.
 #ifndef FRONTEND_CMD_MACHINE_H
 #define FRONTEND_CMD_MACHINE_H
+#include "frontend/cli.h"
+#include "ir/machine.h"
+#include "runtime/trace.h"
 
-// f32 operations per second of fused multiply-adds in registers, on `threads` threads (0: all cores).
-double machine_peak_flops(int threads);
+// What --machine names; else this CPU's entry of the cache's machine.json; else what a few milliseconds show, which is kept
+// there.  all: bandwidths and tiles must have been measured too, or are now.  NULL after an error.
+const Machine *machine_open(Cli *c, bool all);
+
+// What a run with so many threads (0: all) can reach at most; without levels that were not measured.
+RtLimits machine_limits(const Machine *m, int threads);
+
+// Measures everything (bench machine), in one to three seconds.  false after an error.
+bool machine_measure(Machine *m, Diag *d);
+
+// The file in force: --machine's or the cache's.  In the arena of c.
+const char *machine_path(Cli *c);
+// Puts m into the file, beside what it says of other CPUs.  false, errno: it could not be written.
+bool machine_keep(const char *path, const Machine *m);
 
 #endif

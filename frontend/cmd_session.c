@@ -8,6 +8,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "frontend/cmd_machine.h"
+
 char *read_file(Arena *a, const char *path, size_t *n) {
     FILE *f = fopen(path, "rb");
     if (!f) return NULL;
@@ -59,7 +61,6 @@ static void fill_train_opts(Session *s) {
 
 static bool load(Session *s, Cli *c, const char *file, int n_files, const GivenFile *files) {
     *s = (Session){.cli = c, .arena = c->arena, .diag = c->diag};
-    s->machine = machine_typical(64);
     s->models_dir = session_models_dir(c->arena);
     s->base_dir = dirname(arena_strdup(c->arena, file));
     s->program = program_load_given(c->arena, c->diag, file, s->models_dir, n_files, files);
@@ -131,6 +132,7 @@ void session_close(Session *s) {
 // ---- programs -----------------------------------------------------------------------------------------------
 
 bool session_passes(Session *s, Graph **g, const char *const *pipeline, Graph **update) {
+    if (!s->machine && !(s->machine = machine_open(s->cli, cli_flag(s->cli, "trace")))) return false;
     PassCtx cx = {.scratch = arena_create(), .diag = s->diag, .machine = s->machine, .train = &s->train, .update = update};
     bool ok = passes_run(g, pipeline, &cx, &s->run);
     arena_destroy(cx.scratch);

@@ -15,7 +15,7 @@ typedef struct {
     Program *program;
     const Settings *settings;
     TrainOpts train;
-    const Machine *machine;      // rates that passes and templates choose by
+    const Machine *machine;      // rates that passes and templates choose by; from the first pass on
     const char *models_dir;      // where std/ and routing/ are found
     Compiled *compiled;
     RtPlanInstance *plan;

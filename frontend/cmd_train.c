@@ -112,7 +112,7 @@ int cmd_train(Cli *c) {
     RtTrainOpts o = {.settings = settings, .run_dir = out, .resume = resume, .model_name = program_model_name(s.program),
                      .model_file = program_main(s.program)->path, .model_text = arena_strndup(c->arena, text, n),
                      .trace_path = cli_value(c, "trace"), .out = stderr, .quiet = c->quiet,
-                     .limits = {.fma = machine_peak_flops(threads)}, .startup = code_line(&s)};
+                     .limits = machine_limits(s.machine, threads), .startup = code_line(&s)};
     RtStatus status = rt_train(&o, s.plan, NULL, &e);
     rt_settings_close(settings);
     if (status == RT_OK) {

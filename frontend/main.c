@@ -13,7 +13,9 @@
     {"quiet", NULL, "print results and errors only"},                           \
     {"color", "WHEN", "auto, always or never"},                                 \
     {"help", NULL, "this text"}, {0}
+#define MACHINE {"machine", "FILE", "measured rates to choose code by (default: what is known of this CPU)"}
 #define COMPILE(targets)                                                        \
+    MACHINE,                                                                    \
     {"target", "NAME", targets "; see moec targets"},                           \
     {"target-cpu", "NAME", "native (default), avx512, avx2 or sse2"},           \
     {"threads", "N", "threads to run with (default: all cores)"}
@@ -34,9 +36,11 @@ static const Option dump_options[] = {
     {"full", NULL, "everything, as dump reads it again: equal layers, data of constants"},
     {"verify-each", NULL, "check the graph after every pass"},
     {"time-passes", NULL, "time and node count of each pass"},
+    MACHINE,
     {"target-cpu", "NAME", "native (default), avx512, avx2 or sse2"}, COMMON};
 static const Option build_options[] = {
     SET, {"o", "FILE", "the executable to write (default: the model's name)"},
+    MACHINE,
     {"target-cpu", "NAME", "native (default), avx512, avx2 or sse2"}, COMMON};
 static const Option train_options[] = {
     SET, {"out", "DIR", "where metrics, checkpoints and logs go (default: runs/MODEL)"},
@@ -51,6 +55,9 @@ static const Option verify_options[] = {
     {"all", NULL, "print every gradient or step"},
     {"f64", NULL, "with --target ref: compute in double precision"},
     COMPILE("cpu (default), interp or ref"), COMMON};
+static const Option bench_options[] = {
+    {"json", NULL, "print one JSON object"},
+    {"machine", "FILE", "where measured rates are kept (default: machine.json in the cache)"}, COMMON};
 static const Option list_options[] = {COMMON};
 
 const Command commands[] = {
@@ -70,6 +77,12 @@ const Command commands[] = {
      "moec generate runs/tiny --prompt 'In the beginning' --set generate.temperature=0.7", NULL, generate_options, 1, 1, cmd_generate},
     {"verify", "DIR", "compare with reference results recorded elsewhere: logits, loss, gradients, greedy tokens",
      "moec verify tests/goldens/hf/mixtral", NULL, verify_options, 1, 1, cmd_verify},
+    {"bench", "WHAT", "measure the machine and what the compiler makes of it", "moec bench machine",
+     "WHAT is\n"
+#define BENCH(what, run, options, doc) "  " what ": " doc "\n"
+#include "frontend/bench.def"
+#undef BENCH
+     , bench_options, 1, 1, cmd_bench},
     {"ops", "[NAME]", "the operations of the graph, from their table", "moec ops topk", NULL, list_options, 0, 1, cmd_ops},
     {"passes", "", "the passes, in order, with reasons", "moec passes", NULL, list_options, 0, 0, cmd_passes},
     {"targets", "", "what code can be made for, and what is missing for it", "moec targets", NULL, list_options, 0, 0, cmd_targets},

@@ -26,7 +26,7 @@ typedef struct {
 } MachineLevel;
 
 // Operations a second of one thread in a register tile of a contraction (codegen/cpu/tile.h) with its operands in L1 and L2.
-typedef enum { TILE_F32, TILE_BF16_WIDENED, TILE_BF16_DOT, TILE_KINDS } MachineTileKind;
+typedef enum { TILE_F32, TILE_BF16_WIDENED, TILE_KINDS } MachineTileKind;
 typedef struct {
     int    rows, vecs;             // vectors of 16 columns
     MachineTileKind kind;
@@ -46,8 +46,9 @@ typedef struct {
     MachineTile tile[MACHINE_TILES];
 } Machine;
 
-// Typical numbers of a machine with registers of that width (64, 32, 16 bytes): what is used until something was measured.
-const Machine *machine_typical(int vector_bytes);
+// Typical numbers of a machine with registers of that width (64, 32, 16 bytes), without a name: what is used until
+// something was measured.
+Machine machine_guess(int vector_bytes, int threads);
 
 // Rates of `threads` threads (0: all): between counts that were measured in proportion.
 MachineRates machine_rates(const Machine *m, int threads);

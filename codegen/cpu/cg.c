@@ -260,6 +260,14 @@ void cg_store(Cg *cg, LV x, LV at, int align) {
     LLVMSetAlignment(LLVMBuildStore(cg->b, x, at), (unsigned)align);
 }
 
+void cg_stream(Cg *cg, LV x, LV at) {
+    LV store = LLVMBuildStore(cg->b, x, at);
+    LLVMSetAlignment(store, 64);
+    LLVMMetadataRef one = LLVMValueAsMetadata(cg_int32(cg, 1));
+    LLVMSetMetadata(store, LLVMGetMDKindIDInContext(cg->cx, "nontemporal", 11),
+                    LLVMMetadataAsValue(cg->cx, LLVMMDNodeInContext2(cg->cx, &one, 1)));
+}
+
 static LT like(LT scalar, LV x) {           // scalar, or 16 lanes of it if x is a vector
     return LLVMGetTypeKind(LLVMTypeOf(x)) == LLVMVectorTypeKind ? LLVMVectorType(scalar, LANES) : scalar;
 }
@@ -378,6 +386,36 @@ LV cg_fma(Cg *cg, LV a, LV b, LV c) {
     LT overload[] = {LLVMTypeOf(a)};
     LV args[] = {a, b, c};
     return cg_intrinsic(cg, "llvm.fma", overload, 1, args, 3);
+}
+
+// An intrinsic of three vectors, whose element types differ between versions of LLVM: the bits count.
+static LV dot(Cg *cg, const char *name, LV acc, LV a, LV b) {
+    unsigned id = LLVMLookupIntrinsicID(name, strlen(name));
+    assert(id);
+    LT type = LLVMIntrinsicGetType(cg->cx, id, NULL, 0), param[3];
+    assert(LLVMCountParamTypes(type) == 3);
+    LLVMGetParamTypes(type, param);
+    LV args[] = {LLVMBuildBitCast(cg->b, acc, param[0], ""), LLVMBuildBitCast(cg->b, a, param[1], ""),
+                 LLVMBuildBitCast(cg->b, b, param[2], "")};
+    LV sum = cg_call(cg, type, LLVMGetIntrinsicDeclaration(cg->module, id, NULL, 0), args, 3);
+    return LLVMBuildBitCast(cg->b, sum, LLVMTypeOf(acc), "");
+}
+
+LV cg_bf16_dot(Cg *cg, LV acc, LV a, LV b) {
+    assert(cg->target->bf16_dot);
+    return dot(cg, "llvm.x86.avx512bf16.dpbf16ps.512", acc, a, b);
+}
+
+static void halves(Cg *cg, LV v, int n, LV *low, LV *high);
+
+LV cg_int8_dot(Cg *cg, LV acc, LV a, LV b) {
+    assert(cg->target->int8_dot);
+    if (cg->target->vector_bytes == 64) return dot(cg, "llvm.x86.avx512.vpdpbusd.512", acc, a, b);
+    LV x[3][2], sum[2], all[LANES], operand[3] = {acc, a, b};
+    for (int i = 0; i < 3; i++) halves(cg, operand[i], LANES, &x[i][0], &x[i][1]);
+    for (int i = 0; i < 2; i++) sum[i] = dot(cg, "llvm.x86.avx512.vpdpbusd.256", x[0][i], x[1][i], x[2][i]);
+    for (int i = 0; i < LANES; i++) all[i] = cg_int32(cg, i);
+    return LLVMBuildShuffleVector(cg->b, sum[0], sum[1], LLVMConstVector(all, LANES), "");
 }
 
 LV cg_fmax(Cg *cg, LV a, LV b) { return cg_select(cg, LLVMBuildFCmp(cg->b, LLVMRealOGE, a, b, ""), a, b); }

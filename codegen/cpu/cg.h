@@ -25,6 +25,7 @@ typedef struct CpuTarget {
     bool fma;                  // false: cg_fma is a product and a sum
     int  vector_bytes;         // width of a register: 64, 32, 16
     int  n_registers;          // vector registers
+    bool bf16_dot, int8_dot;   // cg_bf16_dot, cg_int8_dot are single instructions
 } CpuTarget;
 
 enum { LANES = 16, CG_MAX_CARRY = 64 };
@@ -123,6 +124,7 @@ LV cg_at(Cg *cg, DType t, LV base, LV index);        // address of element `inde
 LV cg_bytes(Cg *cg, LV base, LV n);                  // base + n bytes
 LV cg_load(Cg *cg, LT t, LV at, int align);
 void cg_store(Cg *cg, LV x, LV at, int align);
+void cg_stream(Cg *cg, LV x, LV at);                 // 16 lanes to a multiple of 64 bytes, past the caches
 // One element: f32, i32 or i1 in registers.
 LV cg_load1(Cg *cg, DType t, LV base, LV index);
 void cg_store1(Cg *cg, DType t, LV x, LV base, LV index);
@@ -144,6 +146,10 @@ LV cg_fmul(Cg *cg, LV a, LV b);
 LV cg_fdiv(Cg *cg, LV a, LV b);
 LV cg_fneg(Cg *cg, LV a);
 LV cg_fma(Cg *cg, LV a, LV b, LV c);                 // a*b + c in one rounding; without fma in two
+// Where the target has them: acc + products of the two bf16 (the four u8 with the four i8) that lie in each lane.  <16 x i32>
+// operands.  A bf16 dot has its own inner order and rounding, which the plan must name.
+LV cg_bf16_dot(Cg *cg, LV acc, LV a, LV b);
+LV cg_int8_dot(Cg *cg, LV acc, LV a, LV b);
 LV cg_fmax(Cg *cg, LV a, LV b);                      // a >= b or b is NaN ? a : b, as OP_MAX
 LV cg_fmin(Cg *cg, LV a, LV b);
 LV cg_sqrt(Cg *cg, LV a);

@@ -15,9 +15,9 @@
 // ---- machines ------------------------------------------------------------------------------------------
 
 static const CpuTarget machine[] = {
-    {"avx512", "x86-64-v4", "", true, 64, 32},
-    {"avx2", "x86-64-v3", "", true, 32, 16},
-    {"sse2", "x86-64", "", false, 16, 16},
+    {"avx512", "x86-64-v4", "", true, 64, 32, false, false},
+    {"avx2", "x86-64-v3", "", true, 32, 16, false, false},
+    {"sse2", "x86-64", "", false, 16, 16, false, false},
 };
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -28,10 +28,17 @@ static void init_once(void) {
     LLVMInitializeNativeAsmPrinter();
     LLVMInitializeNativeAsmParser();
     const char *features = LLVMGetHostCPUFeatures();       // kept: native is for the life of the process
-    native = (CpuTarget){"native", LLVMGetHostCPUName(), features, strstr(features, "+fma,") != NULL, 16, 16};
-    if (strstr(features, "+avx2,")) native.vector_bytes = 32;
-    if (strstr(features, "+avx512f,") && strstr(features, "+avx512vl"))
+    native = (CpuTarget){.name = "native", .cpu = LLVMGetHostCPUName(), .features = features,
+                         .fma = strstr(features, "+fma,") != NULL, .vector_bytes = 16, .n_registers = 16};
+    if (strstr(features, "+avx2,")) {
+        native.vector_bytes = 32;
+        native.int8_dot = strstr(features, "+avxvnni,") != NULL;
+    }
+    if (strstr(features, "+avx512f,") && strstr(features, "+avx512vl")) {
         native.vector_bytes = 64, native.n_registers = 32;
+        native.bf16_dot = strstr(features, "+avx512bf16,") != NULL;
+        native.int8_dot = strstr(features, "+avx512vnni,") != NULL;
+    }
 #if defined(__aarch64__)
     native.fma = true;
     native.n_registers = 32;
@@ -274,9 +281,11 @@ static double now(void) {
 
 static EmittedPlan *plan_for(Arena *a, const CpuTarget *t, Graph *const *programs, int n,
                              const CompileOpts *opts, Diag *d) {
+    Machine *guess = arena_new(a, Machine);
+    *guess = machine_guess(t->vector_bytes, 2);
     PlanOpts po = {.template_of = cpu_template, .arithmetic = t->fma ? "f32-fma" : "f32-mul-add",
                    .info_json = opts->info_json, .waves = opts->waves,
-                   .machine = opts->machine ? opts->machine : machine_typical(t->vector_bytes), .target = t};
+                   .machine = opts->machine ? opts->machine : guess, .target = t};
     Graph **opened = arena_array(a, Graph *, n + 1);
     for (int i = 0; i < n; i++) opened[i] = open_gates(a, programs[i]);
     return emit_plan(a, opened, n, &po, d);

@@ -19,10 +19,15 @@ TileSize tile_size(const CpuTarget *t) {
     return tile_table[2].size;
 }
 
+bool tile_fits(const CpuTarget *t, int rows, int vecs) {
+    int per_vec = 64 / t->vector_bytes;
+    return rows * vecs * per_vec + per_vec + 2 <= t->n_registers;
+}
+
 int tile_vecs(const CpuTarget *t, int height) {
-    int per_vec = 64 / t->vector_bytes, least = tile_size(t).vecs;
+    int least = tile_size(t).vecs;
     for (int vecs = TILE_MAX_VECS; vecs > least; vecs /= 2)
-        if (height * vecs * per_vec + per_vec + 2 <= t->n_registers) return vecs;
+        if (tile_fits(t, height, vecs)) return vecs;
     return least;
 }
 

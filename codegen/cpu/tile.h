@@ -13,6 +13,7 @@ enum { TILE_MAX_ROWS = 14, TILE_MAX_VECS = 8 };
 // Tallest and widest tile of a machine: rows * vecs + vecs + 1 vectors must fit its registers.
 typedef struct { int rows, vecs; } TileSize;
 TileSize tile_size(const CpuTarget *t);
+bool     tile_fits(const CpuTarget *t, int rows, int vecs);
 int      tile_vecs(const CpuTarget *t, int height);       // widest tile of this height: 1, 2, 4 or 8 vectors
 
 // Called for each vector of a finished tile; the default stores it to C.  col is a multiple of 16.

@@ -22,6 +22,7 @@ typedef struct {
     Arena *arena;
     LLVMOrcLLJITRef jit;
     LLVMTargetMachineRef machine;
+    Machine rates;
     RtKernelFn *fn;
 } OneKernel;
 
@@ -65,9 +66,9 @@ static inline void one_check(LLVMErrorRef e) {
 }
 
 static inline const CpuTarget *one_target(const char *name) {
-    static const CpuTarget avx512 = {"avx512", "x86-64-v4", "", true, 64, 32},
-                           avx2 = {"avx2", "x86-64-v3", "", true, 32, 16},
-                           sse2 = {"sse2", "x86-64", "", false, 16, 16};
+    static const CpuTarget avx512 = {"avx512", "x86-64-v4", "", true, 64, 32, false, false},
+                           avx2 = {"avx2", "x86-64-v3", "", true, 32, 16, false, false},
+                           sse2 = {"sse2", "x86-64", "", false, 16, 16, false, false};
     const CpuTarget *all[] = {&avx512, &avx2, &sse2};
     for (int i = 0; i < 3; i++)
         if (!strcmp(all[i]->name, name)) return all[i];
@@ -80,7 +81,8 @@ static inline bool one_compile(OneKernel *o, const CpuTarget *target, DescribeFn
     n->in = o->in;
     n->out = o->out;
     o->k.node = n;
-    o->k.machine = machine_typical(target->vector_bytes);
+    o->rates = machine_guess(target->vector_bytes, 2);
+    o->k.machine = &o->rates;
     o->k.target = target;
     for (int i = 0; i < kernel_n_args(&o->k); i++)
         for (int j = 0; j < kernel_arg_type(&o->k, i)->ndim; j++)

@@ -20,7 +20,8 @@ static const TrainOpts train = {.dtype = "f32",
 static bool run_passes(Case *c, const char *const *pipeline, const TrainOpts *opts) {
     Arena *scratch = arena_create();
     Graph *update = NULL;
-    PassCtx cx = {.scratch = scratch, .diag = c->diag, .machine = machine_typical(64), .train = opts, .update = &update};
+    Machine machine = machine_guess(64, 2);
+    PassCtx cx = {.scratch = scratch, .diag = c->diag, .machine = &machine, .train = opts, .update = &update};
     bool ok = passes_run(&c->g, pipeline, &cx, &(RunOpts){.verify_each = true});
     arena_destroy(scratch);
     return ok;

@@ -122,7 +122,8 @@ static inline Graph *elaborate(Loaded *l, const char *what, ElabOpts o) {
 static inline Graph *passed(Loaded *l, const char *what, const Graph *g, const char *const *pipeline,
                             const TrainOpts *train, const char *disabled, Graph **update) {
     Graph *out = graph_copy(l->a, g);
-    PassCtx cx = {.scratch = l->scratch, .diag = l->d, .machine = machine_typical(64), .train = train, .update = update};
+    Machine machine = machine_guess(64, 2);
+    PassCtx cx = {.scratch = l->scratch, .diag = l->d, .machine = &machine, .train = train, .update = update};
     const char *const disable[] = {disabled, NULL};
     bool ok = passes_run(&out, pipeline, &cx, &(RunOpts){.verify_each = true, .disable = disable});
     if (!ok) fail_msg("%s: %s", what, told(l));

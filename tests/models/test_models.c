@@ -237,7 +237,8 @@ static void check_leaves(const char *name) {
         return;
     }
     static const char *const simplified[] = {"simplify", NULL};
-    PassCtx cx = {.scratch = l->scratch, .diag = l->d, .machine = machine_typical(64), .train = &usual};
+    Machine machine = machine_guess(64, 2);
+    PassCtx cx = {.scratch = l->scratch, .diag = l->d, .machine = &machine, .train = &usual};
     assert_true(passes_run(&forward, simplified, &cx, &(RunOpts){0}));
     Feed f = {.vocab = vocabulary(l)};
     Eval *all = evaluate(l->a, together, &f, false), *one[ALL];

@@ -102,9 +102,10 @@ static void run_file(const char *path) {
     split((char *)passes, words, 32);
 
     Graph *update = NULL;
+    Machine machine = machine_guess(64, 2);
     PassCtx cx = {.scratch = scratch,
                   .diag = d,
-                  .machine = machine_typical(64),
+                  .machine = &machine,
                   .train = options ? &train : NULL,
                   .update = &update};
     Str out = {.arena = a}, before = {.arena = a};
@@ -236,7 +237,8 @@ static void gradients_are_differences(void **state) {
     assert_non_null(graphs);
     TrainOpts train = usual;
     train.return_grads = true;
-    PassCtx cx = {.scratch = scratch, .diag = d, .machine = machine_typical(64), .train = &train};
+    Machine machine = machine_guess(64, 2);
+    PassCtx cx = {.scratch = scratch, .diag = d, .machine = &machine, .train = &train};
     static const char *const passes[] = {"simplify", "fuse-gating", "autodiff", "simplify", NULL};
     bool ok = passes_run(&graphs[0], passes, &cx, &(RunOpts){.verify_each = true});
     diag_print(d, stderr, false);
@@ -326,7 +328,8 @@ static void adamw_is_its_formula(void **state) {
     t.lr_expert = 0.25;
     t.clip = 0.5;
     Graph *update = NULL;
-    PassCtx cx = {.scratch = scratch, .diag = d, .machine = machine_typical(64), .train = &t, .update = &update};
+    Machine machine = machine_guess(64, 2);
+    PassCtx cx = {.scratch = scratch, .diag = d, .machine = &machine, .train = &t, .update = &update};
     static const char *const passes[] = {"simplify", "autodiff", "optimizer", NULL};
     assert_true(passes_run(&graphs[0], passes, &cx, &(RunOpts){0}));
     assert_true(passes_run(&update, pipeline_update, &cx, &(RunOpts){0}));
@@ -386,7 +389,8 @@ static void random_graphs_keep_their_meaning(void **state) {
         Arena *a = arena_create(), *scratch = arena_create();
         Graph *g = random_graph(a, 5 + seed, &choices), *update = NULL;
         Diag *d = diag_new(a);
-        PassCtx cx = {.scratch = scratch, .diag = d, .machine = machine_typical(64), .train = &usual, .update = &update};
+        Machine machine = machine_guess(64, 2);
+        PassCtx cx = {.scratch = scratch, .diag = d, .machine = &machine, .train = &usual, .update = &update};
         assert_true(passes_run(&g, pipeline_train, &cx, &(RunOpts){.verify_each = true}));
         const char *why = plan_overlap(a, g);
         if (why) fail_msg("seed %d: %s", seed, why);

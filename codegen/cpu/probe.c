@@ -1,0 +1,259 @@
+// The probes: chains of one instruction in registers, streams through memory, and the register tile of contractions.
+#include "codegen/probe.h"
+#include <assert.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#include "codegen/cpu/cpu.h"
+#include "codegen/cpu/tile.h"
+
+enum { ARG_COUNTS, ARG_TO, ARG_FROM, N_ARGS };
+enum { UNROLL = 8, TILE_K = 256, TILE_A_ROW = TILE_K + LANES, TILE_A_BYTES = 16 << 10, TILE_B_BYTES = 256 << 10 };
+static_assert(TILE_MAX_ROWS * TILE_A_ROW * 4 <= TILE_A_BYTES && TILE_A_BYTES + TILE_B_BYTES <= PROBE_TILE_BYTES, "");
+
+// What emit gets: the node, in front of what it is for.
+typedef struct {
+    Node node;
+    const Probe *probe;
+} ProbeNode;
+static const Probe *probe_of(const KernelNode *k) { return ((const ProbeNode *)k->node)->probe; }
+
+static LV count(Cg *cg, int i) {
+    return cg_load(cg, cg->i64, cg_gep(cg, cg->i64, cg_in(cg, ARG_COUNTS), cg_int(cg, i)), 8);
+}
+
+// ---- arithmetic ----------------------------------------------------------------------------------------
+
+// Chains that together fill three quarters of the registers: enough to hide every latency.
+static int n_chains(const CpuTarget *t) { return t->n_registers * 3 / 4 * t->vector_bytes / 64; }
+
+static void emit_chains(Cg *cg, const KernelNode *k) {
+    ProbeKind kind = probe_of(k)->kind;
+    bool ints = kind != PROBE_FMA;
+    LV x = cg_load(cg, ints ? cg->vi32 : cg->vf32, cg_in(cg, ARG_TO), 64);
+    LV sum[CG_MAX_CARRY], first = kind == PROBE_INT8_DOT ? cg_vec_int(cg, 1) : cg_vec(cg, 1);
+    int n = n_chains(cg->target);
+    for (int i = 0; i < n; i++) sum[i] = first;
+    CgLoop l;
+    cg_loop_begin(cg, &l, cg_int(cg, 0), count(cg, 0), 1, n, sum);
+    for (int i = 0; i < n; i++) sum[i] = l.carry[i];
+    for (int u = 0; u < UNROLL; u++)
+        for (int i = 0; i < n; i++)
+            sum[i] = kind == PROBE_FMA        ? cg_fma(cg, x, x, sum[i])
+                     : kind == PROBE_BF16_DOT ? cg_bf16_dot(cg, sum[i], x, x)
+                                              : cg_int8_dot(cg, sum[i], x, x);
+    cg_loop_end(cg, &l, sum);
+    LV all = l.carry[0];
+    for (int i = 1; i < n; i++)
+        all = kind == PROBE_INT8_DOT ? cg_add(cg, all, l.carry[i]) : cg_fadd(cg, all, l.carry[i]);
+    cg_store(cg, all, cg_in(cg, ARG_FROM), 64);
+}
+
+// ---- memory --------------------------------------------------------------------------------------------
+
+static void emit_memory(Cg *cg, const KernelNode *k) {
+    enum { VECS = PROBE_STEP / 64 };
+    ProbeKind kind = probe_of(k)->kind;
+    LV to = cg_in(cg, ARG_TO), from = cg_in(cg, ARG_FROM), sum[VECS], word = cg_vec_int(cg, PROBE_WORD);
+    for (int i = 0; i < VECS; i++) sum[i] = cg_vec_int(cg, 0);
+    CgLoop round, l;
+    cg_loop_begin(cg, &round, cg_int(cg, 0), count(cg, 0), 1, VECS, sum);
+    cg_loop_begin(cg, &l, cg_int(cg, 0), count(cg, 1), PROBE_STEP, VECS, round.carry);
+    for (int i = 0; i < VECS; i++) {
+        LV at = cg_addi(cg, l.i, i * 64), t = cg_bytes(cg, to, at);
+        sum[i] = l.carry[i];
+        if (kind == PROBE_READ) sum[i] = cg_add(cg, sum[i], cg_load(cg, cg->vi32, t, 64));
+        if (kind == PROBE_WRITE) cg_store(cg, word, t, 64);
+        if (kind == PROBE_STREAM) cg_stream(cg, word, t);
+        if (kind == PROBE_COPY) cg_store(cg, cg_load(cg, cg->vi32, cg_bytes(cg, from, at), 64), t, 64);
+    }
+    cg_loop_end(cg, &l, sum);
+    cg_loop_end(cg, &round, l.carry);
+    if (kind != PROBE_READ) return;
+    LV all = round.carry[0];                               // keeps the loads
+    for (int i = 1; i < VECS; i++) all = cg_add(cg, all, round.carry[i]);
+    cg_store(cg, all, to, 64);
+}
+
+// ---- the tile ------------------------------------------------------------------------------------------
+
+static DType tile_b_type(const Probe *p) { return p->tile.kind == TILE_F32 ? F32 : BF16; }
+static int64_t tile_panels(const Probe *p) {
+    return TILE_B_BYTES / (TILE_K * p->tile.vecs * LANES * dtype_bytes(tile_b_type(p)));
+}
+
+// One strip of rows passes all panels, as in a contraction.
+static void emit_probe_tile(Cg *cg, const KernelNode *k) {
+    const Probe *p = probe_of(k);
+    DType b = tile_b_type(p);
+    int64_t panel = TILE_K * p->tile.vecs * LANES * dtype_bytes(b);
+    TileSpec s = {.vecs = p->tile.vecs, .cols = p->tile.vecs * LANES, .a_row = TILE_A_ROW, .a_k = 1,
+                  .c_row = p->tile.vecs * LANES, .b_type = b, .c_type = F32, .prefetch = true};
+    TileSet set;
+    tile_functions(cg, &set, &s, "tile", 1u << p->tile.rows);
+    LV a = cg_in(cg, ARG_TO), panels = cg_bytes(cg, a, cg_int(cg, TILE_A_BYTES));
+    CgLoop round, l;
+    cg_for(cg, &round, cg_int(cg, 0), count(cg, 0), 1);
+    cg_for(cg, &l, cg_int(cg, 0), cg_int(cg, tile_panels(p)), 1);
+    TileCall call = {.a = a, .b = cg_bytes(cg, panels, cg_muli(cg, l.i, panel)), .k = cg_int(cg, TILE_K),
+                     .b_k = cg_int(cg, s.cols), .c = cg_in(cg, ARG_FROM)};
+    tile_call_fixed(cg, &set, p->tile.rows, &call);
+    cg_end(cg, &l);
+    cg_end(cg, &round);
+}
+
+// ---- compiling -----------------------------------------------------------------------------------------
+
+static const struct {
+    const char *name;
+    KernelTemplate made_by;
+} kinds[] = {
+    [PROBE_FMA] = {"fma", {.emit = emit_chains}},         [PROBE_BF16_DOT] = {"bf16 dot", {.emit = emit_chains}},
+    [PROBE_INT8_DOT] = {"int8 dot", {.emit = emit_chains}}, [PROBE_READ] = {"read", {.emit = emit_memory}},
+    [PROBE_WRITE] = {"write", {.emit = emit_memory}},     [PROBE_COPY] = {"copy", {.emit = emit_memory}},
+    [PROBE_STREAM] = {"stream", {.emit = emit_memory}},   [PROBE_TILE] = {"tile", {.emit = emit_probe_tile}},
+};
+
+static bool possible(const CpuTarget *t, const Probe *p) {
+    if (p->kind == PROBE_BF16_DOT) return t->bf16_dot;
+    if (p->kind == PROBE_INT8_DOT) return t->int8_dot;
+    return p->kind != PROBE_TILE || tile_fits(t, p->tile.rows, p->tile.vecs);
+}
+
+static double work_of(const CpuTarget *t, const Probe *p) {
+    double lanes = 2.0 * LANES * n_chains(t) * UNROLL;
+    switch (p->kind) {
+    case PROBE_FMA: return lanes;
+    case PROBE_BF16_DOT: return 2 * lanes;
+    case PROBE_INT8_DOT: return 4 * lanes;
+    case PROBE_TILE: return 2.0 * p->tile.rows * p->tile.vecs * LANES * TILE_K * (double)tile_panels(p);
+    default: return 0;
+    }
+}
+
+struct Probes {
+    Arena *arena;
+    Jit *jit;
+};
+
+Probes *probes_compile(Probe *probe, int n, Diag *d) {
+    const CpuTarget *t = cpu_find(NULL, true, d);
+    Arena *a = arena_create();
+    EmittedPlan e = {.kernel = arena_array(a, PlanKernel, n + 1)};
+    int *of = arena_array(a, int, n + 1);                  // probe of a kernel
+    for (int i = 0; i < n; i++) {
+        Probe *p = &probe[i];
+        p->fn = NULL;
+        if (!possible(t, p)) continue;
+        p->work = work_of(t, p);
+        ProbeNode *node = arena_new(a, ProbeNode);
+        *node = (ProbeNode){.node.n_in = N_ARGS, .probe = p};
+        const char *key = arena_printf(a, "probe %s %dx%d %d", kinds[p->kind].name, p->tile.rows, p->tile.vecs, p->tile.kind);
+        of[e.n_kernels] = i;
+        e.kernel[e.n_kernels] = (PlanKernel){.key = key, .symbol = arena_printf(a, "moec_probe_%d", i),
+                                             .made_by = &kinds[p->kind].made_by, .node = {.node = &node->node}};
+        e.n_kernels++;
+    }
+    Object *object = arena_array(a, Object, e.n_kernels + 1);
+    RtKernelFn **fn = arena_array(a, RtKernelFn *, e.n_kernels + 1);
+    CompileStats stats;
+    cpu_objects(t, &e, &(CompileOpts){.cache_dir = ""}, object, &stats);
+    Probes *made = arena_new(a, Probes);
+    *made = (Probes){.arena = a, .jit = jit_load(&e, object, fn, d)};
+    for (int i = 0; i < e.n_kernels; i++) {
+        free(object[i].bytes);
+        probe[of[i]].fn = fn[i];
+    }
+    if (made->jit) return made;
+    arena_destroy(a);
+    return NULL;
+}
+
+void probes_free(Probes *p) {
+    if (!p) return;
+    jit_free(p->jit);
+    arena_destroy(p->arena);
+}
+
+// ---- what the system tells -----------------------------------------------------------------------------
+
+static void cpu_name(const CpuTarget *t, char *name, size_t n) {
+#if defined(__x86_64__)
+    unsigned r[12] = {0}, a, b, c, d;
+    for (unsigned i = 0; i < 3; i++) __get_cpuid(0x80000002 + i, &r[4 * i], &r[4 * i + 1], &r[4 * i + 2], &r[4 * i + 3]);
+    if (r[0] && __get_cpuid(1, &a, &b, &c, &d)) {
+        char brand[49] = {0};
+        memcpy(brand, r, 48);
+        const char *begin = brand + strspn(brand, " ");
+        size_t end = strlen(begin);
+        while (end && begin[end - 1] == ' ') end--;
+        unsigned family = a >> 8 & 15, model = a >> 4 & 15;
+        if (family == 15) family += a >> 20 & 255;
+        if (family >= 6) model += (a >> 16 & 15) << 4;
+        snprintf(name, n, "%.*s, family %u model %u", (int)end, begin, family, model);
+        return;
+    }
+#endif
+    snprintf(name, n, "%s", t->cpu);
+}
+
+// The first word of a file that describes cache `index`; "" if there is none.
+static void cache_word(int index, const char *file, char word[32]) {
+    char path[96];
+    snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/%s", index, file);
+    *word = 0;
+    FILE *f = fopen(path, "r");
+    if (!f) return;
+    if (fscanf(f, "%31s", word) != 1) *word = 0;
+    fclose(f);
+}
+
+// Bytes of the data cache of a level; 0: the system doesn't say.  (sysconf counts some shared caches once per core.)
+static int64_t cache_bytes(int level) {
+    for (int i = 0; i < 8; i++) {
+        char at[32], type[32], size[32], *unit;
+        cache_word(i, "level", at);
+        cache_word(i, "type", type);
+        cache_word(i, "size", size);
+        if (atoi(at) != level || !strcmp(type, "Instruction")) continue;
+        long long n = strtoll(size, &unit, 10);
+        if (n > 0) return (int64_t)n << (*unit == 'K' ? 10 : *unit == 'M' ? 20 : 0);
+    }
+#if defined(_SC_LEVEL1_DCACHE_SIZE)
+    static const int name[] = {0, _SC_LEVEL1_DCACHE_SIZE, _SC_LEVEL2_CACHE_SIZE, _SC_LEVEL3_CACHE_SIZE};
+    long n = sysconf(name[level]);
+    if (n > 0) return n;
+#endif
+    return 0;
+}
+
+void probe_identify(Machine *m, int threads) {
+    const CpuTarget *t = cpu_find(NULL, true, NULL);
+    *m = machine_guess(t->vector_bytes, threads);
+    char name[sizeof m->name - 16];
+    cpu_name(t, name, sizeof name);
+    snprintf(m->name, sizeof m->name, "%s, %d thread%s", name, threads, threads == 1 ? "" : "s");
+    for (int i = 0; i < 3; i++) {
+        int64_t bytes = cache_bytes(i + 1);
+        if (bytes) m->level[i].size = bytes;
+    }
+}
+
+void probe_tiles(Machine *m) {
+    static const unsigned char size[][2] = {                // rows, vectors of 16 columns
+        {14, 2}, {13, 2}, {12, 2}, {10, 2}, {8, 2}, {7, 2}, {6, 2}, {4, 2}, {8, 3}, {6, 4}, {5, 4}, {4, 4},
+        {4, 6}, {3, 8}, {2, 8}, {1, 8}, {14, 1}, {8, 1}, {6, 1}, {4, 1}, {2, 1}, {1, 1}};
+    const CpuTarget *t = cpu_find(NULL, true, NULL);
+    m->n_tiles = 0;
+    for (MachineTileKind kind = 0; kind < TILE_KINDS; kind++)
+        for (size_t i = 0; i < sizeof size / sizeof *size; i++) {
+            bool wide = size[i][0] * size[i][1] >= 16 * t->n_registers / 32 * t->vector_bytes / 64;
+            if (!tile_fits(t, size[i][0], size[i][1]) || (kind != TILE_F32 && !wide)) continue;
+            m->tile[m->n_tiles++] = (MachineTile){.rows = size[i][0], .vecs = size[i][1], .kind = kind};
+        }
+    assert(m->n_tiles <= MACHINE_TILES);
+}
