@@ -22,8 +22,9 @@ typedef struct {
 } Probe;
 
 typedef struct Probes Probes;
-// Fills work and fn of n probes for this machine; they live until probes_free.  NULL after diag_error.
-Probes *probes_compile(Probe *probe, int n, Diag *d);
+// Fills work and fn of n probes in the code of a target's machine (NULL: native), which must run here; they live until
+// probes_free.  NULL after diag_error.
+Probes *probes_compile(const char *cpu, Probe *probe, int n, Diag *d);
 void    probes_free(Probes *p);
 
 // Name, number of threads and registers of this machine's CPU, its cache sizes, and typical rates for everything else.

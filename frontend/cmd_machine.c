@@ -210,7 +210,7 @@ bool machine_measure(Machine *m, Diag *d) {
     probe_tiles(m);
     for (int i = 0; i < PROBE_TILE; i++) probe[i] = (Probe){.kind = (ProbeKind)i};
     for (int i = 0; i < m->n_tiles; i++) probe[PROBE_TILE + i] = (Probe){.kind = PROBE_TILE, .tile = m->tile[i]};
-    Probes *code = probes_compile(probe, PROBE_TILE + m->n_tiles, d);
+    Probes *code = probes_compile(NULL, probe, PROBE_TILE + m->n_tiles, d);
     bool ok = code != NULL;
     int64_t all = far_bytes(m);
     m->n_rates = 0;
@@ -237,7 +237,7 @@ bool machine_measure(Machine *m, Diag *d) {
 static bool measure_arithmetic(Machine *m, Diag *d) {
     Probe probe[] = {{.kind = PROBE_FMA}, {.kind = PROBE_BF16_DOT}, {.kind = PROBE_INT8_DOT}};
     probe_identify(m, omp_get_num_procs());
-    Probes *code = probes_compile(probe, 3, d);
+    Probes *code = probes_compile(NULL, probe, 3, d);
     bool ok = code != NULL;
     for (int i = 0; ok && i < m->n_rates; i++) {
         Lab lab;
@@ -272,7 +272,10 @@ bool machine_keep(const char *path, const Machine *m) {
     }
     json_object_set_new(all, m->name, machine_json(m));
     char *beside = rt_path("%s.%ld", path, (long)getpid());
-    bool ok = json_dump_file(all, beside, MACHINE_JSON) == 0 && rename(beside, path) == 0;
+    FILE *f = fopen(beside, "w");
+    bool ok = f && json_dumpf(all, f, MACHINE_JSON) == 0 && fputc('\n', f) == '\n';
+    if (f && fclose(f)) ok = false;
+    ok = ok && rename(beside, path) == 0;
     int error = errno;
     if (!ok) unlink(beside);
     free(beside);

@@ -140,8 +140,9 @@ struct Probes {
     Jit *jit;
 };
 
-Probes *probes_compile(Probe *probe, int n, Diag *d) {
-    const CpuTarget *t = cpu_find(NULL, true, d);
+Probes *probes_compile(const char *cpu, Probe *probe, int n, Diag *d) {
+    const CpuTarget *t = cpu_find(cpu, true, d);
+    if (!t) return NULL;
     Arena *a = arena_create();
     EmittedPlan e = {.kernel = arena_array(a, PlanKernel, n + 1)};
     int *of = arena_array(a, int, n + 1);                  // probe of a kernel
