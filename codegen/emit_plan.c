@@ -435,7 +435,7 @@ double node_flops(const Node *n) {
         double width = (double)type_cols(q) + (double)type_cols(&n->in[2]->type);
         return 2 * scores * pairs * width * (n->op == OP_ATTENTION ? 1 : 2.5);
     }
-    case OP_HEAD_LOSS: case OP_HEAD_LOSS_GRAD:
+    case OP_HEAD_LOSS: case OP_HEAD_LOSS_GRAD: case OP_HEAD_LOSS_AND_GRAD:
         return 2.0 * (double)rows_bound(a) * (double)type_bound_elements(&n->in[1]->type) *
                (n->op == OP_HEAD_LOSS ? 1 : 3);
     case OP_FUSED: case OP_GATE: {
@@ -470,7 +470,7 @@ static uint64_t key_hash(const char *key) { return str_hash(key, strlen(key), 0x
 // The kernel of a node: an equal one that is there, or a new one.  desc is filled in both cases.
 static int kernel_of(Plan *p, KernelNode *k, KernelDesc *desc) {
     const Node *n = k->node;
-    *desc = (KernelDesc){.key = {.arena = p->a}, .n_phases = 1};
+    *desc = (KernelDesc){.key = {.arena = p->a}, .n_phases = 1, .n_rounds = 1};
     for (int i = 0; i < RT_MAX_PHASES; i++) desc->tasks[i] = tasks_fixed(1);
     Str *key = &desc->key;
     str_add(key, op_info[n->op].name);
@@ -493,6 +493,7 @@ static int kernel_of(Plan *p, KernelNode *k, KernelDesc *desc) {
         for (int i = 0; i < desc->n_phases; i++)
             str_printf(key, " phase %lld/%lld", (long long)desc->tasks[i].grain,
                        (long long)desc->tasks[i].times);
+        if (desc->n_rounds > 1) str_printf(key, " rounds %d", desc->n_rounds);
         if (desc->workspace) str_add(key, " workspace");
     } else {
         data = ref_kernel_data(p->a, k, &bytes);
@@ -506,7 +507,9 @@ static int kernel_of(Plan *p, KernelNode *k, KernelDesc *desc) {
         t ? arena_printf(p->a, "moec_%s_%016llx", op_info[n->op].name, (unsigned long long)key_hash(text))
           : REF_KERNEL_SYMBOL;
     PlanKernel kernel = {.key = text, .symbol = symbol, .made_by = t, .node = *k, .n_phases = desc->n_phases};
-    RtKernel rt = {.symbol = add_text(p, symbol), .n_phases = (uint32_t)desc->n_phases};
+    RtKernel rt = {.symbol = add_text(p, symbol),
+                   .n_phases = (uint16_t)desc->n_phases,
+                   .n_rounds = (uint16_t)desc->n_rounds};
     if (data)
         rt.data = (RtSpan){(uint32_t)add_const_bytes(p, data, bytes), (uint32_t)bytes}; // moved by finish
     vec_push(p->a, &p->kernels, kernel);

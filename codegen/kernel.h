@@ -33,13 +33,13 @@ typedef struct { int64_t n, grain, times; const Sym *sym; } TaskCount;
 
 typedef struct KernelDesc {
     Str       key;                  // canonical text; op, types and attributes are already in it
-    int       n_phases;             // 1 unless set
+    int       n_phases, n_rounds;   // 1 unless set; the phases run once in each round
     TaskCount tasks[RT_MAX_PHASES];
     int64_t   workspace;            // bytes shared by a step's tasks and phases; undefined at its start
     double    flops;                // of one execution at bound sizes; 0: node_flops
 } KernelDesc;
 
-// Fills d.  Presets: key, n_phases = 1, one task per phase.  false: this node has no fast form, the
+// Fills d.  Presets: key, n_phases = n_rounds = 1, one task per phase.  false: this node has no fast form, the
 // op's reference meaning runs instead.
 typedef bool DescribeFn(const KernelNode *k, KernelDesc *d);
 // Emits the body.  The builder stands in the function's first block; emit leaves it in the block that

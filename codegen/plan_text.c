@@ -36,6 +36,7 @@ static void print_step(const RtPlan *p, uint32_t number, Str *out) {
     str_printf(out, "  step %u  %s  %s  kernel %u %s  tasks", number, RT_TEXT(p, s->op), RT_TEXT(p, s->path),
                s->kernel, RT_TEXT(p, k->symbol));
     for (uint32_t i = 0; i < k->n_phases; i++) print_tasks(p, s->tasks[i], out);
+    if (k->n_rounds > 1) str_printf(out, " in %u rounds", k->n_rounds);
     str_add(out, "  args");
     for (uint32_t i = 0; i < s->n_args; i++)
         str_printf(out, " %s+0x%llx", arena_name[arg[i].arena], (unsigned long long)arg[i].offset);

@@ -7,6 +7,15 @@
 //
 // Only where the logits and both rows of numbers have no other reader: a graph that returns its logits keeps
 // them. Labels below 0 give 0 here and logsumexp there; whoever has such labels masks them anyway.
+//
+// Once its gradient is there, both become one, so that logits are computed once:
+//
+//     %n, %lse = head_loss %x, %w, %y
+//     ..                                                    %d = ..
+//     %d = ..                                        =>     %n, %dx, %dw = head_loss_and_grad %x, %w, %y, %d
+//     %dx, %dw = head_loss_grad %x, %w, %y, %lse, %d
+//
+// Only where %d doesn't depend on the loss (it is 1 / targets or the like): what makes it moves up.
 #include "passes/simplify.h"
 
 // What v is before reshapes and a widening cast, each with a single reader.
@@ -55,5 +64,60 @@ bool recognise_head_loss(Graph *g, PassCtx *cx) {
         changed = true;
     }
     if (changed) marks_apply(g);
+    return changed;
+}
+
+// Marks what v is made of from node `first` on, by id.  False: `first` is part of it.
+static bool mark_makers(const Value *v, int first, bool *is_maker) {
+    const Node *n = v->node;
+    if (n->id == first) return false;
+    if (n->id < first || is_maker[n->id]) return true;
+    is_maker[n->id] = true;
+    for (int i = 0; i < n->n_in; i++)
+        if (!mark_makers(n->in[i], first, is_maker)) return false;
+    return true;
+}
+
+// head_loss_and_grad in place of a head_loss_grad and its partner, or NULL.
+static Node *merged(Graph *g, PassCtx *cx, Node *grad) {
+    if (grad->op != OP_HEAD_LOSS_GRAD) return NULL;
+    Value *lse = grad->in[3], *d = grad->in[4];
+    Node *head = lse->node;
+    if (head->op != OP_HEAD_LOSS || lse != &head->out[1] || lse->n_uses != 1) return NULL;
+    for (int i = 0; i < head->n_in; i++)
+        if (grad->in[i] != head->in[i]) return NULL;
+    graph_number(g);
+    bool *is_maker = arena_array(cx->scratch, bool, g->n_nodes + 1);
+    if (!mark_makers(d, head->id, is_maker)) return NULL;
+    Node *place = head->prev;
+    for (Node *n = head->next, *next; n != grad; n = next) {
+        next = n->next;
+        if (!is_maker[n->id]) continue;
+        node_move_behind(n, place);
+        place = n;
+    }
+    Builder b = builder_before(g, head);
+    Node *both = build(&b, OP_HEAD_LOSS_AND_GRAD, INS(head->in[0], head->in[1], head->in[2], d), 0);
+    Value *old[] = {&head->out[0], &grad->out[0], &grad->out[1]};
+    for (int i = 0; i < 3; i++) {
+        both->out[i].name = old[i]->name;
+        replace_all_uses(g, old[i], &both->out[i]);
+    }
+    return both;
+}
+
+bool merge_head_loss(Graph *g, PassCtx *cx) {
+    bool changed = false;
+    for (Node *n = g->first, *next; n; n = next) {
+        next = n->next;
+        Node *both = merged(g, cx, n);
+        if (!both) continue;
+        Node *head = n->in[3]->node;
+        graph_remove(n);
+        graph_remove(head);
+        TRACE(cx, "simplify: head_loss of %s with its gradient: logits once\n",
+              both->path ? both->path : "the loss");
+        changed = true;
+    }
     return changed;
 }

@@ -10,7 +10,7 @@ const PassInfo pass_info[] = {
 const int n_passes = (int)(sizeof pass_info / sizeof *pass_info);
 
 // simplify runs a second time after autodiff: gradient rules write the general case (sums over nothing,
-// products with 1) and repeat forward work that is there already.
+// products with 1) and repeat forward work that is there already; head_loss meets its gradient.
 const char *const pipeline_train[] = {
     "simplify", "fuse-gating", "precision", "autodiff", "optimizer", "simplify", "contract", "partition",
     "recompute", "fuse", "attach", "layout", "schedule-a2a", "plan-memory", NULL};

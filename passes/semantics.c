@@ -24,7 +24,7 @@ static int64_t index_limit(const Node *n, int i) {
     case OP_PUT:         return i == 1 ? n->attr.n : INT64_MAX;
     case OP_SCATTER_ADD_ROWS:
         return i == 1 ? type_bound_elements(&n->out[0].type) / type_cols(&n->out[0].type) : INT64_MAX;
-    case OP_HEAD_LOSS:   return i == 2 ? dim_bound(n->in[1]->type.dim[0]) : INT64_MAX;
+    case OP_HEAD_LOSS: case OP_HEAD_LOSS_AND_GRAD: return i == 2 ? dim_bound(n->in[1]->type.dim[0]) : INT64_MAX;
     case OP_COUNT:
     case OP_QUEUE:
     case OP_ROUTE:       return i == 0 ? n->attr.experts : INT64_MAX;

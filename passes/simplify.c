@@ -151,7 +151,7 @@ bool pass_simplify(Graph *g, PassCtx *cx) {
         again = sweep(g, cx);
         if (!again) again = fold_constants(g, cx);
         if (!again) again = tabulate_positions(g, cx);
-        if (!again) again = recognise_head_loss(g, cx);
+        if (!again) again = recognise_head_loss(g, cx) || merge_head_loss(g, cx);
         changed |= again;
     }
     assert(rounds <= MOST_ROUNDS);

@@ -7,6 +7,8 @@
 Value *rule_apply(Builder *b, Node *n);
 // logsumexp and take of logits that nobody else reads: head_loss.  True if it changed anything.  head_loss.c
 bool recognise_head_loss(Graph *g, PassCtx *cx);
+// head_loss and a head_loss_grad that doesn't wait for it: both at once.  True if it changed anything.  head_loss.c
+bool merge_head_loss(Graph *g, PassCtx *cx);
 // Nodes that follow from constants alone become constants, computed in double and rounded once.  fold.c
 bool fold_constants(Graph *g, PassCtx *cx);
 // At inference: functions of the positions with a cos or sin become rows of a table of all positions.  fold.c

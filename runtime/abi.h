@@ -39,7 +39,8 @@ typedef struct {
 // ---- kernels --------------------------------------------------------------------------------------------
 
 // One call = one task of one phase of one step.  Tasks of a phase are independent and may run on any thread in
-// any order; phases are separated by barriers.  What a task computes depends on sizes only, never on the thread.
+// any order; phases are separated by barriers.  A kernel of several rounds runs its phases once in each, and the
+// phase counts on: round = phase / n_phases.  What a task computes depends on sizes only, never on the thread.
 typedef struct {
     void *const   *arg;       // base addresses of the step's operands, then results (order: the step's args)
     const int64_t *sym;       // current value of each row symbol of the plan, by index (RtSym)
@@ -55,7 +56,7 @@ enum { RT_SCRATCH_BYTES = 4 << 20, RT_MAX_PHASES = 4 };
 // One position-independent block: RtPlan, then tables; every reference is a byte offset from the block's start
 // (RtSpan) or an index into a table.  Built in memory by the JIT, linked as a constant array into a trainer.
 
-enum { RT_PLAN_MAGIC = 0x6365f06d, RT_PLAN_VERSION = 2 };
+enum { RT_PLAN_MAGIC = 0x6365f06d, RT_PLAN_VERSION = 3 };
 
 typedef struct { uint32_t offset, n; } RtSpan;   // n entries (bytes for text) at offset
 
@@ -98,7 +99,7 @@ typedef struct {
 
 typedef enum { RT_OUT_LOSS, RT_OUT_METRIC, RT_OUT_RESULT } RtOutputKind;
 
-typedef struct { uint32_t symbol, n_phases; RtSpan data; } RtKernel;      // symbol: text offset of the code's name
+typedef struct { uint32_t symbol; uint16_t n_phases, n_rounds; RtSpan data; } RtKernel;   // symbol: text offset of the code's name
 
 typedef struct { int64_t offset; uint32_t arena, pad; } RtArg;
 

@@ -2,6 +2,7 @@
 //
 //   step 0, phase 0:  tasks 0 .. n   handed out by one shared counter        barrier
 //   step 0, phase 1:  ...                                                    barrier
+//   ..                               as often as the kernel has rounds
 //   step 1, ...                      a step that defines a row symbol: thread 0 reads it again, barrier
 //
 // What a task computes depends on sizes only and tasks of a phase are independent, so it doesn't matter which
@@ -27,8 +28,9 @@ static void run_thread(RtPlanInstance *p, const RtProgram *program, int thread) 
         RtKernelFn *run = p->kernel[step->kernel];
         call.arg = p->arg + step->first_arg;
         call.data = p->kernel_data[step->kernel];
-        for (uint32_t phase = 0; phase < kernel[step->kernel].n_phases; phase++) {
-            int64_t n = count_tasks(p, &step->tasks[phase]);
+        uint32_t n_phases = kernel[step->kernel].n_phases;
+        for (uint32_t phase = 0; phase < n_phases * kernel[step->kernel].n_rounds; phase++) {
+            int64_t n = count_tasks(p, &step->tasks[phase % n_phases]);
             if (n == 0) continue;
             call.phase = (int32_t)phase;
             call.n_tasks = (int32_t)n;

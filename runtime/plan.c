@@ -84,6 +84,7 @@ static RtStatus check_kernels(const RtPlan *plan, RtError *e) {
         if (!text_ok(plan, k[i].symbol)) return BAD("kernel %u has no name", i);
         if (k[i].n_phases > RT_MAX_PHASES)
             return BAD("kernel '%s' has %u phases", RT_TEXT(plan, k[i].symbol), k[i].n_phases);
+        if (!k[i].n_rounds) return BAD("kernel '%s' has no rounds", RT_TEXT(plan, k[i].symbol));
         RT_TRY(check_table(plan, RT_TEXT(plan, k[i].symbol), k[i].data, 1, e));
     }
     const RtArg *a = RT_TABLE(plan, RtArg, args);

@@ -22,7 +22,10 @@ RtStatus rt_trace_begin(RtPlanInstance *p, int runs, RtError *e) {
     t->threads = p->threads;
     t->steps = (int)p->plan->steps.n;
     t->max_runs = runs * p->n_programs;
-    t->capacity = t->steps * RT_MAX_PHASES * runs + 1;
+    const RtKernel *kernel = RT_TABLE(p->plan, RtKernel, kernels);
+    for (int i = 0; i < t->steps; i++)
+        t->capacity += kernel[p->step[i].kernel].n_phases * kernel[p->step[i].kernel].n_rounds * runs;
+    t->capacity++;
     t->n = calloc((size_t)t->threads, sizeof *t->n);
     t->event = calloc((size_t)t->threads * (size_t)t->capacity, sizeof *t->event);
     t->work = calloc((size_t)t->max_runs * (size_t)t->steps + 1, sizeof *t->work);

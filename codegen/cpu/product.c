@@ -8,7 +8,8 @@ enum {
     DIRECT_ROWS = 112,        // a run so short reads B as it lies
     PACKED_BYTES = 512 << 10, // of B in scratch: half of a small second-level cache
     LONG_K = 8192,            // the longest chain that is never cut
-    K_BLOCK = 2048,           // of chains that continue from y, so that a panel stays near
+    K_BLOCK = 2048,           // at most, of chains that continue from y, so that a panel stays near ..
+    NEAR_PANELS = 16,         // .. and so many of them: each block of panels reads the rows of A again
     A_BYTES = 1536 << 10,     // at most for the copied rows of a tile
     SUM_ROWS = 256,           // rows packed at once by sums over rows
     STRIP = LANES             // columns of a strip
@@ -31,7 +32,12 @@ int rows_panels(const CpuTarget *t, int64_t N) {
 // ---- rows times a matrix ------------------------------------------------------------------------
 
 static bool cuts_k(const Rows *r) { return r->K > K_BLOCK && r->y_type == F32; }
-static int64_t k_block_of(const Rows *r) { return cuts_k(r) ? K_BLOCK : r->K; }
+static int64_t k_block_of(const Rows *r) {
+    if (!cuts_k(r)) return r->K;
+    int64_t cols = r->N < NEAR_PANELS * 2 * LANES ? up(r->N, LANES) : NEAR_PANELS * 2 * LANES;
+    int64_t k = PACKED_BYTES / (cols * 4) / LANES * LANES;
+    return k < K_BLOCK ? k : K_BLOCK;
+}
 // Rows of A that are a power of two apart meet in the same cache sets: they are copied, too.
 static bool copies_a(const Rows *r) {
     int64_t row = (r->a_given ? r->a_given : r->K) * 4;
@@ -363,16 +369,14 @@ void sums_begin(Cg *cg, Sums *s, int64_t matrices) {
     s->panels = (s->cut.n + s->panel - 1) / s->panel;
     s->slot = (int64_t)size.rows * s->panel;
     s->level = s->slot * s->tiles * s->panels;
-    s->at_slots = up(s->scratch_used, 64);
-    s->at_a = s->at_slots + levels * s->level * 4;
+    s->at_a = levels * s->level * 4;
     int64_t row = (s->tiles * STRIP + s->panels * s->panel) * 4;
-    int64_t end = s->scratch_end ? s->scratch_end : RT_SCRATCH_BYTES;
-    for (s->rows = SUM_ROWS; s->at_a + s->rows * row + 65536 > end && s->rows > LANES;) s->rows /= 2;
+    for (s->rows = SUM_ROWS; s->at_a + s->rows * row + 65536 > RT_SCRATCH_BYTES && s->rows > LANES;)
+        s->rows /= 2;
     s->strip_bytes = s->rows * STRIP * 4 + 64;
     s->panel_bytes = s->rows * s->panel * 4 + 64;
     s->at_b = s->at_a + s->tiles * s->strip_bytes;
-    s->scratch_end = s->at_b + s->panels * s->panel_bytes;
-    assert(s->scratch_end <= end);
+    assert(s->at_b + s->panels * s->panel_bytes <= RT_SCRATCH_BYTES);
     TileSpec spec = {.vecs = s->vecs,
                      .cols = s->panel,
                      .a_row = 1,
@@ -400,7 +404,7 @@ typedef struct {
 static LV slot_at(Cg *cg, const Sums *s, LV level, LV t, LV p) {
     LV n = cg_add(cg, cg_muli(cg, t, s->panels), p);
     LV at = cg_add(cg, cg_muli(cg, level, s->level), cg_muli(cg, n, s->slot));
-    return cg_at(cg, F32, bytes_at(cg, cg->scratch, s->at_slots), at);
+    return cg_at(cg, F32, cg->scratch, at);
 }
 static LV strip_at(Cg *cg, const Sums *s, LV t) {
     return cg_bytes(cg, bytes_at(cg, cg->scratch, s->at_a), cg_muli(cg, t, s->strip_bytes));
@@ -432,22 +436,69 @@ static void begin_tiles(Cg *cg, const SumPart *part, CgLoop *t, CgLoop *p) {
     cg_for(cg, p, cg_int(cg, 0), part->panels, 1);
 }
 
-// The finished tiles, at the bottom of the stack, go to y.
-static void store_sums(Cg *cg, Sums *s, const SumPart *part, LV y) {
+// The rows of the part's tiles, one by one: where each lies at the bottom of the stack, and in the matrix.
+typedef struct {
     CgLoop t, p, row;
-    begin_tiles(cg, part, &t, &p);
-    LV from = slot_at(cg, s, cg_int(cg, 0), t.i, p.i), col = cg_muli(cg, cg_add(cg, part->p0, p.i), s->panel);
-    LV first = cg_add(cg, part->m0, tile_first(cg, &part->cut, t.i));
-    cg_for(cg, &row, cg_int(cg, 0), tile_height(cg, &part->cut, t.i), 1);
-    LV to = cg_add(cg, cg_muli(cg, cg_add(cg, first, row.i), s->N), col);
+    LV slot, at[TILE_MAX_VECS], mask[TILE_MAX_VECS];
+} TileRows;
+
+static void begin_tile_rows(Cg *cg, const Sums *s, const SumPart *part, TileRows *r) {
+    begin_tiles(cg, part, &r->t, &r->p);
+    LV col = cg_muli(cg, cg_add(cg, part->p0, r->p.i), s->panel);
+    LV first = cg_add(cg, part->m0, tile_first(cg, &part->cut, r->t.i));
+    LV slot = slot_at(cg, s, cg_int(cg, 0), r->t.i, r->p.i);
+    cg_for(cg, &r->row, cg_int(cg, 0), tile_height(cg, &part->cut, r->t.i), 1);
+    r->slot = cg_at(cg, F32, slot, cg_muli(cg, r->row.i, s->panel));
+    LV at = cg_add(cg, cg_muli(cg, cg_add(cg, first, r->row.i), s->N), col);
     for (int v = 0; v < s->vecs; v++) {
-        LV x = cg_load_vec(cg, F32, from, cg_addi(cg, cg_muli(cg, row.i, s->panel), v * LANES), NULL);
-        LV mask = s->N % s->panel ? cg_tail_mask(cg, cg_sub(cg, cg_int(cg, s->N - v * LANES), col)) : NULL;
-        cg_store_vec(cg, s->y_type, x, y, cg_addi(cg, to, v * LANES), mask);
+        r->at[v] = cg_addi(cg, at, v * LANES);
+        r->mask[v] = s->N % s->panel ? cg_tail_mask(cg, cg_sub(cg, cg_int(cg, s->N - v * LANES), col)) : NULL;
     }
-    cg_end(cg, &row);
-    cg_end(cg, &p);
-    cg_end(cg, &t);
+}
+
+static void end_tile_rows(Cg *cg, TileRows *r) {
+    cg_end(cg, &r->row);
+    cg_end(cg, &r->p);
+    cg_end(cg, &r->t);
+}
+
+static LV level_at(Cg *cg, const SumLevels *l, LV y, LV level) {
+    LV above = cg_bytes(cg, l->above, cg_muli(cg, cg_addi(cg, level, -1), l->step));
+    return cg_select(cg, cg_lt(cg, cg_int(cg, 0), level), above, y);
+}
+
+// The chains of the first leaf go on where an earlier call left them.
+static void load_sums(Cg *cg, const Sums *s, const SumPart *part, LV y, const SumLevels *l) {
+    CgIf f;
+    TileRows r;
+    cg_if(cg, &f, l->goes_on);
+    LV from = level_at(cg, l, y, l->top);
+    begin_tile_rows(cg, s, part, &r);
+    for (int v = 0; v < s->vecs; v++)
+        cg_store_vec(cg, F32, cg_load_vec(cg, F32, from, r.at[v], r.mask[v]), r.slot, cg_int(cg, v * LANES),
+                     NULL);
+    end_tile_rows(cg, &r);
+    cg_endif(cg, &f);
+}
+
+// The finished tiles, at the bottom of the stack, go to y, or to a level.
+static void store_sums(Cg *cg, const Sums *s, const SumPart *part, LV y, const SumLevels *l) {
+    TileRows r;
+    CgLoop merge;
+    LV to = l ? level_at(cg, l, y, cg_sub(cg, l->top, l->merges)) : y;
+    begin_tile_rows(cg, s, part, &r);
+    LV x[TILE_MAX_VECS];
+    for (int v = 0; v < s->vecs; v++) x[v] = cg_load_vec(cg, F32, r.slot, cg_int(cg, v * LANES), NULL);
+    if (l) {
+        cg_loop_begin(cg, &merge, cg_int(cg, 0), l->merges, 1, s->vecs, x);
+        LV left = level_at(cg, l, y, cg_sub(cg, cg_addi(cg, l->top, -1), merge.i));
+        for (int v = 0; v < s->vecs; v++)
+            x[v] = cg_fadd(cg, cg_load_vec(cg, F32, left, r.at[v], r.mask[v]), merge.carry[v]);
+        cg_loop_end(cg, &merge, x);
+        for (int v = 0; v < s->vecs; v++) x[v] = merge.carry[v];
+    }
+    for (int v = 0; v < s->vecs; v++) cg_store_vec(cg, s->y_type, x[v], to, r.at[v], r.mask[v]);
+    end_tile_rows(cg, &r);
 }
 
 // The stack is that of a binary counter: before leaf l it holds one sum for each bit of l; a finished leaf
@@ -460,11 +511,13 @@ void sums_run(Cg *cg, Sums *s, const SumsRun *u) {
     part.p1 = cg_min(cg, cg_addi(cg, part.p0, s->panels), cg_int(cg, rows_panels(cg->target, s->N)));
     part.panels = cg_sub(cg, part.p1, part.p0);
     CgLoop leaf, block, t, p;
-    cg_for(cg, &leaf, zero, cg_int(cg, s->leaves), 1);
+    LV n_leaves = u->n_leaves ? u->n_leaves : cg_int(cg, s->leaves);
+    if (u->levels) load_sums(cg, s, &part, u->y, u->levels);
+    cg_for(cg, &leaf, zero, n_leaves, 1);
     LV begin, end;
     u->leaf(u->self, cg, leaf.i, &begin, &end);
     LV n = cg_sub(cg, end, begin), top = bits_set(cg, leaf.i);
-    LV merges = cg_select(cg, cg_eq(cg, leaf.i, cg_int(cg, s->leaves - 1)), top,
+    LV merges = cg_select(cg, cg_eq(cg, leaf.i, cg_addi(cg, n_leaves, -1)), top,
                           trailing_zeros(cg, cg_addi(cg, leaf.i, 1)));
     cg_for(cg, &block, zero, cg_max(cg, n, cg_int(cg, 1)), s->rows); // a leaf without rows counts as +0
     LV left = cg_sub(cg, n, block.i), n_k = cg_min(cg, left, cg_int(cg, s->rows)),
@@ -476,13 +529,17 @@ void sums_run(Cg *cg, Sums *s, const SumsRun *u) {
         rows[i].index = cg_at(cg, I32, rows[i].index, first);
         row[i] = zero;
     }
-    LV a = u->make ? u->make(u->self, cg, first, n_k)
-                   : cg_at(cg, s->a_type, u->a,
-                           cg_add(cg, cg_muli(cg, row[0], s->a_given ? s->a_given : s->M), part.m0));
+    LV a = cg_at(cg, s->a_type, u->a,
+                 cg_add(cg, cg_muli(cg, row[0], s->a_given ? s->a_given : s->M), part.m0));
     pack_sums(cg, s, &part, a, cg_at(cg, s->b_type, u->b, cg_muli(cg, row[1], s->N)), n_k, rows);
     LV n_merge = cg_select(cg, cg_lt(cg, left, cg_int(cg, s->rows + 1)), merges, zero);
+    LV begins = cg_eq(cg, block.i, zero);
+    if (u->levels) {
+        LV goes_on = LLVMBuildAnd(cg->b, u->levels->goes_on, cg_eq(cg, leaf.i, zero), "");
+        begins = LLVMBuildAnd(cg->b, begins, LLVMBuildNot(cg->b, goes_on, ""), "");
+    }
     begin_tiles(cg, &part, &t, &p);
-    LV init = cg_select(cg, cg_eq(cg, block.i, zero), LLVMConstNull(cg->ptr), slot_at(cg, s, top, t.i, p.i));
+    LV init = cg_select(cg, begins, LLVMConstNull(cg->ptr), slot_at(cg, s, top, t.i, p.i));
     tile_call(cg, &s->tile, tile_height(cg, &part.cut, t.i),
               &(TileCall){.a = strip_at(cg, s, t.i),
                           .b = sum_panel_at(cg, s, p.i),
@@ -496,5 +553,5 @@ void sums_run(Cg *cg, Sums *s, const SumsRun *u) {
     cg_end(cg, &t);
     cg_end(cg, &block);
     cg_end(cg, &leaf);
-    store_sums(cg, s, &part, u->y);
+    store_sums(cg, s, &part, u->y, u->levels);
 }

@@ -64,8 +64,7 @@ typedef struct {
     int     leaves;
     bool    numbered[2];                         // rows of a, of b are read by number
     int64_t a_given;                             // elements between rows of a, if they are not M; 0: they are
-    int64_t scratch_used, scratch_end;   // where our part of the scratch begins and ends; 0: at its end
-    SumCut  cut;                                 // m = 0: sums_begin fills it; else n is all of N
+    SumCut  cut;                                 // m = 0: sums_begin fills it; n: whole panels, or all of N
     // made by sums_begin
     int64_t rows;                                // of a and b packed at once
     int     vecs, panel;
@@ -79,15 +78,24 @@ typedef struct {
 void sums_begin(Cg *cg, Sums *s, int64_t matrices);
 // begin .. end-1: the rows of a leaf.
 typedef void LeafRows(void *self, Cg *cg, LV leaf, LV *begin, LV *end);
-// Makes n rows of a from row `begin` on; returns the address of the first, at the task's first column.
-typedef LV MakeRows(void *self, Cg *cg, LV begin, LV n);
+// Sums whose rows come in several calls: finished ones of earlier leaves wait in levels of f32 [M, N], like
+// those of a binary counter.  Level 0 is y.
+typedef struct {
+    LV above;                                    // level 1; the further ones are `step` bytes apart
+    int64_t step;
+    LV top;                                      // levels in use
+    LV goes_on;                                  // i1: level `top` holds the begin of the first leaf's chains
+    LV merges;                                   // levels that are added on the left, from the top down
+} SumLevels;
+
 typedef struct {
     LV a, b, y;                                  // y: the matrix
     LV run, group;                               // which part of it
     RowNumbers rows[2];                          // of all rows of a, of b
     LeafRows *leaf;
-    MakeRows *make;                              // NULL: rows of a lie in memory
     void     *self;
+    LV n_leaves;                                 // at most Sums.leaves; NULL: so many
+    const SumLevels *levels;                     // NULL: all rows are there
 } SumsRun;
 void sums_run(Cg *cg, Sums *s, const SumsRun *u);
 

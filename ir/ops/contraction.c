@@ -446,6 +446,12 @@ static bool head_operands(const Node *n, Diag *d) {
     return false;
 }
 
+static Type in_f32(const Type *x) {
+    Type t = *x;
+    t.dtype = F32;
+    return t;
+}
+
 static Type one_per_row(const Type *x) {
     Type t = *x;
     t.dtype = F32;
@@ -468,7 +474,21 @@ bool shape_head_loss_grad(const Node *n, Type *out, Diag *d) {
         return false;
     }
     out[0] = *in_type(n, 0);
-    out[1] = *in_type(n, 1);
+    out[1] = in_f32(in_type(n, 1));
+    return true;
+}
+
+bool shape_head_loss_and_grad(const Node *n, Type *out, Diag *d) {
+    if (!head_operands(n, d)) return false;
+    Type number = one_per_row(in_type(n, 0));
+    if (!type_eq(in_type(n, 3), &number)) {
+        diag_error(d, n->at, "head_loss_and_grad needs dnll of %s, but got %s", rule_type(n, &number),
+                   rule_type(n, in_type(n, 3)));
+        return false;
+    }
+    out[0] = number;
+    out[1] = *in_type(n, 0);
+    out[2] = in_f32(in_type(n, 1));
     return true;
 }
 

@@ -30,7 +30,7 @@
 // head_loss: logits = chains over D; m = the largest, lse = m + log(lanes(exp(logit - m)));
 //   nll = lse - logit of the label.
 // head_loss_grad: g = (exp(logit - lse) - (1 at the label, else 0)) * dnll;  dx = chain over V;
-//   dw = matmul_dw of g and x.
+//   dw = matmul_dw of g and x.  head_loss_and_grad: both.
 #include <assert.h>
 #include "ir/ref/ref.h"
 
@@ -393,6 +393,15 @@ void REF(head_loss_grad)(const Attrs *attr, int n_in, const Tensor *in, int n_ou
     free(wt);
     free(g);
     free(part);
+}
+
+void REF(head_loss_and_grad)(const Attrs *attr, int n_in, const Tensor *in, int n_out, Tensor *out) {
+    (void)n_in; (void)n_out;
+    Tensor loss[2] = {out[0], out[0]}, grad_in[5] = {in[0], in[1], in[2], out[0], in[3]};
+    loss[1].data = grad_in[3].data = reals_new(n_elements(&out[0]));
+    REF(head_loss)(attr, 3, in, 2, loss);
+    REF(head_loss_grad)(attr, 5, grad_in, 2, out + 1);
+    free(loss[1].data);
 }
 
 // ---- convolution as a matmul ----------------------------------------------------------------------------

@@ -23,7 +23,7 @@ typedef struct {
     void *const *arg;
     int64_t sym[4], tasks[RT_MAX_PHASES];
     int threads;
-    atomic_int next[RT_MAX_PHASES];
+    atomic_int next[2];
     pthread_barrier_t barrier;
 } Work;
 typedef struct {
@@ -35,12 +35,14 @@ typedef struct {
 static void *work(void *self) {
     Worker *me = self;
     Work *w = me->w;
-    for (int p = 0; p < w->o->d.n_phases; p++) {
-        for (int i; (i = atomic_fetch_add(&w->next[p], 1)) < w->tasks[p];) {
+    for (int p = 0; p < w->o->d.n_phases * w->o->d.n_rounds; p++) {
+        int turn = p % 2, tasks = (int)w->tasks[p % w->o->d.n_phases];
+        if (me->thread == 0) atomic_store(&w->next[turn ^ 1], 0);
+        for (int i; (i = atomic_fetch_add(&w->next[turn], 1)) < tasks;) {
             RtCall c = {.arg = w->arg,
                         .sym = w->sym,
                         .task = i,
-                        .n_tasks = (int32_t)w->tasks[p],
+                        .n_tasks = tasks,
                         .phase = p,
                         .thread = me->thread,
                         .scratch = me->scratch};
@@ -61,7 +63,7 @@ static double seconds_of(Work *w, int times) {
         for (int n = 0; n < times; n++) {
             pthread_t id[MAX_THREADS];
             Worker worker[MAX_THREADS];
-            for (int p = 0; p < RT_MAX_PHASES; p++) atomic_store(&w->next[p], 0);
+            for (int p = 0; p < 2; p++) atomic_store(&w->next[p], 0);
             for (int i = 0; i < w->threads; i++) worker[i] = (Worker){w, i, scratch[i]};
             for (int i = 1; i < w->threads; i++) pthread_create(&id[i], NULL, work, &worker[i]);
             work(&worker[0]);
@@ -254,23 +256,23 @@ static void bench_attention(const Heads *h, const char *target, int threads, dou
     report(&o, h->name, seconds, peak, compile);
 }
 
-static void bench_head(const char *name, int64_t rows, int64_t D, int64_t V, bool grad, const char *target,
+static void bench_head(const char *name, int64_t rows, int64_t D, int64_t V, Op op, const char *target,
                        int threads, double peak) {
-    OneKernel o = {0};
+    OneKernel o = {.node.op = op};
     Sym leaf = {.name = "L", .kind = SYM_LEAF, .bound = 8};
     o.node.attr = (Attrs){.leaves = 8};
     Dim l = {1, &leaf}, r = dim_n(rows / 8);
     Type x = ONE_TYPE(F32, l, r, dim_n(D)), w = ONE_TYPE(F32, dim_n(V), dim_n(D)),
          one = ONE_TYPE(F32, l, r, dim_n(1));
     one_in(&o, x), one_in(&o, w), one_in(&o, ONE_TYPE(I32, l, r));
-    if (grad) one_in(&o, one), one_in(&o, one);
-    one_out(&o, grad ? x : one), one_out(&o, grad ? w : one);
+    if (op != OP_HEAD_LOSS) one_in(&o, one);
+    one_out(&o, one), one_out(&o, op == OP_HEAD_LOSS ? one : x);
+    if (op != OP_HEAD_LOSS) one_out(&o, w);
     int32_t *labels = calloc((size_t)rows, sizeof *labels);
     for (int64_t i = 0; i < rows; i++) labels[i] = (int32_t)(i % V);
-    double compile, seconds = grad ? measure(&o, describe_head_loss_grad, emit_head_loss_grad, target,
-                                             threads, 0, labels, &compile)
-                                   : measure(&o, describe_head_loss, emit_head_loss, target, threads, 0,
-                                             labels, &compile);
+    double compile, seconds = measure(&o, describe_head_loss, emit_head_loss, target, threads, 0, labels,
+                                      &compile);
+    o.d.flops = 2.0 * (double)rows * (double)D * (double)V * (op == OP_HEAD_LOSS ? 1 : 3);
     report(&o, name, seconds, peak, compile);
 }
 
@@ -291,10 +293,11 @@ int main(int argc, char **argv) {
         if (argc < 3 || strstr(heads[i].name, argv[2])) bench_attention(&heads[i], target, threads, peak);
     if (argc < 3 || strstr("head", argv[2]))
         for (int grad = 0; grad < 2; grad++) {
-            bench_head(grad ? "head grad 4096x128x256" : "head 4096x128x256", 4096, 128, 256, grad, target,
+            Op op = grad ? OP_HEAD_LOSS_AND_GRAD : OP_HEAD_LOSS;
+            bench_head(grad ? "head and grad 4096x128x256" : "head 4096x128x256", 4096, 128, 256, op, target,
                        threads, peak);
-            bench_head(grad ? "head grad 2048x384x8192" : "head 2048x384x8192", 2048, 384, 8192, grad, target,
-                       threads, peak);
+            bench_head(grad ? "head and grad 2048x384x8192" : "head 2048x384x8192", 2048, 384, 8192, op,
+                       target, threads, peak);
         }
     return 0;
 }

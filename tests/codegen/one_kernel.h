@@ -88,7 +88,7 @@ static inline bool one_compile(OneKernel *o, const CpuTarget *target, DescribeFn
         for (int j = 0; j < kernel_arg_type(&o->k, i)->ndim; j++)
             one_note_sym(o, kernel_arg_type(&o->k, i)->dim[j].sym);
     o->arena = arena_create();
-    o->d = (KernelDesc){.key.arena = o->arena, .n_phases = 1};
+    o->d = (KernelDesc){.key.arena = o->arena, .n_phases = 1, .n_rounds = 1};
     for (int i = 0; i < RT_MAX_PHASES; i++) o->d.tasks[i] = tasks_fixed(1);
     if (!describe(&o->k, &o->d)) return false;
 
@@ -182,7 +182,7 @@ static inline void one_free(OneKernel *o) {
 
 // All tasks of all phases, in order.  arg: operands, results, offsets of ragged symbols, workspace.
 static inline int64_t one_tasks(const OneKernel *o, int phase, void *const *arg, const int64_t *sym) {
-    TaskCount t = o->d.tasks[phase];
+    TaskCount t = o->d.tasks[phase % o->d.n_phases];
     int64_t n = t.n;
     if (t.sym && t.sym->kind == SYM_RAGGED) {
         const int32_t *offsets = arg[kernel_n_args(&o->k)];
@@ -194,7 +194,7 @@ static inline int64_t one_tasks(const OneKernel *o, int phase, void *const *arg,
 }
 
 static inline void one_run(const OneKernel *o, void *const *arg, const int64_t *sym, void *scratch) {
-    for (int p = 0; p < o->d.n_phases; p++) {
+    for (int p = 0; p < o->d.n_phases * o->d.n_rounds; p++) {
         int64_t n = one_tasks(o, p, arg, sym);
         for (int64_t i = n - 1; i >= 0; i--) { // backwards: the order must not matter
             RtCall c = {.arg = arg,

@@ -121,8 +121,8 @@ static inline void case_execute(const Compiled *c, CaseMemory *m, int64_t plain)
         assert(s->n_args <= 128);
         for (uint32_t j = 0; j < s->n_args; j++) arg[j] = m->base[args[j].arena] + args[j].offset;
         const RtKernel *k = &kernels[s->kernel];
-        for (uint32_t phase = 0; phase < k->n_phases; phase++) {
-            const RtTasks *t = &s->tasks[phase];
+        for (uint32_t phase = 0; phase < (uint32_t)k->n_phases * k->n_rounds; phase++) {
+            const RtTasks *t = &s->tasks[phase % k->n_phases];
             int64_t n = t->n * (t->sym < 0 ? 1 : m->sym[t->sym]);
             int64_t tasks = (n + t->grain - 1) / t->grain * t->times;
             for (int64_t task = tasks - 1; task >= 0; task--) {      // any order

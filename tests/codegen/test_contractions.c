@@ -407,7 +407,7 @@ static void prepare_labels(Case *c) {
     int64_t V = c->t[1].dim[0];
     for (int64_t i = 0; i < n_elements(&c->t[2]); i++)
         ints(&c->t[2])[i] = draw() % 8 ? (int32_t)between(0, V - 1) : -1;
-    if (c->o.node.n_in < 5) return;
+    if (c->o.node.op != OP_HEAD_LOSS_GRAD) return;
     Tensor nll = c->t[4], lse = c->t[3], out[2];
     out[0] = tensor_of(c, kernel_arg_type(&c->o.k, 4));
     out[1] = lse;
@@ -416,32 +416,37 @@ static void prepare_labels(Case *c) {
     for (int64_t i = 0; i < n_elements(&nll); i++) reals(&nll)[i] = number();
 }
 
-static void head_case(const Setup *s, DType t, int64_t leaves, int64_t rows, int64_t D, int64_t V,
-                      bool grad) {
+static void head_case(const Setup *s, Op op, DType t, int64_t leaves, int64_t rows, int64_t D, int64_t V) {
     Sym leaf = leaf_sym(leaves);
-    Case c = {0};
+    Case c = {.o.node = {.op = op, .attr.leaves = leaves}};
     Type x = ONE_TYPE(t, sym(&leaf), num(rows), num(D)), w = ONE_TYPE(t, num(V), num(D)),
          one = ONE_TYPE(F32, sym(&leaf), num(rows), num(1));
-    c.o.node.attr.leaves = leaves;
     one_in(&c.o, x);
     one_in(&c.o, w);
     one_in(&c.o, ONE_TYPE(I32, sym(&leaf), num(rows)));
-    if (grad) one_in(&c.o, one), one_in(&c.o, one);
-    one_out(&c.o, grad ? x : one);
-    one_out(&c.o, grad ? w : one);
-    if (grad)
-        check(s, &c, describe_head_loss_grad, emit_head_loss_grad, ref_head_loss_grad, prepare_labels);
-    else
-        check(s, &c, describe_head_loss, emit_head_loss, ref_head_loss, prepare_labels);
+    if (op == OP_HEAD_LOSS_GRAD) one_in(&c.o, one);
+    if (op != OP_HEAD_LOSS) one_in(&c.o, one);
+    if (op != OP_HEAD_LOSS_GRAD) one_out(&c.o, one);
+    one_out(&c.o, op == OP_HEAD_LOSS ? one : x);
+    if (op != OP_HEAD_LOSS) one_out(&c.o, ONE_TYPE(F32, num(V), num(D)));
+    check(s, &c, describe_head_loss, emit_head_loss,
+          op == OP_HEAD_LOSS        ? ref_head_loss
+          : op == OP_HEAD_LOSS_GRAD ? ref_head_loss_grad
+                                    : ref_head_loss_and_grad,
+          prepare_labels);
 }
 
 static void test_head_loss(void **st) {
-    for (int grad = 0; grad < 2; grad++) {
-        head_case(*st, F32, 1, 1, 8, 5, grad);
-        head_case(*st, F32, 2, 33, 24, 100, grad);
-        head_case(*st, F32, 4, 70, 32, 257, grad);
-        head_case(*st, BF16, 3, 20, 16, 64, grad);
-        head_case(*st, F32, 2, 300, 16, 8200, grad); // g is not kept
+    const Op op[] = {OP_HEAD_LOSS, OP_HEAD_LOSS_GRAD, OP_HEAD_LOSS_AND_GRAD};
+    for (int i = 0; i < 3; i++) {
+        head_case(*st, op[i], F32, 1, 1, 8, 5);
+        head_case(*st, op[i], F32, 2, 33, 24, 100);
+        head_case(*st, op[i], F32, 4, 70, 32, 257);
+        head_case(*st, op[i], BF16, 3, 20, 16, 64);
+        head_case(*st, op[i], F32, 7, 150, 16, 33000);  // rounds of leaves
+        head_case(*st, op[i], F32, 3, 600, 16, 24000);  // rounds of pieces of a leaf
+        head_case(*st, op[i], BF16, 2, 600, 8, 17000);
+        head_case(*st, op[i], F32, 1, 9, 7168, 50);
     }
 }
 

@@ -500,6 +500,13 @@ static void head_loss_skips_ignored_labels(void **state) {
     assert_float_equal(dx[2], p - 1, 1e-6);
     assert_float_equal(dw[0], 3 * q, 1e-6);
     assert_float_equal(dw[5], 4 * (p - 1), 1e-6);
+    float both[2 + 4 + 6];
+    Tensor in3[] = {in[0], in[1], in[2], in2[4]},
+           out3[] = {FLOAT_T(both, 2, 1), FLOAT_T(both + 2, 2, 2), FLOAT_T(both + 6, 3, 2)};
+    RUN(OP_HEAD_LOSS_AND_GRAD, in3, out3, .leaves = 1);
+    check_floats(both, nll, 2);
+    check_floats(both + 2, dx, 4);
+    check_floats(both + 6, dw, 6);
 }
 
 // Putting head_loss for its parts may change no bit.

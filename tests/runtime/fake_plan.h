@@ -57,7 +57,7 @@ static inline RtTensor *pb_tensor(PlanBuilder *b, const char *name, RtRole role,
 }
 
 static inline int pb_kernel(PlanBuilder *b, const char *name, RtKernelFn *fn, int n_phases) {
-    b->kernel[b->n_kernels] = (RtKernel){.symbol = pb_text(b, name), .n_phases = (uint32_t)n_phases};
+    b->kernel[b->n_kernels] = (RtKernel){.symbol = pb_text(b, name), .n_phases = (uint16_t)n_phases, .n_rounds = 1};
     b->fn[b->n_kernels] = fn;
     return b->n_kernels++;
 }

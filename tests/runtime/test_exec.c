@@ -26,12 +26,13 @@ void *malloc(size_t n) {
 
 enum { N = 1000 };
 
-// Phase 0: y[i] = x[i] * 1.1; phase 1: z[i] = y[i] + y[N - 1 - i], which needs all of phase 0.
+// Phase 0: y[i] = x[i] * 1.1; phase 1: z[i] = y[i] + y[N - 1 - i], which needs all of phase 0.  A second round
+// (phases 2 and 3) starts from z.
 static void two_phases(const RtCall *c) {
-    const float *x = c->arg[0];
+    const float *x = c->arg[c->phase < 2 ? 0 : 2];
     float *y = c->arg[1], *z = c->arg[2];
     for (int i = c->task * 10; i < (c->task + 1) * 10; i++) {
-        if (c->phase == 0) y[i] = x[i] * 1.1f;
+        if (c->phase % 2 == 0) y[i] = x[i] * 1.1f;
         else z[i] = y[i] + y[N - 1 - i] * 0.3f;
     }
     ((char *)c->scratch)[RT_SCRATCH_BYTES - 1] = 1;
@@ -64,6 +65,7 @@ static RtPlan *make_plan(PlanBuilder *b) {
     b->sym[rows].from_index = 2;
     int k0 = pb_kernel(b, "two_phases", two_phases, 2), k1 = pb_kernel(b, "define_rows", define_rows, 1);
     int k2 = pb_kernel(b, "count_rows", count_rows, 1);
+    b->kernel[k0].n_rounds = 2;
     pb_begin(b, "pass");
     pb_step(b, k0, N / 10);
     pb_arg(b, x), pb_arg(b, y), pb_arg(b, z);
@@ -96,6 +98,23 @@ static void same_bits_on_any_number_of_threads(void **state) {
         assert_memory_equal(z, expected, sizeof expected);
         rt_plan_close(p);
     }
+    free(plan);
+}
+
+static void runs_all_phases_in_each_round(void **state) {
+    PlanBuilder b;
+    RtPlan *plan = make_plan(&b);
+    RtPlanInstance *p = open_plan(&b, plan, 2);
+    float y[N], z[N];
+    memcpy(z, rt_tensor_data(p, rt_tensor(p, "x")), sizeof z);
+    rt_run(p, 0);
+    for (int round = 0; round < 2; round++) {
+        for (int i = 0; i < N; i++) y[i] = z[i] * 1.1f;
+        for (int i = 0; i < N; i++) z[i] = y[i] + y[N - 1 - i] * 0.3f;
+    }
+    const float *got = rt_tensor_data(p, rt_tensor(p, "z"));
+    for (int i = 0; i < N; i++) assert_float_equal(got[i], z[i], 1e-3);
+    rt_plan_close(p);
     free(plan);
 }
 
@@ -250,6 +269,7 @@ static void refuses_damaged_plans(void **state) {
     DAMAGE("arg offset", arg[0].offset, 1 << 30);
     DAMAGE("symbol source", sym[0].from_index, 1 << 28);
     DAMAGE("kernel phases", kernel[0].n_phases, 5);
+    DAMAGE("kernel rounds", kernel[0].n_rounds, 0);
     DAMAGE("program steps", program[0].n_steps, 50);
     for (int i = 0; i < n; i++) {
         char *bad = aligned_alloc(64, good->bytes);
@@ -267,6 +287,7 @@ static void refuses_damaged_plans(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(same_bits_on_any_number_of_threads),
+        cmocka_unit_test(runs_all_phases_in_each_round),
         cmocka_unit_test(reads_row_symbols_after_the_step_that_defines_them),
         cmocka_unit_test(allocates_nothing_while_running),
         cmocka_unit_test(finds_names),
