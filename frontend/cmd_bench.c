@@ -26,11 +26,17 @@ static const char *useless(Cli *c, const char *options) {
     return c->sets.n && !strstr(options, "set,") ? "set" : NULL;
 }
 
+// By its name; any file of the language means FILE.moe.
+static bool is_meant(const char *row, const char *what) {
+    size_t n = strlen(what);
+    return !strcmp(row, what) || (!strcmp(row, "FILE.moe") && n > 4 && !strcmp(what + n - 4, ".moe"));
+}
+
 int cmd_bench(Cli *c) {
     const char *what = c->args.at[0], *known[N_BENCH];
     for (int i = 0; i < N_BENCH; i++) {
         known[i] = bench[i].what;
-        if (strcmp(bench[i].what, what) != 0) continue;
+        if (!is_meant(bench[i].what, what)) continue;
         const char *option = useless(c, bench[i].options);
         if (option) return cli_usage(c, "bench %s has no use for --%s", what, option);
         return bench[i].run(c);

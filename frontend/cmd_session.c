@@ -182,7 +182,7 @@ const Target *session_target(Session *s) {
 }
 
 CompileOpts session_compile_opts(Session *s) {
-    return (CompileOpts){.cpu = cli_value(s->cli, "target-cpu"), .info_json = NULL, .waves = s->settings->train.waves, .machine = s->machine};
+    return (CompileOpts){.cpu = cli_value(s->cli, "target-cpu"), .waves = s->settings ? s->settings->train.waves : 1, .machine = s->machine};
 }
 
 int session_threads(Session *s, bool *ok) {
@@ -198,16 +198,12 @@ int session_threads(Session *s, bool *ok) {
     return (int)n;
 }
 
-bool session_start(Session *s, Graph *const *programs, int n) {
+bool session_compile(Session *s, Graph *const *programs, int n, const char *info_json, int threads) {
     const Target *t = session_target(s);
-    bool ok;
-    int threads = session_threads(s, &ok);
-    if (!t || !ok) return false;
+    if (!t) return false;
     CompileOpts o = session_compile_opts(s);
-    char *json = session_json(s);
-    o.info_json = json;
+    o.info_json = info_json;
     s->compiled = t->compile(programs, n, &o, s->diag);
-    free(json);
     if (!s->compiled) return false;
     const RtPlan *plan = compiled_plan(s->compiled);
     int n_kernels = (int)plan->kernels.n;
@@ -219,6 +215,16 @@ bool session_start(Session *s, Graph *const *programs, int n) {
         return false;
     }
     return true;
+}
+
+bool session_start(Session *s, Graph *const *programs, int n) {
+    bool ok;
+    int threads = session_threads(s, &ok);
+    if (!ok) return false;
+    char *json = session_json(s);
+    ok = session_compile(s, programs, n, json, threads);
+    free(json);
+    return ok;
 }
 
 // ---- settings as JSON -------------------------------------------------------------------------------------

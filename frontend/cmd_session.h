@@ -47,6 +47,8 @@ CompileOpts session_compile_opts(Session *s);
 const Target *session_target(Session *s);               // by --target; NULL after an error
 // Compiles and opens the plan: s->compiled, s->plan.
 bool session_start(Session *s, Graph *const *programs, int n);
+// The same of programs without settings.  info_json: as CompileOpts; threads 0: all cores.
+bool session_compile(Session *s, Graph *const *programs, int n, const char *info_json, int threads);
 int  session_threads(Session *s, bool *ok);             // --threads, 0: all cores
 
 // The settings as the JSON that runtime/settings.h reads (data paths absolute), with the model's name and counts.

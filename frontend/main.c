@@ -56,8 +56,20 @@ static const Option verify_options[] = {
     {"f64", NULL, "with --target ref: compute in double precision"},
     COMPILE("cpu (default), interp or ref"), COMMON};
 static const Option bench_options[] = {
-    {"json", NULL, "print one JSON object"},
-    {"machine", "FILE", "where measured rates are kept (default: machine.json in the cache)"}, COMMON};
+    SET, {"json", NULL, "print one JSON object"},
+    {"steps", "N", "steps to take the median of (default: 20)"},
+    {"warmup", "N", "steps before them (default: 5)"},
+    {"profile", NULL, "where the time goes, in ten lines"},
+    {"trace", "FILE", "write a Chrome trace"},
+    {"generate", NULL, "a prompt and single tokens instead of steps of training, by random weights"},
+    {"decode", NULL, "with --generate: profile and trace single tokens, not the prompt"},
+    {"prompt", "N", "tokens of the prompt (default: 512)"},
+    {"tokens", "N", "tokens behind it (default: 64)"},
+    {"rounds", "N", "prompts to take the median of (default: 5)"},
+    {"only", "TEXT", "rows whose name holds this text"},
+    {"milliseconds", "N", "to measure each row (default: 200)"},
+    {"peer", "FILE", "a shared library with cblas_sgemm, timed in turns with ours"},
+    COMPILE("cpu (default) or interp"), COMMON};
 static const Option list_options[] = {COMMON};
 
 const Command commands[] = {

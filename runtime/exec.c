@@ -18,12 +18,12 @@ static int64_t count_tasks(const RtPlanInstance *p, const RtTasks *t) {
     return (n + t->grain - 1) / t->grain * t->times;
 }
 
-static void run_thread(RtPlanInstance *p, const RtProgram *program, int thread) {
+static void run_thread(RtPlanInstance *p, uint32_t first, uint32_t n_steps, int thread) {
     const RtKernel *kernel = RT_TABLE(p->plan, RtKernel, kernels);
     RtCall call = {
         .sym = p->sym, .thread = thread, .scratch = p->scratch + (size_t)thread * RT_SCRATCH_BYTES};
     int turn = 0;
-    for (uint32_t i = program->first_step; i < program->first_step + program->n_steps; i++) {
+    for (uint32_t i = first; i < first + n_steps; i++) {
         const RtStep *step = &p->step[i];
         RtKernelFn *run = p->kernel[step->kernel];
         call.arg = p->arg + step->first_arg;
@@ -59,19 +59,23 @@ static void run_thread(RtPlanInstance *p, const RtProgram *program, int thread) 
     }
 }
 
-typedef struct { RtPlanInstance *p; const RtProgram *program; } Job;
+typedef struct { RtPlanInstance *p; uint32_t first, n; } Job;
 
 static void run_job(void *arg, int thread) {
     const Job *job = arg;
-    run_thread(job->p, job->program, thread);
+    run_thread(job->p, job->first, job->n, thread);
 }
 
-void rt_run(RtPlanInstance *p, int program) {
+void rt_run_steps(RtPlanInstance *p, int first, int n) {
     atomic_store(&p->next[0], 0);
     atomic_store(&p->next[1], 0);
     int64_t begin_ns = p->trace ? rt_now_ns() : 0;
-    rt_team_run(p->team, run_job, &(Job){p, &p->program[program]});
+    rt_team_run(p->team, run_job, &(Job){p, (uint32_t)first, (uint32_t)n});
     if (!p->trace) return;
     p->trace->run_ns += rt_now_ns() - begin_ns;
     if (p->trace->runs < p->trace->max_runs) p->trace->runs++;
+}
+
+void rt_run(RtPlanInstance *p, int program) {
+    rt_run_steps(p, (int)p->program[program].first_step, (int)p->program[program].n_steps);
 }

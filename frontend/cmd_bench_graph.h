@@ -1,0 +1,39 @@
+// Small graphs compiled and run alone, for benches of kernels: texts in the graph's own form.
+#ifndef FRONTEND_CMD_BENCH_GRAPH_H
+#define FRONTEND_CMD_BENCH_GRAPH_H
+#include "frontend/cmd_session.h"
+#include "runtime/trace.h"
+
+typedef struct {
+    Cli *c;
+    const Machine *machine;
+    Compiled *compiled;
+    RtPlanInstance *plan;              // one program
+} BenchGraph;
+
+// Reads one graph (a name for its text in messages, and the text), runs these passes, compiles it and opens it for so many
+// threads.  false after an error.
+bool bench_graph_open(BenchGraph *b, Cli *c, const Machine *m, const char *name, const char *text, const char *const *pipeline, int threads);
+// The same of a graph before its passes.
+bool bench_graph_compile(BenchGraph *b, Cli *c, const Machine *m, Graph *g, const char *const *pipeline, int threads);
+void bench_graph_close(BenchGraph *b);
+// Small numbers in all inputs and parameters of floats; ints count 0 .. below - 1 again and again.
+void bench_graph_fill(BenchGraph *b, int below);
+// The first step that is a contraction; -1: there is none.
+int  bench_graph_contraction(const BenchGraph *b);
+
+// Something to time: run(self) once.
+typedef struct {
+    void (*run)(void *self);
+    void *self;
+    double seconds;                    // set: of one run, the best
+} BenchRun;
+// Times n of them in turns, so that all meet the same neighbours, for about `budget` seconds each.  One thread is timed by
+// its own clock, which other programs don't disturb, more by the clock on the wall.
+void bench_times(BenchRun *what, int n, int threads, double budget);
+
+// Steps first .. first + n - 1 of a plan as such a run; self lives as long.
+typedef struct { RtPlanInstance *plan; int first, n; } BenchSteps;
+BenchRun bench_steps(BenchSteps *self);
+
+#endif

@@ -1,0 +1,321 @@
+// `moec bench FILE.moe`: steps of training on random ids, or with --generate a prompt and single tokens by random weights.
+// The machine is measured behind the steps, so that its memory is not part of the peak that is reported.
+#include <stdlib.h>
+#include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "codegen/emit_plan.h"
+#include "frontend/cmd_bench.h"
+#include "frontend/cmd_bench_table.h"
+#include "frontend/cmd_machine.h"
+#include "frontend/cmd_session.h"
+#include "runtime/exec.h"
+#include "runtime/generate.h"
+#include "runtime/step.h"
+#include "runtime/trace.h"
+
+enum { PROFILED = 3, LINES = 8 };       // steps in a profile; lines before "others" and "idle"
+
+static bool failed(Cli *c, const RtError *e) {
+    diag_error(c->diag, (Span){0}, "%s", e->text);
+    return false;
+}
+
+// Most memory the process had so far, MB; 0: unknown.
+static double peak_megabytes(void) {
+    FILE *f = fopen("/proc/self/status", "r");
+    char line[256];
+    long long kb = 0;
+    while (f && fgets(line, sizeof line, f))
+        if (sscanf(line, "VmHWM: %lld", &kb) == 1) break;
+    if (f) fclose(f);
+    return (double)kb / 1024;
+}
+
+// ---- random ids ---------------------------------------------------------------------------------------------
+
+typedef struct { uint64_t state; int64_t vocabulary, sequence; } RandomIds;
+
+static int32_t next_id(RandomIds *r) {
+    r->state = r->state * 6364136223846793005u + 1442695040888963407u;
+    return (int32_t)((r->state >> 33) % (uint64_t)r->vocabulary);
+}
+
+static void random_batch(void *self, int64_t sequences, int32_t *tokens, int32_t *labels) {
+    RandomIds *r = self;
+    for (int64_t i = 0; i < sequences * r->sequence; i++) {
+        tokens[i] = next_id(r);
+        labels[i] = next_id(r);
+    }
+}
+
+// ---- profile ------------------------------------------------------------------------------------------------
+
+static json_t *profile_row(double wall, double ms, double limit_ms, RtWork w, json_int_t launches, const char *op, const char *where,
+                           const char *source, const char *kernel) {
+    double s = ms / 1e3;
+    bool known = s > 0 && limit_ms > 0;
+    return json_pack("{s:f, s:f, s:o, s:o, s:o, s:I, s:s, s:s, s:s, s:s}", "ms", ms, "share", wall > 0 ? ms / 1e3 / wall : 0, "gflop_s",
+                     known ? json_real(w.flops / s / 1e9) : json_null(), "gb_s", known ? json_real(w.bytes / s / 1e9) : json_null(),
+                     "share_of_limit", known ? json_real(limit_ms / ms) : json_null(), "launches", launches, "op", op, "where", where,
+                     "source", source, "kernel", kernel);
+}
+
+// Ten lines that add up to the time of a run: the longest kernels, the others together, and what threads waited.
+static json_t *profile_rows(Arena *a, const RtProfile *r, int runs) {
+    json_t *rows = json_array();
+    double wall = r->wall_seconds / runs, scale = 1e3 / runs;
+    RtProfileLine rest = {.op = "others"};
+    int n_rest = 0;
+    for (int i = 0; i < r->n; i++) {
+        const RtProfileLine *l = &r->line[i];
+        if (i >= LINES) {
+            rest.seconds += l->seconds;
+            rest.limit_seconds += l->limit_seconds;
+            rest.work.flops += l->work.flops;
+            rest.work.bytes += l->work.bytes;
+            rest.launches += l->launches;
+            n_rest++;
+            continue;
+        }
+        RtWork work = {l->work.flops / runs, l->work.bytes / runs, 0};
+        json_array_append_new(rows, profile_row(wall, l->seconds * scale, l->limit_seconds * scale, work, l->launches / runs, l->op, l->path,
+                                                *l->source ? arena_printf(a, "%s:%u", l->source, l->line) : "", l->kernel));
+    }
+    if (n_rest) {
+        RtWork work = {rest.work.flops / runs, rest.work.bytes / runs, 0};
+        json_array_append_new(rows, profile_row(wall, rest.seconds * scale, rest.limit_seconds * scale, work, rest.launches / runs, "others",
+                                                arena_printf(a, "%d kernels", n_rest), "", ""));
+    }
+    json_array_append_new(rows, profile_row(wall, r->idle_seconds * scale, 0, (RtWork){0, 0, 0}, 0, "idle", "barriers", "", ""));
+    return rows;
+}
+
+// The trace that p holds as --profile and --trace want it.
+static bool tell_trace(Cli *c, RtPlanInstance *p, const RtLimits *limits, int runs, json_t *facts) {
+    RtError e = {0};
+    RtProfile r;
+    if (cli_value(c, "trace") && rt_trace_write(p, limits, cli_value(c, "trace"), &e) != RT_OK) return failed(c, &e);
+    if (!cli_flag(c, "profile")) return true;
+    if (rt_profile_open(p, limits, &r, &e) != RT_OK) return failed(c, &e);
+    json_object_set_new(facts, "profile", profile_rows(c->arena, &r, runs));
+    rt_profile_close(&r);
+    return true;
+}
+
+static bool wants_trace(const Cli *c) { return cli_value(c, "trace") || cli_flag(c, "profile"); }
+
+// ---- training -----------------------------------------------------------------------------------------------
+
+// Of one pass forward: what MFU counts as the model's work, a third of a step's.
+static double forward_flops(Session *s) {
+    Programs p;
+    if (!session_programs(s, WANT_EVAL, &p)) return 0;
+    double flops = 0;
+    for_each_node(p.eval, n) if (node_work(n) != RT_ELEMENTWISE) flops += node_flops(n);
+    return flops;
+}
+
+static int64_t launches(const RtPlanInstance *p, int program) { return p->program[program].n_steps; }
+
+static json_t *train_facts(Cli *c, Session *s, const RtSettings *settings, double forward) {
+    bool ok = true;
+    int64_t warm = bench_number(c, "warmup", 0, 5, &ok), steps = bench_number(c, "steps", 1, 20, &ok);
+    RtStepWork w;
+    RtError e = {0};
+    if (!ok || rt_work_open(s->plan, settings, &w, &e) != RT_OK) {
+        if (ok) failed(c, &e);
+        return NULL;
+    }
+    RandomIds ids = {1, settings->vocabulary, w.in.sequence};
+    double *took = arena_array(c->arena, double, steps), tokens = (double)(rt_work_sequences(&w) * w.in.sequence);
+    int64_t number = 0, traced = wants_trace(c) ? cli_flag(c, "profile") ? PROFILED : 1 : 0;
+    Machine m;
+    RtLimits limits;
+    json_t *facts = NULL;
+    ok = rt_init(s->plan, settings->seed, &e) == RT_OK || failed(c, &e);
+    for (int64_t i = -warm; ok && i < steps + traced; i++) {
+        if (i == steps) ok = rt_trace_begin(s->plan, (int)(traced * (w.waves + 1)), &e) == RT_OK || failed(c, &e);
+        int64_t begin_ns = rt_now_ns();
+        number++;
+        if (ok) rt_work_step(&w, (RtStepNumbers){number, number, (int64_t)(tokens * (double)(number - 1)), settings->lr}, random_batch, &ids, NULL);
+        if (i >= 0 && i < steps) took[i] = (double)(rt_now_ns() - begin_ns) / 1e9;
+    }
+    double megabytes = peak_megabytes();
+    if (ok && machine_measure(&m, c->diag)) {
+        limits = machine_limits(&m, s->plan->threads);
+        double seconds = bench_median(took, (int)steps), rate = 3 * (double)w.waves * forward / seconds;
+        facts = json_pack("{s:s, s:i, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:i, s:I}", "model", program_model_name(s->program), "threads",
+                          s->plan->threads, "step_tokens", (json_int_t)tokens, "tokens_s", tokens / seconds, "step_ms", seconds * 1e3,
+                          "gflop_s", rate / 1e9, "fma_gflop_s", limits.fma / 1e9, "share_of_fma", rate / limits.fma, "peak_mb", megabytes,
+                          "kernels", (int)s->plan->plan->kernels.n, "launches",
+                          (json_int_t)(launches(s->plan, w.pass) * w.waves + launches(s->plan, w.update)));
+        if (traced && !tell_trace(c, s->plan, &limits, (int)traced, facts)) {
+            json_decref(facts);
+            facts = NULL;
+        }
+    }
+    rt_trace_end(s->plan);
+    rt_work_close(&w);
+    return facts;
+}
+
+// ---- generating ---------------------------------------------------------------------------------------------
+
+// Work of a run of n rows behind `past`, and the least time it can take.
+static RtWork run_work(RtDecoder *d, int64_t n, int64_t past, const RtLimits *limits, double *least) {
+    RtPlanInstance *p = d->plan;
+    rt_set_sym(p, d->sym_rows, n);
+    if (d->sym_context >= 0) rt_set_sym(p, d->sym_context, past + n);
+    RtWork sum = {0, 0, 0};
+    *least = 0;
+    for (uint32_t i = 0; i < p->program[d->program].n_steps; i++) {
+        const RtStep *s = &p->step[p->program[d->program].first_step + i];
+        RtWork w = rt_step_work(p, s);
+        if (s->work != RT_ELEMENTWISE) sum.flops += w.flops;
+        sum.bytes += w.bytes;
+        sum.fixed_bytes += w.fixed_bytes;
+        *least += rt_limit_seconds(limits, (RtWorkKind)s->work, w);
+    }
+    return sum;
+}
+
+static json_t *generate_facts(Cli *c, Session *s, const RtSettings *settings) {
+    bool ok = true;
+    int64_t prompt = bench_number(c, "prompt", 1, 512, &ok), tokens = bench_number(c, "tokens", 2, 64, &ok), rounds = bench_number(c, "rounds", 1, 5, &ok);
+    RtDecoder d;
+    RtError e = {0};
+    if (!ok || rt_decoder_open(s->plan, &d, &e) != RT_OK) {
+        if (ok) failed(c, &e);
+        return NULL;
+    }
+    json_t *facts = NULL;
+    if (prompt + tokens > d.max_context) {
+        diag_error(c->diag, (Span){0}, "%lld + %lld tokens do not fit in generate.context, which is %lld", (long long)prompt, (long long)tokens,
+                   (long long)d.max_context);
+        ok = false;
+    }
+    ok = ok && (rt_init(s->plan, settings->seed, &e) == RT_OK || failed(c, &e));
+    RandomIds ids = {1, d.vocab, 0};
+    int32_t *text = arena_array(c->arena, int32_t, prompt + tokens);
+    for (int64_t i = 0; i < prompt + tokens; i++) text[i] = next_id(&ids);
+    double *first = arena_array(c->arena, double, rounds), *each = arena_array(c->arena, double, rounds * tokens);
+    for (int64_t r = -1; ok && r < rounds; r++) {                      // one round to touch all memory
+        rt_decoder_restart(&d);
+        int64_t begin_ns = rt_now_ns();
+        rt_decoder_feed(&d, text, prompt);
+        if (r >= 0) first[r] = (double)(rt_now_ns() - begin_ns) / 1e9;
+        for (int64_t i = 0; i < tokens; i++) {
+            begin_ns = rt_now_ns();
+            rt_decoder_feed(&d, text + prompt + i, 1);
+            if (r >= 0) each[r * tokens + i] = (double)(rt_now_ns() - begin_ns) / 1e9;
+        }
+    }
+    if (ok && wants_trace(c)) {
+        rt_decoder_restart(&d);
+        if (cli_flag(c, "decode")) rt_decoder_feed(&d, text, prompt);
+        ok = rt_trace_begin(s->plan, PROFILED, &e) == RT_OK || failed(c, &e);
+        for (int i = 0; ok && i < PROFILED; i++) {
+            if (!cli_flag(c, "decode")) rt_decoder_restart(&d);
+            rt_decoder_feed(&d, text, cli_flag(c, "decode") ? 1 : prompt);
+        }
+    }
+    double megabytes = peak_megabytes();
+    Machine m;
+    if (ok && machine_measure(&m, c->diag)) {
+        RtLimits limits = machine_limits(&m, s->plan->threads);
+        double prefill = bench_median(first, (int)rounds), decode = bench_median(each, (int)(rounds * tokens)), least_prefill, least_decode;
+        int64_t rows = prompt < d.max_rows ? prompt : d.max_rows;
+        RtWork a = run_work(&d, rows, 0, &limits, &least_prefill), b = run_work(&d, 1, prompt + tokens / 2, &limits, &least_decode);
+        double read = machine_bandwidth(&m, m.level[LEVEL_DRAM].read, s->plan->threads);
+        facts = json_pack("{s:s, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:i}", "model", program_model_name(s->program), "threads",
+                          s->plan->threads, "prefill_tokens_s", (double)prompt / prefill, "prefill_gflop_s",
+                          a.flops / prefill / 1e9 * ((double)prompt / (double)rows), "fma_gflop_s", limits.fma / 1e9, "bf16_dot_gflop_s",
+                          limits.bf16_dot / 1e9, "decode_tokens_s", 1 / decode, "weights_mb_a_token", b.fixed_bytes / 1e6, "decode_gb_s",
+                          b.fixed_bytes / decode / 1e9, "dram_read_gb_s", read / 1e9, "peak_mb", megabytes, "kernels",
+                          (int)s->plan->plan->kernels.n);
+        json_object_set_new(facts, "share_of_fma_in_prefill", json_real(a.flops / prefill * ((double)prompt / (double)rows) / limits.fma));
+        json_object_set_new(facts, "share_of_dram_read_in_decode", json_real(b.fixed_bytes / decode / read));
+        if (wants_trace(c) && !tell_trace(c, s->plan, &limits, PROFILED, facts)) {
+            json_decref(facts);
+            facts = NULL;
+        }
+    }
+    rt_trace_end(s->plan);
+    rt_decoder_close(&d);
+    return facts;
+}
+
+// ---- a model ------------------------------------------------------------------------------------------------
+
+// NULL after an error.
+static json_t *model_facts(Cli *c, const char *file) {
+    Session s;
+    Programs p;
+    RtError e = {0};
+    RtSettings *settings = NULL;
+    json_t *facts = NULL;
+    bool generate = cli_flag(c, "generate");
+    if (!session_open(&s, c, file, 0, NULL) || (!generate && !session_can_train(&s))) return NULL;
+    double forward = generate ? 0 : forward_flops(&s);
+    bool ok = session_programs(&s, generate ? WANT_RUN : WANT_TRAIN, &p) &&
+              (generate ? session_start(&s, (Graph *[]){p.run}, 1) : session_start(&s, (Graph *[]){p.pass, p.update}, 2));
+    char *json = ok ? session_json(&s) : NULL;
+    if (ok && rt_settings_open(json, s.base_dir, &settings, &e) != RT_OK) ok = failed(c, &e);
+    free(json);
+    if (ok && !generate && !settings->vocabulary) {
+        diag_error(c->diag, (Span){0}, "%s takes no ids: there is nothing to feed it at random", program_model_name(s.program));
+        ok = false;
+    }
+    if (ok) facts = generate ? generate_facts(c, &s, settings) : train_facts(c, &s, settings, forward);
+    rt_settings_close(settings);
+    session_close(&s);
+    return facts;
+}
+
+int bench_model(Cli *c) {
+    json_t *facts = model_facts(c, c->args.at[0]);
+    if (!facts) return cli_finish(c, EXIT_WRONG);
+    json_t *profile = json_incref(json_object_get(facts, "profile"));
+    bool table = !cli_flag(c, "json");
+    if (table) json_object_del(facts, "profile");
+    bench_show(c, facts, table ? profile : NULL);
+    if (!table) json_decref(profile);
+    return cli_finish(c, EXIT_DONE);
+}
+
+// ---- three models -------------------------------------------------------------------------------------------
+
+// Each in a process of its own, whose peak of memory is its own.
+int bench_step(Cli *c) {
+    static const char *const model[] = {"tiny_mixtral", "bench_m30", "tiny_switch"};
+    json_t *rows = json_array();
+    for (size_t i = 0; i < sizeof model / sizeof *model; i++) {
+        int ends[2];
+        if (pipe(ends) != 0) return cli_fail(c, "no pipe for a process");
+        fflush(NULL);
+        pid_t child = fork();
+        if (child < 0) return cli_fail(c, "no process for a model");
+        if (child == 0) {
+            close(ends[0]);
+            json_t *facts = model_facts(c, arena_printf(c->arena, "%s/%s.moe", session_models_dir(c->arena), model[i]));
+            bool ok = facts && json_dumpfd(facts, ends[1], 0) == 0;
+            int status = cli_finish(c, ok ? EXIT_DONE : EXIT_WRONG);
+            fflush(NULL);
+            _exit(status);
+        }
+        close(ends[1]);
+        json_t *facts = json_loadfd(ends[0], 0, NULL);
+        close(ends[0]);
+        int status;
+        if (waitpid(child, &status, 0) != child || status || !facts) {
+            json_decref(facts);
+            json_decref(rows);
+            return EXIT_WRONG;                             // the child has said why
+        }
+        json_array_append_new(rows, facts);
+    }
+    bench_show(c, json_object(), rows);
+    return cli_finish(c, EXIT_DONE);
+}
