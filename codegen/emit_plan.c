@@ -162,7 +162,7 @@ static int sym_index(Plan *p, const Sym *s) {
 // ---- tensors -------------------------------------------------------------------------------------------
 
 static bool same_shape(const RtTensor *a, const RtTensor *b) {
-    return a->dtype == b->dtype && a->ndim == b->ndim && !memcmp(a->dim, b->dim, sizeof a->dim) &&
+    return a->dtype == b->dtype && a->layout == b->layout && a->ndim == b->ndim && !memcmp(a->dim, b->dim, sizeof a->dim) &&
            !memcmp(a->dim_sym, b->dim_sym, sizeof a->dim_sym);
 }
 
@@ -175,6 +175,7 @@ static RtTensor tensor_of_type(Plan *p, const Type *t, const char *name, RtRole 
                   .ndim = t->ndim,
                   .role = (uint8_t)role,
                   .arena = RT_PERSISTENT,
+                  .layout = t->layout,
                   .bytes = type_bytes(t),
                   .span = add_span(p, at)};
     x.init_name = x.name;
@@ -341,6 +342,7 @@ static void key_type(Str *s, const KernelNode *k, const Type *t) {
         key_dim(s, k, t->dim[i]);
     }
     str_add(s, "]");
+    if (t->layout != LAYOUT_ROWS) str_printf(s, ".%s", layout_name((Layout)t->layout));
 }
 
 static void key_body(Str *s, const KernelNode *k, const Graph *body);
@@ -485,6 +487,10 @@ static int kernel_of(Plan *p, KernelNode *k, KernelDesc *desc) {
         *desc = fresh;
         t = NULL;
     }
+    for (int i = 0; !t && i < n->n_in; i++)
+        if (n->in[i]->type.layout != LAYOUT_ROWS)
+            diag_error(p->d, n->at, "this target runs %s by reference, which reads no %s", op_info[n->op].name,
+                       type_text(p->a, &n->in[i]->type));
     if (desc->flops == 0) desc->flops = node_flops(n);
     k->workspace = desc->workspace > 0;
     void *data = NULL;

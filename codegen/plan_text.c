@@ -24,7 +24,9 @@ static void print_tensor(const RtPlan *p, const RtTensor *t, Str *out) {
         str_printf(out, "%s%lld", i ? "," : "", (long long)t->dim[i]);
         if (t->dim_sym[i] >= 0) str_printf(out, "(%s)", RT_TEXT(p, syms[t->dim_sym[i]].name));
     }
-    str_printf(out, "] %s %s+0x%llx%s%s\n", role_name[t->role], arena_name[t->arena],
+    str_add(out, "]");
+    if (t->layout != LAYOUT_ROWS) str_printf(out, ".%s", layout_name((Layout)t->layout));
+    str_printf(out, " %s %s+0x%llx%s%s\n", role_name[t->role], arena_name[t->arena],
                (unsigned long long)t->offset, t->saved ? " saved" : "", t->experts ? " experts" : "");
 }
 

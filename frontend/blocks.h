@@ -89,6 +89,7 @@ typedef struct {
         int64_t  seed;
         bool     dropless;
         int64_t  context, batch_tokens;
+        const char *dtype;         // trained (as train.dtype) f32 bf16
         const char *mla;           // absorbed plain
     } generate;
 } Settings;

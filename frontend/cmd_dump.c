@@ -224,7 +224,9 @@ int cmd_dump(Cli *c) {
         if (!strcmp(want, "eval")) o.kind = ELAB_EVAL, o.labels = true;
         if (!strcmp(want, "run")) o = (ElabOpts){.kind = ELAB_RUN, .leaves = 1, .B = 1, .S = s.settings->generate.batch_tokens, .context = s.settings->generate.context};
         Graph *g = program_elaborate(s.program, c->arena, &o), *update = NULL;
-        if (g && session_passes(&s, &g, pipeline, &update)) {
+        s.own_parameters = !training;
+        bool ok = g && (strcmp(want, "run") ? session_passes(&s, &g, pipeline, &update) : session_run_passes(&s, &g, pipeline));
+        if (ok) {
             if (strcmp(want, "update") != 0) status = print_graph(&s, g);
             else if (!update) diag_error(c->diag, (Span){0}, "these passes make no @update: optimizer is not among them");
             else if (session_passes(&s, &update, after ? cut_pipeline(c->arena, pipeline_update, after) : pipeline_update, NULL))

@@ -133,15 +133,27 @@ void session_close(Session *s) {
 
 bool session_passes(Session *s, Graph **g, const char *const *pipeline, Graph **update) {
     if (!s->machine && !(s->machine = machine_open(s->cli, cli_flag(s->cli, "trace")))) return false;
-    PassCtx cx = {.scratch = arena_create(), .diag = s->diag, .machine = s->machine, .train = &s->train, .update = update};
+    PassCtx cx = {.scratch = arena_create(), .diag = s->diag, .machine = s->machine, .train = &s->train, .update = update,
+                  .own_parameters = s->own_parameters};
+    const Target *t = s->own_parameters ? session_target(s) : NULL;
+    if (t) cx.layout = t->layout;
     bool ok = passes_run(g, pipeline, &cx, &s->run);
     arena_destroy(cx.scratch);
+    return ok;
+}
+
+bool session_run_passes(Session *s, Graph **g, const char *const *pipeline) {
+    TrainOpts trained = s->train;
+    if (strcmp(s->settings->generate.dtype, "trained") != 0) s->train.dtype = s->settings->generate.dtype;
+    bool ok = session_passes(s, g, pipeline, NULL);
+    s->train = trained;
     return ok;
 }
 
 bool session_programs(Session *s, int want, Programs *out) {
     *out = (Programs){0};
     ElabOpts o = program_train_opts(s->program);
+    s->own_parameters = want == WANT_EVAL || want == WANT_RUN;
     if (want & WANT_TRAIN) {
         out->pass = program_elaborate(s->program, s->arena, &o);
         if (!out->pass || !session_passes(s, &out->pass, pipeline_train, &out->update)) return false;
@@ -161,7 +173,7 @@ bool session_programs(Session *s, int want, Programs *out) {
         ElabOpts r = {.kind = ELAB_RUN, .leaves = 1, .B = 1, .S = s->settings->generate.batch_tokens, .context = s->settings->generate.context};
         if (r.S > r.context) r.S = r.context;
         out->run = program_elaborate(s->program, s->arena, &r);
-        if (!out->run || !session_passes(s, &out->run, pipeline_forward, NULL)) return false;
+        if (!out->run || !session_run_passes(s, &out->run, pipeline_forward)) return false;
     }
     return diag_n_errors(s->diag) == 0;
 }

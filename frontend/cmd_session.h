@@ -20,6 +20,7 @@ typedef struct {
     Compiled *compiled;
     RtPlanInstance *plan;
     RunOpts  run;                // options of passes_run
+    bool     own_parameters;     // as PassCtx, of the programs being made
     VEC(const char *) sets;      // all --set in force: those a checkpoint remembers, then the command line's
     const char *base_dir;        // relative paths of the data block are meant from here
 } Session;
@@ -43,6 +44,8 @@ enum { WANT_TRAIN = 1, WANT_EVAL = 2, WANT_RUN = 4 };
 bool session_programs(Session *s, int want, Programs *out);
 // Passes over one graph with this session's options.  update: where optimizer leaves @update, or NULL.
 bool session_passes(Session *s, Graph **g, const char *const *pipeline, Graph **update);
+// The same for @run, in generate.dtype.
+bool session_run_passes(Session *s, Graph **g, const char *const *pipeline);
 CompileOpts session_compile_opts(Session *s);
 const Target *session_target(Session *s);               // by --target; NULL after an error
 // Compiles and opens the plan: s->compiled, s->plan.

@@ -14,6 +14,7 @@
 #include "runtime/eval.h"
 #include "runtime/exec.h"
 #include "runtime/generate.h"
+#include "runtime/trace.h"
 #include "runtime/train.h"
 
 static int fail(Session *s, const RtError *e) {
@@ -183,7 +184,8 @@ static bool open_trained(Session *s, Cli *c, const char *path, const char **ckpt
         const char *set_text = c->sets.at[i];
         bool block = !strncmp(set_text, "train.", 6) || !strncmp(set_text, "data.", 5) || !strncmp(set_text, "generate.", 9);
         bool fixed = !strncmp(set_text, "generate.context", 16) || !strncmp(set_text, "generate.batch_tokens", 21) ||
-                     !strncmp(set_text, "generate.dropless", 17) || !strncmp(set_text, "generate.mla", 12);
+                     !strncmp(set_text, "generate.dropless", 17) || !strncmp(set_text, "generate.mla", 12) ||
+                     !strncmp(set_text, "generate.dtype", 14);
         if (block && !fixed && rt_settings_set(*settings, set_text, &e) != RT_OK) {
             diag_error(c->diag, (Span){0}, "--set %s: %s", set_text, e.text);
             ok = false;
@@ -237,6 +239,8 @@ static const char *prompt_text(Cli *c) {
     return strcmp(prompt, "-") ? prompt : read_file(c->arena, "/dev/stdin", NULL);
 }
 
+enum { TRACED_RUNS = 9 };          // the prompt and eight tokens
+
 int cmd_generate(Cli *c) {
     Session s;
     RtSettings *settings;
@@ -254,11 +258,16 @@ int cmd_generate(Cli *c) {
         return give_up(&s);
     }
     RtGenerateResult result = {0};
+    const char *trace = cli_value(c, "trace");
+    bool ok;
+    int threads = session_threads(&s, &ok);          // ok: the plan was opened with them
     RtStatus status = rt_open_tokenizer(settings, &tokenizer, &e);
+    if (status == RT_OK && trace) status = rt_trace_begin(s.plan, TRACED_RUNS, &e);
     if (status == RT_OK) {
         if (isatty(1) && !c->quiet) fputs(prompt, stdout);
         status = rt_generate(s.plan, tokenizer, settings, prompt, stdout, &result, &e);
     }
+    if (status == RT_OK && trace) status = rt_trace_write(s.plan, &(RtLimits){.fma = machine_peak_flops(threads)}, trace, &e);
     if (status == RT_OK) {
         putchar('\n');
         fflush(stdout);

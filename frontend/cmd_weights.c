@@ -1,9 +1,11 @@
 #include "frontend/cmd_weights.h"
 
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "frontend/hf_config.h"
+#include "runtime/layout.h"
 
 static bool lookup(void *self, const char *name, int64_t *number, const char **word) {
     Session *s = self;
@@ -115,6 +117,78 @@ float **weights_read(Session *s, const Weights *w) {
     return value;
 }
 
+// The parameter that is all of what a view names, or all of it at one expert; element -1: all.  -1: it is more than that.
+static int whole_param(const HfView *v, int64_t *element) {
+    *element = v->kind == HV_ELEMENT ? v->element : -1;
+    if (v->kind == HV_ELEMENT) v = v->child[0];
+    return v->kind == HV_PARAM ? v->param : -1;
+}
+
+// Parameters on their way from the file to the plan.  One that some tensor of the file holds together with others, or
+// in a form only floats can take, is put together in memory until its last tensor has come.
+typedef struct {
+    Session *s;
+    const Weights *w;
+    float **value;               // NULL: goes straight to the plan
+    int *to_come;                // tensors of the file
+    bool *by_value;
+} Loading;
+
+// From one tensor of the file straight to the plan; -1: not so.
+static int direct_param(const Weights *w, const HfMatch *m, int64_t *element, DType *dtype) {
+    return m->mxfp4 || !st_dtype_to(w->source[m->tensor]->dtype, dtype) ? -1 : whole_param(m->view, element);
+}
+
+static void expect_param(void *self, int param, int64_t element) {
+    (void)element;
+    ((Loading *)self)->to_come[param]++;
+}
+
+static void mark_param(void *self, int param, int64_t element) {
+    (void)element;
+    ((Loading *)self)->by_value[param] = true;
+}
+
+static void open_param(void *self, int param, int64_t element) {
+    (void)element;
+    Loading *l = self;
+    if (l->value[param]) return;
+    l->value[param] = calloc((size_t)param_elements(&l->w->param[param]) + 1, sizeof(float));
+    if (!l->value[param]) abort();
+}
+
+static void close_param(void *self, int param, int64_t element) {
+    (void)element;
+    Loading *l = self;
+    if (--l->to_come[param] || !l->value[param]) return;
+    const HfParam *h = &l->w->param[param];
+    const RtTensor *t = rt_tensor(l->s->plan, h->name);                // NULL: a parameter this program doesn't read
+    if (t) rt_tensor_put(l->s->plan, t, 0, param_elements(h), l->value[param], F32);
+    free(l->value[param]);
+    l->value[param] = NULL;
+}
+
+static bool load_match(Loading *l, const HfMatch *m) {
+    int64_t element, n = 1;
+    DType dtype;
+    const StTensor *from = l->w->source[m->tensor];
+    int param = direct_param(l->w, m, &element, &dtype);
+    if (param >= 0 && !l->by_value[param]) {
+        const RtTensor *t = rt_tensor(l->s->plan, l->w->param[param].name);
+        int64_t first = element < 0 ? 0 : element * from->elements;
+        if (t) rt_tensor_put(l->s->plan, t, first, from->elements, from->data, dtype);
+        return true;
+    }
+    for (int d = 0; d < m->view->ndim; d++) n *= m->view->dim[d];
+    hf_view_covers(m->view, open_param, l);
+    Arena *scratch = arena_create();
+    float *file = arena_array(scratch, float, n);
+    bool ok = read_value(l->s, l->w, m, file);
+    if (ok) hf_view_scatter(m->view, sizeof(float), (char *const *)l->value, (const char *)file);
+    arena_destroy(scratch);
+    return ok;
+}
+
 bool weights_load(Session *s, const char *dir) {
     RtError e = {0};
     StFiles *files;
@@ -123,14 +197,22 @@ bool weights_load(Session *s, const char *dir) {
         return false;
     }
     Weights w;
-    float **value = weights_match(s, files, dir, "", true, &w) ? weights_read(s, &w) : NULL;
-    for (int i = 0; value && i < w.n_params; i++) {
-        const RtTensor *t = value[i] ? rt_tensor(s->plan, w.param[i].name) : NULL;
-        if (!t) continue;                            // a parameter this program doesn't read
-        if (t->dtype == F32) memcpy(rt_tensor_data(s->plan, t), value[i], (size_t)param_elements(&w.param[i]) * sizeof(float));
-        else if (t->dtype == I32)
-            for (int64_t k = 0; k < param_elements(&w.param[i]); k++) ((int32_t *)rt_tensor_data(s->plan, t))[k] = (int32_t)value[i][k];
+    bool ok = weights_match(s, files, dir, "", true, &w);
+    int n = ok ? w.matches.n : 0, n_params = ok ? w.n_params : 0;
+    Loading l = {s, &w, arena_array(s->arena, float *, n_params + 1), arena_array(s->arena, int, n_params + 1),
+                 arena_array(s->arena, bool, n_params + 1)};
+    for (int i = 0; i < n; i++) {
+        int64_t element;
+        DType dtype;
+        hf_view_covers(w.matches.at[i].view, expect_param, &l);
+        if (direct_param(&w, &w.matches.at[i], &element, &dtype) < 0)
+            hf_view_covers(w.matches.at[i].view, mark_param, &l);
     }
+    for (int i = 0; ok && i < n; i++) {
+        ok = load_match(&l, &w.matches.at[i]);
+        if (ok) hf_view_covers(w.matches.at[i].view, close_param, &l);
+    }
+    for (int i = 0; i < n_params; i++) free(l.value[i]);
     st_close(files);
-    return value != NULL;
+    return ok;
 }

@@ -48,7 +48,8 @@ static const Option train_options[] = {
     {"trace", "FILE", "write a Chrome trace of one step"}, COMPILE("cpu (default) or interp"), COMMON};
 static const Option eval_options[] = {SET, COMPILE("cpu (default) or interp"), COMMON};
 static const Option generate_options[] = {
-    SET, {"prompt", "TEXT", "text to continue (- reads standard input)"}, COMPILE("cpu (default) or interp"), COMMON};
+    SET, {"prompt", "TEXT", "text to continue (- reads standard input)"},
+    {"trace", "FILE", "write a Chrome trace of the prompt and the first tokens"}, COMPILE("cpu (default) or interp"), COMMON};
 static const Option verify_options[] = {
     SET, {"train", NULL, "DIR holds a training curve (batches.safetensors, curve_f64.csv, final.safetensors)"},
     {"model", "FILE", "the .moe file (default: the one whose config hf names the model_type)"},

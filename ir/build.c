@@ -173,6 +173,37 @@ static void complete_attrs(Node *n) {
 
 // ---- nodes ----------------------------------------------------------------------------------------------
 
+static bool reads_layout(const Node *n, int i) {
+    bool transposed = layout_is_transposed((Layout)n->in[i]->type.layout);
+    if (n->op == OP_GATHER_ROWS) return i == 0 && transposed && n->in[0]->type.ndim == 2;
+    if (n->op != OP_MATMUL && n->op != OP_GROUPED_MATMUL) return false;
+    int second = contraction_of(n).second;
+    bool pair_agrees = second < 0 || n->in[1]->type.layout == n->in[second]->type.layout;
+    return (i == 1 || i == second) && transposed == (n->attr.tb != 0) && pair_agrees;
+}
+
+// Panels are parameters, and matrices for those who read them.
+static bool has_layouts(const Node *n, Diag *d) {
+    for (int i = 0; i < n->n_out; i++) {
+        const Type *t = &n->out[i].type;
+        Layout l = (Layout)t->layout;
+        if (l == LAYOUT_ROWS) continue;
+        bool matrix = t->ndim >= 2;
+        for (int k = 0; k < t->ndim; k++) matrix &= t->dim[k].sym == NULL;
+        if (n->op == OP_PARAM && matrix && t->dtype == (layout_is_pairs(l) ? BF16 : F32)) continue;
+        diag_error(d, n->at, "only parameters that are matrices lie in panels, f32 in P32 and bf16 in P32V, not %s",
+                   type_text(n->graph->arena, t));
+        return false;
+    }
+    for (int i = 0; i < n->n_in; i++) {
+        if (n->in[i]->type.layout == LAYOUT_ROWS || reads_layout(n, i)) continue;
+        diag_error(d, n->at, "operand %d of %s can't be in panels as %s is", i, op_info[n->op].name,
+                   type_text(n->graph->arena, &n->in[i]->type));
+        return false;
+    }
+    return true;
+}
+
 bool node_check(const Node *n, Diag *d) {
     enum { FEW = 8 };
     Type few[FEW], *types = n->n_out <= FEW ? few : malloc(sizeof *types * (size_t)n->n_out);
@@ -187,7 +218,7 @@ bool node_check(const Node *n, Diag *d) {
         ok = false;
     }
     if (types != few) free(types);
-    return ok && op_info[n->op].check(n, d);
+    return ok && has_layouts(n, d) && op_info[n->op].check(n, d);
 }
 
 static void insert(Graph *g, Node *n, Node *before) {

@@ -32,7 +32,15 @@ int64_t type_bound_elements(const Type *t) {
     return n;
 }
 
-int64_t type_bytes(const Type *t) { return checked_mul(type_bound_elements(t), dtype_bytes(t->dtype)); }
+int64_t type_bytes(const Type *t) {
+    Type matrices = *t;
+    int64_t each = 1;
+    if (t->layout != LAYOUT_ROWS) {
+        matrices.ndim = (uint8_t)(t->ndim - 2);
+        each = layout_elements((Layout)t->layout, t->dim[t->ndim - 2].n, t->dim[t->ndim - 1].n);
+    }
+    return checked_mul(checked_mul(type_bound_elements(&matrices), each), dtype_bytes(t->dtype));
+}
 
 int64_t type_cols(const Type *t) {
     if (!t->ndim) return 1;
@@ -81,6 +89,7 @@ const char *type_text(Arena *a, const Type *t) {
         add_dim(&s, t->dim[i]);
     }
     str_add(&s, "]");
+    if (t->layout != LAYOUT_ROWS) str_printf(&s, ".%s", layout_name((Layout)t->layout));
     return s.text;
 }
 

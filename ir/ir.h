@@ -55,6 +55,7 @@ typedef struct { int n; Dim at[MAX_DIM]; } Dims;
 typedef struct {
     DType   dtype;
     uint8_t ndim;
+    uint8_t layout;      // Layout: where elements lie, not what they are; ROWS but for parameters after pass layout
     Dim     dim[MAX_DIM];
 } Type;
 
@@ -62,9 +63,9 @@ static inline Dim     dim_n(int64_t n) { return (Dim){n, NULL}; }
 static inline bool    dim_eq(Dim a, Dim b) { return a.n == b.n && a.sym == b.sym; }
 static inline bool    dim_is_1(Dim d) { return d.n == 1 && !d.sym; }
 static inline int64_t dim_bound(Dim d) { return d.sym ? d.n * d.sym->bound : d.n; }
-bool    type_eq(const Type *a, const Type *b);
+bool    type_eq(const Type *a, const Type *b);          // whatever their layouts
 int64_t type_bound_elements(const Type *t);             // product of bounds (1 for scalars)
-int64_t type_bytes(const Type *t);                      // at bound; checked for overflow
+int64_t type_bytes(const Type *t);                      // at bound, as laid out; checked for overflow
 int64_t type_cols(const Type *t);                       // last dimension; 1 for scalars (must be a number)
 bool    type_is_leafy(const Type *t);                   // dim 0 is (a multiple of) the leaf axis
 Sym    *type_ragged(const Type *t);                     // the ragged symbol of dim 0, or NULL

@@ -172,6 +172,14 @@ static DType need_dtype(Parser *p) {
     return F32;
 }
 
+static Layout need_layout(Parser *p) {
+    const char *name = need_word(p, "a layout");
+    for (int l = 0; l < LAYOUT_COUNT; l++)
+        if (!strcmp(name, layout_name((Layout)l))) return (Layout)l;
+    fail(p, "not a layout: ", name);
+    return LAYOUT_ROWS;
+}
+
 // g == NULL: numbers only.
 static Type need_type(Parser *p, const Graph *g) {
     Type t = {.dtype = need_dtype(p)};
@@ -193,7 +201,7 @@ static Type need_type(Parser *p, const Graph *g) {
         }
         t.dim[t.ndim++] = d;
     } while (!p->failed && accept(p, ","));
-    expect(p, "]");
+    if (expect(p, "]") && accept(p, ".")) t.layout = (uint8_t)need_layout(p);
     return t;
 }
 

@@ -25,6 +25,9 @@ typedef struct {
     FILE  *trace;              // the pass's own chatter; NULL unless MOE_DEBUG asks for it
     const Machine *machine;
     const TrainOpts *train;    // NULL: no training graph
+    bool own_parameters;       // the program set only reads its parameters, and shares them with nobody
+    // How the target wants operand `operand` of n to lie, if it is one of those parameters.  NULL: in rows.
+    Layout (*layout)(const Node *n, int operand);
     // optimizer: the second program it makes.  Input graph is @pass; it leaves *update.
     Graph **update;
 } PassCtx;

@@ -47,6 +47,66 @@ static Value *narrowed(Builder *b, Value *x, DType type) {
     return build_cast(b, x, type);
 }
 
+// ---- weights of @run ------------------------------------------------------------------------------------
+//
+//     %w = param : f32[V,D]                               %w = param : bf16[V,D]
+//     %x = gather_rows %w, %ids : f32[S,D]           =>   %g = gather_rows %w, %ids : bf16[S,D]
+//                                                         %x = cast %g : f32[S,D]
+//     %b = cast %w : bf16[V,D]
+//     %y = matmul %h, %b {tb = 1} : bf16[S,V]             %y = matmul %h, %w {tb = 1} : bf16[S,V]
+//
+// Who generates has one number per weight, the one that contractions read.  Where the program set has its
+// parameters to itself it is stored; else (a trainer's @run) it is made from the master at each call.
+
+enum { NARROW = 2 };          // Node.flags of a parameter: a contraction reads it as `type`
+
+static bool narrows_param(const Node *n, DType type) {
+    return n->op == OP_CAST && n->in[0]->node->op == OP_PARAM && n->in[0]->type.dtype == F32 &&
+           n->out[0].type.dtype == type;
+}
+
+// The number of every parameter that has one, as its value's mark.
+static int narrow_params(Graph *g, const PassCtx *cx, DType type) {
+    int count = 0;
+    for_each_node(g, n) n->flags = 0;
+    for_each_node(g, n)
+        if (narrows_param(n, type)) n->in[0]->node->flags = NARROW;
+    for_each_node(g, n) {
+        if (!(n->flags & NARROW)) continue;
+        count++;
+        if (cx->own_parameters) {
+            n->attr.dtype = n->out[0].type.dtype = type;
+            n->out[0].mark = &n->out[0];
+        } else {
+            Builder b = builder_before(g, n->next);
+            n->out[0].mark = build_cast(&b, &n->out[0], type);
+        }
+    }
+    return count;
+}
+
+static int narrow_weights(Graph *g, const PassCtx *cx, DType type) {
+    marks_clear(g);
+    int count = narrow_params(g, cx, type);
+    for_each_node(g, n)
+        for (int i = 0; i < n->n_in; i++) {
+            Value *x = n->in[i], *number = x->mark;
+            if (!number || &n->out[0] == number) continue;
+            Builder b = builder_before(g, n);
+            if (x->node->op != OP_PARAM) replace_operand(n, i, number);
+            else if (n->op == OP_CAST && n->out[0].type.dtype == type) n->out[0].mark = number;
+            else if (n->op == OP_GATHER_ROWS && i == 0)
+                n->out[0].mark = build_cast(&b, make(&b, OP_GATHER_ROWS, INS(number, n->in[1]), 0), F32);
+            else replace_operand(n, i, build_cast(&b, number, F32));
+        }
+    for_each_node_reverse(g, n) {
+        if (n->op != OP_PARAM && n->n_out && n->out[0].mark && !n->out[0].n_uses) graph_remove(n);
+        n->flags = 0;
+    }
+    marks_clear(g);
+    return count;
+}
+
 bool pass_precision(Graph *g, PassCtx *cx) {
     if (!cx->train || !strcmp(cx->train->dtype, "f32")) return false;
     DType type = !strcmp(cx->train->dtype, "bf16") ? BF16 : F16;
@@ -83,6 +143,8 @@ bool pass_precision(Graph *g, PassCtx *cx) {
         n->flags = 0;
     }
     marks_clear(g);
-    TRACE(cx, "precision: %d contractions in %s, %d of routers in f32\n", n_narrow, cx->train->dtype, n_wide);
+    int n_weights = strcmp(g->name, "run") ? 0 : narrow_weights(g, cx, type);
+    TRACE(cx, "precision: %d contractions in %s, %d of routers in f32, %d parameters in %s\n", n_narrow,
+          cx->train->dtype, n_wide, n_weights, cx->train->dtype);
     return n_narrow > 0;
 }

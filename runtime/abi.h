@@ -28,6 +28,37 @@ static inline bool dtype_is_float(DType t) { return t <= F16 || t == F64; }
 
 enum { MAX_DIM = 8 };
 
+// Where the elements of a tensor lie: row by row, or as contractions read a matrix (the last two axes): in panels of
+// 32 columns, k after k.  Pairs hold two k side by side; what panels have beyond the matrix is 0.
+//     P32     [N/32][K][32]       of [K, N]         P32V     [N/32][K/2][32][2]     of [K, N]
+//     P32T    [N/32][K][32]       of [N, K]         P32VT    [N/32][K/2][32][2]     of [N, K]
+typedef enum { LAYOUT_ROWS, LAYOUT_P32, LAYOUT_P32T, LAYOUT_P32V, LAYOUT_P32VT, LAYOUT_COUNT } Layout;
+enum { PANEL_COLS = 32 };
+
+static inline const char *layout_name(Layout l) {
+    static const char *const name[LAYOUT_COUNT] = {"ROWS", "P32", "P32T", "P32V", "P32VT"};
+    return name[l];
+}
+static inline bool layout_is_pairs(Layout l) { return l >= LAYOUT_P32V; }
+static inline bool layout_is_transposed(Layout l) { return l == LAYOUT_P32T || l == LAYOUT_P32VT; }
+
+// Elements that a matrix takes, those beyond it included.
+static inline int64_t layout_elements(Layout l, int64_t rows, int64_t cols) {
+    if (l == LAYOUT_ROWS) return rows * cols;
+    int64_t k = layout_is_transposed(l) ? cols : rows, n = layout_is_transposed(l) ? rows : cols;
+    return (n + PANEL_COLS - 1) / PANEL_COLS * PANEL_COLS * (layout_is_pairs(l) ? k + k % 2 : k);
+}
+
+// Where an element of a matrix lies.
+static inline int64_t layout_index(Layout l, int64_t rows, int64_t cols, int64_t row, int64_t col) {
+    if (l == LAYOUT_ROWS) return row * cols + col;
+    bool transposed = layout_is_transposed(l);
+    int64_t K = transposed ? cols : rows, k = transposed ? col : row, n = transposed ? row : col;
+    int64_t panel = n / PANEL_COLS, lane = n % PANEL_COLS;
+    if (!layout_is_pairs(l)) return (panel * K + k) * PANEL_COLS + lane;
+    return ((panel * ((K + 1) / 2) + k / 2) * PANEL_COLS + lane) * 2 + k % 2;
+}
+
 // A dense row-major tensor in memory; dim[] are actual sizes.  Owns nothing.
 typedef struct {
     DType   dtype;
@@ -87,9 +118,10 @@ typedef struct {
     uint8_t  experts;       // 1: axis 0 counts experts; checkpoints hold one tensor per expert (NAME with the number
                             //    before its last segment: layers.3.ffn.experts.17.w1)
     uint8_t  kind;          // outputs: RtOutputKind
+    uint8_t  layout;        // Layout; checkpoints hold rows
     int64_t  dim[MAX_DIM];  // bound sizes
     int32_t  dim_sym[MAX_DIM];   // >= 0: dim[i] is scaled by that symbol (dim[i] = n * bound; size now = n * value)
-    int64_t  offset, bytes;
+    int64_t  offset, bytes;      // bytes: as laid out
     double   init_a, init_b;     // const: a; normal: std a; trunc_normal: std a, cut at b std; uniform: bound a; random_int: n = a
     uint32_t init_from;     // RT_INIT_COPY: name of the source tensor
     uint32_t init_name;     // text hashed into the random key instead of `name` (copies, tied draws); usually = name

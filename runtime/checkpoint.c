@@ -20,6 +20,7 @@
 
 #include "runtime/convert.h"
 #include "runtime/files.h"
+#include "runtime/layout.h"
 #include "runtime/safetensors.h"
 
 enum { BLOCK = 4096, VERSION = 1 };                       // elements per hash; of the format
@@ -321,13 +322,23 @@ static RtStatus save_into(Saver *s, const RtCkptInfo *info, RtError *e) {
     return rt_sync_dir(s->dir, e);
 }
 
+// Files hold rows; programs that only read their parameters have them otherwise, and save nothing.
+static RtStatus is_in_rows(const RtPlanInstance *p, RtError *e) {
+    for (int i = 0; i < p->n_tensors; i++)
+        if (is_saved(p, &p->tensor[i]) && p->tensor[i].layout != LAYOUT_ROWS)
+            return rt_fail(e, RT_BAD_PLAN, "'%s' lies in panels: programs made to be read from can't be saved",
+                           rt_tensor_name(p, &p->tensor[i]));
+    return RT_OK;
+}
+
 RtStatus rt_ckpt_save(const char *run, const RtPlanInstance *p, const RtCkptInfo *info, int64_t keep,
                       char **dir, RtError *e) {
     char *ckpt = rt_path("%s/ckpt", run), *name = rt_path("step-%08lld", (long long)info->step);
     char *tmp = rt_path("%s/.tmp-%s", ckpt, name), *final = rt_path("%s/%s", ckpt, name),
          *latest = rt_path("%s/latest", ckpt);
     Saver s = {.p = p, .dir = tmp, .files = json_array(), .tensors = json_object()};
-    RtStatus status = rt_make_dirs(ckpt, e);
+    RtStatus status = is_in_rows(p, e);
+    if (status == RT_OK) status = rt_make_dirs(ckpt, e);
     if (status == RT_OK) {
         sweep(ckpt);
         status = rt_make_dirs(tmp, e);
@@ -496,8 +507,11 @@ static RtStatus loader_open(const char *dir, Loader *l, RtError *e) {
     return status;
 }
 
-static RtStatus same_shape(const StTensor *from, const StWrite *to, RtError *e) {
-    bool same = from->dtype == to->dtype && from->ndim == to->ndim;
+// Weights are converted; where a run goes on, every state is what it was.
+static RtStatus same_shape(const StTensor *from, const StWrite *to, bool convert, RtError *e) {
+    DType any;
+    bool same_type = from->dtype == to->dtype || (convert && st_dtype_to(from->dtype, &any) && dtype_is_float(any));
+    bool same = same_type && from->ndim == to->ndim;
     for (int i = 0; same && i < to->ndim; i++) same = from->dim[i] == to->dim[i];
     if (same) return RT_OK;
     char text[2][160];
@@ -526,7 +540,9 @@ static int64_t damaged_block(const char *file, const uint64_t *block, int64_t n,
     return found;
 }
 
-static RtStatus load_piece(const Loader *l, const StWrite *to, RtError *e) {
+// Piece number k of a tensor, which is `to`.
+static RtStatus load_piece(const Loader *l, const RtPlanInstance *p, const RtTensor *t, int64_t k, const StWrite *to,
+                           bool exact, RtError *e) {
     const json_t *entry = json_object_get(json_object_get(l->manifest, "tensors"), to->name);
     const json_t *where = json_array_get(json_object_get(entry, "pieces"), 0);
     json_int_t file = json_integer_value(json_object_get(where, "file"));
@@ -534,7 +550,7 @@ static RtStatus load_piece(const Loader *l, const StWrite *to, RtError *e) {
         return BAD("%s: tensor '%s' is missing", l->dir, to->name);
     const StTensor *from = st_find(l->file[file], to->name);
     if (!from) return BAD("%s: tensor '%s' is missing from its file", l->dir, to->name);
-    RT_TRY(same_shape(from, to, e));
+    RT_TRY(same_shape(from, to, !exact && dtype_is_float((DType)t->dtype), e));
     uint64_t expected;
     if (!hex_read(json_object_get(entry, "hash"), &expected))
         return BAD("%s: tensor '%s' has no hash", l->dir, to->name);
@@ -548,7 +564,11 @@ static RtStatus load_piece(const Loader *l, const StWrite *to, RtError *e) {
         status = bad < 0 ? BAD("%s: tensor '%s' is damaged: its hash does not fit", from->file, to->name)
                          : BAD("%s: tensor '%s' is damaged near element %lld: its hash does not fit",
                                from->file, to->name, (long long)(bad * BLOCK));
-    } else memcpy((void *)to->data, from->data, from->bytes);
+    } else {
+        DType dtype = (DType)t->dtype;
+        st_dtype_to(from->dtype, &dtype);
+        rt_tensor_put(p, t, k * from->elements, from->elements, from->data, dtype);
+    }
     free(block);
     return status;
 }
@@ -627,7 +647,7 @@ static RtStatus load_tensors(const Loader *l, RtPlanInstance *p, bool all, RtErr
             char *name;
             StWrite to = piece(p, t, k, &name);
             bool there = json_object_get(json_object_get(l->manifest, "tensors"), name) != NULL;
-            RtStatus status = there                        ? load_piece(l, &to, e)
+            RtStatus status = there                        ? load_piece(l, p, t, k, &to, all, e)
                               : all || t->role == RT_PARAM ? missing(p, l, name, e)
                                                            : RT_OK;
             free(name);
@@ -671,6 +691,21 @@ RtStatus rt_ckpt_load_newest(const char *run, RtPlanInstance *p, RtCkptInfo *inf
     }
 }
 
+// Types that no plan holds go through floats.
+static RtStatus put_any(const RtPlanInstance *p, const RtTensor *t, int64_t first, const StTensor *from, RtError *e) {
+    DType dtype;
+    if (st_dtype_to(from->dtype, &dtype)) {
+        rt_tensor_put(p, t, first, from->elements, from->data, dtype);
+        return RT_OK;
+    }
+    float *x = malloc(((size_t)from->elements + 1) * sizeof *x);
+    if (!x) return rt_fail(e, RT_NO_MEMORY, "no memory to convert '%s'", from->name);
+    RtStatus status = st_read_f32(from, 0, from->elements, x, e);
+    if (status == RT_OK) rt_tensor_put(p, t, first, from->elements, x, F32);
+    free(x);
+    return status;
+}
+
 // Any safetensors whose names are the model's; other float types are converted.
 static RtStatus load_plain(const char *path, RtPlanInstance *p, RtError *e) {
     StFiles *f;
@@ -689,10 +724,7 @@ static RtStatus load_plain(const char *path, RtPlanInstance *p, RtError *e) {
             else if (from && from->elements != n)
                 status = BAD("%s: '%s' has %lld elements, the model's has %lld", from->file, from->name,
                              (long long)from->elements, (long long)n);
-            for (int64_t j = 0; from && status == RT_OK && j < n; j++) {
-                if (from->dtype == to.dtype) { memcpy((void *)to.data, from->data, from->bytes); break; }
-                rt_store_number((void *)to.data, (DType)t->dtype, j, st_number(from, j));
-            }
+            if (from && status == RT_OK) status = put_any(p, t, k * n, from, e);
             free(name);
         }
     }

@@ -9,6 +9,7 @@
 
 #include "runtime/convert.h"
 #include "runtime/exec.h"
+#include "runtime/layout.h"
 #include "runtime/philox.h"
 
 typedef struct { uint64_t seed, name; } DrawKey;
@@ -72,7 +73,7 @@ static void draw_tensor(const RtPlanInstance *p, const RtTensor *t, uint64_t see
 #pragma omp parallel for num_threads(p->threads) schedule(static)
     for (int64_t block = 0; block < (n + 4095) / 4096; block++)
         for (int64_t i = block * 4096; i < n && i < (block + 1) * 4096; i++)
-            rt_store_number(data, (DType)t->dtype, i, first_value(t, key, (uint64_t)i));
+            rt_store_number(data, (DType)t->dtype, rt_tensor_index(t, i), first_value(t, key, (uint64_t)i));
 }
 
 // A copy may be larger than its source: then it repeats (the same start for every expert).
@@ -90,7 +91,8 @@ static RtStatus copy_tensor(const RtPlanInstance *p, const RtTensor *t, RtError 
     const void *source_data = rt_tensor_data(p, source);
 #pragma omp parallel for num_threads(p->threads) schedule(static)
     for (int64_t i = 0; i < n; i++)
-        rt_store_number(data, (DType)t->dtype, i, rt_load_number(source_data, (DType)source->dtype, i % m));
+        rt_store_number(data, (DType)t->dtype, rt_tensor_index(t, i),
+                        rt_load_number(source_data, (DType)source->dtype, rt_tensor_index(source, i % m)));
     return RT_OK;
 }
 

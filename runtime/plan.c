@@ -48,6 +48,21 @@ static RtStatus check_syms(const RtPlan *plan, RtError *e) {
     return RT_OK;
 }
 
+// Panels are matrices of fixed size; *bytes: what they take.
+static bool lies_in_panels(const RtTensor *t, int64_t *bytes) {
+    Layout l = (Layout)t->layout;
+    if (t->ndim < 2 || t->dtype != (layout_is_pairs(l) ? BF16 : F32)) return false;
+    *bytes = dtype_bytes((DType)t->dtype);
+    for (int d = 0; d < t->ndim; d++) {
+        if (t->dim_sym[d] >= 0 || t->dim[d] > INT64_MAX / 2 - PANEL_COLS) return false;
+        int64_t n = t->dim[d], k = layout_is_transposed(l) ? t->ndim - 1 : t->ndim - 2;
+        if (d == k) n += layout_is_pairs(l) ? n % 2 : 0;
+        else if (d >= t->ndim - 2) n = (n + PANEL_COLS - 1) / PANEL_COLS * PANEL_COLS;
+        if (__builtin_mul_overflow(*bytes, n, bytes)) return false;
+    }
+    return true;
+}
+
 static RtStatus check_tensors(const RtPlan *plan, RtError *e) {
     const RtTensor *t = RT_TABLE(plan, RtTensor, tensors);
     for (uint32_t i = 0; i < plan->tensors.n; i++) {
@@ -63,6 +78,8 @@ static RtStatus check_tensors(const RtPlan *plan, RtError *e) {
             if (t[i].dim_sym[d] >= (int64_t)plan->syms.n)
                 return BAD("tensor '%s': no symbol %d", name, t[i].dim_sym[d]);
         }
+        if (t[i].layout >= LAYOUT_COUNT || (t[i].layout != LAYOUT_ROWS && !lies_in_panels(&t[i], &bytes)))
+            return BAD("tensor '%s' can't lie as it says", name);
         if (bytes > t[i].bytes || t[i].arena > RT_STEP ||
             !in_arena(plan, t[i].arena, t[i].offset, t[i].bytes))
             return BAD("tensor '%s' (%lld bytes at %lld) lies outside its arena", name, (long long)t[i].bytes,

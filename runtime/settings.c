@@ -80,6 +80,7 @@ static const Key keys[] = {
     {"generate", "dropless", BUILT_IN},
     {"generate", "context", BUILT_IN},
     {"generate", "batch_tokens", BUILT_IN},
+    {"generate", "dtype", BUILT_IN},
     {"generate", "mla", BUILT_IN},
 };
 enum { N_KEYS = sizeof keys / sizeof *keys };

@@ -10,6 +10,7 @@
 #include <string.h>
 #include <time.h>
 #include "codegen/compiled.h"
+#include "codegen/cpu/product.h"
 #include "codegen/interp/ref_kernel.h"
 
 // ---- machines ------------------------------------------------------------------------------------------
@@ -378,6 +379,15 @@ static bool dump(Graph *const *programs, int n, const CompileOpts *opts, const c
     return e != NULL;
 }
 
+static Layout layout(const Node *n, int operand) {
+    if (n->op != OP_MATMUL && n->op != OP_GROUPED_MATMUL) return LAYOUT_ROWS;
+    DType a = n->in[0]->type.dtype, b = n->in[operand]->type.dtype;
+    KernelNode k = {.node = n};
+    if ((operand != 1 && operand != contraction_of(n).second) || a != b || (a != F32 && a != BF16)) return LAYOUT_ROWS;
+    if (!(n->op == OP_MATMUL ? matmul_takes_panels(&k) : grouped_takes_panels(&k))) return LAYOUT_ROWS;
+    return b == F32 ? (n->attr.tb ? LAYOUT_P32T : LAYOUT_P32) : n->attr.tb ? LAYOUT_P32VT : LAYOUT_P32V;
+}
+
 extern const Target target_cpu;
 const Target target_cpu = {
-    "cpu", "machine code by LLVM for this machine or a table row", available, compile, emit_objects, dump};
+    "cpu", "machine code by LLVM for this machine or a table row", available, compile, emit_objects, dump, layout};

@@ -28,12 +28,18 @@ static bool grouped_of(const KernelNode *k, GroupedMatmul *g) {
                   .y_type = y->dtype,
                   .tb = attr->tb,
                   .numbered = attr->gather != 0,
+                  .layout = (Layout)w->layout,
                   .K = type_cols(x),
                   .N = type_cols(y),
                   .y_row = type_cols(y),
                   .max_rows = g->bound < ROWS_RUN ? g->bound : ROWS_RUN};
     g->groups = rows_groups((g->bound + ROWS_RUN - 1) / ROWS_RUN, g->r.max_rows, g->r.K, g->r.N, true);
     return rows_possible(&g->r);
+}
+
+bool grouped_takes_panels(const KernelNode *k) {
+    GroupedMatmul g;
+    return grouped_of(k, &g);
 }
 
 bool describe_grouped_matmul(const KernelNode *k, KernelDesc *d) {
@@ -52,7 +58,7 @@ void emit_grouped_matmul(Cg *cg, const KernelNode *k) {
     grouped_of(k, &g);
     Rows *r = &g.r;
     r->max_rows = g.bound <= TILE_MAX_ROWS ? g.bound : ROWS_RUN; // as far as the key says it
-    r->heights = tile_all_heights(tile_size(cg->target).rows);
+    r->heights = tile_all_heights(rows_tile(cg->target, r));
     rows_begin(cg, r);
     epilogue_begin(cg, &e);
     LV x = cg_in(cg, 0), offsets = cg_in(cg, 2);
@@ -74,7 +80,7 @@ void emit_grouped_matmul(Cg *cg, const KernelNode *k) {
                  .hi = p1,
                  .row = begin};
     if (r->numbered) u.rows = row_numbers(cg, &e.c, 0, begin);
-    rows_attached(cg, r, u, &e, cg_muli(cg, expert.i, r->K * r->N), cg_muli(cg, begin, r->N));
+    rows_attached(cg, r, u, &e, cg_muli(cg, expert.i, rows_matrix(r)), cg_muli(cg, begin, r->N));
     cg_end(cg, &expert);
 }
 

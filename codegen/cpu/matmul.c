@@ -58,6 +58,7 @@ static bool matmul_of(const CpuTarget *t, const KernelNode *k, Matmul *m) {
                   .ta = attr->ta,
                   .tb = attr->tb,
                   .numbered = attr->gather != 0,
+                  .layout = (Layout)b->layout,
                   .K = extent_bound(&m->k),
                   .N = y->dim[y->ndim - 1].n,
                   .y_row = y->dim[y->ndim - 1].n,
@@ -66,7 +67,7 @@ static bool matmul_of(const CpuTarget *t, const KernelNode *k, Matmul *m) {
     m->groups =
         rows_groups(runs * extent_bound(&m->batch), m->r.max_rows, m->r.K, m->r.N, m->rows.sym != NULL);
     if (!t) return rows_possible(&m->r);
-    int size = tile_size(t).rows;
+    int size = rows_tile(t, &m->r);
     int64_t rest = bound % ROWS_RUN;
     bool vary = m->rows.sym != NULL;
     m->r.min_rows = vary ? 0 : m->r.max_rows;
@@ -75,6 +76,11 @@ static bool matmul_of(const CpuTarget *t, const KernelNode *k, Matmul *m) {
     int panels = rows_panels(t, m->r.N);
     m->panels_each = (panels + m->groups - 1) / m->groups;
     return true;
+}
+
+bool matmul_takes_panels(const KernelNode *k) {
+    Matmul m;
+    return matmul_of(NULL, k, &m) && m.shared && !m.r.ta;
 }
 
 bool describe_matmul(const KernelNode *k, KernelDesc *d) {

@@ -29,9 +29,20 @@ int rows_panels(const CpuTarget *t, int64_t N) {
     return (int)((N + panel - 1) / panel);
 }
 
+static bool is_laid(const Rows *r) { return r->layout != LAYOUT_ROWS; }
+
+// The halves of a pair need two vectors more.
+int rows_tile(const CpuTarget *t, const Rows *r) {
+    return tile_size(t).rows - layout_is_pairs(r->layout);
+}
+
+int64_t rows_matrix(const Rows *r) {
+    return r->tb ? layout_elements(r->layout, r->N, r->K) : layout_elements(r->layout, r->K, r->N);
+}
+
 // ---- rows times a matrix ------------------------------------------------------------------------
 
-static bool cuts_k(const Rows *r) { return r->K > K_BLOCK && r->y_type == F32; }
+static bool cuts_k(const Rows *r) { return r->K > K_BLOCK && r->y_type == F32 && !is_laid(r); }
 static int64_t k_block_of(const Rows *r) {
     if (!cuts_k(r)) return r->K;
     int64_t cols = r->N < NEAR_PANELS * 2 * LANES ? up(r->N, LANES) : NEAR_PANELS * 2 * LANES;
@@ -62,15 +73,16 @@ int rows_groups(int64_t runs, int64_t rows, int64_t K, int64_t N, bool rows_vary
 }
 
 void rows_begin(Cg *cg, Rows *r) {
-    TileSize size = tile_size(cg->target);
+    TileSize size = {rows_tile(cg->target, r), panel_vecs(cg->target, r->N)};
     r->vecs = panel_vecs(cg->target, r->N);
     r->panel = r->vecs * LANES;
     r->n_panels = rows_panels(cg->target, r->N);
     r->n_whole = (int)(r->N / r->panel);
     r->tail = (int)(r->N % r->panel);
     r->k_block = k_block_of(r);
-    r->panel_bytes =
-        up(r->k_block, LANES) * r->panel * 4 + 64; // panels side by side shall not share cache sets
+    r->panel_bytes = is_laid(r) ? rows_matrix(r) * dtype_bytes(r->b_type) * r->panel / up(r->N, PANEL_COLS)
+                                // panels side by side shall not share cache sets
+                                : up(r->k_block, LANES) * r->panel * 4 + 64;
     r->block = (int)(PACKED_BYTES / r->panel_bytes);
     if (r->block > r->n_panels) r->block = r->n_panels;
     if (r->block < 1) r->block = 1;
@@ -81,20 +93,22 @@ void rows_begin(Cg *cg, Rows *r) {
     bool fits = !r->copy_a ||
                 (!r->ta && DIRECT_ROWS * (up(r->K, LANES) + LANES) * 4 + r->scratch_used < RT_SCRATCH_BYTES);
     r->direct_rows = fits ? DIRECT_ROWS : size.rows; // rows that are copied, are all at once
-    r->direct = !r->tb && r->min_rows <= r->direct_rows;
+    r->direct = !r->tb && r->min_rows <= r->direct_rows && !is_laid(r);
     r->packed = !r->direct || r->max_rows > r->direct_rows;
     r->a_row = r->ta ? 1 : r->copy_a ? up(r->K, LANES) + LANES : r->a_given ? r->a_given : r->K;
     r->a_k = r->ta ? STRIP : 1;
     int64_t a_bytes = !r->copy_a ? 0 : r->ta ? up(r->K * STRIP * 4, 64) : up(size.rows * r->a_row * 4, 64);
     r->at_panels = up(r->scratch_used, 64) + a_bytes;
-    assert(r->at_panels + r->block * r->panel_bytes <= RT_SCRATCH_BYTES);
+    r->copy_all = r->copy_a && is_laid(r) && r->scratch_used + r->max_rows * r->a_row * 4 + 64 <= RT_SCRATCH_BYTES;
+    assert(is_laid(r) || r->at_panels + r->block * r->panel_bytes <= RT_SCRATCH_BYTES);
 
     TileSpec s = {.vecs = r->vecs,
                   .cols = r->panel,
                   .a_row = r->a_row,
                   .a_k = r->a_k,
                   .c_row = r->y_row,
-                  .b_type = F32,
+                  .b_type = is_laid(r) ? r->b_type : F32,
+                  .pairs = layout_is_pairs(r->layout),
                   .c_type = r->y_type,
                   .reload = cuts_k(r) || (r->direct && r->direct_k),
                   .prefetch = true};
@@ -103,7 +117,7 @@ void rows_begin(Cg *cg, Rows *r) {
     if ((r->packed || f32) && r->n_whole) tile_functions(cg, &r->whole, &s, "tile", heights);
     TileSpec last = s;
     last.cols = r->tail;
-    last.mask_b = true;
+    last.mask_b = !is_laid(r);
     if ((r->packed || f32) && r->tail) tile_functions(cg, &r->last, &last, "tile_last", heights);
     if (r->direct) {
         r->direct_whole = r->whole;
@@ -121,11 +135,11 @@ void rows_begin(Cg *cg, Rows *r) {
                 tile_functions(cg, &r->wide[h], &wide, name, 1u << h);
         }
     }
-    if (r->packed && !r->tb)
+    if (r->packed && !r->tb && !is_laid(r))
         r->pack = pack_rows_function(cg, "pack", r->b_type, r->vecs, r->panel_bytes, false);
-    if (r->packed && r->tb && r->n_whole)
+    if (r->packed && r->tb && r->n_whole && !is_laid(r))
         r->pack = pack_columns_function(cg, "pack", r->b_type, r->vecs, r->panel);
-    if (r->packed && r->tb && r->tail)
+    if (r->packed && r->tb && r->tail && !is_laid(r))
         r->pack_last = pack_columns_function(cg, "pack_last", r->b_type, r->vecs, r->tail);
     if (r->copy_a)
         r->copy = r->ta         ? strips_function(cg, "strip", r->a_type, 0, false)
@@ -239,6 +253,13 @@ static LV panel_at(Cg *cg, const Rows *r, LV index) {
     return cg_bytes(cg, bytes_at(cg, cg->scratch, r->at_panels), cg_muli(cg, index, r->panel_bytes));
 }
 
+// Panel `index` of a matrix that lies in panels.  Ours may be a half of one of those: the same rows, other columns.
+static LV laid_panel_at(Cg *cg, const Rows *r, const RowsRun *u, LV index) {
+    int64_t parts = PANEL_COLS / r->panel, column = dtype_bytes(r->b_type) * (layout_is_pairs(r->layout) ? 2 : 1);
+    LV whole = cg_muli(cg, cg_div(cg, index, cg_int(cg, parts)), r->panel_bytes * parts);
+    return cg_bytes(cg, u->b, cg_add(cg, whole, cg_muli(cg, cg_rem(cg, index, cg_int(cg, parts)), r->panel * column)));
+}
+
 static void pack_block(Cg *cg, Rows *r, const RowsRun *u, LV p0, LV p1, LV k0, LV n_k) {
     if (!r->tb) {
         LV col = cg_muli(cg, p0, r->panel), end = cg_min(cg, cg_muli(cg, p1, r->panel), cg_int(cg, r->N));
@@ -262,21 +283,24 @@ static void pack_block(Cg *cg, Rows *r, const RowsRun *u, LV p0, LV p1, LV k0, L
 // Blocks of panels; for each, all tiles of rows pass by, and a tile meets one panel after the other.
 static void run_packed(Cg *cg, Rows *r, const RowsRun *u) {
     CgLoop block, cut, tile;
+    LV all = r->copy_all ? copy_of_rows(cg, r, u, cg_int(cg, 0), u->n) : NULL;
     cg_for(cg, &block, u->lo, u->hi, r->block);
-    LV p0 = block.i, p1 = cg_min(cg, cg_addi(cg, p0, r->block), u->hi), b_k = cg_int(cg, r->panel);
+    LV p0 = block.i, p1 = cg_min(cg, cg_addi(cg, p0, r->block), u->hi);
+    LV b_k = cg_int(cg, is_laid(r) ? PANEL_COLS : r->panel);
     LV k0 = cg_int(cg, 0), n_k = u->k;
     if (cuts_k(r)) {
         cg_for(cg, &cut, k0, u->k, r->k_block);
         k0 = cut.i;
         n_k = cg_min(cg, cg_sub(cg, u->k, k0), cg_int(cg, r->k_block));
     }
-    pack_block(cg, r, u, p0, p1, k0, n_k);
-    TileCut rows = tile_cut(cg, u->n, tile_size(cg->target).rows);
+    if (!is_laid(r)) pack_block(cg, r, u, p0, p1, k0, n_k);
+    TileCut rows = tile_cut(cg, u->n, rows_tile(cg->target, r));
     cg_for(cg, &tile, cg_int(cg, 0), rows.tiles, 1);
     LV first = tile_first(cg, &rows, tile.i), height = tile_height(cg, &rows, tile.i);
     LV done = cuts_k(r) ? cg_eq(cg, cg_add(cg, k0, n_k), u->k) : NULL;
-    LV a = r->copy_a ? copy_of_rows(cg, r, u, first, height)
-                     : cg_at(cg, F32, u->a, cg_mul(cg, first, a_step(cg, r, u)));
+    LV a = all         ? cg_at(cg, F32, all, cg_muli(cg, first, r->a_row))
+           : r->copy_a ? copy_of_rows(cg, r, u, first, height)
+                       : cg_at(cg, F32, u->a, cg_mul(cg, first, a_step(cg, r, u)));
     a = cg_at(cg, F32, a, cg_muli(cg, k0, r->a_k));
     LV whole = cg_min(cg, p1, cg_int(cg, r->n_whole));
     for (int part = 0; part < 2; part++) {
@@ -288,7 +312,8 @@ static void run_packed(Cg *cg, Rows *r, const RowsRun *u) {
         LV init = cuts_k(r) ? cg_select(cg, cg_lt(cg, cg_int(cg, 0), k0), c, LLVMConstNull(cg->ptr)) : NULL;
         tile_call(cg, part ? &r->last : &r->whole, height,
                   &(TileCall){.a = a,
-                              .b = panel_at(cg, r, cg_sub(cg, l.i, p0)),
+                              .b = is_laid(r) ? laid_panel_at(cg, r, u, l.i)
+                                              : panel_at(cg, r, cg_sub(cg, l.i, p0)),
                               .k = n_k,
                               .b_k = b_k,
                               .c = c,

@@ -12,6 +12,7 @@ typedef struct {
     DType   a_type, b_type, y_type;
     bool    ta, tb;            // ta: a is stored [K, rows]; tb: b is stored [N, K]
     bool    numbered;          // rows of a are read by number
+    Layout  layout;            // of b: panels are read as they lie, whatever the run's length
     int64_t K, N;              // K: largest; N is known
     int64_t y_row, a_given;    // elements between rows of y; of a, if they are not its K (0: they are)
     int64_t min_rows, max_rows;      // of a run; no way for short runs is emitted if there are none
@@ -22,7 +23,7 @@ typedef struct {
     int     n_panels, n_whole, tail;     // panels, whole ones, columns of the last if it is narrow
     int64_t direct_rows, direct_k;   // longest run that reads B as it lies; k of it at once, 0: all
     int64_t k_block, block;    // k of a panel packed at once, panels packed at once
-    bool    copy_a, direct, packed;
+    bool    copy_a, copy_all, direct, packed;      // copy_all: the rows of a run at once
     int64_t a_row, a_k, panel_bytes, at_panels;
     TileSet whole, last, direct_whole, direct_last, wide[TILE_MAX_ROWS + 1];
     PackFunction pack, pack_last, copy;
@@ -47,7 +48,13 @@ void rows_attached(Cg *cg, Rows *r, RowsRun run, const Epilogue *e, LV b_at, LV 
 // Numbers of the rows of operand 0 or 1 from row `first` on.
 RowNumbers row_numbers(Cg *cg, const Contraction *c, int operand, LV first);
 int  rows_panels(const CpuTarget *t, int64_t N);   // panels of N columns
+int  rows_tile(const CpuTarget *t, const Rows *r); // rows of the tallest tile
+int64_t rows_matrix(const Rows *r);                // elements from a matrix b to the next
 enum { ROWS_RUN = 252 };                           // rows of a task: whole tiles on every machine
+
+// Does the node's kernel take its matrices in panels?
+bool matmul_takes_panels(const KernelNode *k);
+bool grouped_takes_panels(const KernelNode *k);
 
 // How many groups of panels a task's matrix is cut into, so that there are enough tasks and none is tiny.
 int rows_groups(int64_t runs, int64_t rows, int64_t K, int64_t N, bool rows_vary);

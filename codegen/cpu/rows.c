@@ -45,6 +45,24 @@ static int64_t gather_grain(const Node *n) {
     return grain < 1 ? 1 : grain;
 }
 
+// Row `row` out of panels that hold matrices of [N, K] with K = D: a lane of one panel, k after k.
+static void move_from_panel(Cg *cg, const Type *x, LV to, LV from, LV row, int64_t D) {
+    bool pairs = layout_is_pairs((Layout)x->layout);
+    int64_t n = pairs ? 2 : 1, step = PANEL_COLS * n;              // k of a row of the panel, its elements
+    LV panel = cg_muli(cg, cg_div(cg, row, cg_int(cg, PANEL_COLS)), layout_elements((Layout)x->layout, PANEL_COLS, D));
+    LV at = cg_add(cg, panel, cg_muli(cg, cg_rem(cg, row, cg_int(cg, PANEL_COLS)), n));
+    LV base = cg_at(cg, x->dtype, from, at);
+    CgLoop l;
+    cg_for(cg, &l, cg_int(cg, 0), cg_int(cg, D), LANES);
+    LV k = LLVMBuildAdd(cg->b, cg_lanes(cg), cg_splat(cg, LLVMBuildTrunc(cg->b, l.i, cg->i32, "")), "");
+    LV index = LLVMBuildMul(cg->b, pairs ? LLVMBuildLShr(cg->b, k, cg_vec_int(cg, 1), "") : k,
+                            cg_vec_int(cg, (int32_t)step), "");
+    if (pairs) index = LLVMBuildAdd(cg->b, index, LLVMBuildAnd(cg->b, k, cg_vec_int(cg, 1), ""), "");
+    LV mask = D % LANES ? cg_tail_mask(cg, cg_sub(cg, cg_int(cg, D), l.i)) : NULL;
+    cg_store_vec(cg, x->dtype, cg_gather_vec(cg, x->dtype, base, index, mask), to, l.i, mask);
+    cg_end(cg, &l);
+}
+
 bool describe_gather_rows(const KernelNode *k, KernelDesc *d) {
     const Type *index = &k->node->in[1]->type;
     d->tasks[0] = tasks_of_dims(index, 0, index->ndim, gather_grain(k->node));
@@ -63,7 +81,9 @@ void emit_gather_rows(Cg *cg, const KernelNode *k) {
     LV to = cg_at(cg, x->dtype, cg_out(cg, 0), cg_muli(cg, l.i, D));
     CgIf f;
     cg_if(cg, &f, LLVMBuildICmp(cg->b, LLVMIntULT, at, rows, ""));         // -1 is a large number here
-    move(cg, x->dtype, to, cg_at(cg, x->dtype, cg_in(cg, 0), cg_muli(cg, at, D)), cg_int(cg, D));
+    if (x->layout == LAYOUT_ROWS)
+        move(cg, x->dtype, to, cg_at(cg, x->dtype, cg_in(cg, 0), cg_muli(cg, at, D)), cg_int(cg, D));
+    else move_from_panel(cg, x, to, cg_in(cg, 0), at, D);
     cg_else(cg, &f);
     move(cg, x->dtype, to, NULL, cg_int(cg, D));
     cg_endif(cg, &f);

@@ -54,15 +54,26 @@ enum {
 }; // of B, asked into the second cache: rows 4 KiB apart don't fit the first one's sets
 enum { P_A, P_B, P_K, P_B_K, P_C, P_INIT, P_N_MERGE, P_MERGE, N_PARAMS };
 
+// Bytes between columns of a row of B, whose row holds one k or two.
+static int64_t b_bytes(const TileSpec *s) { return s->pairs ? 4 : dtype_bytes(s->b_type); }
+
+// Vector v of B at one k, or at the first or second (odd) of two.
+static LV b_vector(Cg *cg, const TileSpec *s, LV b, int v, bool odd) {
+    LV mask = s->mask_b ? tile_mask(cg, s->cols - v * LANES) : NULL;
+    if (!s->pairs) return cg_load_vec(cg, s->b_type, b, cg_int(cg, v * LANES), mask);
+    LV two = cg_load_vec(cg, I32, b, cg_int(cg, v * LANES), mask);
+    two = odd ? LLVMBuildAnd(cg->b, two, cg_vec_int(cg, (int32_t)0xffff0000), "")
+              : LLVMBuildShl(cg->b, two, cg_vec_int(cg, 16), "");
+    return LLVMBuildBitCast(cg->b, two, cg->vf32, "");
+}
+
 // One step of the chain for all sums.  ahead: bytes from b to what is asked for, or NULL.
 static void tile_step(Cg *cg, const TileSpec *s, int height, LV a, int64_t k, LV b, LV ahead, LV *acc) {
     LV bv[TILE_MAX_VECS];
-    for (int v = 0; v < s->vecs; v++) {
-        LV mask = s->mask_b ? tile_mask(cg, s->cols - v * LANES) : NULL;
-        bv[v] = cg_load_vec(cg, s->b_type, b, cg_int(cg, v * LANES), mask);
-    }
-    if (ahead)
-        for (int64_t at = 0; at < (int64_t)s->vecs * LANES * dtype_bytes(s->b_type); at += 64)
+    bool odd = s->pairs && k % 2;
+    for (int v = 0; v < s->vecs; v++) bv[v] = b_vector(cg, s, b, v, odd);
+    if (ahead && !odd)
+        for (int64_t at = 0; at < s->vecs * LANES * b_bytes(s); at += 64)
             cg_prefetch(cg, cg_bytes(cg, b, cg_addi(cg, ahead, at)), false, 2);
     for (int i = 0; i < height; i++) {
         LV x = cg_splat(cg, cg_load(cg, cg->f32, offset(cg, a, i * s->a_row + k * s->a_k), 4));
@@ -73,22 +84,21 @@ static void tile_step(Cg *cg, const TileSpec *s, int height, LV a, int64_t k, LV
 // n sums in registers, chained over k; unrolled because a step is short when the tile is small.
 static void tile_chain(Cg *cg, const TileSpec *s, int height, LV fn, LV *acc) {
     int n = height * s->vecs, unroll = n >= 16 ? 2 : 4;
-    LV k = LLVMGetParam(fn, P_K),
-       step = cg_mul(cg, LLVMGetParam(fn, P_B_K), cg_int(cg, dtype_bytes(s->b_type)));
-    LV most = LLVMBuildAnd(cg->b, k, cg_int(cg, -unroll), "");
+    LV k = LLVMGetParam(fn, P_K), step = cg_muli(cg, LLVMGetParam(fn, P_B_K), b_bytes(s));
     LV ahead = s->prefetch ? cg_muli(cg, step, PREFETCH_ROWS) : NULL;
-    LV carry[CG_MAX_CARRY], lo = cg_int(cg, 0), hi = most;
+    LV carry[CG_MAX_CARRY], lo = cg_int(cg, 0);
     for (int i = 0; i < n; i++) carry[i] = acc[i];
     carry[n] = LLVMGetParam(fn, P_A);
     carry[n + 1] = LLVMGetParam(fn, P_B);
-    for (int u = unroll; u >= 1; u = u > 1 ? 1 : 0) { // then the steps that are left, one by one
+    for (int u = unroll; u >= 1; u = s->pairs || u == 1 ? u / 2 : 1) { // then what is left, one by one or by pairs
         CgLoop l;
+        LV hi = LLVMBuildAnd(cg->b, k, cg_int(cg, -u), "");
         cg_loop_begin(cg, &l, lo, hi, u, n + 2, carry);
         for (int i = 0; i < n; i++) acc[i] = l.carry[i];
         LV a = l.carry[n], b = l.carry[n + 1];
         for (int j = 0; j < u; j++) {
             tile_step(cg, s, height, a, j, b, ahead, acc);
-            b = cg_bytes(cg, b, step);
+            if (!s->pairs || j % 2) b = cg_bytes(cg, b, step);
         }
         for (int i = 0; i < n; i++) carry[i] = acc[i];
         carry[n] = offset(cg, a, u * s->a_k);
@@ -96,7 +106,6 @@ static void tile_chain(Cg *cg, const TileSpec *s, int height, LV fn, LV *acc) {
         cg_loop_end(cg, &l, carry);
         for (int i = 0; i < n + 2; i++) carry[i] = l.carry[i];
         lo = l.i;
-        hi = k;
     }
     for (int i = 0; i < n; i++) acc[i] = carry[i];
 }

@@ -25,6 +25,7 @@ typedef struct {
     int64_t c_row;             // elements from a row of C to the next
     DType   b_type, c_type;    // A is f32
     bool    mask_b;            // B is not a panel: loads stay inside cols
+    bool    pairs;             // B is bf16 in pairs of k: [k/2][b_k][2], what is behind an odd k is there
     bool    prefetch;          // B comes from far: rows ahead are asked for
     bool    reload;            // the chain may continue from a tile in memory (init)
     bool    merge;             // after the chain n_merge tiles at merge, merge - merge_step, .. are added

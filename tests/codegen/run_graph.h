@@ -63,6 +63,21 @@ static inline void case_fill(const char *name, DType t, int64_t n, void *to) {
     }
 }
 
+// The same elements, where the tensor's layout has them.
+static inline void case_fill_panels(const char *name, const RtTensor *t, int64_t count, char *to) {
+    int64_t rows = t->dim[t->ndim - 2], cols = t->dim[t->ndim - 1], size = dtype_bytes((DType)t->dtype);
+    char *raw = malloc((size_t)(count * size + 1));
+    case_fill(name, (DType)t->dtype, count, raw);
+    memset(to, 0, (size_t)t->bytes);
+    for (int64_t i = 0; i < count; i++) {
+        int64_t matrix = i / (rows * cols), inside = i % (rows * cols);
+        int64_t at = matrix * layout_elements((Layout)t->layout, rows, cols) +
+                     layout_index((Layout)t->layout, rows, cols, inside / cols, inside % cols);
+        memcpy(to + at * size, raw + i * size, (size_t)size);
+    }
+    free(raw);
+}
+
 static inline int64_t case_count(const int64_t *dim, int ndim) {
     int64_t n = 1;
     for (int i = 0; i < ndim; i++) n *= dim[i];
@@ -191,7 +206,9 @@ static inline int case_compare_placed(Case *c, const char *cpu, int64_t plain, d
                 bool is_plain = t[i].dim_sym[k] >= 0 && RT_TABLE(p, RtSym, syms)[t[i].dim_sym[k]].fixed < 0;
                 count *= is_plain ? t[i].dim[k] / RT_TABLE(p, RtSym, syms)[t[i].dim_sym[k]].bound * plain : t[i].dim[k];
             }
-            case_fill(RT_TEXT(p, t[i].name), (DType)t[i].dtype, count, m.base[t[i].arena] + t[i].offset);
+            void *to = m.base[t[i].arena] + t[i].offset;
+            if (t[i].layout == LAYOUT_ROWS) case_fill(RT_TEXT(p, t[i].name), (DType)t[i].dtype, count, to);
+            else case_fill_panels(RT_TEXT(p, t[i].name), &t[i], count, to);
         }
     case_read_syms(p, &m, plain);
     case_execute(code, &m, plain);

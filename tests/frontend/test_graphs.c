@@ -43,6 +43,7 @@ static Graph *elaborate(Loaded *l, ElabOpts opts) {
 // The counts of language.md section 15, and of the READMEs of the models' authors.
 static const struct { const char *path; int64_t params, states; } models[] = {
     {"models/bench_m30.moe", 33840000, 0},
+    {"models/bench_mixtral.moe", 742081536, 0},
     {"models/cifar10_moe.moe", 76454, 0},
     {"models/deepseek_v3.moe", 671026404352, 14848},
     {"models/gpt_oss.moe", 116829156672, 0},

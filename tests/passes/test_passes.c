@@ -79,6 +79,14 @@ static int split(char *words, const char **at, int most) {
     return n;
 }
 
+// A target that wants right-hand sides in panels.
+static Layout panels(const Node *n, int operand) {
+    if (n->op != OP_MATMUL && n->op != OP_GROUPED_MATMUL) return LAYOUT_ROWS;
+    if (operand != 1 && operand != contraction_of(n).second) return LAYOUT_ROWS;
+    if (n->in[operand]->type.dtype == F32) return n->attr.tb ? LAYOUT_P32T : LAYOUT_P32;
+    return n->attr.tb ? LAYOUT_P32VT : LAYOUT_P32V;
+}
+
 static void run_file(const char *path) {
     Arena *a = arena_create(), *scratch = arena_create();
     char *text = read_file(a, path);
@@ -107,7 +115,9 @@ static void run_file(const char *path) {
                   .diag = d,
                   .machine = &machine,
                   .train = options ? &train : NULL,
-                  .update = &update};
+                  .update = &update,
+                  .own_parameters = header(a, input, "// OWN PARAMETERS") != NULL,
+                  .layout = panels};
     Str out = {.arena = a}, before = {.arena = a};
     graph_print(graphs[0], &before, (PrintOpts){0});
     bool ok = passes_run(&graphs[0], words, &cx, &(RunOpts){.verify_each = true});

@@ -50,7 +50,7 @@ exits 0 'resumed' alone train --out "$work/f" --resume
 claim 'has the bits of one go' same_weights "$work/a" "$work/f"
 
 # what may not
-for set in D=64 k=3 train.batch=4 train.sequence=64 train.dtype=bf16 train.clip=2 train.recompute=none generate.context=99; do
+for set in D=64 k=3 train.batch=4 train.sequence=64 train.dtype=bf16 train.clip=2 train.recompute=none generate.context=99 generate.dtype=bf16; do
     exits 1 "--set $set is refused" alone train --out "$work/x" --set "$set"
     says "'${set%%=*}' was fixed when this program was built" 'and says why'
 done

@@ -23,6 +23,14 @@ claim 'a short context that still fits' say context "${greedy[@]}" --set generat
 claim 'the same text' cmp "$work/greedy" "$work/context"
 claim 'interp' say interp "${greedy[@]}" --target interp
 claim 'the same text' cmp "$work/greedy" "$work/interp"
+# interp has its weights in rows, cpu in panels
+half=("${greedy[@]}" --set generate.dtype=bf16)
+claim 'in bf16' say half "${half[@]}"
+claim 'wrote something' test -s "$work/half"
+claim 'in bf16, in pieces of 7' say half7 "${half[@]}" --set generate.batch_tokens=7
+claim 'the same text' cmp "$work/half" "$work/half7"
+claim 'in bf16 by interp' say halfi "${half[@]}" --target interp
+claim 'the same text' cmp "$work/half" "$work/halfi"
 claim 'top_k = 1 is greedy' say topk --prompt "$prompt" --set generate.top_k=1
 claim 'the same text' cmp "$work/greedy" "$work/topk"
 claim 'top_p = 0 is greedy' say topp --prompt "$prompt" --set generate.top_p=0

@@ -1,0 +1,102 @@
+// Panels are filled 64 k at a time, out of a small block of floats.
+#include "runtime/layout.h"
+
+#include <assert.h>
+#include <string.h>
+
+#include "runtime/convert.h"
+
+typedef struct { int64_t rows, cols, k, n, elements; bool transposed; } Matrix;      // k, n: as a contraction reads it
+
+static Matrix matrix_of(const RtTensor *t) {
+    int64_t rows = t->ndim > 1 ? t->dim[t->ndim - 2] : 1, cols = t->ndim ? t->dim[t->ndim - 1] : 1;
+    bool transposed = layout_is_transposed((Layout)t->layout);
+    return (Matrix){rows, cols, transposed ? cols : rows, transposed ? rows : cols,
+                    layout_elements((Layout)t->layout, rows, cols), transposed};
+}
+
+int64_t rt_tensor_index(const RtTensor *t, int64_t i) {
+    if (t->layout == LAYOUT_ROWS) return i;
+    Matrix m = matrix_of(t);
+    int64_t inside = i % (m.rows * m.cols);
+    return i / (m.rows * m.cols) * m.elements +
+           layout_index((Layout)t->layout, m.rows, m.cols, inside / m.cols, inside % m.cols);
+}
+
+enum { BLOCK_K = 64 };
+
+static void read_floats(const void *from, DType dtype, int64_t at, int64_t n, float *to) {
+    if (dtype == F32) memcpy(to, (const char *)from + at * 4, (size_t)n * 4);
+    else if (dtype == BF16)
+        for (int64_t i = 0; i < n; i++) {
+            uint16_t x;
+            memcpy(&x, (const char *)from + (at + i) * 2, 2);
+            to[i] = rt_bf16_to_f32(x);
+        }
+    else
+        for (int64_t i = 0; i < n; i++) to[i] = (float)rt_load_number(from, dtype, at + i);
+}
+
+// Panel number `panel` of the matrix that begins at element `begin` of `from`.
+static void put_panel(const RtTensor *t, const Matrix *m, int64_t panel, const void *from, DType dtype,
+                      int64_t begin, void *matrix) {
+    bool pairs = layout_is_pairs((Layout)t->layout);
+    int64_t n0 = panel * PANEL_COLS, live = m->n - n0 < PANEL_COLS ? m->n - n0 : PANEL_COLS;
+    int64_t height = pairs ? m->k + m->k % 2 : m->k;
+    float block[BLOCK_K][PANEL_COLS], row[BLOCK_K];
+    for (int64_t k0 = 0; k0 < height; k0 += BLOCK_K) {
+        int64_t there = m->k - k0 < BLOCK_K ? m->k - k0 : BLOCK_K,
+                put = height - k0 < BLOCK_K ? height - k0 : BLOCK_K;
+        memset(block, 0, sizeof block);
+        for (int64_t j = 0; m->transposed && j < live; j++) {
+            read_floats(from, dtype, begin + (n0 + j) * m->cols + k0, there, row);
+            for (int64_t k = 0; k < there; k++) block[k][j] = row[k];
+        }
+        for (int64_t k = 0; !m->transposed && k < there; k++)
+            read_floats(from, dtype, begin + (k0 + k) * m->cols + n0, live, block[k]);
+        int64_t at = (panel * height + k0) * PANEL_COLS;
+        if (!pairs) {
+            memcpy((float *)matrix + at, block, (size_t)(put * PANEL_COLS) * sizeof(float));
+            continue;
+        }
+        uint16_t *to = (uint16_t *)matrix + at;
+        for (int64_t k = 0; k < put; k += 2)
+            for (int64_t j = 0; j < PANEL_COLS; j++) {
+                to[k * PANEL_COLS + 2 * j] = rt_f32_to_bf16(block[k][j]);
+                to[k * PANEL_COLS + 2 * j + 1] = rt_f32_to_bf16(block[k + 1][j]);
+            }
+    }
+}
+
+// A piece of a tensor in rows.
+static void put_rows(const RtTensor *t, int64_t first, int64_t n, const void *from, DType dtype, int64_t begin,
+                     void *data) {
+    DType type = (DType)t->dtype;
+    if (dtype == type)
+        memcpy((char *)data + first * dtype_bytes(type), (const char *)from + begin * dtype_bytes(type),
+               (size_t)(n * dtype_bytes(type)));
+    else
+        for (int64_t i = 0; i < n; i++)
+            rt_store_number(data, type, first + i, rt_load_number(from, dtype, begin + i));
+}
+
+void rt_tensor_put(const RtPlanInstance *p, const RtTensor *t, int64_t first, int64_t n, const void *from,
+                   DType dtype) {
+    enum { PIECE = 1 << 16 };
+    char *data = rt_tensor_data(p, t);
+    if (t->layout == LAYOUT_ROWS) {
+#pragma omp parallel for num_threads(p->threads) schedule(static) if (n > PIECE)
+        for (int64_t i = 0; i < n; i += PIECE)
+            put_rows(t, first + i, n - i < PIECE ? n - i : PIECE, from, dtype, i, data);
+        return;
+    }
+    Matrix m = matrix_of(t);
+    int64_t size = m.rows * m.cols, panels = (m.n + PANEL_COLS - 1) / PANEL_COLS;
+    if (size == 0) return;
+    assert(first % size == 0 && n % size == 0);
+#pragma omp parallel for num_threads(p->threads) schedule(static)
+    for (int64_t i = 0; i < n / size * panels; i++) {
+        char *matrix = data + (first / size + i / panels) * m.elements * dtype_bytes((DType)t->dtype);
+        put_panel(t, &m, i % panels, from, dtype, i / panels * size, matrix);
+    }
+}
