@@ -267,7 +267,10 @@ int cmd_generate(Cli *c) {
         if (isatty(1) && !c->quiet) fputs(prompt, stdout);
         status = rt_generate(s.plan, tokenizer, settings, prompt, stdout, &result, &e);
     }
-    if (status == RT_OK && trace) status = rt_trace_write(s.plan, &(RtLimits){.fma = machine_peak_flops(threads)}, trace, &e);
+    if (status == RT_OK && trace) {
+        RtLimits limits = machine_limits(s.machine, threads);
+        status = rt_trace_write(s.plan, &limits, trace, &e);
+    }
     if (status == RT_OK) {
         putchar('\n');
         fflush(stdout);
