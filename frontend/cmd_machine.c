@@ -141,25 +141,32 @@ static void lab_close(Lab *lab) {
 
 // ---- the team -----------------------------------------------------------------------------------------------
 
-enum { MEETINGS = 100 };
+enum { MEETINGS = 50, TEAMS = 40 };
 
 static void nothing(void *arg, int thread) { (void)arg, (void)thread; }
 static void meet(void *arg, int thread) {
     for (int i = 0; i < MEETINGS; i++) rt_team_barrier(arg, thread);
 }
 
-static void measure_team(Machine *m, RtTeam *team) {
-    m->region = m->barrier = 1;
-    double first = clock_now(CLOCK_MONOTONIC);
-    for (int run = 0; run < 20 && (run < 3 || clock_now(CLOCK_MONOTONIC) < first + 0.1); run++) {
+// Many new teams: where other programs run, the system often puts two threads of a team on one core, and leaves them there.
+static void measure_team(Machine *m) {
+    double first = clock_now(CLOCK_MONOTONIC), least_region = 1, least_barrier = 1;
+    for (int run = 0; run < TEAMS && (run < 3 || clock_now(CLOCK_MONOTONIC) < first + 0.2); run++) {
+        RtTeam *team = rt_team_open(m->threads);
+        if (!team) break;
+        rt_team_run(team, meet, team);
         double begin = clock_now(CLOCK_MONOTONIC);
         for (int i = 0; i < MEETINGS; i++) rt_team_run(team, nothing, NULL);
         double between = clock_now(CLOCK_MONOTONIC);
         rt_team_run(team, meet, team);
         double end = clock_now(CLOCK_MONOTONIC), region = (between - begin) / MEETINGS, barrier = (end - between) / MEETINGS;
-        if (region < m->region) m->region = region;
-        if (barrier < m->barrier) m->barrier = barrier;
+        if (region < least_region) least_region = region;
+        if (barrier < least_barrier) least_barrier = barrier;
+        rt_team_close(team);
     }
+    if (least_region == 1) return;
+    m->region = least_region;
+    m->barrier = least_barrier;
 }
 
 // ---- all ----------------------------------------------------------------------------------------------------
@@ -222,7 +229,7 @@ bool machine_measure(Machine *m, Diag *d) {
             m->rates[m->n_rates++] = arithmetic(&lab, probe);
             if (threads == 1) measure_levels(m, &lab, probe, all, 0);
             if (threads == m->threads) measure_levels(m, &lab, probe, all, 1);
-            if (threads == m->threads) measure_team(m, lab.team);
+            if (threads == m->threads) measure_team(m);
             for (int i = 0; threads == 1 && i < m->n_tiles; i++) m->tile[i].rate = work_rate(&lab, &probe[PROBE_TILE + i]);
         }
         lab_close(&lab);

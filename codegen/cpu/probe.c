@@ -92,7 +92,7 @@ static void emit_probe_tile(Cg *cg, const KernelNode *k) {
     DType b = tile_b_type(p);
     int64_t panel = TILE_K * p->tile.vecs * LANES * dtype_bytes(b);
     TileSpec s = {.vecs = p->tile.vecs, .cols = p->tile.vecs * LANES, .a_row = TILE_A_ROW, .a_k = 1,
-                  .c_row = p->tile.vecs * LANES, .b_type = b, .c_type = F32, .prefetch = true};
+                  .c_row = p->tile.vecs * LANES, .b_type = b, .c_type = F32};
     TileSet set;
     tile_functions(cg, &set, &s, "tile", 1u << p->tile.rows);
     LV a = cg_in(cg, ARG_TO), panels = cg_bytes(cg, a, cg_int(cg, TILE_A_BYTES));

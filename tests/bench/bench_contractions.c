@@ -6,6 +6,7 @@
 #include <sys/mman.h>
 #include <time.h>
 #include "codegen/cpu/product.h"
+#include "codegen/probe.h"
 #include "tests/codegen/one_kernel.h"
 
 enum { MAX_THREADS = 64 };
@@ -108,36 +109,23 @@ static double measure(OneKernel *o, DescribeFn *describe, EmitFn *emit, const ch
     return seconds_of(&w, times);
 }
 
-// ---- the rate to compare with: 24 independent chains of vector fma ------------------------------
-
-static bool describe_peak(const KernelNode *k, KernelDesc *d) {
-    (void)k;
-    d->tasks[0] = tasks_fixed(256);
-    d->flops = 256.0 * 100000 * 24 * 32;
-    return true;
-}
-
-static void emit_peak(Cg *cg, const KernelNode *k) {
-    (void)k;
-    LV carry[24], x = cg_load_vec(cg, F32, cg_in(cg, 0), cg_int(cg, 0), NULL);
-    int n = cg->target->vector_bytes == 64 ? 24 : 12 * cg->target->vector_bytes / 64 * 2 / 2;
-    if (n < 3) n = 3;
-    for (int i = 0; i < n; i++) carry[i] = cg_vec(cg, (float)i);
-    CgLoop l;
-    cg_loop_begin(cg, &l, cg_int(cg, 0), cg_int(cg, 100000 * 24 / n), 1, n, carry);
-    for (int i = 0; i < n; i++) carry[i] = cg_fma(cg, x, x, l.carry[i]);
-    cg_loop_end(cg, &l, carry);
-    LV sum = l.carry[0];
-    for (int i = 1; i < n; i++) sum = cg_fadd(cg, sum, l.carry[i]);
-    cg_store_vec(cg, F32, sum, cg_out(cg, 0), cg_muli(cg, cg->task, LANES), NULL);
-}
-
+// The rate to compare with: fma in registers, on as many threads.
 static double peak_of(const char *target, int threads) {
-    OneKernel o = {0};
-    one_in(&o, ONE_TYPE(F32, dim_n(64)));
-    one_out(&o, ONE_TYPE(F32, dim_n(256 * LANES)));
-    double compile, seconds = measure(&o, describe_peak, emit_peak, target, threads, 0, NULL, &compile);
-    return o.d.flops / seconds;
+    enum { TASKS = 256 };
+    Arena *a = arena_create();
+    Diag *d = diag_new(a);
+    Probe p = {.kind = PROBE_FMA};
+    Probes *code = probes_compile(target, &p, 1, d);
+    if (!code) diag_print(d, stderr, false), exit(1);
+    float *memory = zeros(16 * 2);
+    int64_t counts[] = {(int64_t)(1e7 / p.work) + 1, 0};
+    OneKernel o = {.fn = p.fn, .d = {.n_phases = 1}};
+    Work w = {.o = &o, .arg = (void *[]){counts, memory, memory + 16}, .tasks = {TASKS}, .threads = threads};
+    pthread_barrier_init(&w.barrier, NULL, (unsigned)threads);
+    double rate = TASKS * (double)counts[0] * p.work / seconds_of(&w, 1);
+    probes_free(code);
+    arena_destroy(a);
+    return rate;
 }
 
 typedef struct {
