@@ -36,14 +36,36 @@ static void find_choosers(Graph *g) {
     }
 }
 
-static Value *narrowed(Builder *b, Value *x, DType type) {
+static Value *narrow(Builder *b, PtrMap *made, Value *x, DType type);
+
+// What is cached for contractions alone is cached narrow.
+static Value *narrowed_cache(Builder *b, Node *n, Value *rows) {
+    Node *state = n->in[0]->node;
+    state->attr.dtype = state->out[0].type.dtype = rows->type.dtype;
+    return make(b, OP_CACHE, INS(n->in[0], rows), .sym = n->attr.sym);
+}
+
+// One narrow value of each, at its first reader: several contractions then have the same operand.  made NULL: one for
+// each reader, since a gradient of all would be summed in the narrow type.
+static Value *narrowed(Builder *b, PtrMap *made, Value *x, DType type) {
     Node *n = x->node;
     if (x->type.dtype != F32) return x;
     if (n->op == OP_CAST && n->in[0]->type.dtype == type) return n->in[0];
+    Value *there = made ? map_get(made, x) : NULL;
+    if (there) return there;
+    there = narrow(b, made, x, type);
+    if (made) map_put(made, x, there);
+    return there;
+}
+
+static Value *narrow(Builder *b, PtrMap *made, Value *x, DType type) {
+    Node *n = x->node;
     Dims dims = dims_of(&x->type);
-    if (n->op == OP_RESHAPE) return build_reshape(b, narrowed(b, n->in[0], type), &dims);
+    if (n->op == OP_RESHAPE) return build_reshape(b, narrowed(b, made, n->in[0], type), &dims);
     if (n->op == OP_GATHER_ROWS)
-        return make(b, OP_GATHER_ROWS, INS(narrowed(b, n->in[0], type), n->in[1]), 0);
+        return make(b, OP_GATHER_ROWS, INS(narrowed(b, made, n->in[0], type), n->in[1]), 0);
+    if (n->op == OP_CACHE && x->n_uses == 1 && n->in[0]->n_uses == 1 && n->in[0]->node->op == OP_STATE)
+        return narrowed_cache(b, n, narrowed(b, made, n->in[1], type));
     return build_cast(b, x, type);
 }
 
@@ -116,6 +138,7 @@ bool pass_precision(Graph *g, PassCtx *cx) {
         return false;
     }
     int n_narrow = 0, n_wide = 0;
+    PtrMap map = {.arena = cx->scratch}, *made = strcmp(g->name, "pass") ? &map : NULL;
     find_choosers(g);
     marks_clear(g);
     for_each_node(g, n) {
@@ -129,7 +152,7 @@ bool pass_precision(Graph *g, PassCtx *cx) {
         Builder b = builder_before(g, n);
         Value **ins = arena_array(cx->scratch, Value *, n->n_in + 1);
         for (int i = 0; i < n->n_in; i++)
-            ins[i] = i < n_narrowed(n) ? narrowed(&b, n->in[i], type) : n->in[i];
+            ins[i] = i < n_narrowed(n) ? narrowed(&b, made, n->in[i], type) : n->in[i];
         Node *m = build_node(&b, n->op, ins, &n->attr);
         for (int i = 0; i < n->n_out; i++) {
             n->out[i].mark = build_cast(&b, &m->out[i], n->out[i].type.dtype);
@@ -139,7 +162,8 @@ bool pass_precision(Graph *g, PassCtx *cx) {
     }
     for_each_node_reverse(g, n) {
         bool is_replaced = is_contraction(n) && n->n_out && n->out[0].mark;
-        if (is_replaced) graph_remove(n);
+        bool is_wide_cache = n->op == OP_CACHE && n->in[0]->type.dtype != n->in[1]->type.dtype;
+        if (is_replaced || is_wide_cache) graph_remove(n);
         n->flags = 0;
     }
     marks_clear(g);

@@ -5,6 +5,9 @@
 //   ..                               as often as the kernel has rounds
 //   step 1, ...                      a step that defines a row symbol: thread 0 reads it again, barrier
 //
+// A phase of one task is thread 0's, and one barrier stands behind as many of them as follow each other: most
+// steps of a token are so small.
+//
 // What a task computes depends on sizes only and tasks of a phase are independent, so it doesn't matter which
 // thread takes which, nor how many there are.  The counter of the next phase is reset while this one runs:
 // the threads use two in turn, and whoever is in phase j has passed the barrier behind phase j - 1.
@@ -18,11 +21,25 @@ static int64_t count_tasks(const RtPlanInstance *p, const RtTasks *t) {
     return (n + t->grain - 1) / t->grain * t->times;
 }
 
+static void run_alone(RtPlanInstance *p, RtCall *call, uint32_t step, RtKernelFn *run) {
+    RtTraceEvent event = {.step = (int32_t)step, .phase = call->phase, .tasks = 1};
+    if (p->trace) {
+        rt_trace_work(p->trace, (int)step, rt_step_work(p, &p->step[step]));
+        event.begin_ns = rt_now_ns();
+    }
+    call->task = 0;
+    run(call);
+    if (!p->trace) return;
+    event.end_ns = rt_now_ns();
+    rt_trace_add(p->trace, 0, event);
+}
+
 static void run_thread(RtPlanInstance *p, uint32_t first, uint32_t n_steps, int thread) {
     const RtKernel *kernel = RT_TABLE(p->plan, RtKernel, kernels);
     RtCall call = {
         .sym = p->sym, .thread = thread, .scratch = p->scratch + (size_t)thread * RT_SCRATCH_BYTES};
     int turn = 0;
+    bool alone = false;                      // thread 0 has worked alone since the last barrier
     for (uint32_t i = first; i < first + n_steps; i++) {
         const RtStep *step = &p->step[i];
         RtKernelFn *run = p->kernel[step->kernel];
@@ -34,6 +51,13 @@ static void run_thread(RtPlanInstance *p, uint32_t first, uint32_t n_steps, int 
             if (n == 0) continue;
             call.phase = (int32_t)phase;
             call.n_tasks = (int32_t)n;
+            if (n == 1) {
+                alone = true;
+                if (thread == 0) run_alone(p, &call, i, run);
+                continue;
+            }
+            if (alone) rt_team_barrier(p->team, thread);
+            alone = false;
             if (thread == 0) atomic_store_explicit(&p->next[turn ^ 1], 0, memory_order_relaxed);
             RtTraceEvent event = {.step = (int32_t)i, .phase = (int32_t)phase};
             if (p->trace) {
@@ -55,6 +79,7 @@ static void run_thread(RtPlanInstance *p, uint32_t first, uint32_t n_steps, int 
         if (step->defines_sym >= 0) {
             if (thread == 0) rt_read_sym(p, step->defines_sym);
             rt_team_barrier(p->team, thread);
+            alone = false;
         }
     }
 }

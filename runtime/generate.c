@@ -75,6 +75,20 @@ static int32_t largest(const RtSampler *s) {
     return best;
 }
 
+// A number in [0, 1), another one for each draw.
+static double uniform(const RtSampling *o, int64_t draw) {
+    Philox4 r = philox4((Philox4){{(uint32_t)draw, (uint32_t)((uint64_t)draw >> 32), 0x67656e, 0}},
+                        (uint32_t)o->seed, (uint32_t)(o->seed >> 32));
+    return ((double)(((uint64_t)r.at[1] << 32 | r.at[0]) >> 11)) * 0x1p-53;
+}
+
+// Out of all: the likeliest first, so few are looked at.
+static int32_t draw_of_all(RtSampler *s, double u) {
+    int32_t id = pop(s);
+    while ((u -= s->p[id]) >= 0 && s->n_heap && s->p[s->heap[0]] > 0) id = pop(s);
+    return id;
+}
+
 int32_t rt_sampler_next(RtSampler *s, const float *logits, int64_t draw) {
     const RtSampling *o = &s->s;
     for (int64_t i = 0; i < s->vocab; i++) {
@@ -91,12 +105,15 @@ int32_t rt_sampler_next(RtSampler *s, const float *logits, int64_t draw) {
     s->n_heap = s->vocab;
     for (int64_t i = 0; i < s->vocab; i++) s->heap[i] = (int32_t)i;
     for (int64_t i = s->vocab / 2; i-- > 0;) sift(s, i);
+    if (!(o->top_k > 0 && o->top_k < s->vocab) && o->top_p >= 1 && o->min_p <= 0)
+        return draw_of_all(s, uniform(o, draw) * total);
     // top-k: the share that top-p speaks of is of what top-k left
     int64_t most = o->top_k > 0 && o->top_k < s->vocab ? o->top_k : s->vocab, n = 0;
     double share = o->top_p < 1 && most == s->vocab ? o->top_p * total : INFINITY, sum = 0;
+    bool least_is_known = o->top_p >= 1 || most == s->vocab;       // nobody asks for the sum of those below min_p
     while (n < most && sum < share) {
         int32_t id = pop(s);
-        if (s->p[id] <= 0) break;
+        if (s->p[id] <= 0 || (n && least_is_known && s->p[id] < o->min_p)) break;
         s->kept[n++] = id;
         sum += s->p[id];
     }
@@ -111,9 +128,7 @@ int32_t rt_sampler_next(RtSampler *s, const float *logits, int64_t draw) {
     sum = 0;
     for (int64_t i = 0; i < n; i++) sum += s->p[s->kept[i]];
 
-    Philox4 r = philox4((Philox4){{(uint32_t)draw, (uint32_t)((uint64_t)draw >> 32), 0x67656e, 0}},
-                        (uint32_t)o->seed, (uint32_t)(o->seed >> 32));
-    double u = ((double)(((uint64_t)r.at[1] << 32 | r.at[0]) >> 11)) * 0x1p-53 * sum;
+    double u = uniform(o, draw) * sum;
     for (int64_t i = 0; i < n; i++) {
         u -= s->p[s->kept[i]];
         if (u < 0) return s->kept[i];
@@ -180,6 +195,7 @@ const float *rt_decoder_feed(RtDecoder *d, const int32_t *ids, int64_t n) {
         n -= rows;
     }
     int64_t last = rt_tensor_elements(p, d->logits) / d->vocab - 1;
+    if (d->logits->dtype == F32) return (const float *)rt_tensor_data(p, d->logits) + last * d->vocab;
     for (int64_t i = 0; i < d->vocab; i++)
         d->row[i] =
             (float)rt_load_number(rt_tensor_data(p, d->logits), (DType)d->logits->dtype, last * d->vocab + i);
