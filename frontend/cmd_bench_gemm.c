@@ -12,14 +12,15 @@
 #include "passes/pass.h"
 #include "runtime/exec.h"
 
-typedef enum { FORWARD, GRAD_X, GRAD_W, EXPERTS, EXPERTS_GRAD_W } Kind;
+typedef enum { FORWARD, GRAD_X, GRAD_W, EXPERTS, EXPERTS_GRAD_W, HEAD, HEAD_GRAD } Kind;
 
 // Rows of what tokens there are, K and N of the matrix W [K, N].
 typedef struct { Kind kind; int64_t experts, M, K, N; } Shape;
 
 enum { LEAVES = 8 };
 
-// Y = X W;  dX = dY W^T;  dW = X^T dY, by leaves.  Experts gather their rows, M each, while they pack.
+// Y = X W;  dX = dY W^T;  dW = X^T dY, by leaves.  Experts gather their rows, M each, while they pack.  A head makes logits
+// and losses of them; its gradient is three products, the logits once more among them.
 static const char *graph_text(Arena *a, const Shape *s, const char *dtype) {
     long long M = s->M, K = s->K, N = s->N, E = s->experts;
     switch (s->kind) {
@@ -36,6 +37,17 @@ static const char *graph_text(Arena *a, const Shape *s, const char *dtype) {
                                "  %%dy = input {name = \"w\"} : %s[L,%lld,%lld]\n  %%dw = matmul_dw %%x, %%dy {leaves = %d} : f32[%lld,%lld]\n"
                                "  return %%dw {name = \"y\"}\n}\n",
                             LEAVES, dtype, M / LEAVES, K, dtype, M / LEAVES, N, LEAVES, K, N);
+    case HEAD: case HEAD_GRAD: {
+        long long m = M / LEAVES;
+        const char *one = arena_printf(a, "f32[L,%lld,1]", m);
+        const char *in = arena_printf(a, "graph @eval stage WHOLE {\n  leaves L = %d\n  %%x = input {name = \"x\"} : %s[L,%lld,%lld]\n  %%w = input {name = \"w\"} : %s[%lld,%lld]\n"
+                                         "  %%label = input {name = \"label\"} : i32[L,%lld]\n", LEAVES, dtype, m, K, dtype, N, K, m);
+        if (s->kind == HEAD)
+            return arena_printf(a, "%s  %%nll, %%lse = head_loss %%x, %%w, %%label : %s, %s\n  return %%nll {name = \"y\"}\n  return %%lse {name = \"lse\"}\n}\n", in, one, one);
+        return arena_printf(a, "%s  %%lse = input {name = \"lse\"} : %s\n  %%d = input {name = \"d\"} : %s\n"
+                               "  %%dx, %%dw = head_loss_grad %%x, %%w, %%label, %%lse, %%d {leaves = %d} : %s[L,%lld,%lld], f32[%lld,%lld]\n"
+                               "  return %%dx {name = \"y\"}\n  return %%dw {name = \"dw\"}\n}\n", in, one, one, LEAVES, dtype, m, K, N, K);
+    }
     default: break;
     }
     Str t = {.arena = a};
@@ -56,7 +68,7 @@ static const char *graph_text(Arena *a, const Shape *s, const char *dtype) {
 }
 
 static const char *shape_name(Arena *a, const Shape *s) {
-    static const char *const kind[] = {"x w", "dy w^T", "x^T dy", "x w", "x^T dy"};
+    static const char *const kind[] = {"x w", "dy w^T", "x^T dy", "x w", "x^T dy", "head", "head gradient"};
     const char *each = s->experts ? arena_printf(a, "%lld experts ", (long long)s->experts) : "";
     return arena_printf(a, "%s%s %lldx%lldx%lld", each, kind[s->kind], (long long)s->M, (long long)s->K, (long long)s->N);
 }
@@ -111,6 +123,7 @@ static void run_peer(void *self) {
         case GRAD_W: case EXPERTS_GRAD_W:
             r->p->sgemm(ROW_MAJOR, TRANS, NO_TRANS, K, N, M, 1, r->x + e * M * K, K, r->w + e * M * N, N, 0, r->y + e * K * N, N);
             break;
+        default: break;
         }
 }
 
@@ -123,20 +136,20 @@ static bool bench_one(Cli *c, const Machine *known, const Machine *m, const Peer
     bool ok = bench_graph_open(&b, c, known, name, graph_text(c->arena, s, dtype), pipeline_forward, threads);
     if (ok) {
         bool is_f32 = !strcmp(dtype, "f32");
-        bench_graph_fill(&b, s->experts ? (int)s->experts : 1);
+        bench_graph_fill(&b, s->experts ? (int)s->experts : (int)s->N);
         rt_run(b.plan, 0);                                 // sizes that the route decides
         const RtTensor *x = rt_tensor(b.plan, "x"), *w = rt_tensor(b.plan, "w"), *y = rt_tensor(b.plan, "y");
-        BenchSteps steps = {b.plan, bench_graph_contraction(&b), 1};
+        BenchSteps steps = bench_graph_steps(&b, bench_is_contraction);
         PeerRun other = {peer, s, rt_tensor_data(b.plan, x), rt_tensor_data(b.plan, w), NULL};
         BenchRun what[2] = {bench_steps(&steps), {run_peer, &other, 0}};
-        bool with_peer = peer->sgemm && is_f32;
+        bool with_peer = peer->sgemm && is_f32 && s->kind < HEAD;
         if (with_peer) {
             other.y = aligned_alloc(64, (size_t)(y->bytes + 63) / 64 * 64);
             if (peer->set_threads) peer->set_threads(threads);
         }
         bench_times(what, with_peer ? 2 : 1, threads, budget);
         free(other.y);
-        double flops = 2.0 * (double)(s->M * s->K * s->N) * (double)(s->experts ? s->experts : 1);
+        double flops = 2.0 * (double)(s->M * s->K * s->N) * (double)(s->experts ? s->experts : 1) * (s->kind == HEAD_GRAD ? 3 : 1);
         MachineRates r = machine_rates(m, threads);
         double rate = flops / what[0].seconds;
         json_t *row = json_pack("{s:s, s:s, s:i, s:f, s:f, s:f, s:o}", "product", name, "dtype", dtype, "threads", threads, "time_us",
@@ -170,6 +183,10 @@ static int list_shapes(Shape *out) {
     out[n++] = (Shape){FORWARD, 0, 256, 1024, 8};
     out[n++] = (Shape){FORWARD, 0, 256, 2048, 64};
     out[n++] = (Shape){FORWARD, 0, 1, 2048, 64};
+    for (Kind kind = HEAD; kind <= HEAD_GRAD; kind++) {
+        out[n++] = (Shape){kind, 0, 4096, 128, 256};
+        out[n++] = (Shape){kind, 0, 2048, 384, 8192};
+    }
     return n;
 }
 

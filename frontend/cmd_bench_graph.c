@@ -32,21 +32,21 @@ void bench_graph_close(BenchGraph *b) {
     b->compiled = NULL;
 }
 
+static double random_number(uint64_t *state) {
+    *state = *state * 6364136223846793005u + 1442695040888963407u;
+    return (double)(int32_t)(*state >> 32) * 0x1p-31;
+}
+
 void bench_graph_fill(BenchGraph *b, int below) {
+    uint64_t state = 1;
     for (int i = 0; i < b->plan->n_tensors; i++) {
         const RtTensor *t = &b->plan->tensor[i];
         if (t->role != RT_INPUT && t->role != RT_PARAM) continue;
         bool is_float = dtype_is_float((DType)t->dtype);
         int64_t n = t->bytes / dtype_bytes((DType)t->dtype);
         for (int64_t k = 0; k < n; k++)
-            rt_store_number(rt_tensor_data(b->plan, t), (DType)t->dtype, k, is_float ? (double)(k * 7 % 31 - 15) / 64 : (double)(k % below));
+            rt_store_number(rt_tensor_data(b->plan, t), (DType)t->dtype, k, is_float ? random_number(&state) : (double)(k % below));
     }
-}
-
-int bench_graph_contraction(const BenchGraph *b) {
-    for (int i = 0; i < (int)b->plan->plan->steps.n; i++)
-        if (b->plan->step[i].work != RT_ELEMENTWISE) return i;
-    return -1;
 }
 
 // ---- timing -------------------------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ void bench_times(BenchRun *what, int n, int threads, double budget) {
         times[i] = once < A_ROUND ? (int)(A_ROUND / (once > 1e-7 ? once : 1e-7)) + 1 : 1;
         what[i].seconds = once;
     }
-    for (int round = 0; round < LEAST_ROUNDS || spent < budget * n; round++)
+    for (int round = 0; spent < budget * n || (round < LEAST_ROUNDS && spent < 10 * budget * n); round++)
         for (int i = 0; i < n; i++) {
             double each = runs(&what[i], times[i], threads);
             spent += each * times[i];
@@ -84,8 +84,23 @@ void bench_times(BenchRun *what, int n, int threads, double budget) {
 }
 
 static void run_steps(void *self) {
-    BenchSteps *s = self;
-    rt_run_steps(s->plan, s->first, s->n);
+    const BenchSteps *s = self;
+    for (int i = 0, n; i < s->n; i += n) {                 // neighbours in one go, as in a program
+        for (n = 1; i + n < s->n && s->step[i + n] == s->step[i] + n;) n++;
+        rt_run_steps(s->plan, s->step[i], n);
+    }
 }
 
 BenchRun bench_steps(BenchSteps *self) { return (BenchRun){run_steps, self, 0}; }
+
+bool bench_is_contraction(const RtPlan *plan, const RtStep *s) {
+    (void)plan;
+    return s->work != RT_ELEMENTWISE;
+}
+
+BenchSteps bench_graph_steps(const BenchGraph *b, BenchCounts *counts) {
+    int n = 0, all = (int)b->plan->plan->steps.n, *step = arena_array(b->c->arena, int, all + 1);
+    for (int i = 0; i < all; i++)
+        if (counts(b->plan->plan, &b->plan->step[i])) step[n++] = i;
+    return (BenchSteps){b->plan, n, step};
+}

@@ -17,10 +17,8 @@ bool bench_graph_open(BenchGraph *b, Cli *c, const Machine *m, const char *name,
 // The same of a graph before its passes.
 bool bench_graph_compile(BenchGraph *b, Cli *c, const Machine *m, Graph *g, const char *const *pipeline, int threads);
 void bench_graph_close(BenchGraph *b);
-// Small numbers in all inputs and parameters of floats; ints count 0 .. below - 1 again and again.
+// Random numbers from -1 to 1 in all inputs and parameters of floats; ints count 0 .. below - 1 again and again.
 void bench_graph_fill(BenchGraph *b, int below);
-// The first step that is a contraction; -1: there is none.
-int  bench_graph_contraction(const BenchGraph *b);
 
 // Something to time: run(self) once.
 typedef struct {
@@ -28,12 +26,15 @@ typedef struct {
     void *self;
     double seconds;                    // set: of one run, the best
 } BenchRun;
-// Times n of them in turns, so that all meet the same neighbours, for about `budget` seconds each.  One thread is timed by
-// its own clock, which other programs don't disturb, more by the clock on the wall.
+// Times n of them in turns, so that all meet the same neighbours, for about `budget` seconds each (0: once).  One thread is
+// timed by its own clock, which other programs don't disturb, more by the clock on the wall.
 void bench_times(BenchRun *what, int n, int threads, double budget);
 
-// Steps first .. first + n - 1 of a plan as such a run; self lives as long.
-typedef struct { RtPlanInstance *plan; int first, n; } BenchSteps;
+// Some steps of a plan as such a run, in order; self lives as long.
+typedef struct { RtPlanInstance *plan; int n; const int *step; } BenchSteps;
 BenchRun bench_steps(BenchSteps *self);
+typedef bool BenchCounts(const RtPlan *plan, const RtStep *s);
+BenchSteps bench_graph_steps(const BenchGraph *b, BenchCounts *counts);
+BenchCounts bench_is_contraction;
 
 #endif

@@ -86,7 +86,7 @@ static json_t *profile_rows(Arena *a, const RtProfile *r, int runs) {
     if (n_rest) {
         RtWork work = {rest.work.flops / runs, rest.work.bytes / runs, 0};
         json_array_append_new(rows, profile_row(wall, rest.seconds * scale, rest.limit_seconds * scale, work, rest.launches / runs, "others",
-                                                arena_printf(a, "%d kernels", n_rest), "", ""));
+                                                arena_printf(a, "%d more lines", n_rest), "", ""));
     }
     json_array_append_new(rows, profile_row(wall, r->idle_seconds * scale, 0, (RtWork){0, 0, 0}, 0, "idle", "barriers", "", ""));
     return rows;
@@ -215,7 +215,8 @@ static json_t *generate_facts(Cli *c, Session *s, const RtSettings *settings) {
     if (ok && wants_trace(c)) {
         rt_decoder_restart(&d);
         if (cli_flag(c, "decode")) rt_decoder_feed(&d, text, prompt);
-        ok = rt_trace_begin(s->plan, PROFILED, &e) == RT_OK || failed(c, &e);
+        int64_t pieces = cli_flag(c, "decode") ? 1 : (prompt + d.max_rows - 1) / d.max_rows;
+        ok = rt_trace_begin(s->plan, (int)(PROFILED * pieces), &e) == RT_OK || failed(c, &e);
         for (int i = 0; ok && i < PROFILED; i++) {
             if (!cli_flag(c, "decode")) rt_decoder_restart(&d);
             rt_decoder_feed(&d, text, cli_flag(c, "decode") ? 1 : prompt);
@@ -235,7 +236,10 @@ static json_t *generate_facts(Cli *c, Session *s, const RtSettings *settings) {
                           limits.bf16_dot / 1e9, "decode_tokens_s", 1 / decode, "weights_mb_a_token", b.fixed_bytes / 1e6, "decode_gb_s",
                           b.fixed_bytes / decode / 1e9, "dram_read_gb_s", read / 1e9, "peak_mb", megabytes, "kernels",
                           (int)s->plan->plan->kernels.n);
-        json_object_set_new(facts, "share_of_fma_in_prefill", json_real(a.flops / prefill * ((double)prompt / (double)rows) / limits.fma));
+        double pieces = (double)prompt / (double)rows;
+        json_object_set_new(facts, "share_of_fma_in_prefill", json_real(a.flops * pieces / prefill / limits.fma));
+        json_object_set_new(facts, "share_of_limit_in_prefill", json_real(least_prefill * pieces / prefill));
+        json_object_set_new(facts, "share_of_limit_in_decode", json_real(least_decode / decode));
         json_object_set_new(facts, "share_of_dram_read_in_decode", json_real(b.fixed_bytes / decode / read));
         if (wants_trace(c) && !tell_trace(c, s->plan, &limits, PROFILED, facts)) {
             json_decref(facts);

@@ -69,6 +69,8 @@ static const Option bench_options[] = {
     {"rounds", "N", "prompts to take the median of (default: 5)"},
     {"only", "TEXT", "rows whose name holds this text"},
     {"milliseconds", "N", "to measure each row (default: 200)"},
+    {"width", "D", "of tokens (default: 1024)"},
+    {"onehot", NULL, "compare with products of masks"},
     {"peer", "FILE", "a shared library with cblas_sgemm, timed in turns with ours"},
     COMPILE("cpu (default) or interp"), COMMON};
 static const Option list_options[] = {COMMON};
