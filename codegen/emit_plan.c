@@ -459,12 +459,8 @@ double node_flops(const Node *n) {
 }
 
 RtWorkKind node_work(const Node *n) {
-    switch (n->op) {
-    case OP_MATMUL: case OP_MATMUL_DW: case OP_GROUPED_MATMUL: case OP_GROUPED_DW:
-    case OP_ATTENTION: case OP_ATTENTION_GRAD: case OP_HEAD_LOSS: case OP_HEAD_LOSS_GRAD:
-        return n->in[0]->type.dtype == BF16 && n->in[1]->type.dtype == BF16 ? RT_CONTRACTION_BF16 : RT_CONTRACTION;
-    default: return RT_ELEMENTWISE;
-    }
+    if (!op_is(n->op, PRODUCTS)) return RT_ELEMENTWISE;
+    return n->in[0]->type.dtype == BF16 && n->in[1]->type.dtype == BF16 ? RT_CONTRACTION_BF16 : RT_CONTRACTION;
 }
 
 static uint64_t key_hash(const char *key) { return str_hash(key, strlen(key), 0xcbf29ce484222325u); }

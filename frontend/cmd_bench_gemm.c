@@ -12,22 +12,23 @@
 #include "passes/pass.h"
 #include "runtime/exec.h"
 
-typedef enum { FORWARD, GRAD_X, GRAD_W, EXPERTS, EXPERTS_GRAD_W, HEAD, HEAD_GRAD } Kind;
+typedef enum { FORWARD, PANELS, GRAD_X, GRAD_W, EXPERTS, EXPERTS_GRAD_W, HEAD, HEAD_GRAD } Kind;
 
 // Rows of what tokens there are, K and N of the matrix W [K, N].
 typedef struct { Kind kind; int64_t experts, M, K, N; } Shape;
 
 enum { LEAVES = 8 };
 
-// Y = X W;  dX = dY W^T;  dW = X^T dY, by leaves.  Experts gather their rows, M each, while they pack.  A head makes logits
+// Y = X W;  the same with W as generating has it, in panels;  dX = dY W^T;  dW = X^T dY, by leaves.  Experts gather their rows, M each, while they pack.  A head makes logits
 // and losses of them; its gradient is three products, the logits once more among them.
 static const char *graph_text(Arena *a, const Shape *s, const char *dtype) {
     long long M = s->M, K = s->K, N = s->N, E = s->experts;
     switch (s->kind) {
-    case FORWARD:
-        return arena_printf(a, "graph @eval stage WHOLE {\n  %%x = input {name = \"x\"} : %s[%lld,%lld]\n  %%w = input {name = \"w\"} : %s[%lld,%lld]\n"
+    case FORWARD: case PANELS:
+        return arena_printf(a, "graph @eval stage WHOLE {\n  %%x = input {name = \"x\"} : %s[%lld,%lld]\n  %%w = %s : %s[%lld,%lld]\n"
                                "  %%y = matmul %%x, %%w : %s[%lld,%lld]\n  return %%y {name = \"y\"}\n}\n",
-                            dtype, M, K, dtype, K, N, dtype, M, N);
+                            dtype, M, K, s->kind == PANELS ? "param {name = \"w\", init = \"zeros\", group = \"dense\", lr = 1}" : "input {name = \"w\"}",
+                            dtype, K, N, dtype, M, N);
     case GRAD_X:
         return arena_printf(a, "graph @eval stage WHOLE {\n  %%x = input {name = \"x\"} : %s[%lld,%lld]\n  %%w = input {name = \"w\"} : %s[%lld,%lld]\n"
                                "  %%y = matmul %%x, %%w {tb = 1} : %s[%lld,%lld]\n  return %%y {name = \"y\"}\n}\n",
@@ -68,7 +69,7 @@ static const char *graph_text(Arena *a, const Shape *s, const char *dtype) {
 }
 
 static const char *shape_name(Arena *a, const Shape *s) {
-    static const char *const kind[] = {"x w", "dy w^T", "x^T dy", "x w", "x^T dy", "head", "head gradient"};
+    static const char *const kind[] = {"x w", "x panels", "dy w^T", "x^T dy", "x w", "x^T dy", "head", "head gradient"};
     const char *each = s->experts ? arena_printf(a, "%lld experts ", (long long)s->experts) : "";
     return arena_printf(a, "%s%s %lldx%lldx%lld", each, kind[s->kind], (long long)s->M, (long long)s->K, (long long)s->N);
 }
@@ -116,7 +117,7 @@ static void run_peer(void *self) {
     int64_t n = s->experts ? s->experts : 1;
     for (int64_t e = 0; e < n; e++)
         switch (s->kind) {
-        case FORWARD: case EXPERTS:
+        case FORWARD: case PANELS: case EXPERTS:
             r->p->sgemm(ROW_MAJOR, NO_TRANS, NO_TRANS, M, N, K, 1, r->x + e * M * K, K, r->w + e * K * N, N, 0, r->y + e * M * N, N);
             break;
         case GRAD_X: r->p->sgemm(ROW_MAJOR, NO_TRANS, TRANS, M, K, N, 1, r->x, N, r->w, N, 0, r->y, K); break;
@@ -140,7 +141,7 @@ static bool bench_one(Cli *c, const Machine *known, const Machine *m, const Peer
         rt_run(b.plan, 0);                                 // sizes that the route decides
         const RtTensor *x = rt_tensor(b.plan, "x"), *w = rt_tensor(b.plan, "w"), *y = rt_tensor(b.plan, "y");
         BenchSteps steps = bench_graph_steps(&b, bench_is_contraction);
-        PeerRun other = {peer, s, rt_tensor_data(b.plan, x), rt_tensor_data(b.plan, w), NULL};
+        PeerRun other = {peer, s, rt_tensor_data(b.plan, x), rt_tensor_data(b.plan, w), NULL};   // panels are numbers too
         BenchRun what[2] = {bench_steps(&steps), {run_peer, &other, 0}};
         bool with_peer = peer->sgemm && is_f32 && s->kind < HEAD;
         if (with_peer) {
@@ -172,6 +173,8 @@ static int list_shapes(Shape *out) {
     for (int64_t side = 1024; side <= 2048; side *= 2) out[n++] = (Shape){FORWARD, 0, side, side, side};
     for (int i = 0; i < 3; i++)
         for (int k = 0; k < 6; k++) out[n++] = (Shape){FORWARD, 0, rows[k], matrix[i][0], matrix[i][1]};
+    for (int i = 0; i < 3; i++)
+        for (int k = 0; k < 6; k++) out[n++] = (Shape){PANELS, 0, rows[k], matrix[i][0], matrix[i][1]};
     for (int i = 0; i < 3; i++)
         for (int k = 3; k < 6; k++) out[n++] = (Shape){GRAD_X, 0, rows[k], matrix[i][0], matrix[i][1]};
     for (int i = 0; i < 3; i++)

@@ -11,6 +11,7 @@ bool bench_graph_compile(BenchGraph *b, Cli *c, const Machine *m, Graph *g, cons
     *b = (BenchGraph){.c = c, .machine = m};
     Session s = {.cli = c, .arena = c->arena, .diag = c->diag, .machine = m};
     s.train = (TrainOpts){.dtype = intern("f32"), .recompute = intern("none"), .optimizer = intern("sgd"), .lr_expert = 1, .waves = 1};
+    s.own_parameters = pipeline == pipeline_forward;
     Graph *update = NULL;
     bool ok = session_passes(&s, &g, pipeline, &update) && session_compile(&s, &g, 1, NULL, threads);
     b->compiled = s.compiled;

@@ -109,7 +109,7 @@ typedef enum { A_INT, A_REAL, A_NAME, A_INTS, A_DIMS, A_DATA, A_SYM, A_GRAPH } A
 typedef struct { const char *name, *doc; AttrKind kind; size_t offset; } AttrInfo;
 extern const AttrInfo attr_info[ATTR_COUNT];
 
-enum { PURE = 1, COMMUTES = 2, EFFECT = 4, SOURCE = 8, ELEMENTWISE = 16, ROW_LOCAL = 32, VIEW = 64 };   // traits, see ops.def
+enum { PURE = 1, COMMUTES = 2, EFFECT = 4, SOURCE = 8, ELEMENTWISE = 16, ROW_LOCAL = 32, VIEW = 64, PRODUCTS = 128 };   // traits, see ops.def
 
 // What an operand or result may be: a class of element types, or "the same as operand i".
 typedef enum { K_NONE, K_ANY, K_NUMBER, K_FLOAT, K_INT, K_BOOL, K_F32, K_I32, K_SAME = 16 } ValueKind;

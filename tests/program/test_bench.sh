@@ -40,7 +40,17 @@ claim 'weights that a token reads' holds "$(number weights_mb_a_token) * 1e6 > $
 
 exits 0 'products' "$MOEC" bench gemm --only '64x' --threads 1 --milliseconds 1 --json
 claim 'it is JSON' is_json "$log.out"
-claim 'each kind of product' test "$(grep -cE '"product": "(8 experts )?(x w|dy w\^T|x\^T dy) 64x' "$log.out")" = 26
+claim 'each kind of product' test "$(grep -cE '"product": "(8 experts )?(x w|x panels|dy w\^T|x\^T dy) 64x' "$log.out")" = 32
+
+exits 0 'heads' "$MOEC" bench gemm --only 'head' --threads 2 --milliseconds 1
+prints '^head gradient 4096x128x256 +bf16 +2' 'forward and backward'
+exits 0 'gates' "$MOEC" bench gate --only 'T=1024 E=8 k=2' --width 16 --onehot --milliseconds 1 --json
+claim 'it is JSON' is_json "$log.out"
+claim 'with the formulation by masks' grep -qE '"times_onehot": [0-9.]+' "$log.out"
+claim 'the least bytes' grep -qE '"least_mb": 0.393216' "$log.out"     # 5 of 16 and 2 of 8 columns, 1024 rows of f32
+exits 0 'attention' "$MOEC" bench attention --only 'f32' --threads 1 --milliseconds 1
+prints '^gradient 8x256, 6 heads of 64 +f32' 'its gradient'
+prints '^token behind 575' 'single tokens'
 
 exits 2 'nothing of that name' "$MOEC" bench gem
 says "did you mean 'gemm'" 'what is near'
