@@ -190,6 +190,8 @@ typedef struct {
     int  products;       // 1 or 2
     Type a, b, y;        // as multiplied
 } Contraction;
+// Of scatter_add_rows: the operand that tells which source rows each result row gets (i32[.., k]), or NULL.
+const Value *scatter_inverse(const Node *n);
 bool        op_is_contraction(Op op);
 bool        has_attachments(const Node *n);
 Contraction contraction_of(const Node *n);               // n as node_check wants it

@@ -38,7 +38,7 @@ static Node *insert(Node *before, const Node *like, Op op, Value *const *ins, co
 
 // ---- gathers ----
 
-static bool can_gather(const Node *n, int operand) {
+bool contraction_can_gather(const Node *n, int operand) {
     switch (n->op) {
     case OP_MATMUL:         return operand == 0 && !n->attr.ta && n->in[1]->type.ndim == 2;
     case OP_GROUPED_MATMUL: return operand == 0;
@@ -70,7 +70,7 @@ static bool attach_gather(Graph *g, Node *gather) {
     if (type_bytes(&gather->in[0]->type) > type_bytes(&rows->type)) return false;    // few of many rows
     for (Node *n = gather->next; n; n = n->next)
         for (int i = 0; i < n->n_in; i++)
-            if (n->in[i] == rows && !can_gather(n, i)) return false;
+            if (n->in[i] == rows && !contraction_can_gather(n, i)) return false;
     for (Node *n = gather->next, *next; n && rows->n_uses; n = next) {
         next = n->next;
         for (int i = 0; i < n->n_in && i < 2; i++)

@@ -12,6 +12,14 @@
 // README.md, the contract with the code generators.  Inside, each node is the node it was, so a body computes
 // the same bits.
 //
+// Rows moved by number join in.  gather_rows is a load, of operands only.  scatter_add_rows with its inverse
+// known brings rows of another space to those of the body: what is done to them happens where they are added
+// up.  So combine takes in the weighting of rows before it and the residual and the norm behind it:
+//
+//     %m = mul %y, %w               rows R
+//     %s = scatter_add_rows %m ..   R to T       =>   one body over T
+//     %x = add %x0, %s              rows T
+//
 // Greedy: edges between fusible nodes in order of bytes saved (a value with one reader is neither written nor
 // read, another one is read once less), ties by list position.  An edge joins its two groups if they have the
 // same space, if no path leaves the union and comes back, and if the union stays small: operands, results,
@@ -22,12 +30,14 @@
 #include <string.h>
 #include "passes/util.h"
 
-enum { MOST_PARTS = 8, MOST_NODES = 64, MOST_OPERANDS = 32, MOST_LIVE = 24, MOST_REDUCED_COLUMNS = 8192 };
+enum { MOST_PARTS = 8, MOST_NODES = 64, MOST_OPERANDS = 32, MOST_LIVE = 24, MOST_REDUCED_COLUMNS = 8192, MOST_SOURCES = 16 };
 
 typedef struct {
     int   *member;          // node ids, ascending
     int    n;
     Type   space;           // dtype unused; last dimension: columns, 1 if no member has more
+    Type   rows;            // combines: the space of the rows that a scatter brings to `space`
+    bool   combines;
     bool   reduces;
     bool   joins_columns;   // holds a concat: its members may have several numbers of columns
 } Group;
@@ -68,11 +78,29 @@ static bool is_column_concat(const Node *n) {
     return n->op == OP_CONCAT && is_last_axis(n->in[0], n->attr.axis) && n->n_in <= MOST_PARTS;
 }
 
+static bool is_combine(const Node *n) {
+    return n->op == OP_SCATTER_ADD_ROWS && scatter_inverse(n) && type_cols(&scatter_inverse(n)->type) <= MOST_SOURCES &&
+           type_cols(&n->out[0].type) <= MOST_REDUCED_COLUMNS;
+}
+
+static bool is_load_by_number(Fuse *f, const Node *n) {
+    if (n->op != OP_GATHER_ROWS) return false;
+    bool only_contractions = true;                             // which gather by themselves
+    for (int r = f->first_reader[n->id]; r < f->first_reader[n->id + 1]; r++) {
+        const Node *m = f->node[f->reader[r]];
+        for (int i = 0; i < m->n_in; i++)
+            if (m->in[i] == &n->out[0]) only_contractions &= contraction_can_gather(m, i);
+    }
+    DType t = n->out[0].type.dtype;
+    return !only_contractions && (dtype_is_float(t) || t == I32);
+}
+
 // The iteration space of a node alone; false if it can't be in a body.
-static bool space_of(const Node *n, Type *space) {
+static bool space_of(Fuse *f, const Node *n, Type *space) {
     if (n->n_out != 1 || n->attr.body) return false;
     bool fits = (op_is(n->op, ELEMENTWISE) && !op_is(n->op, VIEW)) || n->op == OP_BROADCAST ||
-                is_column_slice(n) || is_column_concat(n) || (n->n_in && is_row_reduction(n));
+                is_column_slice(n) || is_column_concat(n) || (n->n_in && is_row_reduction(n)) ||
+                is_load_by_number(f, n) || is_combine(n);
     if (!fits) return false;
     *space = n->out[0].type;
     if (n->n_in && is_row_reduction(n)) *space = n->in[0]->type;
@@ -182,35 +210,49 @@ static bool is_small(Fuse *f, const int *member, int n, const Group *x, const Gr
     return most <= MOST_LIVE;
 }
 
-static bool slices_member(Fuse *f, const Group *x, const Group *y) {
+// What y reads in another way than row by row, and so as an operand: is some of it made in x?
+static bool needs_as_operand(Fuse *f, const Group *x, const Group *y) {
     for (int i = 0; i < y->n; i++) {
         const Node *n = f->node[y->member[i]];
-        if (is_column_slice(n) && f->group[n->in[0]->node->id] == x) return true;
+        int first = is_column_slice(n) || n->op == OP_GATHER_ROWS ? 0 : n->op == OP_SCATTER_ADD_ROWS ? 1 : n->n_in;
+        for (int k = first; k < n->n_in; k++)
+            if (f->group[n->in[k]->node->id] == x) return true;
     }
     return false;
 }
 
+// The spaces of a body of both; false if they share no rows: neither their own, nor those that one brings together.
+static bool unite(const Group *x, const Group *y, Group *both) {
+    if (x->combines && y->combines) return false;
+    const Group *outer = y->combines ? y : x, *other = outer == x ? y : x;
+    Type t;
+    *both = *outer;
+    both->reduces |= other->reduces;
+    if (outer->combines && !other->joins_columns && spaces_meet(&outer->rows, &other->space, false, &t)) {
+        both->rows = t;
+        return true;
+    }
+    both->joins_columns |= other->joins_columns;
+    return spaces_meet(&x->space, &y->space, both->joins_columns, &both->space);
+}
+
 // Joins y into x if that is legal.
 static bool join(Fuse *f, Group *x, Group *y) {
-    Type space;
-    bool joins_columns = x->joins_columns || y->joins_columns;
-    if (x == y || x->n + y->n > MOST_NODES || !spaces_meet(&x->space, &y->space, joins_columns, &space))
-        return false;
+    Group both;
+    if (x == y || x->n + y->n > MOST_NODES || !unite(x, y, &both)) return false;
     if (f->node[x->member[0]]->backward != f->node[y->member[0]]->backward) return false;
-    bool reduces = x->reduces || y->reduces;
-    if (reduces && type_cols(&space) > MOST_REDUCED_COLUMNS) return false;
-    if (slices_member(f, x, y) || slices_member(f, y, x)) return false;
+    if (both.reduces && type_cols(&both.space) > MOST_REDUCED_COLUMNS) return false;
+    if (both.reduces && both.combines && type_cols(&both.rows) > MOST_REDUCED_COLUMNS) return false;
+    if (needs_as_operand(f, x, y) || needs_as_operand(f, y, x)) return false;
     if (has_path_outside(f, x, y) || has_path_outside(f, y, x)) return false;
     int *member = arena_array(f->cx->scratch, int, x->n + y->n), n = x->n + y->n;
     memcpy(member, x->member, sizeof *member * (size_t)x->n);
     memcpy(member + x->n, y->member, sizeof *member * (size_t)y->n);
     qsort(member, (size_t)n, sizeof *member, by_int);
     if (!is_small(f, member, n, x, y)) return false;
+    *x = both;
     x->member = member;
     x->n = n;
-    x->space = space;
-    x->reduces = reduces;
-    x->joins_columns = joins_columns;
     for (int i = 0; i < n; i++) f->group[member[i]] = x;
     for (int at = member[0]; at < member[n - 1]; at++)
         if (f->reach[at] < member[n - 1]) f->reach[at] = member[n - 1];
@@ -247,7 +289,7 @@ static void index_readers(Fuse *f) {
 static void join_along_edges(Fuse *f) {
     VEC(Edge) edges = {0};
     for_each_node(f->g, n) {
-        if (!f->group[n->id] || is_column_slice(n)) continue;
+        if (!f->group[n->id] || is_column_slice(n) || n->op == OP_GATHER_ROWS) continue;
         for (int i = 0; i < n->n_in; i++) {
             const Value *v = n->in[i];
             if (!f->group[v->node->id]) continue;
@@ -258,6 +300,14 @@ static void join_along_edges(Fuse *f) {
     }
     if (edges.n) qsort(edges.at, (size_t)edges.n, sizeof *edges.at, by_saving);
     for (int i = 0; i < edges.n; i++) join(f, f->group[edges.at[i].from], f->group[edges.at[i].to]);
+}
+
+// The value covers the group's space; a weight or a scalar doesn't count.
+static bool covers(const Value *v, const Group *x) {
+    Type both;
+    return type_bound_elements(&v->type) > 1 &&
+           (spaces_meet(&v->type, &x->space, false, &both) ||
+            (x->combines && spaces_meet(&v->type, &x->rows, false, &both)));
 }
 
 // Groups that read the same value save a read together.
@@ -273,17 +323,35 @@ static void join_siblings(Fuse *f) {
                 Group *y = f->group[f->reader[s]];
                 x = f->group[f->reader[r]];
                 if (!y || x == y || dim_is_1(x->space.dim[x->space.ndim ? x->space.ndim - 1 : 0])) continue;
-                bool is_large = false;      // the value covers the space; a weight or a scalar doesn't count
-                for (int i = 0; i < n->n_out; i++) {
-                    Type both;
-                    is_large |= spaces_meet(&n->out[i].type, &x->space, false, &both) &&
-                                type_bound_elements(&n->out[i].type) > 1;
-                }
+                bool is_large = false;
+                for (int i = 0; i < n->n_out; i++) is_large |= covers(&n->out[i], x);
                 if (!is_large || reads_group(f, x, y) || reads_group(f, y, x)) continue;
                 join(f, x, y);
             }
         }
     }
+}
+
+// Elementwise work on a product is about to become its epilogue (attach.c), which reads no rows by number: gathers
+// leave such a group.
+static void keep_epilogues(Fuse *f, Group *x) {
+    bool has_product = false, has_gather = false;
+    if (x->reduces || x->joins_columns) return;
+    for (int i = 0; i < x->n; i++) {
+        const Node *n = f->node[x->member[i]];
+        if (is_column_slice(n)) return;
+        has_gather |= n->op == OP_GATHER_ROWS;
+        for (int k = 0; k < n->n_in; k++)
+            has_product |= n->in[k]->node->op == OP_MATMUL || n->in[k]->node->op == OP_GROUPED_MATMUL;
+    }
+    if (!has_product || !has_gather) return;
+    int n = 0;
+    for (int i = 0; i < x->n; i++) {
+        int id = x->member[i];
+        if (f->node[id]->op == OP_GATHER_ROWS) f->group[id] = NULL;
+        else x->member[n++] = id;
+    }
+    x->n = n;
 }
 
 // ---- building ----
@@ -392,18 +460,26 @@ bool pass_fuse(Graph *g, PassCtx *cx) {
     f.stamp = arena_array(a, int, g->n_nodes + 1);
     f.stack = arena_array(a, int, g->n_nodes + 1);
     f.reach = arena_array(a, int, g->n_nodes + 1);
+    for_each_node(g, n) f.node[n->id] = n;
+    index_readers(&f);
     for_each_node(g, n) {
-        f.node[n->id] = n;
         Type space;
-        if (!space_of(n, &space)) continue;
+        if (!space_of(&f, n, &space)) continue;
         Group *group = arena_new(a, Group);
-        *group = (Group){arena_array(a, int, 1), 1, space, is_reduction(n), is_column_concat(n)};
+        *group = (Group){.member = arena_array(a, int, 1),
+                         .n = 1,
+                         .space = space,
+                         .combines = is_combine(n),
+                         .reduces = is_reduction(n) || is_combine(n),
+                         .joins_columns = is_column_concat(n)};
+        if (group->combines) group->rows = n->in[0]->type;
         group->member[0] = n->id;
         f.group[n->id] = group;
     }
-    index_readers(&f);
     join_along_edges(&f);
     join_siblings(&f);
+    for (int i = 0; i < f.n_nodes; i++)
+        if (f.group[i] && f.group[i]->member[0] == i) keep_epilogues(&f, f.group[i]);
     int n_bodies = 0, n_inside = 0;
     for (int i = 0; i < f.n_nodes; i++) {
         if (!f.group[i] || f.group[i]->n == 1) continue;

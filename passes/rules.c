@@ -328,6 +328,21 @@ static Value *scatter_as_gather(Builder *b, Node *n) {
     return make(b, OP_GATHER_ROWS, INS(n->in[0], build_reshape(b, row_of, &slots)), 0);
 }
 
+//  scatter_add_rows(v, slot_of / k) => scatter_add_rows(v, slot_of / k, row_of)
+// With the rows of each token at hand nobody has to look for them.
+static Value *scatter_to_tokens(Builder *b, Node *n) {
+    const Node *token = n->in[1]->node;
+    double k;
+    if (n->n_in != 2 || token->op != OP_DIV || !value_is_number(token->in[1], &k)) return NULL;
+    Value *row_of = inverse_of(token->in[0]);
+    const Type *y = &n->out[0].type;
+    if (!row_of || (double)type_cols(&row_of->type) != k) return NULL;
+    Dims rows = dims_of(y);
+    rows.at[rows.n - 1] = dim_n((int64_t)k);
+    if (type_bound_elements(y) / type_cols(y) * (int64_t)k != type_bound_elements(&row_of->type)) return NULL;
+    return make(b, OP_SCATTER_ADD_ROWS, INS(n->in[0], n->in[1], build_reshape(b, row_of, &rows)), .dims = n->attr.dims);
+}
+
 Value *rule_apply(Builder *b, Node *n) {
     Value *v = late_broadcast(b, n);
     if (!v) v = joined_slices(b, n);
@@ -343,7 +358,7 @@ Value *rule_apply(Builder *b, Node *n) {
     case OP_SUM:              return summed(b, n);
     case OP_MATMUL:
     case OP_GROUPED_MATMUL:   return contraction(b, n);
-    case OP_SCATTER_ADD_ROWS: return scatter_as_gather(b, n);
+    case OP_SCATTER_ADD_ROWS: v = scatter_as_gather(b, n); return v ? v : scatter_to_tokens(b, n);
     default:                  return op_is(n->op, ELEMENTWISE) ? arithmetic(b, n) : NULL;
     }
 }

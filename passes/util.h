@@ -41,6 +41,9 @@ bool node_is_view(const Node *n);
 const Value *value_shown(const Value *v);
 bool node_can_overwrite(const Node *n, int operand, int result);
 
+// Can contraction n read the rows of this operand by number (attach.c)?
+bool contraction_can_gather(const Node *n, int operand);
+
 // Does the memory plan hold: no two buffers that live at the same time overlap.  Walks all pairs; shares no
 // code with the pass.  NULL, or which two (in a).
 const char *plan_overlap(Arena *a, Graph *g);

@@ -10,6 +10,12 @@
 //
 // Row buffers lie in the thread's scratch memory.  `slice` and `concat` of computed columns go through one
 // too, and topk, take and put find their columns there; topk and put run before the columns of their level.
+// gather_rows is a load from another row.  scatter_add_rows by a known inverse is a sum of rows of another space,
+// the sources of the row; their numbers, sorted, are the rows of as many spaces more, and what is done to sources
+// is done once in each:
+//
+//     row t     r0 < r1 < .. = inverse[t]          y = 0 + f(row r0) + f(row r1) + ..        -1, no row: + 0
+//
 // A body without reductions whose operands all have the space's own shape (or one element) runs flat: its
 // elements are one long row, cut into runs of 4096.
 #include <assert.h>
@@ -17,8 +23,9 @@
 #include "codegen/cpu/elem.h"
 #include "ir/base/vec.h"
 
-enum { REGISTER_CHUNKS = 4, FLAT_RUN = 4096 };
-enum { MAX_WIDTHS = 12, MAX_OPERANDS = 3, MAX_SPACES = 8, MAX_RESULTS = 32 };
+enum { REGISTER_CHUNKS = 4, TOPK_CHUNKS = 8, FLAT_RUN = 4096 };
+enum { MAX_WIDTHS = 12, MAX_OPERANDS = 3, MOST_SOURCES = 16, MAX_SPACES = 8 + MOST_SOURCES, MAX_RESULTS = 32 };
+enum { MOST_REDUCTIONS = CG_MAX_CARRY, MOST_STORES = 128, MOST_KEPT = 128, MOST_PARTS = 128 };   // of a body
 
 typedef enum {
     S_LOAD, S_TABLE, S_CONST, S_INDEX, S_ELEM, S_SUM, S_MAX, S_BUFFER, S_TAKE, S_TOPK, S_PUT
@@ -31,7 +38,8 @@ typedef struct { Step *from; int64_t begin; Dim width; } Part;
 struct Step {
     StepKind kind;
     const Node *node;            // ELEM, CONST, TABLE: the node; INDEX: the iota
-    Op op;                       // ELEM without node: arithmetic of softmax, or COPY, which rounds
+    Op op;                       // ELEM without node: arithmetic of softmax, COPY, which rounds, or SELECT: 0
+                                 // for a source that there is not
     Step *in[MAX_OPERANDS];
     int  n_in;
     DType dtype;
@@ -42,6 +50,8 @@ struct Step {
     Type view;                   // operand's type as read
     RowMap map;
     int64_t begin;               // first column read; BUFFER: of the buffer
+    Step *number;                // LOAD: of the row it reads of the operand, whose own type is `source`
+    Type source;
     // BUFFER
     Part  part[16];
     int   n_parts;
@@ -61,7 +71,10 @@ struct Step {
     int  seen;                   // chunk for which `value` holds
 };
 
-typedef struct { Step *from; int result; int64_t begin; Dim cols; } Store;
+typedef struct { Step *from; int result, source; int64_t begin; Dim cols; } Store;
+// Leading dimensions are what counts; source: number of the source whose row it is, or NO_SOURCE.
+typedef struct { Type type; int source; } Space;
+enum { NO_SOURCE = -1 };
 
 typedef struct {
     Arena *a;
@@ -69,14 +82,15 @@ typedef struct {
     const Graph *body;
     VEC(Step *) steps;
     VEC(Store) stores;
-    VEC(Type) spaces;            // row spaces: types whose leading dimensions count
+    VEC(Space) spaces;
     struct Memo { const Value *v; int space; Step *step; struct Memo *next; } *memo;
     bool ok, flat;
     int  n_levels;
     int64_t scratch;
     int64_t grain;
     const Value *result[MAX_RESULTS];     // what is stored; reshapes at the end only rename its dimensions
-    const Type *rows;            // of result 0: its rows are the rows of all
+    const Type *rows;            // the rows of all: those of result 0, or of what a scatter brings together
+    const Node *combine;         // the scatter, or NULL
 } Body;
 
 // ---- from nodes to steps -------------------------------------------------------------------------------
@@ -92,16 +106,21 @@ static Dim plain_width(Dim d) {
     return d.sym && d.sym->kind == SYM_LEAF ? dim_n(d.n * d.sym->bound) : d;
 }
 
-static int space_number(Body *b, const Type *t) {
+// The rows of target or sources.
+static const Type *rows_of(const Body *b, int source) {
+    return source == NO_SOURCE ? b->rows : &b->combine->in[0]->type;
+}
+
+static int space_number(Body *b, const Type *t, int source) {
     for (int i = 0; i < b->spaces.n; i++) {
-        const Type *s = &b->spaces.at[i];
-        bool same = s->ndim == t->ndim;
+        const Type *s = &b->spaces.at[i].type;
+        bool same = s->ndim == t->ndim && b->spaces.at[i].source == source;
         for (int k = 0; same && k + 1 < t->ndim; k++) same = dim_eq(s->dim[k], t->dim[k]);
         if (same) return i;
     }
-    if (!same_rows(t, b->rows)) return -1;
+    if (!same_rows(t, rows_of(b, source))) return -1;
     if (b->spaces.n == MAX_SPACES) return -1;
-    vec_push(b->a, &b->spaces, *t);
+    vec_push(b->a, &b->spaces, ((Space){*t, source}));
     return b->spaces.n - 1;
 }
 
@@ -161,6 +180,7 @@ static Step *slice_of(Body *b, Step *x, int64_t begin, Dim width) {
     if (x->kind == S_LOAD && x->wide) {
         Step *s = new_step(b, S_LOAD, x->dtype, width);
         s->arg = x->arg, s->view = x->view, s->map = x->map, s->space = x->space;
+        s->number = x->number, s->source = x->source;
         s->begin = x->begin + begin;
         return s;
     }
@@ -195,6 +215,15 @@ static void remember(Body *b, const Value *v, int space, Step *s) {
     struct Memo *m = arena_new(b->a, struct Memo);
     *m = (struct Memo){v, space, s, b->memo};
     b->memo = m;
+}
+
+static Step *load_of(Body *b, StepKind kind, const Type *view, int space) {
+    Step *s = new_step(b, kind, view->dtype, last_dim(view));
+    s->view = *view;
+    s->space = space;
+    s->anywhere = true;
+    if (!row_map(view, &b->spaces.at[space].type, &s->map)) return refuse(b);
+    return s;
 }
 
 static Step *topk_of(Body *b, const Node *n, int index, int space) {
@@ -235,6 +264,44 @@ static Step *take_of(Body *b, const Node *n, int space) {
     return s;
 }
 
+// Rows of an operand, by number.
+static Step *gather_of(Body *b, const Node *n, int space) {
+    const Node *from = n->in[0]->node, *index = n->in[1]->node;
+    Type numbers = n->in[1]->type;
+    if (from->op != OP_ARG || index->op != OP_ARG || numbers.ndim == MAX_DIM) return refuse(b);
+    numbers.dim[numbers.ndim++] = dim_n(1);
+    Step *number = load_of(b, S_LOAD, &numbers, space);
+    if (!number) return NULL;
+    number->arg = (int)index->attr.k;
+    Step *s = new_step(b, S_LOAD, n->out[0].type.dtype, last_dim(&n->out[0].type));
+    s->arg = (int)from->attr.k;
+    s->space = space;
+    s->anywhere = true;
+    s->number = number;
+    s->source = n->in[0]->type;
+    return s;
+}
+
+// The sum of the sources of a row.
+static Step *combine_of(Body *b, const Node *n, int space) {
+    const Value *inverse = scatter_inverse(n);
+    const Type *y = &n->out[0].type, *v = &n->in[0]->type;
+    if (n != b->combine || b->spaces.at[space].source != NO_SOURCE || inverse->node->op != OP_ARG ||
+        n->in[1]->node->op != OP_ARG || !same_rows(y, &inverse->type) || !dtype_is_float(y->dtype) || last_dim(y).sym ||
+        last_dim(&inverse->type).sym || type_cols(&inverse->type) > MOST_SOURCES)
+        return refuse(b);
+    Step *sum = NULL;
+    for (int i = 0; i < type_cols(&inverse->type); i++) {
+        int of = space_number(b, v, i);
+        Step *x = of < 0 ? NULL : step_of(b, n->in[0], of);
+        if (!x) return refuse(b);
+        x = arith(b, OP_SELECT, F32, x, NULL);
+        x->space = of;
+        sum = sum ? arith(b, OP_ADD, F32, sum, x) : x;
+    }
+    return rounded(b, y->dtype, sum);
+}
+
 static Step *concat_of(Body *b, const Node *n, int space) {
     if (n->attr.axis != n->out[0].type.ndim - 1 || n->n_in > (int)(sizeof((Step *)0)->part / sizeof(Part)))
         return refuse(b);
@@ -249,15 +316,6 @@ static Step *concat_of(Body *b, const Node *n, int space) {
         s->part[s->n_parts++] = (Part){from[i], at, width};
         at += width.n;
     }
-    return s;
-}
-
-static Step *load_of(Body *b, StepKind kind, const Type *view, int space) {
-    Step *s = new_step(b, kind, view->dtype, last_dim(view));
-    s->view = *view;
-    s->space = space;
-    s->anywhere = true;
-    if (!row_map(view, &b->spaces.at[space], &s->map)) return refuse(b);
     return s;
 }
 
@@ -303,8 +361,8 @@ static Step *build_step(Body *b, const Value *v, int space) {
         }
         if (type_bound_elements(t) == 1 && type_bound_elements(from) == 1) return step_of(b, n->in[0], space);
         if (!dim_eq(last_dim(t), last_dim(from)) || !same_rows(from, t)) return refuse(b);
-        int inner = space;
-        if (same_rows(t, b->rows)) inner = space_number(b, from);
+        int inner = space, source = b->spaces.at[space].source;
+        if (same_rows(t, rows_of(b, source))) inner = space_number(b, from, source);
         else {                                                 // fewer rows: only axes of 1 may come or go
             int i = from->ndim - 1, j = t->ndim - 1;
             while (i >= 0 || j >= 0) {
@@ -345,6 +403,10 @@ static Step *build_step(Body *b, const Value *v, int space) {
         return take_of(b, n, space);
     case OP_PUT:
         return put_of(b, n, space);
+    case OP_GATHER_ROWS:
+        return gather_of(b, n, space);
+    case OP_SCATTER_ADD_ROWS:
+        return combine_of(b, n, space);
     default: {
         if (!elem_supported(n)) return refuse(b);
         Step *x[MAX_OPERANDS];
@@ -546,6 +608,46 @@ static bool is_flat(const Body *b) {
 
 static void flatten_types(Body *b);
 
+// What result i is stored from.
+static bool add_store(Body *b, int i, int source) {
+    const Type *t = &b->result[i]->type;
+    int space = space_number(b, t, source);
+    if (space < 0) return false;
+    const Node *concat = b->result[i]->node;
+    if (concat->op == OP_CONCAT && concat->attr.axis == t->ndim - 1 && !last_dim(t).sym) {
+        int64_t at = 0;                                    // parts go to their place
+        for (int j = 0; b->ok && j < concat->n_in; j++) {
+            Step *s = step_of(b, concat->in[j], space);
+            if (!s) return false;
+            Store store = {s, i, source, at, last_dim(&concat->in[j]->type)};
+            vec_push(b->a, &b->stores, store);
+            at += store.cols.n;
+        }
+        return b->ok;
+    }
+    Step *s = step_of(b, b->result[i], space);
+    if (!s) return false;
+    Store store = {s, i, source, 0, plain_width(last_dim(t))};
+    vec_push(b->a, &b->stores, store);
+    return b->ok;
+}
+
+static const Node *combining_node(const Graph *body) {
+    for_each_node(body, n)
+        if (n->op == OP_SCATTER_ADD_ROWS && scatter_inverse(n)) return n;
+    return NULL;
+}
+
+// More than a sweep over columns has room for.
+static bool is_too_much(const Body *b) {
+    int reductions = 0, parts = 0;
+    for (int i = 0; i < b->steps.n; i++) {
+        reductions += b->steps.at[i]->kind == S_SUM || b->steps.at[i]->kind == S_MAX;
+        parts += b->steps.at[i]->n_parts;
+    }
+    return reductions > MOST_REDUCTIONS || b->stores.n > MOST_STORES || parts > MOST_PARTS;
+}
+
 static bool make_body(Body *b, Arena *a, const KernelNode *k) {
     const Node *n = k->node;
     *b = (Body){.a = a, .k = k, .ok = true};
@@ -558,31 +660,19 @@ static bool make_body(Body *b, Arena *a, const KernelNode *k) {
         b->result[i] = b->body->last->in[i];
         while (b->result[i]->node->op == OP_RESHAPE) b->result[i] = b->result[i]->node->in[0];
     }
-    b->rows = &b->result[0]->type;
-    for (int i = 0; b->ok && i < n->n_out; i++) {
-        const Type *t = &b->result[i]->type;
-        if (!same_rows(t, b->rows)) return false;
-        int space = space_number(b, t);
-        if (space < 0) return false;
-        const Node *concat = b->result[i]->node;
-        if (concat->op == OP_CONCAT && concat->attr.axis == t->ndim - 1 &&
-            !last_dim(t).sym) { // parts go to their place
-            int64_t at = 0;
-            for (int j = 0; b->ok && j < concat->n_in; j++) {
-                Step *s = step_of(b, concat->in[j], space);
-                if (!s) return false;
-                Store store = {s, i, at, last_dim(&concat->in[j]->type)};
-                vec_push(a, &b->stores, store);
-                at += store.cols.n;
-            }
+    b->combine = combining_node(b->body);
+    b->rows = b->combine ? &b->combine->out[0].type : &b->result[0]->type;
+    int n_sources = b->combine ? (int)type_cols(&scatter_inverse(b->combine)->type) : 0;
+    for (int i = 0; i < n->n_out; i++) {
+        if (same_rows(&b->result[i]->type, b->rows)) {
+            if (!add_store(b, i, NO_SOURCE)) return false;
             continue;
         }
-        Step *s = step_of(b, b->result[i], space);
-        if (!s) return false;
-        Store store = {s, i, 0, plain_width(last_dim(t))};
-        vec_push(a, &b->stores, store);
+        if (!b->combine || !same_rows(&b->result[i]->type, rows_of(b, 0)) || n_sources > MOST_SOURCES) return false;
+        for (int j = 0; j < n_sources; j++)
+            if (!add_store(b, i, j)) return false;
     }
-    if (!b->ok) return false;
+    if (!b->ok || is_too_much(b)) return false;
     set_levels(b);
     keep_values(b);
     return b->ok;
@@ -631,7 +721,7 @@ typedef struct {
     Body *b;
     LV    row;
     LV    index[MAX_SPACES][MAX_DIM];       // by row space
-    LV    result_row[MAX_RESULTS];   // row offset of results
+    LV    source_row[MOST_SOURCES], is_source[MOST_SOURCES];     // sorted; 0 where there is none
     int   level, stamp, chunk_number;  // chunk_number: within a width kept in registers, else -1
     LV    col, mask;
 } Em;
@@ -669,9 +759,55 @@ static LV best_index(Cg *cg, LV key, LV index) {
     return LLVMBuildExtractElement(cg->b, index, cg_int32(cg, 0), "");
 }
 
+// Keys in registers: the largest of all, and of those equal to it the first, k times.
+static void emit_topk_in_registers(Em *e, Step *s) {
+    Cg *cg = e->cg;
+    LV x = column_at(e, s->in[0]), key[TOPK_CHUNKS], taken = cg_vec_int(cg, INT32_MIN);   // below the key of NaN
+    int64_t n = type_cols(&s->node->in[0]->type), chunks = (n + LANES - 1) / LANES;
+    for (int c = 0; c < chunks; c++) {
+        key[c] = cg_order_key(cg, cg_load_vec(cg, F32, x, cg_int(cg, c * LANES), NULL));
+        if (n - c * LANES < LANES) key[c] = cg_select(cg, cg_tail_mask(cg, cg_int(cg, n - c * LANES)), key[c], taken);
+    }
+    LT bits = LLVMIntTypeInContext(cg->cx, (unsigned)(chunks * LANES)), overload[] = {cg->vi32}, whole[] = {bits};
+    LV values = cg_zero(cg->vf32), index = cg_zero(cg->vi32);
+    for (int k = 0; k < s->node->attr.k; k++) {
+        LV best = key[0];
+        for (int c = 1; c < chunks; c++)
+            best = cg_select(cg, LLVMBuildICmp(cg->b, LLVMIntSGT, key[c], best, ""), key[c], best);
+        best = cg_splat(cg, cg_intrinsic(cg, "llvm.vector.reduce.smax", overload, 1, &best, 1));
+        LV where = NULL;
+        for (int c = 0; c < chunks; c++) {
+            LV equal = LLVMBuildBitCast(cg->b, LLVMBuildICmp(cg->b, LLVMIntEQ, key[c], best, ""), cg->i16, "");
+            equal = LLVMBuildShl(cg->b, LLVMBuildZExt(cg->b, equal, bits, ""),
+                                 LLVMConstInt(bits, (unsigned)(c * LANES), false), "");
+            where = where ? LLVMBuildOr(cg->b, where, equal, "") : equal;
+        }
+        LV args[] = {where, cg_bool(cg, true)};
+        LV first = cg_intrinsic(cg, "llvm.cttz", whole, 1, args, 2);
+        first = chunks > 2 ? LLVMBuildTrunc(cg->b, first, cg->i32, "") : LLVMBuildZExt(cg->b, first, cg->i32, "");
+        LV at = cg_splat(cg, first), here = LLVMBuildICmp(cg->b, LLVMIntEQ, cg_lanes(cg), cg_vec_int(cg, k % LANES), "");
+        values = cg_select(cg, here, cg_splat(cg, cg_load1(cg, F32, x, cg_i64(cg, first))), values);
+        index = cg_select(cg, here, at, index);
+        if (k % LANES == LANES - 1 || k == s->node->attr.k - 1) {
+            LV place = cg_int(cg, k / LANES * LANES);
+            cg_store_vec(cg, F32, values, column_at(e, s->filled[0]), place, NULL);
+            cg_store_vec(cg, I32, index, column_at(e, s->filled[1]), place, NULL);
+        }
+        for (int c = 0; c < chunks; c++) {
+            LV lanes = LLVMBuildAdd(cg->b, cg_lanes(cg), cg_vec_int(cg, c * LANES), "");
+            key[c] = cg_select(cg, LLVMBuildICmp(cg->b, LLVMIntEQ, lanes, at, ""), taken, key[c]);
+        }
+    }
+}
+
 // k rounds: the best of all columns that are left.
 static void emit_topk(Em *e, Step *s) {
     Cg *cg = e->cg;
+    Dim width = last_dim(&s->node->in[0]->type);
+    if (!width.sym && width.n <= TOPK_CHUNKS * LANES && s->node->attr.k <= LANES) {
+        emit_topk_in_registers(e, s);
+        return;
+    }
     LV x = column_at(e, s->in[0]), keys = cg_bytes(cg, cg->scratch, cg_int(cg, s->keys));
     LV values = column_at(e, s->filled[0]), index = column_at(e, s->filled[1]);
     LV n = cg_dim(cg, last_dim(&s->node->in[0]->type)), zero = cg_int(cg, 0);
@@ -750,6 +886,7 @@ static LV value_of(Em *e, Step *s) {                 // 16 lanes of the current 
 
 static LV emit_arith(Em *e, const Step *s, const LV *x) {
     Cg *cg = e->cg;
+    LV zero = cg_zero(cg->vf32);
     if (s->node) return elem_emit(cg, s->node, x);
     switch (s->op) {
     case OP_ADD: return cg_fadd(cg, x[0], x[1]);
@@ -757,6 +894,10 @@ static LV emit_arith(Em *e, const Step *s, const LV *x) {
     case OP_DIV: return cg_fdiv(cg, x[0], x[1]);
     case OP_EXP: return cg_exp(cg, x[0]);
     case OP_LOG: return cg_log(cg, x[0]);
+    case OP_SELECT: {                                          // sums begin at 0: 0 + -0 is 0
+        int source = e->b->spaces.at[s->space].source;
+        return cg_select(cg, cg_splat(cg, e->is_source[source]), source ? x[0] : cg_fadd(cg, zero, x[0]), zero);
+    }
     default: return elem_round(cg, s->dtype, x[0]);
     }
 }
@@ -765,7 +906,7 @@ static LV emit_step(Em *e, Step *s) {
     Cg *cg = e->cg;
     switch (s->kind) {
     case S_LOAD: case S_TABLE: {
-        LV base = s->kind == S_LOAD ? cg_in(cg, s->arg) : s->chunk[0];
+        LV base = s->kind == S_LOAD && !s->number ? cg_in(cg, s->arg) : s->chunk[0];
         if (!s->wide) return cg_splat(cg, cg_load1(cg, s->dtype, base, cg_addi(cg, s->row, s->begin)));
         return cg_load_vec(cg, s->dtype, base, cg_add(cg, cg_addi(cg, s->row, s->begin), e->col), e->mask);
     }
@@ -774,7 +915,7 @@ static LV emit_step(Em *e, Step *s) {
         if (s->wide)
             return LLVMBuildAdd(cg->b, cg_lanes(cg), cg_splat(cg, LLVMBuildTrunc(cg->b, e->col, cg->i32, "")),
                                 "");
-        const Type *space = &e->b->spaces.at[s->space];
+        const Type *space = &e->b->spaces.at[s->space].type;
         int axis = (int)s->node->attr.axis + space->ndim - s->view.ndim;
         LV i = axis == space->ndim - 1 || dim_is_1(s->view.dim[s->node->attr.axis])
                    ? cg_int(cg, 0)
@@ -813,15 +954,21 @@ static LV combine(Cg *cg, const Step *red, LV a, LV x) {
 // What a level does over columns of one width.
 typedef struct {
     Dim    width;
-    Step  *red[32];
+    Step  *red[MOST_REDUCTIONS];
     int    n_red;
-    Store *store[64];
+    Store *store[MOST_STORES];
     int    n_store;
-    Step  *keep[64];
+    Step  *keep[MOST_KEPT];
     int    n_keep;
-    Step  *into[64];                 // buffers, and which of their parts
-    int    part[64], n_into;
+    Step  *into[MOST_PARTS];         // buffers, and which of their parts
+    int    part[MOST_PARTS], n_into;
 } Sweep;
+
+// Where the row of a result begins, in elements.
+static LV result_row(Em *e, const Store *s) {
+    LV row = s->source == NO_SOURCE ? e->row : e->source_row[s->source];
+    return cg_mul(e->cg, row, cg_dim(e->cg, last_dim(&e->b->result[s->result]->type)));
+}
 
 static void sweep_chunk(Em *e, const Sweep *w, LV col, LV mask, int chunk_number, LV *acc) {
     Cg *cg = e->cg;
@@ -848,8 +995,13 @@ static void sweep_chunk(Em *e, const Sweep *w, LV col, LV mask, int chunk_number
     for (int i = 0; i < w->n_store; i++) x[i] = value_of(e, w->store[i]->from);
     for (int i = 0; i < w->n_store; i++) {
         const Store *s = w->store[i];
+        LV there = mask;
+        if (s->source != NO_SOURCE) {
+            there = cg_splat(cg, e->is_source[s->source]);
+            if (mask) there = LLVMBuildAnd(cg->b, there, mask, "");
+        }
         cg_store_vec(cg, e->b->k->node->out[s->result].type.dtype, x[i], cg_out(cg, s->result),
-                     cg_add(cg, cg_addi(cg, e->result_row[s->result], s->begin), col), mask);
+                     cg_add(cg, cg_addi(cg, result_row(e, s), s->begin), col), there);
     }
 }
 
@@ -859,7 +1011,7 @@ static void sweep_range(Em *e, const Sweep *w, LV lo, LV hi, LV *acc) {
     LV whole = cg_add(cg, lo, LLVMBuildAnd(cg->b, cg_sub(cg, hi, lo), cg_int(cg, -LANES), ""));
     CgLoop l;
     cg_loop_begin(cg, &l, lo, whole, LANES, w->n_red, acc);
-    LV next[32];
+    LV next[MOST_REDUCTIONS];
     for (int i = 0; i < w->n_red; i++) next[i] = l.carry[i];
     sweep_chunk(e, w, l.i, NULL, -1, next);
     cg_loop_end(cg, &l, next);
@@ -871,7 +1023,7 @@ static void sweep_range(Em *e, const Sweep *w, LV lo, LV hi, LV *acc) {
     }
     CgIf f;
     cg_if(cg, &f, cg_lt(cg, whole, hi));
-    LV before[32], tail[32];
+    LV before[MOST_REDUCTIONS], tail[MOST_REDUCTIONS];
     for (int i = 0; i < w->n_red; i++) before[i] = tail[i] = acc[i];
     sweep_chunk(e, w, whole, cg_tail_mask(cg, cg_sub(cg, hi, whole)), -1, tail);
     cg_else(cg, &f);
@@ -880,7 +1032,7 @@ static void sweep_range(Em *e, const Sweep *w, LV lo, LV hi, LV *acc) {
 
 static void emit_sweep(Em *e, const Sweep *w) {
     Cg *cg = e->cg;
-    LV acc[32];
+    LV acc[MOST_REDUCTIONS];
     for (int i = 0; i < w->n_red; i++) acc[i] = neutral(cg, w->red[i]);
     if (in_registers(w->width)) {
         int64_t n = w->width.n;
@@ -915,10 +1067,8 @@ static void emit_level(Em *e, int level) {
     e->mask = NULL;
     for (int i = 0; i < b->steps.n; i++) {               // what has no columns
         Step *s = b->steps.at[i];
-        if ((s->kind == S_TOPK || s->kind == S_PUT) && s->level == level) {
-            if (s->kind == S_TOPK) emit_topk(e, s);
-            else emit_put(e, s);
-        }
+        if (s->kind == S_TOPK && s->level == level) emit_topk(e, s);
+        if (s->kind == S_PUT && s->level == level) emit_put(e, s);
         bool now = is_computed(s) || s->kind == S_BUFFER ? s->level == level
                                                          : (s->kind == S_LOAD || s->kind == S_TABLE ||
                                                             s->kind == S_CONST || s->kind == S_INDEX) &&
@@ -939,19 +1089,19 @@ static void emit_level(Em *e, int level) {
                 continue;
             }
             Sweep *w = sweep_for(e, sweeps, &n, s->in[0]->width);
-            assert(w->n_red < 32);
+            assert(w->n_red < MOST_REDUCTIONS);
             w->red[w->n_red++] = s;
         }
         if (s->kept && s->level == level) {
             Sweep *w = sweep_for(e, sweeps, &n, s->width);
-            assert(w->n_keep < 64);
+            assert(w->n_keep < MOST_KEPT);
             w->keep[w->n_keep++] = s;
         }
         for (int j = 0; j < s->n_parts; j++) {
             const Part *p = &s->part[j];
             if (s->level - 1 != level) continue;
             Sweep *w = sweep_for(e, sweeps, &n, p->width);
-            assert(w->n_into < 64);
+            assert(w->n_into < MOST_PARTS);
             w->into[w->n_into] = s;
             w->part[w->n_into++] = j;
         }
@@ -963,27 +1113,91 @@ static void emit_level(Em *e, int level) {
         Dim width = store_width(s);
         if (dim_is_1(width)) {
             LV x = LLVMBuildExtractElement(cg->b, s->from->value, cg_int32(cg, 0), "");
+            CgIf f;
+            if (s->source != NO_SOURCE) cg_if(cg, &f, e->is_source[s->source]);
             cg_store1(cg, b->k->node->out[s->result].type.dtype, x, cg_out(cg, s->result),
-                      cg_addi(cg, e->result_row[s->result], s->begin));
+                      cg_addi(cg, result_row(e, s), s->begin));
+            if (s->source != NO_SOURCE) cg_endif(cg, &f);
             continue;
         }
         Sweep *w = sweep_for(e, sweeps, &n, width);
-        assert(w->n_store < 64);
+        assert(w->n_store < MOST_STORES);
         w->store[w->n_store++] = s;
     }
     for (int i = 0; i < n; i++) emit_sweep(e, &sweeps[i]);
 }
 
+// Where a row read by number begins; a number that is none reads zeros.
+static LV numbered_row(Em *e, const Step *s) {
+    Cg *cg = e->cg;
+    const Type *x = &s->source;
+    LV zeros = LLVMGetNamedGlobal(cg->module, "zeros");
+    int64_t bytes = (type_cols(x) + LANES) * 4;
+    LT t = LLVMArrayType(cg->i8, (unsigned)bytes);
+    if (!zeros || LLVMABISizeOfType(LLVMGetModuleDataLayout(cg->module), LLVMGlobalGetValueType(zeros)) < (uint64_t)bytes) {
+        zeros = LLVMAddGlobal(cg->module, t, "zeros");
+        LLVMSetInitializer(zeros, LLVMConstNull(t));
+        LLVMSetLinkage(zeros, LLVMInternalLinkage);
+        LLVMSetAlignment(zeros, 64);
+    }
+    // what the sources read by the number they are brought together by is the row they are brought to
+    const Node *combine = e->b->combine;
+    bool is_target = combine && e->b->spaces.at[s->space].source != NO_SOURCE &&
+                     combine->in[1]->node->attr.k == s->number->arg;
+    LV i = is_target ? e->row : cg_i64(cg, cg_load1(cg, I32, cg_in(cg, s->number->arg), s->number->row));
+    LV there = LLVMBuildICmp(cg->b, LLVMIntULT, i, cg_rows(cg, x), "");
+    return cg_select(cg, there, cg_at(cg, x->dtype, cg_in(cg, s->arg), cg_muli(cg, i, type_cols(x))), zeros);
+}
+
+// Sorts n numbers that are not negative, and -1 behind them: Batcher's network, without what would meet numbers
+// from n on.
+static void sort_numbers(Cg *cg, LV *x, int n) {
+    LT overload[] = {cg->i32};
+    for (int p = 1; p < n; p *= 2)
+        for (int k = p; k >= 1; k /= 2)
+            for (int j = k % p; j + k < n; j += 2 * k)
+                for (int i = 0; i < k && i + j + k < n; i++) {
+                    if ((i + j) / (2 * p) != (i + j + k) / (2 * p)) continue;
+                    LV two[] = {x[i + j], x[i + j + k]};
+                    x[i + j] = cg_intrinsic(cg, "llvm.umin", overload, 1, two, 2);
+                    x[i + j + k] = cg_intrinsic(cg, "llvm.umax", overload, 1, two, 2);
+                }
+}
+
+static void find_sources(Em *e) {
+    Cg *cg = e->cg;
+    const Value *inverse = scatter_inverse(e->b->combine);
+    int k = (int)type_cols(&inverse->type);
+    LV number[MOST_SOURCES], first = cg_muli(cg, e->row, k);
+    for (int i = 0; i < k; i++)
+        number[i] = cg_load1(cg, I32, cg_in(cg, (int)inverse->node->attr.k), cg_addi(cg, first, i));
+    sort_numbers(cg, number, k);
+    for (int i = 0; i < k; i++) {
+        e->is_source[i] = LLVMBuildICmp(cg->b, LLVMIntSGE, number[i], cg_int32(cg, 0), "");
+        e->source_row[i] = cg_i64(cg, cg_select(cg, e->is_source[i], number[i], cg_int32(cg, 0)));
+    }
+}
+
+static LV space_row(Em *e, int space) {
+    int source = e->b->spaces.at[space].source;
+    return source == NO_SOURCE ? e->row : e->source_row[source];
+}
+
 static void emit_row(Em *e) {
     Cg *cg = e->cg;
     Body *b = e->b;
-    for (int i = 0; i < b->spaces.n; i++) row_indices(cg, &b->spaces.at[i], e->row, e->index[i]);
-    for (int i = 0; i < b->k->node->n_out; i++)
-        e->result_row[i] = cg_mul(cg, e->row, cg_dim(cg, last_dim(&b->result[i]->type)));
+    if (b->combine) find_sources(e);
+    for (int i = 0; i < b->spaces.n; i++) row_indices(cg, &b->spaces.at[i].type, space_row(e, i), e->index[i]);
     for (int i = 0; i < b->steps.n; i++) {
         Step *s = b->steps.at[i];
-        if (s->kind == S_LOAD || s->kind == S_TABLE)
-            s->row = row_offset(cg, &s->view, &b->spaces.at[s->space], &s->map, e->row, e->index[s->space]);
+        if (s->kind != S_LOAD && s->kind != S_TABLE) continue;
+        if (s->number) {
+            s->chunk[0] = numbered_row(e, s);
+            s->row = cg_int(cg, 0);
+        } else {
+            s->row = row_offset(cg, &s->view, &b->spaces.at[s->space].type, &s->map, space_row(e, s->space),
+                                e->index[s->space]);
+        }
     }
     for (int level = 0; level <= b->n_levels; level++) emit_level(e, level);
 }
@@ -994,7 +1208,6 @@ static void emit_flat(Em *e) {
     Body *b = e->b;
     LV zero = cg_int(cg, 0);
     e->row = zero;
-    for (int i = 0; i < b->k->node->n_out; i++) e->result_row[i] = zero;
     for (int i = 0; i < b->steps.n; i++) b->steps.at[i]->row = zero;
     e->level = 0;
     for (int i = 0; i < b->steps.n; i++) {

@@ -1,7 +1,8 @@
 // Rows moved by index, and memory moved by shape.
 //
 //     gather_rows        copies of rows; -1 gives zeros
-//     scatter_add_rows   sources of each target row, found by a counting sort, are added in ascending order
+//     scatter_add_rows   sources of each target row, found by a counting sort, are added in ascending order;
+//                        where they are known it is a body
 //     slice unslice concat   runs of consecutive elements:   [outer, n, inner]
 //     permute            rows whose source is found index by index
 //     cache              the rows of this call behind those that are there
@@ -106,6 +107,7 @@ static int64_t scatter_grain(const Node *n) {
 bool describe_scatter_add_rows(const KernelNode *k, KernelDesc *d) {
     const Node *n = k->node;
     const Type *y = &n->out[0].type, *index = &n->in[1]->type;
+    if (scatter_inverse(n) && describe_body(k, d)) return true;
     if (!dtype_is_float(y->dtype) || (n->n_in > 2 && scatter_leaves(n) > 1)) return false;
     if (scatter_leaves(n) * COLUMNS * LANES * 4 > RT_SCRATCH_BYTES) return false;
     d->n_phases = 2;
@@ -186,6 +188,10 @@ static void add_columns(Cg *cg, const Node *n, const Target *t, LV col, int n_ve
 
 void emit_scatter_add_rows(Cg *cg, const KernelNode *k) {
     const Node *n = k->node;
+    if (!k->workspace) {
+        emit_body(cg, k);
+        return;
+    }
     const Type *y = &n->out[0].type, *index = &n->in[1]->type;
     int64_t D = type_cols(y), grain = scatter_grain(n), block = COLUMNS * LANES;
     LV V = cg_rows(cg, y), M = cg_dims(cg, index, 0, index->ndim), last = cg_workspace(cg);

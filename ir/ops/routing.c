@@ -130,6 +130,10 @@ void grad_gather_rows(Builder *b, const Node *n, Value *const *dout, const bool 
                      : make(b, OP_SCATTER_ADD_ROWS, INS(d, index), .dims = dims);
 }
 
+const Value *scatter_inverse(const Node *n) {
+    return n->n_in > 2 && n->in[2]->type.ndim > 1 ? n->in[2] : NULL;
+}
+
 bool shape_scatter_add_rows(const Node *n, Type *out, Diag *d) {
     const Type *v = in_type(n, 0), *index = in_type(n, 1);
     const Dims *dims = &n->attr.dims;
@@ -144,7 +148,13 @@ bool shape_scatter_add_rows(const Node *n, Type *out, Diag *d) {
     }
     out[0] = type_of_dims(v->dtype, dims);
     Sym *rows = type_ragged(v);
-    if (n->n_in == 2 && rows && rows->leaves > 1 && !type_is_leafy(&out[0]) && !type_ragged(&out[0])) {
+    const Value *inverse = scatter_inverse(n);
+    if (inverse && (inverse->type.ndim != dims->n || !same_rows(&inverse->type, &out[0], dims->n - 1))) {
+        diag_error(d, n->at, "scatter_add_rows needs source rows for each row of %s, but got %s", rule_type(n, &out[0]),
+                   rule_type(n, &inverse->type));
+        return false;
+    }
+    if (!inverse && n->n_in == 2 && rows && rows->leaves > 1 && !type_is_leafy(&out[0]) && !type_ragged(&out[0])) {
         diag_error(d, n->at,
                    "scatter_add_rows of grouped rows %s to %s, which has no leaves, needs their offsets",
                    rule_type(n, v), rule_type(n, &out[0]));
