@@ -25,7 +25,7 @@ int64_t rows_bound(const Type *t) { return dims_bound(t, 0, t->ndim - 1); }
 TaskCount tasks_of_rows(const Type *t, int64_t grain) { return tasks_of_dims(t, 0, t->ndim - 1, grain); }
 
 int64_t rows_grain(const Type *t, int64_t bytes_per_row) {
-    int64_t rows = rows_bound(t), grain = (16 << 10) / (bytes_per_row > 0 ? bytes_per_row : 1);
+    int64_t rows = rows_bound(t), grain = (64 << 10) / (bytes_per_row > 0 ? bytes_per_row : 1);
     if (grain < 1) grain = 1;
     if (grain > rows) grain = rows > 0 ? rows : 1;
     return grain;

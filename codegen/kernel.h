@@ -65,7 +65,7 @@ TaskCount tasks_of_dims(const Type *t, int lo, int hi, int64_t grain);
 int64_t dims_bound(const Type *t, int lo, int hi);    // their product at bound
 static inline TaskCount tasks_fixed(int64_t n) { return (TaskCount){n, 1, 1, NULL}; }
 int64_t rows_bound(const Type *t);                    // product of all dimensions but the last, at bound
-// Rows so that a task touches about 16 KiB; from sizes only.
+// Rows so that a task touches about 64 KiB; from sizes only.
 int64_t rows_grain(const Type *t, int64_t bytes_per_row);
 
 // The same number of rows: the same constant times the same symbols.

@@ -722,6 +722,8 @@ typedef struct {
     LV    row;
     LV    index[MAX_SPACES][MAX_DIM];       // by row space
     LV    source_row[MOST_SOURCES], is_source[MOST_SOURCES];     // sorted; 0 where there is none
+    bool  all_there;                 // no source is missing
+    LV    zeros;                     // what rows read by a number that is none show
     int   level, stamp, chunk_number;  // chunk_number: within a width kept in registers, else -1
     LV    col, mask;
 } Em;
@@ -896,7 +898,8 @@ static LV emit_arith(Em *e, const Step *s, const LV *x) {
     case OP_LOG: return cg_log(cg, x[0]);
     case OP_SELECT: {                                          // sums begin at 0: 0 + -0 is 0
         int source = e->b->spaces.at[s->space].source;
-        return cg_select(cg, cg_splat(cg, e->is_source[source]), source ? x[0] : cg_fadd(cg, zero, x[0]), zero);
+        LV sum = source ? x[0] : cg_fadd(cg, zero, x[0]);
+        return e->all_there ? sum : cg_select(cg, cg_splat(cg, e->is_source[source]), sum, zero);
     }
     default: return elem_round(cg, s->dtype, x[0]);
     }
@@ -996,7 +999,7 @@ static void sweep_chunk(Em *e, const Sweep *w, LV col, LV mask, int chunk_number
     for (int i = 0; i < w->n_store; i++) {
         const Store *s = w->store[i];
         LV there = mask;
-        if (s->source != NO_SOURCE) {
+        if (s->source != NO_SOURCE && !e->all_there) {
             there = cg_splat(cg, e->is_source[s->source]);
             if (mask) there = LLVMBuildAnd(cg->b, there, mask, "");
         }
@@ -1114,10 +1117,11 @@ static void emit_level(Em *e, int level) {
         if (dim_is_1(width)) {
             LV x = LLVMBuildExtractElement(cg->b, s->from->value, cg_int32(cg, 0), "");
             CgIf f;
-            if (s->source != NO_SOURCE) cg_if(cg, &f, e->is_source[s->source]);
+            bool perhaps = s->source != NO_SOURCE && !e->all_there;
+            if (perhaps) cg_if(cg, &f, e->is_source[s->source]);
             cg_store1(cg, b->k->node->out[s->result].type.dtype, x, cg_out(cg, s->result),
                       cg_addi(cg, result_row(e, s), s->begin));
-            if (s->source != NO_SOURCE) cg_endif(cg, &f);
+            if (perhaps) cg_endif(cg, &f);
             continue;
         }
         Sweep *w = sweep_for(e, sweeps, &n, width);
@@ -1131,22 +1135,28 @@ static void emit_level(Em *e, int level) {
 static LV numbered_row(Em *e, const Step *s) {
     Cg *cg = e->cg;
     const Type *x = &s->source;
-    LV zeros = LLVMGetNamedGlobal(cg->module, "zeros");
-    int64_t bytes = (type_cols(x) + LANES) * 4;
-    LT t = LLVMArrayType(cg->i8, (unsigned)bytes);
-    if (!zeros || LLVMABISizeOfType(LLVMGetModuleDataLayout(cg->module), LLVMGlobalGetValueType(zeros)) < (uint64_t)bytes) {
-        zeros = LLVMAddGlobal(cg->module, t, "zeros");
-        LLVMSetInitializer(zeros, LLVMConstNull(t));
-        LLVMSetLinkage(zeros, LLVMInternalLinkage);
-        LLVMSetAlignment(zeros, 64);
-    }
     // what the sources read by the number they are brought together by is the row they are brought to
     const Node *combine = e->b->combine;
     bool is_target = combine && e->b->spaces.at[s->space].source != NO_SOURCE &&
                      combine->in[1]->node->attr.k == s->number->arg;
     LV i = is_target ? e->row : cg_i64(cg, cg_load1(cg, I32, cg_in(cg, s->number->arg), s->number->row));
     LV there = LLVMBuildICmp(cg->b, LLVMIntULT, i, cg_rows(cg, x), "");
-    return cg_select(cg, there, cg_at(cg, x->dtype, cg_in(cg, s->arg), cg_muli(cg, i, type_cols(x))), zeros);
+    return cg_select(cg, there, cg_at(cg, x->dtype, cg_in(cg, s->arg), cg_muli(cg, i, type_cols(x))), e->zeros);
+}
+
+static void make_zeros(Em *e) {
+    Cg *cg = e->cg;
+    int64_t most = 0;
+    for (int i = 0; i < e->b->steps.n; i++) {
+        const Step *s = e->b->steps.at[i];
+        if (s->number && type_cols(&s->source) > most) most = type_cols(&s->source);
+    }
+    if (!most) return;
+    LT t = LLVMArrayType(cg->i8, (unsigned)((most + LANES) * 4));
+    e->zeros = LLVMAddGlobal(cg->module, t, "zeros");
+    LLVMSetInitializer(e->zeros, LLVMConstNull(t));
+    LLVMSetLinkage(e->zeros, LLVMInternalLinkage);
+    LLVMSetAlignment(e->zeros, 64);
 }
 
 // Sorts n numbers that are not negative, and -1 behind them: Batcher's network, without what would meet numbers
@@ -1183,6 +1193,10 @@ static LV space_row(Em *e, int space) {
     return source == NO_SOURCE ? e->row : e->source_row[source];
 }
 
+static void emit_levels(Em *e) {
+    for (int level = 0; level <= e->b->n_levels; level++) emit_level(e, level);
+}
+
 static void emit_row(Em *e) {
     Cg *cg = e->cg;
     Body *b = e->b;
@@ -1199,7 +1213,21 @@ static void emit_row(Em *e) {
                                 e->index[s->space]);
         }
     }
-    for (int level = 0; level <= b->n_levels; level++) emit_level(e, level);
+    if (!b->combine) {
+        emit_levels(e);
+        return;
+    }
+    LV all = cg_bool(cg, true);                    // mostly so: without a mask for each
+    for (int i = 0; i < type_cols(&scatter_inverse(b->combine)->type); i++)
+        all = LLVMBuildAnd(cg->b, all, e->is_source[i], "");
+    CgIf f;
+    cg_if(cg, &f, all);
+    e->all_there = true;
+    emit_levels(e);
+    cg_else(cg, &f);
+    e->all_there = false;
+    emit_levels(e);
+    cg_endif(cg, &f);
 }
 
 // One run of a flat body: elements task * FLAT_RUN .. as columns of the only row.
@@ -1258,6 +1286,7 @@ void emit_body(Cg *cg, const KernelNode *k) {
     e->b = &b;
     for (int i = 0; i < b.steps.n; i++)
         if (b.steps.at[i]->kind == S_TABLE) b.steps.at[i]->chunk[0] = table_at(e, b.steps.at[i]);
+    make_zeros(e);
     if (b.flat) {
         emit_flat(e);
     } else {

@@ -20,18 +20,17 @@ static LV intrinsic1(Cg *cg, const char *name, LV x) {
     return cg_intrinsic(cg, name, overload, 1, &x, 1);
 }
 
-// floor(a / b) of integers, 0 for b = 0; in 64 bits, so that nothing traps.
+// floor(a / b) of integers, 0 for b = 0.  In doubles: the quotient of 32-bit integers lies further from the next whole
+// number than a double's rounding.
 static LV floor_div(Cg *cg, LV a, LV b) {
-    LV wa = LLVMBuildSExt(cg->b, a, cg->vi64, ""), wb = LLVMBuildSExt(cg->b, b, cg->vi64, ""),
-       zero = cg_zero(cg->vi64);
-    LV none = LLVMBuildICmp(cg->b, LLVMIntEQ, wb, zero, "");
-    LV d = cg_select(cg, none, cg_splat(cg, cg_int(cg, 1)), wb);
-    LV q = LLVMBuildSDiv(cg->b, wa, d, ""), rest = LLVMBuildSub(cg->b, wa, LLVMBuildMul(cg->b, q, d, ""), "");
-    LV differ = LLVMBuildXor(cg->b, LLVMBuildICmp(cg->b, LLVMIntSLT, wa, zero, ""),
-                             LLVMBuildICmp(cg->b, LLVMIntSLT, d, zero, ""), "");
-    LV down = LLVMBuildAnd(cg->b, differ, LLVMBuildICmp(cg->b, LLVMIntNE, rest, zero, ""), "");
-    q = LLVMBuildAdd(cg->b, q, LLVMBuildSExt(cg->b, down, cg->vi64, ""), "");
-    return LLVMBuildTrunc(cg->b, cg_select(cg, none, zero, q), cg->vi32, "");
+    LV none = LLVMBuildICmp(cg->b, LLVMIntEQ, b, cg_zero(cg->vi32), "");
+    LV q = LLVMBuildFDiv(cg->b, LLVMBuildSIToFP(cg->b, a, cg->vf64, ""),
+                         LLVMBuildSIToFP(cg->b, cg_select(cg, none, cg_vec_int(cg, 1), b), cg->vf64, ""), "");
+    LV most = cg_splat(cg, LLVMConstReal(cg->f64, 2147483647.0)), floor = intrinsic1(cg, "llvm.floor", q);
+    LV wraps = LLVMBuildFCmp(cg->b, LLVMRealOGT, floor, most, "");             // -2^31 / -1 only
+    LV whole = LLVMBuildFPToSI(cg->b, cg_select(cg, wraps, most, floor), cg->vi32, "");
+    whole = cg_select(cg, wraps, cg_vec_int(cg, INT32_MIN), whole);
+    return cg_select(cg, none, cg_zero(cg->vi32), whole);
 }
 
 static LV cast(Cg *cg, DType from, DType to, LV x) {
