@@ -83,9 +83,14 @@ static bool is_combine(const Node *n) {
            type_cols(&n->out[0].type) <= MOST_REDUCED_COLUMNS;
 }
 
+// A load from another row: of a gather that no contraction does by itself, nor from a parameter that one multiplies by,
+// whose layout it chooses (layout.c).
 static bool is_load_by_number(Fuse *f, const Node *n) {
     if (n->op != OP_GATHER_ROWS) return false;
-    bool only_contractions = true;                             // which gather by themselves
+    const Node *table = n->in[0]->node;
+    for (int r = f->first_reader[table->id]; table->op == OP_PARAM && r < f->first_reader[table->id + 1]; r++)
+        if (op_is_contraction(f->node[f->reader[r]]->op)) return false;
+    bool only_contractions = true;
     for (int r = f->first_reader[n->id]; r < f->first_reader[n->id + 1]; r++) {
         const Node *m = f->node[f->reader[r]];
         for (int i = 0; i < m->n_in; i++)
