@@ -243,6 +243,7 @@ static Node *attach_epilogue(Graph *g, Arena *scratch, Node *body) {
 
 bool pass_attach(Graph *g, PassCtx *cx) {
     int gathers = 0, epilogues = 0, pairs = 0;
+    GraphWork work = graph_work(g);
     graph_number(g);
     for (Node *n = g->first, *prev; n; n = prev ? prev->next : g->first) {
         prev = n;
@@ -260,5 +261,6 @@ bool pass_attach(Graph *g, PassCtx *cx) {
         pairs += made->attr.pair != 0;
     }
     TRACE(cx, "attach: %d gathers, %d epilogues, %d of pairs\n", gathers, epilogues, pairs);
+    won_work(g, cx, work);
     return gathers + epilogues > 0;
 }

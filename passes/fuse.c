@@ -460,6 +460,7 @@ bool pass_fuse(Graph *g, PassCtx *cx) {
     Arena *a = cx->scratch;
     graph_number(g);
     Fuse f = {.g = g, .cx = cx, .n_nodes = g->n_nodes};
+    GraphWork before = graph_work(g);
     f.node = arena_array(a, Node *, g->n_nodes + 1);
     f.group = arena_array(a, Group *, g->n_nodes + 1);
     f.stamp = arena_array(a, int, g->n_nodes + 1);
@@ -492,6 +493,7 @@ bool pass_fuse(Graph *g, PassCtx *cx) {
         n_bodies += f.group[i]->member[0] == i;
     }
     if (n_bodies) write_list(&f);
-    TRACE(cx, "fuse: %d nodes in %d bodies, %d nodes now\n", n_inside, n_bodies, g->n_nodes);
+    TRACE(cx, "fuse: %d nodes in %d bodies\n", n_inside, n_bodies);
+    won_work(g, cx, before);
     return n_bodies > 0;
 }

@@ -67,7 +67,7 @@ bool pass_layout(Graph *g, PassCtx *cx) {
         padding += (double)(type_bytes(&n->out[0].type) - type_bytes(&rows));
         TRACE(cx, "layout: %s %s\n", n->attr.name, type_text(cx->scratch, &n->out[0].type));
     }
-    TRACE(cx, "layout: %d parameters in panels, %.1f MB that no call packs again, %.1f MB of padding\n", n_panels,
-          bytes / 1e6, padding / 1e6);
+    WON(cx, "%d parameters in panels, %.1f MB that no call packs again, %.1f MB of padding", n_panels,
+        bytes / 1e6, padding / 1e6);
     return n_panels > 0;
 }

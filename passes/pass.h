@@ -23,6 +23,7 @@ typedef struct {
     Arena *scratch;            // emptied after every pass
     Diag  *diag;
     FILE  *trace;              // the pass's own chatter; NULL unless MOE_DEBUG asks for it
+    const char *won;           // set by a pass: what it won, in a unit of the user's; in scratch.  See WON
     const Machine *machine;
     const TrainOpts *train;    // NULL: no training graph
     bool own_parameters;       // the program set only reads its parameters, and shares them with nobody
@@ -60,7 +61,7 @@ typedef struct {
     const char *after;          // stop after this pass; NULL: run all
     const char *const *disable; // NULL-terminated, or NULL
     bool verify_each;           // graph_check after every pass (always on in debug builds)
-    bool time;                  // print time and node counts per pass to `log`
+    bool time;                  // print time, node count and what was won, per pass, to `log`
     FILE *log;
     // called after each pass (index in pipeline) and once before the first with name "input"; for dumps
     void (*seen)(void *self, const char *pass, const Graph *g, double seconds);
@@ -72,5 +73,7 @@ typedef struct {
 bool passes_run(Graph **g, const char *const *pipeline, PassCtx *cx, const RunOpts *opts);
 
 #define TRACE(cx, ...) do { if ((cx)->trace) fprintf((cx)->trace, __VA_ARGS__); } while (0)
+// Printed beside the pass's time, and in its trace.
+#define WON(cx, ...) ((cx)->won = arena_printf((cx)->scratch, __VA_ARGS__))
 
 #endif

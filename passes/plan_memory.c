@@ -321,9 +321,8 @@ bool pass_plan_memory(Graph *g, PassCtx *cx) {
         v->offset = v->arena == RT_STEP ? buffers[number[root(&l, id)]].offset : -1;
     }
     double mb = 1e6;
-    TRACE(cx, "plan-memory: arena %.1f MB, lower bound %.1f (%.3f), without reuse %.0f\n",
-          (double)g->arena_bytes / mb, (double)g->lower_bound_bytes / mb,
-          g->lower_bound_bytes ? (double)g->arena_bytes / (double)g->lower_bound_bytes : 1.0,
-          (double)total / mb);
+    WON(cx, "%.1f -> %.1f MB in one buffer, %.3f x the lower bound", (double)total / mb,
+        (double)g->arena_bytes / mb,
+        g->lower_bound_bytes ? (double)g->arena_bytes / (double)g->lower_bound_bytes : 1.0);
     return true;
 }

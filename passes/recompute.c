@@ -208,18 +208,28 @@ static Value *for_backward(Clones *c, Builder *b, Value *v) {
     return v->mark = &clone->out[0];
 }
 
+// Of forward values that backward reads from memory.
+static int64_t read_bytes(Graph *g) {
+    int64_t bytes = 0;
+    marks_clear(g);
+    for_each_node(g, n)
+        for (int i = 0; i < n->n_in && n->backward; i++) {
+            Value *v = n->in[i];
+            while (node_is_view(v->node)) v = v->node->in[0];
+            if (v->node->backward || v->mark || is_free(v)) continue;
+            v->mark = v;
+            bytes += type_bytes(&v->type);
+        }
+    marks_clear(g);
+    return bytes;
+}
+
 bool pass_recompute(Graph *g, PassCtx *cx) {
     if (!cx->train || !strcmp(cx->train->recompute, "none")) return false;
     bool whole_layers = !strcmp(cx->train->recompute, "layer");
     bool *kept = arena_array(cx->scratch, bool, graph_number(g) + 1);
     choose(g, cx, whole_layers, kept);
-    int64_t kept_bytes = 0, read_bytes = 0;
-    for_each_node(g, n) {
-        for (int i = 0; i < n->n_out; i++) {
-            const Value *v = &n->out[i];
-            if (!n->backward && kept[v->id] && !is_free(v)) kept_bytes += type_bytes(&v->type);
-        }
-    }
+    int64_t without = read_bytes(g);
     Clones c = {kept, 0};
     marks_clear(g);
     for_each_node(g, n) {
@@ -228,13 +238,12 @@ bool pass_recompute(Graph *g, PassCtx *cx) {
         for (int i = 0; i < n->n_in; i++) {
             Value *v = n->in[i], *u = for_backward(&c, &b, v);
             if (u == v) continue;
-            if (v->n_uses) read_bytes += node_is_view(v->node) ? 0 : type_bytes(&v->type);
             replace_operand(n, i, u);
         }
     }
     marks_clear(g);
     drop_dead(g, cx);
-    TRACE(cx, "recompute: %d clones; %.1f MB of forward values are kept, reads of %.1f MB are not\n",
-          c.n_clones, (double)kept_bytes / 1e6, (double)read_bytes / 1e6);
+    WON(cx, "%.1f -> %.1f MB kept for backward, %d nodes are computed again", (double)without / 1e6,
+        (double)read_bytes(g) / 1e6, c.n_clones);
     return c.n_clones > 0;
 }

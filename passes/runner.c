@@ -89,11 +89,11 @@ static bool run_one(Graph **graph, const PassInfo *p, PassCtx *cx, const RunOpts
     Graph *before = kept ? graph_copy(kept, g) : NULL;
     int n_before = g->n_nodes;
     cx->trace = debug_on_for(DEBUG_trace, p->name) ? stderr : NULL;
+    cx->won = NULL;
 
     double start = seconds_now();
     bool changed = p->run(g, cx);
     double seconds = seconds_now() - start;
-    arena_reset(cx->scratch);
     bool ok = !diag_n_errors(cx->diag);
     if (ok) {
         if (p->leaves != SAME_STAGE) g->stage = (Stage)p->leaves;
@@ -109,8 +109,11 @@ static bool run_one(Graph **graph, const PassInfo *p, PassCtx *cx, const RunOpts
         if (debug_on(DEBUG_roundtrip)) *graph = g = parsed_again(g, p);
         FILE *log = opts->time && opts->log ? opts->log : debug_on(DEBUG_time) ? stderr : NULL;
         if (log)
-            fprintf(log, "  @%-7s %-14s %8.2f ms  %6d nodes%s\n", g->name, p->name, seconds * 1e3, g->n_nodes,
-                    changed ? arena_printf(cx->scratch, "  (%+d)", g->n_nodes - n_before) : "  unchanged");
+            fprintf(log, "  @%-7s %-14s %8.2f ms  %6d nodes %-12s%s\n", g->name, p->name, seconds * 1e3,
+                    g->n_nodes,
+                    changed ? arena_printf(cx->scratch, "(%+d)", g->n_nodes - n_before) : "unchanged",
+                    cx->won ? cx->won : "");
+        if (cx->won) TRACE(cx, "%s: %s\n", p->name, cx->won);
         dump(p->name, g, number, changed, cx->scratch);
         if (opts->seen) opts->seen(opts->self, p->name, g, seconds);
     }

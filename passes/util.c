@@ -137,3 +137,24 @@ void map_put(PtrMap *m, const void *key, void *value) {
 }
 
 void *map_get(const PtrMap *m, const void *key) { return m->cap ? m->at[map_slot(m, key)] : NULL; }
+
+// A node that moves rows reads no more of its source than it writes.
+GraphWork graph_work(const Graph *g) {
+    GraphWork w = {0};
+    for_each_node(g, n) {
+        bool is_source = n->op == OP_PARAM || n->op == OP_STATE || n->op == OP_INPUT || n->op == OP_CONST;
+        if (is_source || op_is(n->op, EFFECT) || node_is_view(n)) continue;
+        bool moves = n->op == OP_GATHER_ROWS || n->op == OP_SLICE || n->op == OP_TAKE;
+        w.launches++;
+        for (int i = 0; i < n->n_out; i++) w.bytes += (double)type_bytes(&n->out[i].type);
+        for (int i = 0; i < n->n_in; i++)
+            w.bytes += (double)type_bytes(moves && i == 0 ? &n->out[0].type : &n->in[i]->type);
+    }
+    return w;
+}
+
+void won_work(const Graph *g, PassCtx *cx, GraphWork before) {
+    GraphWork now = graph_work(g);
+    WON(cx, "%d -> %d launches, %.1f -> %.1f MB read and written", before.launches, now.launches,
+        before.bytes / 1e6, now.bytes / 1e6);
+}

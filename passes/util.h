@@ -23,6 +23,11 @@ void marks_clear(Graph *g);
 // Moves n (in its graph's list) directly behind `place`, which is in the same list.
 void node_move_behind(Node *n, Node *place);
 
+// What a run of g does: launches of kernels, and bytes they read and write.
+typedef struct { int launches; double bytes; } GraphWork;
+GraphWork graph_work(const Graph *g);
+void won_work(const Graph *g, PassCtx *cx, GraphWork before);    // WON: how much less it is now
+
 // The graph means the same: evaluates both on the same random sources and compares every effect that `before`
 // has (UPDATEs may be gone: the optimizer moves them).  tolerance 0: bit for bit, in f32; else relative to
 // the largest element of the tensor, in double.  NULL, or what differs (in a).

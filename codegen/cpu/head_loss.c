@@ -94,15 +94,15 @@ static void choose_rounds(Head *h) {
     for (int i = 0; set_choice(h, i) && workspace_of(h) > enough; i++) {}
 }
 
-// Parts of [V, D]: wide ones, so that g is packed seldom, as long as there are tasks enough.
+// Parts of [V, D], as wide as can be: each part packs its columns of g, and x, for itself.
 static SumCut cut_of(int64_t V, int64_t D) {
     SumCut c = {.m = 112, .n = 512};
     for (;;) {
         c.runs = parts(V, c.m);
         c.groups = parts(D, c.n);
-        if (c.runs * c.groups >= 2 * LEAST_TASKS || (c.m == 28 && c.n == 32)) break;
-        if (c.n > c.m) c.n /= 2;
-        else c.m /= 2;
+        if (c.runs * c.groups >= LEAST_TASKS || (c.m == 28 && c.n == 32)) break;
+        if (c.m > 28) c.m /= 2;
+        else c.n /= 2;
     }
     c.m = parts(V, c.runs);
     c.n = up(parts(D, c.groups), 2 * LANES);
