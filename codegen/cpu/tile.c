@@ -19,9 +19,13 @@ TileSize tile_size(const CpuTarget *t) {
     return tile_table[2].size;
 }
 
+// Registers beside the sums: all of B's row and an element of A, or all elements of A and a vector of B.
+static int by_rows(const CpuTarget *t, int vecs) { return vecs * (64 / t->vector_bytes) + 1; }
+static int by_vectors(const CpuTarget *t, int rows) { return rows + 64 / t->vector_bytes; }
+
 bool tile_fits(const CpuTarget *t, int rows, int vecs) {
-    int per_vec = 64 / t->vector_bytes;
-    return rows * vecs * per_vec + per_vec + 2 <= t->n_registers;
+    int rest = by_rows(t, vecs) < by_vectors(t, rows) ? by_rows(t, vecs) : by_vectors(t, rows);
+    return rows * vecs * (64 / t->vector_bytes) + rest <= t->n_registers;
 }
 
 int tile_vecs(const CpuTarget *t, int height) {
@@ -69,15 +73,21 @@ static LV b_vector(Cg *cg, const TileSpec *s, LV b, int v, bool odd) {
 
 // One step of the chain for all sums.  ahead: bytes from b to what is asked for, or NULL.
 static void tile_step(Cg *cg, const TileSpec *s, int height, LV a, int64_t k, LV b, LV ahead, LV *acc) {
-    LV bv[TILE_MAX_VECS];
-    bool odd = s->pairs && k % 2;
-    for (int v = 0; v < s->vecs; v++) bv[v] = b_vector(cg, s, b, v, odd);
+    LV bv[TILE_MAX_VECS], x[TILE_MAX_ROWS];
+    bool odd = s->pairs && k % 2, rows_first = by_rows(cg->target, s->vecs) <= by_vectors(cg->target, height);
+    for (int v = 0; v < s->vecs && rows_first; v++) bv[v] = b_vector(cg, s, b, v, odd);
     if (ahead && !odd)
         for (int64_t at = 0; at < s->vecs * LANES * b_bytes(s); at += 64)
             cg_prefetch(cg, cg_bytes(cg, b, cg_addi(cg, ahead, at)), false, 2);
     for (int i = 0; i < height; i++) {
-        LV x = cg_splat(cg, cg_load(cg, cg->f32, offset(cg, a, i * s->a_row + k * s->a_k), 4));
-        for (int v = 0; v < s->vecs; v++) acc[i * s->vecs + v] = cg_fma(cg, x, bv[v], acc[i * s->vecs + v]);
+        x[i] = cg_splat(cg, cg_load(cg, cg->f32, offset(cg, a, i * s->a_row + k * s->a_k), 4));
+        for (int v = 0; v < s->vecs && rows_first; v++)
+            acc[i * s->vecs + v] = cg_fma(cg, x[i], bv[v], acc[i * s->vecs + v]);
+    }
+    for (int v = 0; v < s->vecs && !rows_first; v++) {
+        LV one = b_vector(cg, s, b, v, odd);
+        for (int i = 0; i < height; i++)
+            acc[i * s->vecs + v] = cg_fma(cg, x[i], one, acc[i * s->vecs + v]);
     }
 }
 

@@ -10,7 +10,7 @@
 
 enum { TILE_MAX_ROWS = 14, TILE_MAX_VECS = 8 };
 
-// Tallest and widest tile of a machine: rows * vecs + vecs + 1 vectors must fit its registers.
+// Tallest and widest tile of a machine whose sums, and what it reads at once, fit the registers.
 typedef struct { int rows, vecs; } TileSize;
 TileSize tile_size(const CpuTarget *t);
 bool     tile_fits(const CpuTarget *t, int rows, int vecs);

@@ -19,7 +19,7 @@ function end_function(   i, j, inner, n) {
 /^[A-Za-z_][A-Za-z0-9_.]*:/ { end_function(); name = $1; split("", label) }
 /^\.LBB[0-9_]+:/ { label[substr($1, 1, length($1) - 1)] = NR }
 $1 ~ /^vfn?m(add|sub)[0-9]+ps$/ && $0 ~ WIDE { n_fma++ }
-/\(%r[sb]p/ && /%[xyz]mm/ { n_stack++ }
+/\(%rsp/ && /%[xyz]mm/ { n_stack++ }
 { fma[NR] = n_fma; stack[NR] = n_stack }
 $1 ~ /^j/ && ($2 in label) { from[n_loops] = label[$2]; to[n_loops++] = NR }
 END {
