@@ -30,6 +30,7 @@ static inline float   vm_float(int32_t i) { float x; memcpy(&x, &i, sizeof x); r
 #define EQ(a, b) ((a) == (b))
 #define SEL(c, a, b)  ((c) ? (a) : (b))
 #define ISEL(c, a, b) ((c) ? (a) : (b))
+#define SCALE(y, n, e) (e)
 #define BITS(x)  vm_bits(x)
 #define FLOAT(i) vm_float(i)
 #define IADD(a, b) ((int32_t)((uint32_t)(a) + (uint32_t)(b)))
@@ -60,6 +61,7 @@ static inline float   vm_float(int32_t i) { float x; memcpy(&x, &i, sizeof x); r
 #undef EQ
 #undef SEL
 #undef ISEL
+#undef SCALE
 #undef BITS
 #undef FLOAT
 #undef IADD

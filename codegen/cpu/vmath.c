@@ -2,6 +2,14 @@
 #include <math.h>
 #include "codegen/cpu/cg.h"
 
+// AVX-512 multiplies by a power of 2 in one instruction.
+static bool has_scale(Cg *cg) { return cg->target->vector_bytes == 64; }
+static LV scale(Cg *cg, LV y, LV n) {
+    LV all = LLVMConstInt(LLVMInt16TypeInContext(cg->cx), 0xffff, false), as_control_says = cg_int32(cg, 4);
+    LV args[5] = {y, n, y, all, as_control_says};
+    return cg_intrinsic(cg, "llvm.x86.avx512.mask.scalef.ps.512", NULL, 0, args, 5);
+}
+
 #define V  LV
 #define VI LV
 #define VB LV
@@ -22,6 +30,7 @@
 #define EQ(p, q) LLVMBuildFCmp(cg->b, LLVMRealOEQ, p, q, "")
 #define SEL(p, q, r)  cg_select(cg, p, q, r)
 #define ISEL(p, q, r) cg_select(cg, p, q, r)
+#define SCALE(p, q, r) (has_scale(cg) ? scale(cg, p, q) : (r))
 #define BITS(p)  LLVMBuildBitCast(cg->b, p, cg->vi32, "")
 #define FLOAT(p) LLVMBuildBitCast(cg->b, p, cg->vf32, "")
 #define IADD(p, q) LLVMBuildAdd(cg->b, p, q, "")
