@@ -1,49 +1,24 @@
-// attention and attention_grad, without an array of all scores.
+// attention, without an array of all scores: codegen/cpu/attention.h.
 //
-// Lanes are queries: 16 (or 32) of them are packed side by side, keys and values are read as they lie in
-// memory.
-//
-//     scores  S [64 keys][lanes]  = K rows x Q panel             softmax, masks, sums: vectors, no folds
-//     output  O [V][lanes]       += V^T rows x P [64][lanes]
-//
-// attention       task = (32 queries, counting the heads of one key head as queries; batch, key head)
-// attention_grad  task = (batch, key head): heads, then tiles of queries, then blocks of keys, all ascending,
-// so every
-//                 chain of dk and dv meets its terms in order
-// Orders: ir/ref/contraction.c.
-#include "codegen/cpu/tile.h"
+// Task = (some tiles of queries, counting the heads of one key head as queries; batch, key head).  A block of
+// keys is copied once for all tiles of the task.
+#include "codegen/cpu/attention.h"
 #include <assert.h>
 #include <math.h>
 
-enum { BLOCK = 64, SEGMENT = 512, QUERIES = 32 };
 enum { HAS_SINKS = 1, HAS_BIAS = 2, HAS_VALID = 4, HAS_DOCUMENTS = 8 };
 
-typedef struct {
-    const KernelNode *k;
-    const Type *q_type, *k_type, *v_type;
-    Dim S, C;
-    int64_t batch, H, Hk, G, A, V, window;
-    bool causal;
-    int sinks, bias, valid, documents, after; // operand numbers, -1: not given; the first operand behind
-    int lanes, vecs;
-    // scratch, in bytes
-    int64_t used, q_rows, q_panel, s, k_copy, v_copy, pos, doc, bias_at, sink, rows_out;
-    TileSet score; // K rows x panel
-    PackFunction pack, copy_q, copy_k, copy_v;
-    int64_t A16, V16;
-    LV S_now, C_now, b, g; // b: index of batch; g: key head
-} Attn;
-
-static int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
-
-static int64_t take(Attn *p, int64_t bytes) {
-    int64_t at = p->used;
-    p->used = up(at + bytes, 64);
+int64_t attention_take(int64_t *used, int64_t bytes) {
+    int64_t at = *used;
+    *used = attention_up(at + bytes, 64);
     return at;
 }
-static LV at_byte(Cg *cg, int64_t n) { return n ? cg_bytes(cg, cg->scratch, cg_int(cg, n)) : cg->scratch; }
+LV attention_at(Cg *cg, LV base, int64_t bytes) {
+    return bytes ? cg_bytes(cg, base, cg_int(cg, bytes)) : base;
+}
+static LV scratch(Cg *cg, int64_t bytes) { return attention_at(cg, cg->scratch, bytes); }
 
-static bool attention_of(const KernelNode *k, Attn *p) {
+bool attention_of(const KernelNode *k, Attn *p) {
     const Node *n = k->node;
     const Attrs *attr = &n->attr;
     *p = (Attn){.k = k,
@@ -66,7 +41,7 @@ static bool attention_of(const KernelNode *k, Attn *p) {
     p->S = p->q_type->dim[d - 3], p->H = p->q_type->dim[d - 2].n, p->A = p->q_type->dim[d - 1].n;
     p->C = p->k_type->dim[d - 3], p->Hk = p->k_type->dim[d - 2].n, p->V = p->v_type->dim[d - 1].n;
     p->G = p->H / p->Hk;
-    p->A16 = up(p->A, LANES), p->V16 = up(p->V, LANES);
+    p->A16 = attention_up(p->A, LANES), p->V16 = attention_up(p->V, LANES);
     int next = 3;
     if (attr->has & HAS_SINKS) p->sinks = next++;
     if (attr->has & HAS_BIAS) p->bias = next++;
@@ -78,58 +53,66 @@ static bool attention_of(const KernelNode *k, Attn *p) {
     return p->q_type->dtype != F16 && p->A <= 1024 && p->V <= 1024 && dim_bound(p->C) < INT32_MAX / 2;
 }
 
+void attention_key(const Attn *p, KernelDesc *d) {
+    if (p->C.sym) str_printf(&d->key, " keys %lld", (long long)dim_bound(p->C));
+}
+
 // ---- what both directions share -----------------------------------------------------------------
 
-// Numbers of keys a block can have; the tile heights they need.
-static unsigned key_heights(const Attn *p, int size, bool heads_are_queries) {
+unsigned attention_heights(const Cg *cg, const Attn *p, bool heads_are_queries) {
+    TileSize size = tile_size(cg->target);
     bool fixed = (!p->S.sym || p->S.sym->kind == SYM_LEAF) && (!p->C.sym || p->C.sym->kind == SYM_LEAF);
-    if (!fixed) return tile_all_heights(size);
-    int64_t S = dim_bound(p->S), C = dim_bound(p->C), G = heads_are_queries ? p->G : 1;
-    unsigned heights = C >= BLOCK ? tile_heights(BLOCK, size) : 0;
-    for (int64_t r = 0; r < S * G; r += p->lanes) {
-        int64_t last = (r + p->lanes < S * G ? r + p->lanes : S * G) - 1, max = last / G + C - S;
+    if (!fixed) return tile_all_heights(size.rows);
+    int64_t S = dim_bound(p->S), C = dim_bound(p->C), G = heads_are_queries ? p->G : 1,
+            lanes = size.vecs * LANES;
+    unsigned heights = C >= ATTN_BLOCK ? tile_heights(ATTN_BLOCK, size.rows) : 0;
+    for (int64_t r = 0; r < S * G; r += lanes) {
+        int64_t last = (r + lanes < S * G ? r + lanes : S * G) - 1, max = last / G + C - S;
         int64_t end = p->causal ? max + 1 : p->window ? max + p->window : C;
-        heights |= tile_heights((end < C ? end : C) % BLOCK, size);
+        heights |= tile_heights((end < C ? end : C) % ATTN_BLOCK, size.rows);
     }
     return heights;
 }
 
-static void attention_begin(Cg *cg, Attn *p, bool heads_are_queries) {
-    TileSize size = tile_size(cg->target);
-    p->vecs = size.vecs;
+static void store_scaled(void *self, Cg *cg, LV x, LV c, int row, int col, LV mask) {
+    const Attn *p = self;
+    x = cg_fmul(cg, x, cg_vec(cg, (float)p->k->node->attr.scale));
+    cg_store_vec(cg, F32, x, c, cg_int(cg, row * p->width + col), mask);
+}
+
+void attention_begin(Cg *cg, Attn *p, int width, int64_t keys, unsigned heights) {
+    p->vecs = tile_size(cg->target).vecs;
     p->lanes = p->vecs * LANES;
-    int64_t lane_bytes = p->lanes * 4;
-    p->q_rows = take(p, p->lanes * p->A16 * 4);
-    p->q_panel = take(p, p->A16 * lane_bytes);
-    p->s = take(p, BLOCK * lane_bytes);
-    p->pos = take(p, lane_bytes);
-    p->doc = take(p, lane_bytes);
-    p->bias_at = take(p, lane_bytes);
-    p->sink = take(p, lane_bytes);
-    p->rows_out = take(p, p->lanes * (p->A16 > p->V16 ? p->A16 : p->V16) * 4);
-    bool f32 = p->k_type->dtype == F32;
-    p->k_copy = take(p, f32 ? 0 : BLOCK * p->A16 * 4);
-    p->v_copy = take(p, f32 ? 0 : BLOCK * p->V16 * 4);
+    p->width = width;
+    p->k_copy = attention_take(&p->used, keys * p->A16 * 4);
+    p->v_copy = attention_take(&p->used, keys * p->V16 * 4);
+    p->pos = attention_take(&p->queries_used, width * 4);
+    p->doc = attention_take(&p->queries_used, width * 4);
+    p->bias_at = attention_take(&p->queries_used, width * 4);
+    p->sink = attention_take(&p->queries_used, width * 4);
+    p->q_panel = attention_take(&p->queries_used, p->A16 * width * 4);
     TileSpec s = {.vecs = p->vecs,
                   .cols = p->lanes,
-                  .a_row = f32 ? p->Hk * p->A : p->A16,
+                  .a_row = p->A16,
                   .a_k = 1,
-                  .c_row = p->lanes,
+                  .c_row = width,
                   .b_type = F32,
-                  .c_type = F32};
-    tile_functions(cg, &p->score, &s, "score", key_heights(p, size.rows, heads_are_queries));
-    p->pack = pack_columns_function(cg, "pack_queries", F32, p->vecs, p->lanes);
-    p->copy_q = copy_rows_function(cg, "copy_q", p->q_type->dtype, p->A, p->A16);
-    if (!f32) {
-        p->copy_k = copy_rows_function(cg, "copy_k", p->k_type->dtype, p->A, p->A16);
-        p->copy_v = copy_rows_function(cg, "copy_v", p->v_type->dtype, p->V, p->V16);
-    }
+                  .c_type = F32,
+                  .store = store_scaled,
+                  .self = p};
+    tile_functions(cg, &p->score, &s, "score", heights);
+    p->copy_k = copy_rows_function(cg, "copy_k", p->k_type->dtype, p->A, p->A16);
+    p->copy_v = copy_rows_function(cg, "copy_v", p->v_type->dtype, p->V, p->V16);
     p->S_now = cg_dim(cg, p->S);
     p->C_now = cg_dim(cg, p->C);
 }
 
-// Which of t's leading blocks this batch element reads: size-1 and missing axes are shared.
-static LV batch_of(Cg *cg, const Attn *p, const Type *t, int inner) {
+LV attention_row(Cg *cg, const Attn *p, LV i, LV h) {
+    return cg_add(cg, cg_muli(cg, cg_add(cg, cg_mul(cg, p->b, p->S_now), i), p->H), h);
+}
+
+// Size-1 and missing axes of t are shared.
+LV attention_batch(Cg *cg, const Attn *p, const Type *t, int inner) {
     int own = t->ndim - inner;
     LV at = cg_int(cg, 0), b = p->b;
     int64_t stride = 1;
@@ -143,189 +126,230 @@ static LV batch_of(Cg *cg, const Attn *p, const Type *t, int inner) {
     return at;
 }
 
-static LV lane_vec(Cg *cg, DType t, int64_t base, int v) {
-    return cg_load_vec(cg, t, at_byte(cg, base), cg_int(cg, v * LANES), NULL);
+LV lane_vec(Cg *cg, const Attn *p, DType t, int64_t field, int v) {
+    return cg_load_vec(cg, t, attention_at(cg, p->queries, field), cg_int(cg, v * LANES), NULL);
 }
-static void lane_put(Cg *cg, DType t, LV x, int64_t base, int v) {
-    cg_store_vec(cg, t, x, at_byte(cg, base), cg_int(cg, v * LANES), NULL);
+void lane_put(Cg *cg, const Attn *p, DType t, LV x, int64_t field, int v) {
+    cg_store_vec(cg, t, x, attention_at(cg, p->queries, field), cg_int(cg, v * LANES), NULL);
 }
 
-// What lane `lane` needs to know of its query (i, h).
-static void lane_setup(Cg *cg, const Attn *p, LV lane, LV i, LV h) {
+void attention_lane(Cg *cg, const Attn *p, LV lane, LV i, LV h) {
     LV pos = cg_sub(cg, cg_add(cg, i, p->C_now), p->S_now);
     LV pos32 = LLVMBuildTrunc(cg->b, pos, cg->i32, "");
-    cg_store1(cg, I32, pos32, at_byte(cg, p->pos), lane);
+    cg_store1(cg, I32, pos32, attention_at(cg, p->queries, p->pos), lane);
     if (p->documents >= 0) {
-        LV at =
-            cg_add(cg, cg_mul(cg, batch_of(cg, p, kernel_arg_type(p->k, p->documents), 1), p->C_now), pos);
-        cg_store1(cg, I32, cg_load1(cg, I32, cg_in(cg, p->documents), at), at_byte(cg, p->doc), lane);
+        LV at = cg_add(
+            cg, cg_mul(cg, attention_batch(cg, p, kernel_arg_type(p->k, p->documents), 1), p->C_now), pos);
+        cg_store1(cg, I32, cg_load1(cg, I32, cg_in(cg, p->documents), at),
+                  attention_at(cg, p->queries, p->doc), lane);
     }
     if (p->sinks >= 0)
         cg_store1(cg, F32, cg_load1(cg, kernel_arg_type(p->k, p->sinks)->dtype, cg_in(cg, p->sinks), h),
-                  at_byte(cg, p->sink), lane);
+                  attention_at(cg, p->queries, p->sink), lane);
     if (p->bias >= 0) {
         const Type *t = kernel_arg_type(p->k, p->bias);
         int d = t->ndim;
-        LV at = batch_of(cg, p, t, 3);
+        LV at = attention_batch(cg, p, t, 3);
         at = cg_mul(cg, at, cg_dim(cg, t->dim[d - 3]));
         if (!dim_is_1(t->dim[d - 3])) at = cg_add(cg, at, h);
         at = cg_mul(cg, at, cg_dim(cg, t->dim[d - 2]));
         if (!dim_is_1(t->dim[d - 2])) at = cg_add(cg, at, i);
         at = cg_mul(cg, at, cg_dim(cg, t->dim[d - 1]));
-        cg_store1(cg, I32, LLVMBuildTrunc(cg->b, at, cg->i32, ""), at_byte(cg, p->bias_at), lane);
+        cg_store1(cg, I32, LLVMBuildTrunc(cg->b, at, cg->i32, ""), attention_at(cg, p->queries, p->bias_at),
+                  lane);
     }
 }
 
-// First and last block of keys that any query between positions lo and hi sees.
-static void key_range(Cg *cg, const Attn *p, LV lo, LV hi, LV *from, LV *to) {
+void attention_range(Cg *cg, const Attn *p, LV lo, LV hi, LV *from, LV *to) {
     LV zero = cg_int(cg, 0);
     *from = p->window ? cg_max(cg, zero, cg_addi(cg, lo, 1 - p->window)) : zero;
-    *from = LLVMBuildAnd(cg->b, *from, cg_int(cg, -BLOCK), "");
+    *from = LLVMBuildAnd(cg->b, *from, cg_int(cg, -ATTN_BLOCK), "");
     LV seen = p->causal ? cg_addi(cg, hi, 1) : p->window ? cg_addi(cg, hi, p->window) : p->C_now;
     *to = cg_max(cg, zero, cg_min(cg, seen, p->C_now));
 }
 
-// Rows of keys or values of a block as tiles read them; *step: elements between them.
-static LV key_rows(Cg *cg, const Attn *p, bool values, LV j, LV n) {
-    const Type *t = values ? p->v_type : p->k_type;
-    int64_t width = values ? p->V : p->A;
+void attention_copy_keys(Cg *cg, const Attn *p, LV j, LV n, LV to) {
     LV row = cg_add(cg, cg_muli(cg, cg_add(cg, cg_mul(cg, p->b, p->C_now), j), p->Hk), p->g);
-    LV at = cg_at(cg, t->dtype, cg_in(cg, values ? 2 : 1), cg_muli(cg, row, width));
-    if (t->dtype == F32) return at;
-    LV to = at_byte(cg, values ? p->v_copy : p->k_copy);
-    copy_rows(cg, values ? &p->copy_v : &p->copy_k, to, at, n, cg_int(cg, p->Hk * width));
-    return to;
+    LV k = cg_at(cg, p->k_type->dtype, cg_in(cg, 1), cg_muli(cg, row, p->A)),
+       v = cg_at(cg, p->v_type->dtype, cg_in(cg, 2), cg_muli(cg, row, p->V));
+    copy_rows(cg, &p->copy_k, cg_at(cg, F32, scratch(cg, p->k_copy), cg_muli(cg, to, p->A16)), k, n,
+              cg_int(cg, p->Hk * p->A));
+    copy_rows(cg, &p->copy_v, cg_at(cg, F32, scratch(cg, p->v_copy), cg_muli(cg, to, p->V16)), v, n,
+              cg_int(cg, p->Hk * p->V));
 }
 
-// n rows of a (row_step elements apart) times a panel of queries -> c [n][lanes].
-static void rows_by_panel(Cg *cg, const Attn *p, const TileSet *set, LV a, int64_t a_row, LV panel,
-                          int64_t depth, LV c, LV n) {
+void attention_prefetch(Cg *cg, const Attn *p, bool values, LV j, int n) {
+    DType t = values ? p->v_type->dtype : p->k_type->dtype;
+    int64_t columns = values ? p->V : p->A, bytes = columns * dtype_bytes(t);
+    LV row = cg_add(cg, cg_muli(cg, cg_add(cg, cg_mul(cg, p->b, p->C_now), j), p->Hk), p->g);
+    LV at = cg_at(cg, t, cg_in(cg, values ? 2 : 1), cg_muli(cg, row, columns));
+    CgLoop i;
+    cg_for(cg, &i, cg_int(cg, 0), cg_int(cg, n), 1);
+    LV from = cg_bytes(cg, at, cg_muli(cg, i.i, p->Hk * bytes));
+    for (int64_t line = 0; line < bytes; line += 64)
+        cg_prefetch(cg, cg_bytes(cg, from, cg_int(cg, line)), false, 2);
+    cg_end(cg, &i);
+}
+
+void attention_by_rows(Cg *cg, const Attn *p, const TileSet *set, LV a, LV b, int64_t depth, LV c, LV n) {
     TileCut cut = tile_cut(cg, n, tile_size(cg->target).rows);
     CgLoop t;
     cg_for(cg, &t, cg_int(cg, 0), cut.tiles, 1);
     LV first = tile_first(cg, &cut, t.i);
     tile_call(cg, set, tile_height(cg, &cut, t.i),
-              &(TileCall){.a = cg_at(cg, F32, a, cg_muli(cg, first, a_row)),
-                          .b = panel,
+              &(TileCall){.a = cg_at(cg, F32, a, cg_muli(cg, first, set->spec.a_row)),
+                          .b = b,
                           .k = cg_int(cg, depth),
-                          .b_k = cg_int(cg, p->lanes),
-                          .c = cg_at(cg, F32, c, cg_muli(cg, first, p->lanes))});
+                          .b_k = cg_int(cg, p->width),
+                          .c = cg_at(cg, F32, c, cg_muli(cg, first, p->width))});
     cg_end(cg, &t);
 }
 
-// acc [width][lanes] continues its chains over the n rows of a block: a^T (width columns, a_step apart) by
-// weights [n][lanes].
-static void columns_by_weights(Cg *cg, const Attn *p, const TileSet *set, LV a, int64_t width, LV weights,
-                               LV n, LV acc, LV init) {
-    int rows = tile_size(cg->target).rows;
-    TileCut cut = tile_cut(cg, cg_int(cg, width), rows);
+void attention_by_columns(Cg *cg, const Attn *p, const TileSet *set, LV a, int64_t columns, LV weights, LV n,
+                          LV acc, LV begins) {
+    TileCut cut = tile_cut(cg, cg_int(cg, columns), tile_size(cg->target).rows);
     CgLoop t;
     cg_for(cg, &t, cg_int(cg, 0), cut.tiles, 1);
-    LV first = tile_first(cg, &cut, t.i), at = cg_muli(cg, first, p->lanes), c = cg_at(cg, F32, acc, at);
+    LV first = tile_first(cg, &cut, t.i), c = cg_at(cg, F32, acc, cg_muli(cg, first, p->width));
     tile_call(cg, set, tile_height(cg, &cut, t.i),
               &(TileCall){.a = cg_at(cg, F32, a, first),
                           .b = weights,
                           .k = n,
-                          .b_k = cg_int(cg, p->lanes),
+                          .b_k = cg_int(cg, p->width),
                           .c = c,
-                          .init = init ? cg_select(cg, init, c, LLVMConstNull(cg->ptr)) : c});
+                          .init = begins ? cg_select(cg, begins, LLVMConstNull(cg->ptr), c) : c});
     cg_end(cg, &t);
 }
 
-static LV lane_or(Cg *cg, LV a, LV b) { return a ? LLVMBuildAnd(cg->b, a, b, "") : b; }
+LV attention_both(Cg *cg, LV a, LV b) { return a ? LLVMBuildAnd(cg->b, a, b, "") : b; }
+static LV either(Cg *cg, LV a, LV b) { return a ? LLVMBuildOr(cg->b, a, b, "") : b; }
 
-// The score of key j (row of the block at x) for 16 queries, scaled and biased; *seen: lanes that see the
-// key, NULL: all.
-static LV finish_score(Cg *cg, const Attn *p, LV x, LV j, int v, LV *seen) {
-    x = cg_fmul(cg, x, cg_vec(cg, (float)p->k->node->attr.scale));
+LV attention_boundary(Cg *cg, const Attn *p, LV j, LV n, LV lo, LV hi) {
+    if (p->bias >= 0 || p->valid >= 0 || p->documents >= 0) return cg_bool(cg, true);
+    LV last = cg_add(cg, j, cg_addi(cg, n, -1)), some = NULL;
+    if (p->causal) some = cg_lt(cg, lo, last);
+    if (p->window) {
+        some = either(cg, some, cg_lt(cg, j, cg_addi(cg, hi, 1 - p->window)));
+        if (!p->causal) some = either(cg, some, cg_lt(cg, cg_addi(cg, lo, p->window - 1), last));
+    }
+    return some ? some : cg_bool(cg, false);
+}
+
+LV attention_finish(Cg *cg, const Attn *p, LV x, LV j, int v, LV *seen) {
     if (p->bias >= 0) {
         const Type *t = kernel_arg_type(p->k, p->bias);
-        LV at = lane_vec(cg, I32, p->bias_at, v);
+        LV at = lane_vec(cg, p, I32, p->bias_at, v);
         if (!dim_is_1(t->dim[t->ndim - 1]))
             at = LLVMBuildAdd(cg->b, at, cg_splat(cg, LLVMBuildTrunc(cg->b, j, cg->i32, "")), "");
         x = cg_fadd(cg, x, cg_gather_vec(cg, t->dtype, cg_in(cg, p->bias), at, NULL));
     }
     LV mask = NULL, key = cg_splat(cg, LLVMBuildTrunc(cg->b, j, cg->i32, ""));
-    LV pos = p->causal || p->window ? lane_vec(cg, I32, p->pos, v) : NULL;
-    if (p->causal) mask = lane_or(cg, mask, LLVMBuildICmp(cg->b, LLVMIntSLE, key, pos, ""));
+    LV pos = p->causal || p->window ? lane_vec(cg, p, I32, p->pos, v) : NULL;
+    if (p->causal) mask = attention_both(cg, mask, LLVMBuildICmp(cg->b, LLVMIntSLE, key, pos, ""));
     if (p->window) {
         LV w = cg_vec_int(cg, (int32_t)p->window);
-        mask = lane_or(cg, mask, LLVMBuildICmp(cg->b, LLVMIntSGT, key, LLVMBuildSub(cg->b, pos, w, ""), ""));
+        mask = attention_both(cg, mask,
+                              LLVMBuildICmp(cg->b, LLVMIntSGT, key, LLVMBuildSub(cg->b, pos, w, ""), ""));
         if (!p->causal)
-            mask =
-                lane_or(cg, mask, LLVMBuildICmp(cg->b, LLVMIntSLT, key, LLVMBuildAdd(cg->b, pos, w, ""), ""));
+            mask = attention_both(cg, mask,
+                                  LLVMBuildICmp(cg->b, LLVMIntSLT, key, LLVMBuildAdd(cg->b, pos, w, ""), ""));
     }
     if (p->valid >= 0) {
-        LV at = cg_add(cg, cg_mul(cg, batch_of(cg, p, kernel_arg_type(p->k, p->valid), 1), p->C_now), j);
-        mask = lane_or(cg, mask, cg_splat(cg, cg_load1(cg, BOOL, cg_in(cg, p->valid), at)));
+        LV at =
+            cg_add(cg, cg_mul(cg, attention_batch(cg, p, kernel_arg_type(p->k, p->valid), 1), p->C_now), j);
+        mask = attention_both(cg, mask, cg_splat(cg, cg_load1(cg, BOOL, cg_in(cg, p->valid), at)));
     }
     if (p->documents >= 0) {
-        LV at = cg_add(cg, cg_mul(cg, batch_of(cg, p, kernel_arg_type(p->k, p->documents), 1), p->C_now), j);
+        LV at = cg_add(
+            cg, cg_mul(cg, attention_batch(cg, p, kernel_arg_type(p->k, p->documents), 1), p->C_now), j);
         LV doc = cg_splat(cg, cg_load1(cg, I32, cg_in(cg, p->documents), at));
-        mask = lane_or(cg, mask, LLVMBuildICmp(cg->b, LLVMIntEQ, doc, lane_vec(cg, I32, p->doc, v), ""));
+        mask = attention_both(cg, mask,
+                              LLVMBuildICmp(cg->b, LLVMIntEQ, doc, lane_vec(cg, p, I32, p->doc, v), ""));
     }
     *seen = mask;
     return x;
 }
 
-static LV s_index(Cg *cg, const Attn *p, LV row, int v) {
-    return cg_addi(cg, cg_muli(cg, row, p->lanes), v * LANES);
+LV attention_index(Cg *cg, const Attn *p, LV row, int v) {
+    return cg_addi(cg, cg_muli(cg, row, p->width), v * LANES);
 }
 
-// [width][lanes] -> rows [lane][width16].
-static void transpose_out(Cg *cg, const Attn *p, LV from, int64_t width16, LV rows) {
+void attention_transpose(Cg *cg, const Attn *p, LV from, int64_t columns, LV rows) {
     CgLoop c;
-    cg_for(cg, &c, cg_int(cg, 0), cg_int(cg, width16), LANES);
-    for (int v = 0; v < p->vecs; v++) {
+    cg_for(cg, &c, cg_int(cg, 0), cg_int(cg, columns), LANES);
+    for (int v = 0; v < p->width / LANES; v++) {
         LV x[LANES];
         for (int i = 0; i < LANES; i++)
-            x[i] = cg_load_vec(cg, F32, from, s_index(cg, p, cg_addi(cg, c.i, i), v), NULL);
+            x[i] = cg_load_vec(cg, F32, from, attention_index(cg, p, cg_addi(cg, c.i, i), v), NULL);
         tile_transpose(cg, x);
         for (int i = 0; i < LANES; i++)
-            cg_store_vec(cg, F32, x[i], rows, cg_addi(cg, c.i, (v * LANES + i) * width16), NULL);
+            cg_store_vec(cg, F32, x[i], rows, cg_addi(cg, c.i, (v * LANES + i) * columns), NULL);
     }
     cg_end(cg, &c);
 }
 
-// One row of `width` f32 to `to`, element index `at`, of type t.
-static void store_row(Cg *cg, LV row, int64_t width, DType t, LV to, LV at) {
+void attention_store_row(Cg *cg, LV row, int64_t columns, DType t, LV to, LV at) {
     CgLoop c;
-    int64_t whole = width / LANES * LANES;
+    int64_t whole = columns / LANES * LANES;
     cg_for(cg, &c, cg_int(cg, 0), cg_int(cg, whole), LANES);
     cg_store_vec(cg, t, cg_load_vec(cg, F32, row, c.i, NULL), to, cg_add(cg, at, c.i), NULL);
     cg_end(cg, &c);
-    if (whole < width)
+    if (whole < columns)
         cg_store_vec(cg, t, cg_load_vec(cg, F32, row, cg_int(cg, whole), NULL), to, cg_addi(cg, at, whole),
-                     tile_mask(cg, (int)(width - whole)));
+                     tile_mask(cg, (int)(columns - whole)));
+}
+
+static LV minus_inf(Cg *cg) { return cg_vec(cg, -INFINITY); }
+LV is_minus_inf(Cg *cg, LV x) { return LLVMBuildFCmp(cg->b, LLVMRealOEQ, x, minus_inf(cg), ""); }
+LV all_lanes(Cg *cg, LV truth) {
+    LV bits = LLVMBuildBitCast(cg->b, truth, cg->i16, "");
+    return LLVMBuildICmp(cg->b, LLVMIntEQ, bits, LLVMConstAllOnes(cg->i16), "");
 }
 
 // ---- attention ----------------------------------------------------------------------------------
 
-// The code takes the depth of its stack and the size of its sums from the most keys there can be.
-static void key_of(const Attn *p, KernelDesc *d) {
-    if (p->C.sym) str_printf(&d->key, " keys %lld", (long long)dim_bound(p->C));
+// Running softmax of a tile, one level per power of two of segments:  m [lanes], l [lanes], o [V16][lanes].
+typedef struct {
+    int64_t base, m, l, o, level; // base: offset in what is kept of a tile
+    int64_t s, rows, numbers;     // scratch: scores, rows of queries or results, numbers of queries' rows
+    int64_t tiles, lse;           // scratch: what is kept of the tiles of a task
+    int n_levels;
+    int64_t task_rows;
+    LV start, end, all; // queries of the task, and how many there are
+    TileSet values;
+    PackFunction copy_q, pack;
+} Running;
+
+// Levels of the tree over segments, and one for the segment that runs.
+static int levels_of(const Attn *p) {
+    int levels = 2;
+    while ((int64_t)ATTN_SEGMENT << (levels - 2) < dim_bound(p->C)) levels++;
+    return levels;
+}
+
+// Queries of a task: enough that copying keys costs little, not so many that threads starve or scratch ends.
+static int64_t task_rows(const Attn *p) {
+    int64_t rows = 256, each = (p->A16 + levels_of(p) * (p->V16 + 2)) * 4;
+    while (rows > 32 &&
+           (dim_bound(p->S) * p->G / rows * p->batch * p->Hk < 16 || rows * each > RT_SCRATCH_BYTES / 2))
+        rows /= 2;
+    return rows;
 }
 
 bool describe_attention(const KernelNode *k, KernelDesc *d) {
     Attn p;
     if (!attention_of(k, &p)) return false;
-    key_of(&p, d);
+    attention_key(&p, d);
     bool vary = p.S.sym && p.S.sym->kind != SYM_LEAF;
-    d->tasks[0] =
-        (TaskCount){(vary ? p.S.n : dim_bound(p.S)) * p.G, QUERIES, p.batch * p.Hk, vary ? p.S.sym : NULL};
+    d->tasks[0] = (TaskCount){(vary ? p.S.n : dim_bound(p.S)) * p.G, task_rows(&p), p.batch * p.Hk,
+                              vary ? p.S.sym : NULL};
     double pairs = (double)dim_bound(p.S) * (double)dim_bound(p.C) * (p.causal ? 0.5 : 1);
     d->flops = 2.0 * (double)(p.batch * p.H) * pairs * (double)(p.A + p.V);
     return true;
 }
 
-// Running softmax of a tile, one level per power of two of segments:  m [lanes], l [lanes], o [V16][lanes].
-typedef struct {
-    int64_t base, m, l, o, level;
-    TileSet values;
-} Running;
-
-static LV level_at(Cg *cg, const Running *r, LV level) {
-    return cg_bytes(cg, at_byte(cg, r->base), cg_muli(cg, level, r->level));
+static LV level_at(Cg *cg, const Attn *p, const Running *r, LV level) {
+    return cg_bytes(cg, attention_at(cg, p->queries, r->base), cg_muli(cg, level, r->level));
 }
 static LV run_load(Cg *cg, LV level, int64_t field, int v) {
     return cg_load_vec(cg, F32, cg_bytes(cg, level, cg_int(cg, field)), cg_int(cg, v * LANES), NULL);
@@ -334,11 +358,9 @@ static void run_store(Cg *cg, LV x, LV level, int64_t field, int v) {
     cg_store_vec(cg, F32, x, cg_bytes(cg, level, cg_int(cg, field)), cg_int(cg, v * LANES), NULL);
 }
 
-static LV minus_inf(Cg *cg) { return cg_vec(cg, -INFINITY); }
 static LV larger(Cg *cg, LV a, LV b) {
     return cg_select(cg, LLVMBuildFCmp(cg->b, LLVMRealOGT, a, b, ""), a, b);
 } // b if equal
-static LV is_minus_inf(Cg *cg, LV x) { return LLVMBuildFCmp(cg->b, LLVMRealOEQ, x, minus_inf(cg), ""); }
 // exp(old - m), 0 if there was nothing.
 static LV keep_of(Cg *cg, LV old, LV m) {
     return cg_select(cg, is_minus_inf(cg, old), cg_vec(cg, 0), cg_exp(cg, cg_fsub(cg, old, m)));
@@ -358,7 +380,7 @@ static void scale_o(Cg *cg, const Attn *p, const Running *r, LV level, LV *f) {
     CgLoop c;
     cg_for(cg, &c, cg_int(cg, 0), cg_int(cg, p->V), 1);
     for (int v = 0; v < p->vecs; v++) {
-        LV at = s_index(cg, p, c.i, v);
+        LV at = attention_index(cg, p, c.i, v);
         cg_store_vec(cg, F32, cg_fmul(cg, cg_load_vec(cg, F32, o, at, NULL), f[v]), o, at, NULL);
     }
     cg_end(cg, &c);
@@ -369,55 +391,98 @@ static void scale_o(Cg *cg, const Attn *p, const Running *r, LV level, LV *f) {
 static LV fold_rows(Cg *cg, const Attn *p, LV s, int v, int l, int half) {
     if (half < LANES)
         return cg_fadd(cg, fold_rows(cg, p, s, v, l, half * 2), fold_rows(cg, p, s, v, l + half, half * 2));
-    LV sum = cg_load_vec(cg, F32, s, cg_int(cg, l * p->lanes + v * LANES), NULL);
-    for (int i = l + LANES; i < BLOCK; i += LANES)
-        sum = cg_fadd(cg, sum, cg_load_vec(cg, F32, s, cg_int(cg, i * p->lanes + v * LANES), NULL));
+    LV sum = cg_load_vec(cg, F32, s, cg_int(cg, l * p->width + v * LANES), NULL);
+    for (int i = l + LANES; i < ATTN_BLOCK; i += LANES)
+        sum = cg_fadd(cg, sum, cg_load_vec(cg, F32, s, cg_int(cg, i * p->width + v * LANES), NULL));
     return sum;
 }
 
-// Keys j .. j+n-1 join; first: no key of this segment has before.
-static void attend_block(Cg *cg, const Attn *p, const Running *r, LV level, LV j, LV n, LV first) {
-    LV s = at_byte(cg, p->s), zero = cg_int(cg, 0), carry[TILE_MAX_VECS], m[TILE_MAX_VECS],
-       keep[TILE_MAX_VECS];
-    rows_by_panel(cg, p, &p->score, key_rows(cg, p, false, j, n), p->score.spec.a_row,
-                  at_byte(cg, p->q_panel), p->A, s, n);
+enum { ROWS_AT_ONCE = 4 }; // of scores
+
+// The largest score of each lane; masks and biases are laid on the scores here.
+static void finish_scores(Cg *cg, const Attn *p, LV s, LV j, LV n, LV boundary, LV *largest) {
+    LV masked[TILE_MAX_VECS], plain[TILE_MAX_VECS], zero = cg_int(cg, 0);
     CgLoop row;
-    for (int v = 0; v < p->vecs; v++) carry[v] = minus_inf(cg);
-    cg_loop_begin(cg, &row, zero, n, 1, p->vecs, carry);
+    CgIf f;
+    cg_if(cg, &f, boundary);
+    for (int v = 0; v < p->vecs; v++) masked[v] = minus_inf(cg);
+    cg_loop_begin(cg, &row, zero, n, 1, p->vecs, masked);
     for (int v = 0; v < p->vecs; v++) {
-        LV at = s_index(cg, p, row.i, v), seen;
-        LV x = finish_score(cg, p, cg_load_vec(cg, F32, s, at, NULL), cg_add(cg, j, row.i), v, &seen);
+        LV at = attention_index(cg, p, row.i, v), seen;
+        LV x = attention_finish(cg, p, cg_load_vec(cg, F32, s, at, NULL), cg_add(cg, j, row.i), v, &seen);
         if (seen) x = cg_select(cg, seen, x, minus_inf(cg));
         cg_store_vec(cg, F32, x, s, at, NULL);
-        carry[v] = larger(cg, x, row.carry[v]);
+        masked[v] = larger(cg, x, row.carry[v]);
     }
-    cg_loop_end(cg, &row, carry);
+    cg_loop_end(cg, &row, masked);
+    for (int v = 0; v < p->vecs; v++) masked[v] = row.carry[v];
+    cg_else(cg, &f);
+    for (int v = 0; v < p->vecs; v++) plain[v] = minus_inf(cg);
+    cg_loop_begin(cg, &row, zero, n, ROWS_AT_ONCE, p->vecs, plain);
+    for (int v = 0; v < p->vecs; v++) {
+        LV x[ROWS_AT_ONCE];
+        for (int u = 0; u < ROWS_AT_ONCE; u++)
+            x[u] = cg_load_vec(cg, F32, s, attention_index(cg, p, cg_addi(cg, row.i, u), v), NULL);
+        // A NaN stands first, where it loses.
+        LV a = larger(cg, x[0], row.carry[v]), b = larger(cg, x[1], minus_inf(cg));
+        plain[v] = larger(cg, larger(cg, x[3], larger(cg, x[2], b)), a);
+    }
+    cg_loop_end(cg, &row, plain);
+    for (int v = 0; v < p->vecs; v++) plain[v] = row.carry[v];
+    cg_endif_join(cg, &f, p->vecs, masked, plain, largest);
+}
+
+static void fill_rows(Cg *cg, const Attn *p, LV s, LV from, LV to, float x) {
+    CgLoop row;
+    cg_for(cg, &row, from, to, 1);
+    for (int v = 0; v < p->vecs; v++)
+        cg_store_vec(cg, F32, cg_vec(cg, x), s, attention_index(cg, p, row.i, v), NULL);
+    cg_end(cg, &row);
+}
+
+// Keys j .. j+n-1 join; begins: no key of this segment has before.
+// ahead: the part of the next block of keys that this tile asks for.
+static void attend_block(Cg *cg, const Attn *p, const Running *r, LV level, LV j, LV n, LV begins,
+                         LV boundary, LV ahead) {
+    int n_ahead = ATTN_BLOCK / (int)((r->task_rows + p->lanes - 1) / p->lanes);
+    LV s = scratch(cg, r->s), m[TILE_MAX_VECS], keep[TILE_MAX_VECS], from[TILE_MAX_VECS], same = NULL;
+    attention_by_rows(cg, p, &p->score, scratch(cg, p->k_copy), attention_at(cg, p->queries, p->q_panel),
+                      p->A, s, n);
+    attention_prefetch(cg, p, false, ahead, n_ahead);
+    LV some = LLVMBuildAnd(cg->b, cg_addi(cg, n, ROWS_AT_ONCE - 1), cg_int(cg, -ROWS_AT_ONCE), "");
+    fill_rows(cg, p, s, n, some, -INFINITY);
+    finish_scores(cg, p, s, j, n, boundary, m);
     for (int v = 0; v < p->vecs; v++) {
         LV old = run_load(cg, level, r->m, v);
-        m[v] = larger(cg, row.carry[v], old);
+        m[v] = larger(cg, m[v], old);
         keep[v] = keep_of(cg, old, m[v]);
+        from[v] =
+            cg_select(cg, is_minus_inf(cg, m[v]), cg_vec(cg, 0), m[v]); // nothing seen: exp(-inf), not of NaN
+        same = attention_both(cg, same, LLVMBuildFCmp(cg->b, LLVMRealOEQ, keep[v], cg_vec(cg, 1), ""));
     }
-    cg_for(cg, &row, zero, n, 1);
-    for (int v = 0; v < p->vecs; v++) {
-        LV at = s_index(cg, p, row.i, v), x = cg_load_vec(cg, F32, s, at, NULL);
-        x = cg_select(cg, is_minus_inf(cg, x), cg_vec(cg, 0), cg_exp(cg, cg_fsub(cg, x, m[v])));
-        cg_store_vec(cg, F32, x, s, at, NULL);
-    }
+    CgLoop row;
+    cg_for(cg, &row, cg_int(cg, 0), some, ROWS_AT_ONCE);
+    for (int u = 0; u < ROWS_AT_ONCE; u++)
+        for (int v = 0; v < p->vecs; v++) {
+            LV at = attention_index(cg, p, cg_addi(cg, row.i, u), v);
+            cg_store_vec(cg, F32, cg_exp(cg, cg_fsub(cg, cg_load_vec(cg, F32, s, at, NULL), from[v])), s, at,
+                         NULL);
+        }
     cg_end(cg, &row);
-    cg_for(cg, &row, n, cg_int(cg, BLOCK), 1);
-    for (int v = 0; v < p->vecs; v++) cg_store_vec(cg, F32, cg_vec(cg, 0), s, s_index(cg, p, row.i, v), NULL);
-    cg_end(cg, &row);
+    fill_rows(cg, p, s, some, cg_int(cg, ATTN_BLOCK), 0);
     for (int v = 0; v < p->vecs; v++) {
         run_store(cg, cg_fma(cg, run_load(cg, level, r->l, v), keep[v], fold_rows(cg, p, s, v, 0, 1)), level,
                   r->l, v);
         run_store(cg, m[v], level, r->m, v);
     }
-    CgIf again;
-    cg_if(cg, &again, LLVMBuildNot(cg->b, first, ""));
+    attention_prefetch(cg, p, true, ahead, n_ahead);
+    CgIf f;
+    LV scale = LLVMBuildNot(cg->b, LLVMBuildOr(cg->b, begins, all_lanes(cg, same), ""), "");
+    cg_if(cg, &f, scale);
     scale_o(cg, p, r, level, keep);
-    cg_endif(cg, &again);
-    columns_by_weights(cg, p, &r->values, key_rows(cg, p, true, j, n), p->V, s, n,
-                       cg_bytes(cg, level, cg_int(cg, r->o)), LLVMBuildNot(cg->b, first, ""));
+    cg_endif(cg, &f);
+    attention_by_columns(cg, p, &r->values, scratch(cg, p->v_copy), p->V, s, n,
+                         cg_bytes(cg, level, cg_int(cg, r->o)), begins);
 }
 
 // Level b joins level a, which comes before it.
@@ -437,410 +502,201 @@ static void merge_levels(Cg *cg, const Attn *p, const Running *r, LV a, LV b) {
     CgLoop c;
     cg_for(cg, &c, cg_int(cg, 0), cg_int(cg, p->V), 1);
     for (int v = 0; v < p->vecs; v++) {
-        LV at = s_index(cg, p, c.i, v), x = cg_load_vec(cg, F32, oa, at, NULL);
+        LV at = attention_index(cg, p, c.i, v), x = cg_load_vec(cg, F32, oa, at, NULL);
         LV y = cg_fma(cg, cg_load_vec(cg, F32, ob, at, NULL), rb[v], cg_fmul(cg, x, ra[v]));
         cg_store_vec(cg, F32, cg_select(cg, none[v], x, y), oa, at, NULL);
     }
     cg_end(cg, &c);
 }
 
-static void attend_range(Cg *cg, const Attn *p, const Running *r, LV level, LV lo, LV hi) {
+// The tiles of the task, one after the other: first and last query.
+typedef struct {
+    CgLoop l;
+    LV first, last, from, to, lo, hi;
+} Tiles;
+
+static void tiles_begin(Cg *cg, Attn *p, const Running *r, Tiles *t) {
+    LV shift = cg_sub(cg, p->C_now, p->S_now), G = cg_int(cg, p->G);
+    cg_for(cg, &t->l, r->start, r->end, p->lanes);
+    LV tile = cg_div(cg, cg_sub(cg, t->l.i, r->start), cg_int(cg, p->lanes));
+    p->queries = cg_bytes(cg, scratch(cg, r->tiles), cg_muli(cg, tile, p->queries_used));
+    t->first = t->l.i;
+    t->last = cg_addi(cg, cg_min(cg, cg_addi(cg, t->first, p->lanes), r->all), -1);
+    t->lo = cg_add(cg, cg_div(cg, t->first, G), shift);
+    t->hi = cg_add(cg, cg_div(cg, t->last, G), shift);
+    attention_range(cg, p, t->lo, t->hi, &t->from, &t->to);
+}
+
+// Asks for the rows of queries from .. to-1 in operand or result `at`.
+static void prefetch_queries(Cg *cg, const Attn *p, LV at, DType t, int64_t columns, LV from, LV to,
+                             bool write) {
+    CgLoop q;
+    LV G = cg_int(cg, p->G);
+    cg_for(cg, &q, from, to, 1);
+    LV h = cg_add(cg, cg_muli(cg, p->g, p->G), cg_rem(cg, q.i, G));
+    LV row = cg_at(cg, t, at, cg_muli(cg, attention_row(cg, p, cg_div(cg, q.i, G), h), columns));
+    for (int64_t line = 0; line < columns * dtype_bytes(t); line += 64)
+        cg_prefetch(cg, cg_bytes(cg, row, cg_int(cg, line)), write, 2);
+    cg_end(cg, &q);
+}
+
+// Keys lo .. hi-1, all of one segment.
+static void attend_range(Cg *cg, Attn *p, const Running *r, LV level, LV lo, LV hi) {
     CgLoop block;
-    new_level(cg, p, r, level, true);
-    cg_for(cg, &block, lo, hi, BLOCK);
-    LV n = cg_min(cg, cg_sub(cg, hi, block.i), cg_int(cg, BLOCK));
-    attend_block(cg, p, r, level, block.i, n, cg_eq(cg, block.i, lo));
+    Tiles t;
+    tiles_begin(cg, p, r, &t);
+    new_level(cg, p, r, level_at(cg, p, r, level), true);
+    cg_end(cg, &t.l);
+    cg_for(cg, &block, lo, hi, ATTN_BLOCK);
+    attention_copy_keys(cg, p, block.i, cg_min(cg, cg_sub(cg, hi, block.i), cg_int(cg, ATTN_BLOCK)),
+                        cg_int(cg, 0));
+    tiles_begin(cg, p, r, &t);
+    LV n = cg_min(cg, cg_sub(cg, t.to, block.i), cg_int(cg, ATTN_BLOCK));
+    LV meets = LLVMBuildAnd(cg->b, cg_lt(cg, block.i, t.to),
+                            LLVMBuildNot(cg->b, cg_lt(cg, block.i, t.from), ""), "");
+    CgIf done; // the place of the results is asked for before they are there
+    cg_if(cg, &done, LLVMBuildNot(cg->b, cg_lt(cg, cg_addi(cg, block.i, ATTN_BLOCK), t.to), ""));
+    prefetch_queries(cg, p, cg_out(cg, 0), p->q_type->dtype, p->V, t.first, cg_addi(cg, t.last, 1), true);
+    cg_endif(cg, &done);
+    LV share = cg_div(cg, cg_muli(cg, cg_sub(cg, t.first, r->start), ATTN_BLOCK), cg_int(cg, r->task_rows));
+    LV ahead = cg_add(cg, cg_addi(cg, block.i, ATTN_BLOCK), share);
+    CgIf f;
+    cg_if(cg, &f, meets);
+    attend_block(cg, p, r, level_at(cg, p, r, level), block.i, n, cg_eq(cg, block.i, cg_max(cg, lo, t.from)),
+                 attention_boundary(cg, p, block.i, n, t.lo, t.hi), ahead);
+    cg_endif(cg, &f);
+    cg_end(cg, &t.l);
     cg_end(cg, &block);
 }
 
 // All segments, met in their tree by a binary counter; the result is in level 0.
-static void attend_segments(Cg *cg, const Attn *p, const Running *r, LV from, LV to) {
-    LV zero = cg_int(cg, 0), one = cg_int(cg, 1), size = cg_int(cg, SEGMENT);
-    if (dim_bound(p->C) <= SEGMENT) {
-        attend_range(cg, p, r, level_at(cg, r, zero), from, to);
+static void attend_segments(Cg *cg, Attn *p, const Running *r, LV from, LV to) {
+    LV zero = cg_int(cg, 0), one = cg_int(cg, 1), size = cg_int(cg, ATTN_SEGMENT);
+    if (dim_bound(p->C) <= ATTN_SEGMENT) {
+        attend_range(cg, p, r, zero, from, to);
         return;
     }
     LV first = cg_div(cg, from, size),
-       end = cg_max(cg, cg_div(cg, cg_addi(cg, to, SEGMENT - 1), size), cg_addi(cg, first, 1));
+       end = cg_max(cg, cg_div(cg, cg_addi(cg, to, ATTN_SEGMENT - 1), size), cg_addi(cg, first, 1));
     CgLoop empty, seg, merge;
     LV bits = cg_intrinsic(cg, "llvm.ctpop", &cg->i64, 1, &first, 1);
+    Tiles t;
+    tiles_begin(cg, p, r, &t);
     cg_for(cg, &empty, zero, bits, 1); // segments before the window changed nothing
-    new_level(cg, p, r, level_at(cg, r, empty.i), true);
+    new_level(cg, p, r, level_at(cg, p, r, empty.i), true);
     cg_end(cg, &empty);
+    cg_end(cg, &t.l);
     cg_for(cg, &seg, first, end, 1);
     LV at = cg_mul(cg, seg.i, size), after = cg_addi(cg, seg.i, 1);
     LV top = cg_intrinsic(cg, "llvm.ctpop", &cg->i64, 1, &seg.i, 1);
-    attend_range(cg, p, r, level_at(cg, r, top), cg_max(cg, at, from),
-                 cg_min(cg, cg_addi(cg, at, SEGMENT), to));
+    attend_range(cg, p, r, top, cg_max(cg, at, from), cg_min(cg, cg_addi(cg, at, ATTN_SEGMENT), to));
     LV zeros[2] = {after, cg_bool(cg, true)};
     LV merges =
         cg_select(cg, cg_eq(cg, after, end), top, cg_intrinsic(cg, "llvm.cttz", &cg->i64, 1, zeros, 2));
+    tiles_begin(cg, p, r, &t);
     cg_for(cg, &merge, zero, merges, 1);
     LV b = cg_sub(cg, top, merge.i);
-    merge_levels(cg, p, r, level_at(cg, r, cg_sub(cg, b, one)), level_at(cg, r, b));
+    merge_levels(cg, p, r, level_at(cg, p, r, cg_sub(cg, b, one)), level_at(cg, p, r, b));
     cg_end(cg, &merge);
+    cg_end(cg, &t.l);
     cg_end(cg, &seg);
 }
 
-static LV query_row(Cg *cg, const Attn *p, LV i, LV h) { // number of row (b, i, h) of q and o
-    return cg_add(cg, cg_muli(cg, cg_add(cg, cg_mul(cg, p->b, p->S_now), i), p->H), h);
-}
-
 // Sinks, normalisation, and out.
-static void finish_tile(Cg *cg, const Attn *p, const Running *r, LV r0, LV n, int64_t lse_at) {
-    LV level = level_at(cg, r, cg_int(cg, 0)), inverse[TILE_MAX_VECS], keep[TILE_MAX_VECS],
+static void finish_tile(Cg *cg, const Attn *p, const Running *r, LV r0, LV n) {
+    LV level = level_at(cg, p, r, cg_int(cg, 0)), inverse[TILE_MAX_VECS], keep[TILE_MAX_VECS],
        zero = cg_vec(cg, 0);
     for (int v = 0; v < p->vecs; v++) {
         LV m = run_load(cg, level, r->m, v), l = run_load(cg, level, r->l, v);
         if (p->sinks >= 0) {
-            LV sink = lane_vec(cg, F32, p->sink, v), old = m;
+            LV sink = lane_vec(cg, p, F32, p->sink, v), old = m;
             m = larger(cg, old, sink);
             keep[v] = keep_of(cg, old, m);
             l = cg_fma(cg, l, keep[v], cg_exp(cg, cg_fsub(cg, sink, m)));
         }
         LV none = is_minus_inf(cg, m);
         inverse[v] = cg_select(cg, none, zero, cg_fdiv(cg, cg_vec(cg, 1), l));
-        lane_put(cg, F32, cg_select(cg, none, m, cg_fadd(cg, m, cg_log(cg, l))), lse_at, v);
+        cg_store_vec(cg, F32, cg_select(cg, none, m, cg_fadd(cg, m, cg_log(cg, l))), scratch(cg, r->lse),
+                     cg_int(cg, v * LANES), NULL);
     }
     if (p->sinks >= 0) scale_o(cg, p, r, level, keep);
     scale_o(cg, p, r, level, inverse);
-    LV rows = at_byte(cg, p->rows_out);
-    transpose_out(cg, p, cg_bytes(cg, level, cg_int(cg, r->o)), p->V16, rows);
+    LV rows = scratch(cg, r->rows);
+    attention_transpose(cg, p, cg_bytes(cg, level, cg_int(cg, r->o)), p->V16, rows);
     CgLoop lane;
     cg_for(cg, &lane, cg_int(cg, 0), n, 1);
     LV q = cg_add(cg, r0, lane.i), i = cg_div(cg, q, cg_int(cg, p->G)), h = cg_rem(cg, q, cg_int(cg, p->G));
-    LV row = query_row(cg, p, i, cg_add(cg, cg_muli(cg, p->g, p->G), h));
-    store_row(cg, cg_at(cg, F32, rows, cg_muli(cg, lane.i, p->V16)), p->V, p->q_type->dtype, cg_out(cg, 0),
-              cg_muli(cg, row, p->V));
-    cg_store1(cg, F32, cg_load1(cg, F32, at_byte(cg, lse_at), lane.i), cg_out(cg, 1), row);
+    LV row = attention_row(cg, p, i, cg_add(cg, cg_muli(cg, p->g, p->G), h));
+    attention_store_row(cg, cg_at(cg, F32, rows, cg_muli(cg, lane.i, p->V16)), p->V, p->q_type->dtype,
+                        cg_out(cg, 0), cg_muli(cg, row, p->V));
+    cg_store1(cg, F32, cg_load1(cg, F32, scratch(cg, r->lse), lane.i), cg_out(cg, 1), row);
     cg_end(cg, &lane);
+}
+
+// Rows, panel and lanes of a tile's queries; lanes without a query repeat the last one.
+static void begin_queries(Cg *cg, Attn *p, const Running *r, const Tiles *t) {
+    LV numbers = scratch(cg, r->numbers), rows = scratch(cg, r->rows), G = cg_int(cg, p->G),
+       zero = cg_int(cg, 0);
+    CgLoop lane;
+    cg_for(cg, &lane, zero, cg_int(cg, p->lanes), 1);
+    LV q = cg_min(cg, cg_add(cg, t->first, lane.i), t->last), i = cg_div(cg, q, G),
+       h = cg_add(cg, cg_muli(cg, p->g, p->G), cg_rem(cg, q, G)), row = cg_add(cg, cg_muli(cg, i, p->H), h);
+    cg_store1(cg, I32, LLVMBuildTrunc(cg->b, row, cg->i32, ""), numbers, lane.i);
+    attention_lane(cg, p, lane.i, i, h);
+    cg_end(cg, &lane);
+    LV source =
+        cg_at(cg, p->q_type->dtype, cg_in(cg, 0), cg_muli(cg, attention_row(cg, p, zero, zero), p->A));
+    copy_numbered_rows(cg, &r->copy_q, rows, source, cg_int(cg, p->lanes), cg_int(cg, p->A),
+                       &(RowNumbers){numbers, cg_muli(cg, p->S_now, p->H)});
+    pack_columns(cg, &r->pack, attention_at(cg, p->queries, p->q_panel), rows, cg_int(cg, p->A),
+                 cg_int(cg, p->A16));
 }
 
 void emit_attention(Cg *cg, const KernelNode *k) {
     Attn p;
     attention_of(k, &p);
-    int rows = tile_size(cg->target).rows;
-    attention_begin(cg, &p, true);
-    Running r = {.l = p.lanes * 4, .o = p.lanes * 8};
+    TileSize size = tile_size(cg->target);
+    attention_begin(cg, &p, size.vecs * LANES, ATTN_BLOCK, attention_heights(cg, &p, true));
+    Running r = {.l = p.lanes * 4, .o = p.lanes * 8, .n_levels = levels_of(&p), .task_rows = task_rows(&p)};
     r.level = r.o + p.V16 * p.lanes * 4;
-    int levels = 2;
-    while ((int64_t)SEGMENT << (levels - 2) < dim_bound(p.C)) levels++;
-    r.base = take(&p, r.level * levels);
-    int64_t lse_at = take(&p, p.lanes * 4);
+    r.base = attention_take(&p.queries_used, r.level * r.n_levels);
+    r.s = attention_take(&p.used, ATTN_BLOCK * p.width * 4);
+    r.rows = attention_take(&p.used, p.lanes * (p.A16 > p.V16 ? p.A16 : p.V16) * 4);
+    r.numbers = attention_take(&p.used, p.lanes * 4);
+    r.lse = attention_take(&p.used, p.lanes * 4);
+    r.tiles = attention_take(&p.used, (r.task_rows + p.lanes - 1) / p.lanes * p.queries_used);
     assert(p.used <= RT_SCRATCH_BYTES);
     TileSpec s = {.vecs = p.vecs,
                   .cols = p.lanes,
                   .a_row = 1,
-                  .a_k = p.v_type->dtype == F32 ? p.Hk * p.V : p.V16,
-                  .c_row = p.lanes,
+                  .a_k = p.V16,
+                  .c_row = p.width,
                   .b_type = F32,
                   .c_type = F32,
                   .reload = true};
-    tile_functions(cg, &r.values, &s, "values", tile_heights(p.V, rows));
+    tile_functions(cg, &r.values, &s, "values", tile_heights(p.V, size.rows));
+    r.copy_q = copy_numbered_rows_function(cg, "copy_q", p.q_type->dtype, p.A, p.A16);
+    r.pack = pack_columns_function(cg, "pack_queries", F32, p.vecs, p.lanes);
 
-    LV places = cg_int(cg, p.batch * p.Hk), place = cg_rem(cg, cg->task, places), heads = cg_int(cg, p.Hk);
-    LV start = cg_muli(cg, cg_div(cg, cg->task, places), QUERIES), all = cg_muli(cg, p.S_now, p.G),
-       G = cg_int(cg, p.G);
+    // The tasks of a key head follow each other while its keys are near; the last queries see most of them,
+    // so come first.
+    LV blocks = cg_div(cg, cg->n_tasks, cg_int(cg, p.batch * p.Hk)), place = cg_div(cg, cg->task, blocks);
+    LV back = cg_sub(cg, cg_addi(cg, blocks, -1), cg_rem(cg, cg->task, blocks)), heads = cg_int(cg, p.Hk);
     p.b = cg_div(cg, place, heads);
     p.g = cg_rem(cg, place, heads);
-    CgLoop tile, lane;
-    cg_for(cg, &tile, start, cg_min(cg, cg_addi(cg, start, QUERIES), all), p.lanes);
-    LV n = cg_min(cg, cg_sub(cg, all, tile.i), cg_int(cg, p.lanes)),
-       last = cg_add(cg, tile.i, cg_addi(cg, n, -1));
-    cg_for(cg, &lane, cg_int(cg, 0), cg_int(cg, p.lanes), 1);
-    LV q = cg_min(cg, cg_add(cg, tile.i, lane.i), last); // lanes without a query repeat the last one
-    LV i = cg_div(cg, q, G), h = cg_add(cg, cg_muli(cg, p.g, p.G), cg_rem(cg, q, G));
-    copy_rows(cg, &p.copy_q, cg_at(cg, F32, at_byte(cg, p.q_rows), cg_muli(cg, lane.i, p.A16)),
-              cg_at(cg, p.q_type->dtype, cg_in(cg, 0), cg_muli(cg, query_row(cg, &p, i, h), p.A)),
-              cg_int(cg, 1), cg_int(cg, 0));
-    lane_setup(cg, &p, lane.i, i, h);
-    cg_end(cg, &lane);
-    pack_columns(cg, &p.pack, at_byte(cg, p.q_panel), at_byte(cg, p.q_rows), cg_int(cg, p.A),
-                 cg_int(cg, p.A16));
-    LV shift = cg_sub(cg, p.C_now, p.S_now), from, to;
-    key_range(cg, &p, cg_add(cg, cg_div(cg, tile.i, G), shift), cg_add(cg, cg_div(cg, last, G), shift), &from,
-              &to);
+    r.all = cg_muli(cg, p.S_now, p.G);
+    r.start = cg_muli(cg, back, r.task_rows);
+    r.end = cg_min(cg, cg_addi(cg, r.start, r.task_rows), r.all);
+    prefetch_queries(cg, &p, cg_in(cg, 0), p.q_type->dtype, p.A, r.start, r.end, false);
+    Tiles t;
+    tiles_begin(cg, &p, &r, &t);
+    begin_queries(cg, &p, &r, &t);
+    cg_end(cg, &t.l);
+    LV shift = cg_sub(cg, p.C_now, p.S_now), G = cg_int(cg, p.G), from, to;
+    attention_range(cg, &p, cg_add(cg, cg_div(cg, r.start, G), shift),
+                    cg_add(cg, cg_div(cg, cg_addi(cg, r.end, -1), G), shift), &from, &to);
     attend_segments(cg, &p, &r, from, to);
-    finish_tile(cg, &p, &r, tile.i, n, lse_at);
-    cg_end(cg, &tile);
-}
-
-// ---- attention_grad -----------------------------------------------------------------------------
-
-// Adds weights^T rows into dk or dv: rows are keys, columns those of q or do.
-typedef struct {
-    TileSet whole, last;
-    int64_t width, width16;
-    int n_whole, tail;
-} KeySums;
-
-typedef struct {
-    int64_t do_rows, do_panel, dp, dq, lse, D, o_panel, dk, dv; // scratch; dk, dv: f32 sums of narrow results
-    TileSet dp_tile, dq_tile;
-    KeySums keys, values;
-    PackFunction copy_o;
-} Grad;
-
-static bool narrow(const Attn *p) { return p->k_type->dtype != F32; }
-
-bool describe_attention_grad(const KernelNode *k, KernelDesc *d) {
-    Attn p;
-    if (!attention_of(k, &p)) return false;
-    const Node *n = k->node;
-    if (p.bias >= 0 &&
-        (n->in[p.bias]->type.dtype != F32 || type_bound_elements(&n->out[n->n_out - 1].type) > INT32_MAX))
-        return false;
-    if (narrow(&p) && dim_bound(p.C) * (p.A16 + p.V16) * 4 > (RT_SCRATCH_BYTES * 3LL) / 4) return false;
-    key_of(&p, d);
-    d->tasks[0] = tasks_fixed(p.batch * p.Hk);
-    double pairs = (double)dim_bound(p.S) * (double)dim_bound(p.C) * (p.causal ? 0.5 : 1);
-    d->flops = 2.0 * (double)(p.batch * p.H) * pairs * (double)(3 * p.A + 2 * p.V);
-    return true;
-}
-
-static void key_sums_begin(Cg *cg, const Attn *p, KeySums *k, int64_t width, unsigned heights,
-                           const char *name, const char *last) {
-    k->width = width;
-    k->width16 = up(width, LANES);
-    k->n_whole = (int)(width / p->lanes);
-    k->tail = (int)(width % p->lanes);
-    TileSpec s = {.vecs = p->vecs,
-                  .cols = p->lanes,
-                  .a_row = p->lanes,
-                  .a_k = 1,
-                  .c_row = narrow(p) ? k->width16 : p->Hk * width,
-                  .b_type = F32,
-                  .c_type = F32,
-                  .reload = true};
-    if (k->n_whole) tile_functions(cg, &k->whole, &s, name, heights);
-    s.cols = k->tail;
-    s.vecs = (k->tail + LANES - 1) / LANES;
-    if (k->tail) tile_functions(cg, &k->last, &s, last, heights);
-}
-
-// Rows j .. j+n-1 of c (dk or dv) continue their chains over n_q queries: weights [n][lanes] by rows
-// [n_q][width16].
-static void key_sums(Cg *cg, const Attn *p, const KeySums *k, LV weights, LV rows, LV n_q, LV c, LV n) {
-    int64_t c_row = narrow(p) ? k->width16 : p->Hk * k->width;
-    TileCut cut = tile_cut(cg, n, tile_size(cg->target).rows);
-    CgLoop t, col;
-    cg_for(cg, &t, cg_int(cg, 0), cut.tiles, 1);
-    LV first = tile_first(cg, &cut, t.i), height = tile_height(cg, &cut, t.i);
-    LV a = cg_at(cg, F32, weights, cg_muli(cg, first, p->lanes)),
-       to = cg_at(cg, F32, c, cg_muli(cg, first, c_row));
-    if (k->n_whole) {
-        cg_for(cg, &col, cg_int(cg, 0), cg_int(cg, k->n_whole * p->lanes), p->lanes);
-        LV at = cg_at(cg, F32, to, col.i);
-        tile_call(cg, &k->whole, height,
-                  &(TileCall){.a = a,
-                              .b = cg_at(cg, F32, rows, col.i),
-                              .k = n_q,
-                              .b_k = cg_int(cg, k->width16),
-                              .c = at,
-                              .init = at});
-        cg_end(cg, &col);
-    }
-    if (k->tail) {
-        LV done = cg_int(cg, k->n_whole * p->lanes), at = cg_at(cg, F32, to, done);
-        tile_call(cg, &k->last, height,
-                  &(TileCall){.a = a,
-                              .b = cg_at(cg, F32, rows, done),
-                              .k = n_q,
-                              .b_k = cg_int(cg, k->width16),
-                              .c = at,
-                              .init = at});
-    }
-    cg_end(cg, &t);
-}
-
-// Where rows j .. of dk (or dv) are summed.
-static LV sums_at(Cg *cg, const Attn *p, const Grad *g, bool values, LV j) {
-    int64_t width = values ? p->V : p->A;
-    if (narrow(p))
-        return cg_at(cg, F32, at_byte(cg, values ? g->dv : g->dk), cg_muli(cg, j, values ? p->V16 : p->A16));
-    LV row = cg_add(cg, cg_muli(cg, cg_add(cg, cg_mul(cg, p->b, p->C_now), j), p->Hk), p->g);
-    return cg_at(cg, F32, cg_out(cg, values ? 2 : 1), cg_muli(cg, row, width));
-}
-
-static void clear_sums(Cg *cg, const Attn *p, const Grad *g) {
-    CgLoop j;
-    cg_for(cg, &j, cg_int(cg, 0), p->C_now, 1);
-    for (int values = 0; values < 2; values++)
-        cg_memset0(cg, sums_at(cg, p, g, values, j.i), cg_int(cg, (values ? p->V : p->A) * 4));
-    cg_end(cg, &j);
-}
-
-static void store_narrow_sums(Cg *cg, const Attn *p, const Grad *g) {
-    CgLoop j;
-    cg_for(cg, &j, cg_int(cg, 0), p->C_now, 1);
-    LV row = cg_add(cg, cg_muli(cg, cg_add(cg, cg_mul(cg, p->b, p->C_now), j.i), p->Hk), p->g);
-    for (int values = 0; values < 2; values++) {
-        int64_t width = values ? p->V : p->A;
-        store_row(cg, sums_at(cg, p, g, values, j.i), width, p->k_type->dtype, cg_out(cg, values ? 2 : 1),
-                  cg_muli(cg, row, width));
-    }
-    cg_end(cg, &j);
-}
-
-// D = chain over V of do * o: the order of dp.  Of a query that sees one key both are the same bits, and its ds 0.
-static void output_products(Cg *cg, const Attn *p, const Grad *g) {
-    LV zero[2] = {cg_vec(cg, 0), cg_vec(cg, 0)};
-    CgLoop c;
-    assert(p->vecs <= 2);
-    cg_loop_begin(cg, &c, cg_int(cg, 0), cg_int(cg, p->V), 1, p->vecs, zero);
-    LV sum[2], at = cg_muli(cg, c.i, p->lanes);
-    for (int v = 0; v < p->vecs; v++) {
-        LV here = cg_addi(cg, at, v * LANES);
-        sum[v] = cg_fma(cg, cg_load_vec(cg, F32, at_byte(cg, g->do_panel), here, NULL),
-                        cg_load_vec(cg, F32, at_byte(cg, g->o_panel), here, NULL), c.carry[v]);
-    }
-    cg_loop_end(cg, &c, sum);
-    for (int v = 0; v < p->vecs; v++) lane_put(cg, F32, c.carry[v], g->D, v);
-}
-
-static LV dbias_index(Cg *cg, const Attn *p, LV i, LV h) { // element (b, h, i, 0) of [.., H, S, C]
-    LV at = cg_add(cg, cg_muli(cg, p->b, p->H), h);
-    return cg_mul(cg, cg_add(cg, cg_mul(cg, at, p->S_now), i), p->C_now);
-}
-
-// p -> s, t = ds * scale -> dp, from scores and do * v of one block.
-static void block_weights(Cg *cg, const Attn *p, const Grad *g, LV j, LV n, LV h, LV i0, LV n_q) {
-    LV s = at_byte(cg, p->s), dp = at_byte(cg, g->dp), zero = cg_vec(cg, 0);
-    int dbias = p->bias >= 0 ? p->k->node->n_out - 1 : -1;
-    CgLoop row;
-    cg_for(cg, &row, cg_int(cg, 0), n, 1);
-    for (int v = 0; v < p->vecs; v++) {
-        LV at = s_index(cg, p, row.i, v), seen, key = cg_add(cg, j, row.i),
-           lse = lane_vec(cg, F32, g->lse, v);
-        LV x = finish_score(cg, p, cg_load_vec(cg, F32, s, at, NULL), key, v, &seen);
-        seen = lane_or(cg, seen, LLVMBuildNot(cg->b, is_minus_inf(cg, lse), ""));
-        LV w = cg_select(cg, seen, cg_exp(cg, cg_fsub(cg, x, lse)), zero);
-        LV ds = cg_fmul(cg, w, cg_fsub(cg, cg_load_vec(cg, F32, dp, at, NULL), lane_vec(cg, F32, g->D, v)));
-        ds = cg_select(cg, seen, ds, zero);
-        cg_store_vec(cg, F32, w, s, at, NULL);
-        cg_store_vec(cg, F32, cg_fmul(cg, ds, cg_vec(cg, (float)p->k->node->attr.scale)), dp, at, NULL);
-        if (dbias < 0) continue;
-        LV step = cg_splat(cg, LLVMBuildTrunc(cg->b, p->C_now, cg->i32, ""));
-        LV first =
-            cg_splat(cg, LLVMBuildTrunc(cg->b, cg_add(cg, dbias_index(cg, p, i0, h), key), cg->i32, ""));
-        LV lanes = LLVMBuildAdd(cg->b, cg_lanes(cg), cg_vec_int(cg, v * LANES), "");
-        LV index = LLVMBuildAdd(cg->b, first, LLVMBuildMul(cg->b, lanes, step, ""), "");
-        LV wide = LLVMBuildSExt(cg->b, index, cg->vi64, ""), out = cg_out(cg, dbias);
-        LV to = LLVMBuildGEP2(cg->b, cg->f32, out, &wide, 1, "");
-        LT overload[2] = {cg->vf32, LLVMTypeOf(to)};
-        LV args[4] = {ds, to, cg_int32(cg, 4), cg_tail_mask(cg, cg_addi(cg, n_q, -v * LANES))};
-        cg_intrinsic(cg, "llvm.masked.scatter", overload, 2, args, 4);
-    }
-    cg_end(cg, &row);
-}
-
-// Queries i0 .. i0+n-1 of head h: packs them, then meets all blocks of keys they see.
-static void grad_tile(Cg *cg, const Attn *p, const Grad *g, LV h, LV i0, LV n) {
-    DType t = p->q_type->dtype;
-    const Node *node = p->k->node;
-    LV q_rows = at_byte(cg, p->q_rows), do_rows = at_byte(cg, g->do_rows), one = cg_int(cg, 1);
-    LV last = cg_add(cg, i0, cg_addi(cg, n, -1)), zero = cg_int(cg, 0), lanes = cg_int(cg, p->lanes);
-    CgLoop lane, block;
-    cg_for(cg, &lane, zero, lanes, 1); // o's rows lie where do's will
-    LV o_at = cg_muli(cg, query_row(cg, p, cg_min(cg, cg_add(cg, i0, lane.i), last), h), p->V);
-    copy_rows(cg, &g->copy_o, cg_at(cg, F32, do_rows, cg_muli(cg, lane.i, p->V16)),
-              cg_at(cg, t, cg_in(cg, p->after), o_at), one, zero);
-    cg_end(cg, &lane);
-    pack_columns(cg, &p->pack, at_byte(cg, g->o_panel), do_rows, cg_int(cg, p->V), cg_int(cg, p->V16));
-    cg_for(cg, &lane, zero, lanes, 1);
-    LV i = cg_min(cg, cg_add(cg, i0, lane.i), last), row = query_row(cg, p, i, h);
-    LV do_row = cg_at(cg, F32, do_rows, cg_muli(cg, lane.i, p->V16));
-    copy_rows(cg, &p->copy_q, cg_at(cg, F32, q_rows, cg_muli(cg, lane.i, p->A16)),
-              cg_at(cg, t, cg_in(cg, 0), cg_muli(cg, row, p->A)), one, zero);
-    copy_rows(cg, &g->copy_o, do_row, cg_at(cg, t, cg_in(cg, p->after + 2), cg_muli(cg, row, p->V)), one,
-              zero);
-    cg_store1(cg, F32, cg_load1(cg, F32, cg_in(cg, p->after + 1), row), at_byte(cg, g->lse), lane.i);
-    lane_setup(cg, p, lane.i, i, h);
-    cg_end(cg, &lane);
-    pack_columns(cg, &p->pack, at_byte(cg, p->q_panel), q_rows, cg_int(cg, p->A), cg_int(cg, p->A16));
-    pack_columns(cg, &p->pack, at_byte(cg, g->do_panel), do_rows, cg_int(cg, p->V), cg_int(cg, p->V16));
-    output_products(cg, p, g);
-    LV s = at_byte(cg, p->s), dp = at_byte(cg, g->dp), dq = at_byte(cg, g->dq);
-    cg_memset0(cg, dq, cg_int(cg, p->A16 * p->lanes * 4));
-    if (p->bias >= 0)
-        cg_memset0(cg, cg_at(cg, F32, cg_out(cg, node->n_out - 1), dbias_index(cg, p, i0, h)),
-                   cg_muli(cg, cg_mul(cg, n, p->C_now), 4));
-
-    LV shift = cg_sub(cg, p->C_now, p->S_now), from, to;
-    key_range(cg, p, cg_add(cg, i0, shift), cg_add(cg, last, shift), &from, &to);
-    cg_for(cg, &block, from, to, BLOCK);
-    LV n_k = cg_min(cg, cg_sub(cg, to, block.i), cg_int(cg, BLOCK));
-    LV keys = key_rows(cg, p, false, block.i, n_k), values = key_rows(cg, p, true, block.i, n_k);
-    rows_by_panel(cg, p, &p->score, keys, p->score.spec.a_row, at_byte(cg, p->q_panel), p->A, s, n_k);
-    rows_by_panel(cg, p, &g->dp_tile, values, g->dp_tile.spec.a_row, at_byte(cg, g->do_panel), p->V, dp, n_k);
-    block_weights(cg, p, g, block.i, n_k, h, i0, n);
-    columns_by_weights(cg, p, &g->dq_tile, keys, p->A, dp, n_k, dq, NULL);
-    key_sums(cg, p, &g->keys, dp, q_rows, n, sums_at(cg, p, g, false, block.i), n_k);
-    key_sums(cg, p, &g->values, s, do_rows, n, sums_at(cg, p, g, true, block.i), n_k);
-    cg_end(cg, &block);
-
-    LV rows = at_byte(cg, p->rows_out);
-    transpose_out(cg, p, dq, p->A16, rows);
-    if (p->sinks >= 0)
-        for (int v = 0; v < p->vecs; v++) { // lse's place holds dsinks from here
-            LV e = cg_exp(cg, cg_fsub(cg, lane_vec(cg, F32, p->sink, v), lane_vec(cg, F32, g->lse, v)));
-            lane_put(cg, F32, cg_fneg(cg, cg_fmul(cg, e, lane_vec(cg, F32, g->D, v))), g->lse, v);
-        }
-    cg_for(cg, &lane, zero, n, 1);
-    row = query_row(cg, p, cg_add(cg, i0, lane.i), h);
-    store_row(cg, cg_at(cg, F32, rows, cg_muli(cg, lane.i, p->A16)), p->A, t, cg_out(cg, 0),
-              cg_muli(cg, row, p->A));
-    if (p->sinks >= 0)
-        cg_store1(cg, node->out[3].type.dtype, cg_load1(cg, F32, at_byte(cg, g->lse), lane.i), cg_out(cg, 3),
-                  row);
-    cg_end(cg, &lane);
-}
-
-void emit_attention_grad(Cg *cg, const KernelNode *k) {
-    Attn p;
-    Grad g = {0};
-    attention_of(k, &p);
-    int rows = tile_size(cg->target).rows;
-    attention_begin(cg, &p, false);
-    unsigned heights = key_heights(&p, rows, false);
-    int64_t lane_bytes = p.lanes * 4;
-    g.do_rows = take(&p, p.lanes * p.V16 * 4);
-    g.do_panel = take(&p, p.V16 * lane_bytes);
-    g.dp = take(&p, BLOCK * lane_bytes);
-    g.dq = take(&p, p.A16 * lane_bytes);
-    g.lse = take(&p, lane_bytes);
-    g.D = take(&p, lane_bytes);
-    g.o_panel = take(&p, p.V16 * lane_bytes);
-    if (narrow(&p)) {
-        g.dk = take(&p, dim_bound(p.C) * p.A16 * 4);
-        g.dv = take(&p, dim_bound(p.C) * p.V16 * 4);
-    }
-    take(&p, lane_bytes); // tiles read whole vectors behind the last row
-    assert(p.used <= RT_SCRATCH_BYTES);
-    g.copy_o = copy_rows_function(cg, "copy_o", p.q_type->dtype, p.V, p.V16);
-    TileSpec s = p.score.spec;
-    s.a_row = narrow(&p) ? p.V16 : p.Hk * p.V;
-    g.dp_tile = p.score;
-    if (s.a_row != p.score.spec.a_row) tile_functions(cg, &g.dp_tile, &s, "dp", heights);
-    s.a_row = 1;
-    s.a_k = narrow(&p) ? p.A16 : p.Hk * p.A;
-    s.reload = true;
-    tile_functions(cg, &g.dq_tile, &s, "dq", tile_heights(p.A, rows));
-    key_sums_begin(cg, &p, &g.keys, p.A, heights, "dk", "dk_last");
-    if (p.V == p.A)
-        g.values = g.keys;
-    else
-        key_sums_begin(cg, &p, &g.values, p.V, heights, "dv", "dv_last");
-
-    p.b = cg_div(cg, cg->task, cg_int(cg, p.Hk));
-    p.g = cg_rem(cg, cg->task, cg_int(cg, p.Hk));
-    clear_sums(cg, &p, &g);
-    CgLoop head, tile;
-    LV first = cg_muli(cg, p.g, p.G);
-    cg_for(cg, &head, first, cg_addi(cg, first, p.G), 1);
-    cg_for(cg, &tile, cg_int(cg, 0), p.S_now, p.lanes);
-    grad_tile(cg, &p, &g, head.i, tile.i, cg_min(cg, cg_sub(cg, p.S_now, tile.i), cg_int(cg, p.lanes)));
-    cg_end(cg, &tile);
-    cg_end(cg, &head);
-    if (narrow(&p)) store_narrow_sums(cg, &p, &g);
+    tiles_begin(cg, &p, &r, &t);
+    finish_tile(cg, &p, &r, t.first, cg_addi(cg, cg_sub(cg, t.last, t.first), 1));
+    cg_end(cg, &t.l);
 }

@@ -86,7 +86,7 @@ static void *zeros(int64_t n) {
 }
 
 static double measure(OneKernel *o, DescribeFn *describe, EmitFn *emit, const char *target, int threads,
-                      int64_t sym0, int32_t *offsets, double *compile) {
+                      const int64_t *sym, int32_t *offsets, double *compile) {
     double start = now();
     if (!one_compile(o, one_target(target), describe, emit)) return -1;
     *compile = now() - start;
@@ -101,7 +101,8 @@ static double measure(OneKernel *o, DescribeFn *describe, EmitFn *emit, const ch
     }
     for (int i = 0; i < o->k.n_ragged; i++) arg[n + i] = offsets;
     arg[n + o->k.n_ragged] = zeros((o->d.workspace + 64) / 4);
-    Work w = {.o = o, .arg = arg, .sym = {sym0}, .threads = threads};
+    Work w = {.o = o, .arg = arg, .threads = threads};
+    if (sym) memcpy(w.sym, sym, sizeof w.sym);
     for (int p = 0; p < o->d.n_phases; p++) w.tasks[p] = one_tasks(o, p, arg, w.sym);
     pthread_barrier_init(&w.barrier, NULL, (unsigned)threads);
     double once = seconds_of(&w, 1);
@@ -197,7 +198,7 @@ static void bench(const Shape *s, const char *target, int threads, double peak) 
     if (s->kind == DENSE_DW) describe = describe_matmul_dw, emit = emit_matmul_dw;
     if (s->kind == GROUPED) describe = describe_grouped_matmul, emit = emit_grouped_matmul;
     if (s->kind == GROUPED_SUMS) describe = describe_grouped_dw, emit = emit_grouped_dw;
-    double compile, seconds = measure(&o, describe, emit, target, threads, s->M, offsets, &compile);
+    double compile, seconds = measure(&o, describe, emit, target, threads, (const int64_t[4]){s->M}, offsets, &compile);
     double flops = 2.0 * (double)s->M * (double)s->K * (double)s->N;
     double bytes = (double)(s->K * s->N * dtype_bytes(s->dtype));
     printf("%-28s %7.1f GFLOP/s  %5.1f %%   %6.1f GB/s of the matrix   %8.1f us   compiled in %5.1f ms\n",
@@ -210,15 +211,33 @@ static void bench(const Shape *s, const char *target, int threads, double peak) 
 
 typedef struct {
     const char *name;
-    int64_t B, S, H, Hk, A;
-    bool grad;
+    int64_t B, S, C, H, Hk, A, V;
+    bool grad, vary;     // vary: numbers of rows and keys are symbols, as where a model runs
+    DType dtype;
 } Heads;
 static const Heads heads[] = {
-    {"attention 16x256, 4 of 32", 16, 256, 4, 2, 32, false},
-    {"attention 8x256, 6 of 64", 8, 256, 6, 2, 64, false},
-    {"attention 1x2048, 8 of 64", 1, 2048, 8, 8, 64, false},
-    {"attention grad 16x256, 4 of 32", 16, 256, 4, 2, 32, true},
-    {"attention grad 8x256, 6 of 64", 8, 256, 6, 2, 64, true},
+    {"attention 16x256, 4/2 of 32", 16, 256, 256, 4, 2, 32, 32, false, false, F32},
+    {"attention 8x256, 6/2 of 64", 8, 256, 256, 6, 2, 64, 64, false, false, F32},
+    {"attention 4x512, 8 of 64", 4, 512, 512, 8, 8, 64, 64, false, false, F32},
+    {"attention 4x512, 8/2 of 128", 4, 512, 512, 8, 2, 128, 128, false, false, F32},
+    {"attention 4x512, 8/2 of 64 bf16", 4, 512, 512, 8, 2, 64, 64, false, false, BF16},
+    {"attention 1x512, 8 of 192/128", 1, 512, 512, 8, 8, 192, 128, false, false, F32},
+    {"attention 1x2048, 8 of 64", 1, 2048, 2048, 8, 8, 64, 64, false, false, F32},
+    {"attention 1x2048, 8/2 of 128", 1, 2048, 2048, 8, 2, 128, 128, false, false, F32},
+    {"attention 1x8192, 2/1 of 128", 1, 8192, 8192, 2, 1, 128, 128, false, false, F32},
+    {"attention grad 16x256, 4/2 of 32", 16, 256, 256, 4, 2, 32, 32, true, false, F32},
+    {"attention grad 8x256, 6/2 of 64", 8, 256, 256, 6, 2, 64, 64, true, false, F32},
+    {"attention grad 4x512, 8 of 64", 4, 512, 512, 8, 8, 64, 64, true, false, F32},
+    {"attention grad 4x512, 8/2 of 128", 4, 512, 512, 8, 2, 128, 128, true, false, F32},
+    {"attention grad 4x512, 8/2 of 64 bf16", 4, 512, 512, 8, 2, 64, 64, true, false, BF16},
+    {"attention grad 1x512, 8 of 192/128", 1, 512, 512, 8, 8, 192, 128, true, false, F32},
+    {"attention grad 1x2048, 8 of 64", 1, 2048, 2048, 8, 8, 64, 64, true, false, F32},
+    {"attention grad 1x2048, 2/1 of 128", 1, 2048, 2048, 2, 1, 128, 128, true, false, F32},
+    {"attention prefill 512, 16/4 of 64", 1, 512, 512, 16, 4, 64, 64, false, true, BF16},
+    {"attention decode 576, 16/4 of 64", 1, 1, 576, 16, 4, 64, 64, false, true, BF16},
+    {"attention decode 4096, 16/4 of 128", 1, 1, 4096, 16, 4, 128, 128, false, true, BF16},
+    {"attention decode 4096, 8 of 128", 1, 1, 4096, 8, 8, 128, 128, false, true, F32},
+    {"attention decode 32768, 8/2 of 128", 1, 1, 32768, 8, 2, 128, 128, false, true, F32},
 };
 
 static void report(const OneKernel *o, const char *name, double seconds, double peak, double compile) {
@@ -227,21 +246,32 @@ static void report(const OneKernel *o, const char *name, double seconds, double 
     fflush(stdout);
 }
 
+// Counts the pairs of query and key that see each other, so what a kernel does beyond them on the diagonal is loss.
 static void bench_attention(const Heads *h, const char *target, int threads, double peak) {
     OneKernel o = {0};
+    Sym S = {.name = "S", .kind = SYM_PLAIN, .bound = h->S > 512 ? h->S : 512, .id = 0},
+        C = {.name = "C", .kind = SYM_PLAIN, .bound = h->C, .id = 1};
     o.node.attr = (Attrs){.causal = 1, .scale = 0.125};
-    Dim b = dim_n(h->B), s = dim_n(h->S), a = dim_n(h->A), n = dim_n(h->H), nk = dim_n(h->Hk);
-    Type q = ONE_TYPE(F32, b, s, n, a), k = ONE_TYPE(F32, b, s, nk, a), lse = ONE_TYPE(F32, b, s, n);
-    one_in(&o, q), one_in(&o, k), one_in(&o, k);
+    Dim b = dim_n(h->B), s = h->vary ? (Dim){1, &S} : dim_n(h->S), c = h->vary ? (Dim){1, &C} : dim_n(h->C),
+        n = dim_n(h->H), nk = dim_n(h->Hk), A = dim_n(h->A), V = dim_n(h->V);
+    Type q = ONE_TYPE(h->dtype, b, s, n, A), k = ONE_TYPE(h->dtype, b, c, nk, A),
+         v = ONE_TYPE(h->dtype, b, c, nk, V), y = ONE_TYPE(h->dtype, b, s, n, V), lse = ONE_TYPE(F32, b, s, n);
+    one_in(&o, q), one_in(&o, k), one_in(&o, v);
     if (h->grad)
-        one_in(&o, q), one_in(&o, lse), one_in(&o, q), one_out(&o, q), one_out(&o, k), one_out(&o, k);
+        one_in(&o, y), one_in(&o, lse), one_in(&o, y), one_out(&o, q), one_out(&o, k), one_out(&o, v);
     else
-        one_out(&o, q), one_out(&o, lse);
-    double compile, seconds = h->grad ? measure(&o, describe_attention_grad, emit_attention_grad, target,
-                                                threads, 0, NULL, &compile)
-                                      : measure(&o, describe_attention, emit_attention, target, threads, 0,
-                                                NULL, &compile);
+        one_out(&o, y), one_out(&o, lse);
+    double compile,
+        seconds = measure(&o, h->grad ? describe_attention_grad : describe_attention,
+                          h->grad ? emit_attention_grad : emit_attention, target, threads,
+                          (const int64_t[]){h->S, h->C, 0, 0}, NULL, &compile);
+    double pairs = (double)h->S * ((double)(h->C - h->S) + 0.5 * (double)(h->S + 1));
+    double per_pair = (double)(h->grad ? 3 * h->A + 2 * h->V : h->A + h->V);
+    o.d.flops = 2.0 * (double)(h->B * h->H) * pairs * per_pair;
     report(&o, h->name, seconds, peak, compile);
+    if (h->S == 1)
+        printf("%-36s %7.1f GB/s of keys and values\n", "",
+               (double)(h->B * h->C * h->Hk * (h->A + h->V) * dtype_bytes(h->dtype)) / seconds * 1e-9);
 }
 
 static void bench_head(const char *name, int64_t rows, int64_t D, int64_t V, Op op, const char *target,
@@ -258,7 +288,7 @@ static void bench_head(const char *name, int64_t rows, int64_t D, int64_t V, Op 
     if (op != OP_HEAD_LOSS) one_out(&o, w);
     int32_t *labels = calloc((size_t)rows, sizeof *labels);
     for (int64_t i = 0; i < rows; i++) labels[i] = (int32_t)(i % V);
-    double compile, seconds = measure(&o, describe_head_loss, emit_head_loss, target, threads, 0, labels,
+    double compile, seconds = measure(&o, describe_head_loss, emit_head_loss, target, threads, NULL, labels,
                                       &compile);
     o.d.flops = 2.0 * (double)rows * (double)D * (double)V * (op == OP_HEAD_LOSS ? 1 : 3);
     report(&o, name, seconds, peak, compile);

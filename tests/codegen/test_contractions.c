@@ -390,6 +390,11 @@ static const Shape attention_shapes[] = {
     {F32, 1, 20, 1700, 2, 2, 16, 16, 300, 1, 0, true},
     {F32, 1, 2, 4700, 1, 1, 8, 8, 1000, 1, VALID, true},
     {BF16, 2, 50, 50, 4, 2, 16, 32, 0, 1, SINKS | VALID},
+    // tasks of several tiles; gradients in runs of keys and of queries
+    {F32, 1, 300, 300, 2, 1, 24, 40, 0, 1, 0},
+    {BF16, 1, 290, 290, 2, 1, 16, 16, 100, 1, DOCUMENTS},
+    {F32, 1, 70, 330, 2, 1, 16, 32, 50, 0, BIAS},
+    {F32, 1, 3, 2200, 1, 1, 64, 64, 0, 1, 0, true}, // more keys than are copied at once
 };
 
 static void test_attention(void **st) {

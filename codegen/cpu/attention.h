@@ -1,0 +1,85 @@
+// What attention and its gradient share: sizes, scratch, what a tile knows of its queries, scores and masks.
+//
+// Lanes are queries: panels of 16 or 32 of them lie side by side; a block of up to 64 keys and their values
+// is copied to scratch as f32, where its rows are not pages apart.
+//
+//     scores  S [keys][lanes]   = K rows x Q panel              softmax, masks, sums: vectors, no folds
+//     output  O [V][lanes]     += V^T rows x P [keys][lanes]
+//
+// Orders: ir/ref/contraction.c.
+#ifndef CODEGEN_CPU_ATTENTION_H
+#define CODEGEN_CPU_ATTENTION_H
+#include "codegen/cpu/tile.h"
+
+enum { ATTN_BLOCK = 64, ATTN_SEGMENT = 512 };
+
+typedef struct {
+    const KernelNode *k;
+    const Type *q_type, *k_type, *v_type;
+    Dim S, C;
+    int64_t batch, H, Hk, G, A, V, A16, V16, window;
+    bool causal;
+    int sinks, bias, valid, documents, after; // operand numbers, -1: not given; the first operand behind
+    // made by attention_begin
+    int vecs, lanes; // of a panel: what a tile computes at once
+    int width;       // lanes in a row of scores: a whole number of panels
+    int64_t used;    // bytes of scratch given away
+    int64_t k_copy, v_copy;
+    int64_t queries_used; // bytes of what is kept of a tile of queries; these are offsets in it:
+    int64_t q_panel, pos, doc, bias_at, sink;
+    TileSet score; // K rows x panel
+    PackFunction copy_k, copy_v;
+    LV S_now, C_now;
+    // set by the kernel as it goes
+    LV b, g;    // index of batch; key head
+    LV queries; // address of what is kept of this tile of queries
+} Attn;
+
+bool attention_of(const KernelNode *k, Attn *p); // false: beyond what the kernels can do
+// The code takes the depth of its stack and the size of its sums from the most keys there can be.
+void attention_key(const Attn *p, KernelDesc *d);
+// keys: rows of the copies of keys and values.
+void attention_begin(Cg *cg, Attn *p, int width, int64_t keys, unsigned heights);
+// Heights of tiles over the keys of a block.  heads_are_queries: a panel holds the heads of a key head side
+// by side.
+unsigned attention_heights(const Cg *cg, const Attn *p, bool heads_are_queries);
+
+static inline int64_t attention_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+int64_t attention_take(int64_t *used, int64_t bytes); // bytes of scratch, or of what is kept of a tile
+LV attention_at(Cg *cg, LV base, int64_t bytes);
+
+// ---- queries ------------------------------------------------------------------------------------
+LV attention_row(Cg *cg, const Attn *p, LV i, LV h); // number of row (b, i, h) of q, o and lse
+LV attention_batch(Cg *cg, const Attn *p, const Type *t, int inner); // which of t's leading blocks b reads
+// What lane `lane` needs to know of its query (i, h).
+void attention_lane(Cg *cg, const Attn *p, LV lane, LV i, LV h);
+LV lane_vec(Cg *cg, const Attn *p, DType t, int64_t field, int v);
+void lane_put(Cg *cg, const Attn *p, DType t, LV x, int64_t field, int v);
+// [columns][width] -> rows [lane][columns].
+void attention_transpose(Cg *cg, const Attn *p, LV from, int64_t columns, LV rows);
+// One row of f32 to `to`, element index `at`, of type t.
+void attention_store_row(Cg *cg, LV row, int64_t columns, DType t, LV to, LV at);
+
+// ---- keys ---------------------------------------------------------------------------------------
+// First block of keys that any query at positions lo .. hi sees, and the end of what they see.
+void attention_range(Cg *cg, const Attn *p, LV lo, LV hi, LV *from, LV *to);
+// Keys j .. j+n-1 and their values, to row `to` of the copies.
+void attention_copy_keys(Cg *cg, const Attn *p, LV j, LV n, LV to);
+void attention_prefetch(Cg *cg, const Attn *p, bool values, LV j, int n); // asks for their rows
+// Scores (or whatever the set computes) of n rows at a with the panel at b: c [n][width].
+void attention_by_rows(Cg *cg, const Attn *p, const TileSet *set, LV a, LV b, int64_t depth, LV c, LV n);
+// acc [columns][width] continues its chains over n rows a, weighted: [n][width].  init (i1): it doesn't, it
+// begins.
+void attention_by_columns(Cg *cg, const Attn *p, const TileSet *set, LV a, int64_t columns, LV weights, LV n,
+                          LV acc, LV begins);
+// Whether some query at positions lo .. hi may not see some of the keys j .. j+n-1 or has a bias: i1.
+LV attention_boundary(Cg *cg, const Attn *p, LV j, LV n, LV lo, LV hi);
+// The score x of key j for 16 queries, with its bias; *seen: lanes that see the key, NULL: all.
+LV attention_finish(Cg *cg, const Attn *p, LV x, LV j, int v, LV *seen);
+LV attention_index(Cg *cg, const Attn *p, LV row, int v); // element of vector v of a row of scores
+
+LV attention_both(Cg *cg, LV a, LV b); // a & b; a NULL: b
+LV is_minus_inf(Cg *cg, LV x);
+LV all_lanes(Cg *cg, LV truth); // i1
+
+#endif
