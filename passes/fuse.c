@@ -30,7 +30,7 @@
 #include <string.h>
 #include "passes/util.h"
 
-enum { MOST_PARTS = 8, MOST_NODES = 64, MOST_OPERANDS = 32, MOST_LIVE = 24, MOST_REDUCED_COLUMNS = 8192, MOST_SOURCES = 16 };
+enum { MOST_PARTS = 8, MOST_NODES = 64, MOST_OPERANDS = 32, MOST_LIVE = 24, MOST_REDUCED_COLUMNS = 8192, MOST_SOURCES = 16, MOST_PICKED = 1024 };
 
 typedef struct {
     int   *member;          // node ids, ascending
@@ -39,7 +39,7 @@ typedef struct {
     Type   rows;            // combines: the space of the rows that a scatter brings to `space`
     bool   combines;
     bool   reduces;
-    bool   joins_columns;   // holds a concat: its members may have several numbers of columns
+    bool   joins_columns;   // holds a concat, take or put: its members may have several numbers of columns
 } Group;
 
 typedef struct {
@@ -78,6 +78,12 @@ static bool is_column_concat(const Node *n) {
     return n->op == OP_CONCAT && is_last_axis(n->in[0], n->attr.axis) && n->n_in <= MOST_PARTS;
 }
 
+// Columns by number: of every row its own.
+static bool picks_columns(const Node *n) {
+    return (n->op == OP_TAKE || n->op == OP_PUT) && type_cols(&n->in[0]->type) <= MOST_PICKED &&
+           type_cols(&n->out[0].type) <= MOST_PICKED && (n->out[0].type.dtype == F32 || n->out[0].type.dtype == I32);
+}
+
 static bool is_combine(const Node *n) {
     return n->op == OP_SCATTER_ADD_ROWS && scatter_inverse(n) && type_cols(&scatter_inverse(n)->type) <= MOST_SOURCES &&
            type_cols(&n->out[0].type) <= MOST_REDUCED_COLUMNS;
@@ -105,7 +111,7 @@ static bool space_of(Fuse *f, const Node *n, Type *space) {
     if (n->n_out != 1 || n->attr.body) return false;
     bool fits = (op_is(n->op, ELEMENTWISE) && !op_is(n->op, VIEW)) || n->op == OP_BROADCAST ||
                 is_column_slice(n) || is_column_concat(n) || (n->n_in && is_row_reduction(n)) ||
-                is_load_by_number(f, n) || is_combine(n);
+                is_load_by_number(f, n) || is_combine(n) || picks_columns(n);
     if (!fits) return false;
     *space = n->out[0].type;
     if (n->n_in && is_row_reduction(n)) *space = n->in[0]->type;
@@ -477,7 +483,7 @@ bool pass_fuse(Graph *g, PassCtx *cx) {
                          .space = space,
                          .combines = is_combine(n),
                          .reduces = is_reduction(n) || is_combine(n),
-                         .joins_columns = is_column_concat(n)};
+                         .joins_columns = is_column_concat(n) || picks_columns(n)};
         if (group->combines) group->rows = n->in[0]->type;
         group->member[0] = n->id;
         f.group[n->id] = group;

@@ -23,7 +23,7 @@
 #include "codegen/cpu/elem.h"
 #include "ir/base/vec.h"
 
-enum { REGISTER_CHUNKS = 4, TOPK_CHUNKS = 8, FLAT_RUN = 4096 };
+enum { REGISTER_CHUNKS = 4, TOPK_CHUNKS = 8, MOST_AT_ONCE = 4, FLAT_RUN = 4096 };
 enum { MAX_WIDTHS = 12, MAX_OPERANDS = 3, MOST_SOURCES = 16, MAX_SPACES = 8 + MOST_SOURCES, MAX_RESULTS = 32 };
 enum { MOST_REDUCTIONS = CG_MAX_CARRY, MOST_STORES = 128, MOST_KEPT = 128, MOST_PARTS = 128 };   // of a body
 
@@ -72,9 +72,11 @@ struct Step {
 };
 
 typedef struct { Step *from; int result, source; int64_t begin; Dim cols; } Store;
-// Leading dimensions are what counts; source: number of the source whose row it is, or NO_SOURCE.
+// Leading dimensions are what counts.  Whose row it is: THIS_ROW - n is the n-th behind the current one, what is not
+// negative the number of a source of it.
 typedef struct { Type type; int source; } Space;
-enum { NO_SOURCE = -1 };
+enum { THIS_ROW = -1 };
+static bool is_source(int source) { return source >= 0; }
 
 typedef struct {
     Arena *a;
@@ -108,7 +110,7 @@ static Dim plain_width(Dim d) {
 
 // The rows of target or sources.
 static const Type *rows_of(const Body *b, int source) {
-    return source == NO_SOURCE ? b->rows : &b->combine->in[0]->type;
+    return is_source(source) ? &b->combine->in[0]->type : b->rows;
 }
 
 static int space_number(Body *b, const Type *t, int source) {
@@ -286,7 +288,7 @@ static Step *gather_of(Body *b, const Node *n, int space) {
 static Step *combine_of(Body *b, const Node *n, int space) {
     const Value *inverse = scatter_inverse(n);
     const Type *y = &n->out[0].type, *v = &n->in[0]->type;
-    if (n != b->combine || b->spaces.at[space].source != NO_SOURCE || inverse->node->op != OP_ARG ||
+    if (n != b->combine || is_source(b->spaces.at[space].source) || inverse->node->op != OP_ARG ||
         n->in[1]->node->op != OP_ARG || !same_rows(y, &inverse->type) || !dtype_is_float(y->dtype) || last_dim(y).sym ||
         last_dim(&inverse->type).sym || type_cols(&inverse->type) > MOST_SOURCES)
         return refuse(b);
@@ -648,7 +650,8 @@ static bool is_too_much(const Body *b) {
     return reductions > MOST_REDUCTIONS || b->stores.n > MOST_STORES || parts > MOST_PARTS;
 }
 
-static bool make_body(Body *b, Arena *a, const KernelNode *k) {
+// Work on `at_once` rows, step by step in turns.
+static bool make_body(Body *b, Arena *a, const KernelNode *k, int at_once) {
     const Node *n = k->node;
     *b = (Body){.a = a, .k = k, .ok = true};
     b->body = n->attr.body ? n->attr.body : one_node_body(a, n);
@@ -665,7 +668,8 @@ static bool make_body(Body *b, Arena *a, const KernelNode *k) {
     int n_sources = b->combine ? (int)type_cols(&scatter_inverse(b->combine)->type) : 0;
     for (int i = 0; i < n->n_out; i++) {
         if (same_rows(&b->result[i]->type, b->rows)) {
-            if (!add_store(b, i, NO_SOURCE)) return false;
+            for (int j = 0; j < at_once; j++)
+                if (!add_store(b, i, THIS_ROW - j)) return false;
             continue;
         }
         if (!b->combine || !same_rows(&b->result[i]->type, rows_of(b, 0)) || n_sources > MOST_SOURCES) return false;
@@ -676,6 +680,29 @@ static bool make_body(Body *b, Arena *a, const KernelNode *k) {
     set_levels(b);
     keep_values(b);
     return b->ok;
+}
+
+static bool is_topk_in_registers(const Step *s) {
+    if (s->kind != S_TOPK) return false;
+    Dim width = last_dim(&s->node->in[0]->type);
+    return !width.sym && width.n <= TOPK_CHUNKS * LANES && s->node->attr.k <= LANES;
+}
+
+// How many rows at once.  A short row that is reduced is a chain of operations that wait for each other: several of them
+// fill the time.
+static int rows_at_once(const Body *b) {
+    int64_t widest = 1;
+    bool reduces = false, chooses = false;
+    if (b->flat || b->combine) return 1;
+    for (int i = 0; i < b->steps.n; i++) {
+        const Step *s = b->steps.at[i];
+        if (s->width.sym) return 1;
+        if (s->width.n > widest) widest = s->width.n;
+        reduces |= s->kind == S_SUM || s->kind == S_MAX;
+        chooses |= is_topk_in_registers(s);
+    }
+    int64_t rows = (chooses ? 2 : 1) * TOPK_CHUNKS * LANES / widest;
+    return !(reduces || chooses) || rows < 1 ? 1 : rows < MOST_AT_ONCE ? (int)rows : MOST_AT_ONCE;
 }
 
 // In flat bodies every full value is [n], every other one a scalar.
@@ -761,55 +788,73 @@ static LV best_index(Cg *cg, LV key, LV index) {
     return LLVMBuildExtractElement(cg->b, index, cg_int32(cg, 0), "");
 }
 
-// Keys in registers: the largest of all, and of those equal to it the first, k times.
-static void emit_topk_in_registers(Em *e, Step *s) {
+// Keys in registers: the largest of all, and of those equal to it the first, k times.  Of several rows in turns.
+typedef struct { Step *step; int chunks; LV x, key[TOPK_CHUNKS], values, index; } TopK;
+
+static void topk_begin(Em *e, TopK *t, Step *s) {
     Cg *cg = e->cg;
-    LV x = column_at(e, s->in[0]), key[TOPK_CHUNKS], taken = cg_vec_int(cg, INT32_MIN);   // below the key of NaN
-    int64_t n = type_cols(&s->node->in[0]->type), chunks = (n + LANES - 1) / LANES;
-    for (int c = 0; c < chunks; c++) {
-        key[c] = cg_order_key(cg, cg_load_vec(cg, F32, x, cg_int(cg, c * LANES), NULL));
-        if (n - c * LANES < LANES) key[c] = cg_select(cg, cg_tail_mask(cg, cg_int(cg, n - c * LANES)), key[c], taken);
+    int64_t n = type_cols(&s->node->in[0]->type);
+    *t = (TopK){.step = s, .chunks = (int)((n + LANES - 1) / LANES), .x = column_at(e, s->in[0])};
+    t->values = cg_zero(cg->vf32);
+    t->index = cg_zero(cg->vi32);
+    for (int c = 0; c < t->chunks; c++) {
+        LV key = cg_order_key(cg, cg_load_vec(cg, F32, t->x, cg_int(cg, c * LANES), NULL));
+        if (n - c * LANES < LANES)                                             // below the key of NaN
+            key = cg_select(cg, cg_tail_mask(cg, cg_int(cg, n - c * LANES)), key, cg_vec_int(cg, INT32_MIN));
+        t->key[c] = key;
     }
-    LT bits = LLVMIntTypeInContext(cg->cx, (unsigned)(chunks * LANES)), overload[] = {cg->vi32}, whole[] = {bits};
-    LV values = cg_zero(cg->vf32), index = cg_zero(cg->vi32);
-    for (int k = 0; k < s->node->attr.k; k++) {
-        LV best = key[0];
-        for (int c = 1; c < chunks; c++)
-            best = cg_select(cg, LLVMBuildICmp(cg->b, LLVMIntSGT, key[c], best, ""), key[c], best);
-        best = cg_splat(cg, cg_intrinsic(cg, "llvm.vector.reduce.smax", overload, 1, &best, 1));
-        LV where = NULL;
-        for (int c = 0; c < chunks; c++) {
-            LV equal = LLVMBuildBitCast(cg->b, LLVMBuildICmp(cg->b, LLVMIntEQ, key[c], best, ""), cg->i16, "");
-            equal = LLVMBuildShl(cg->b, LLVMBuildZExt(cg->b, equal, bits, ""),
-                                 LLVMConstInt(bits, (unsigned)(c * LANES), false), "");
-            where = where ? LLVMBuildOr(cg->b, where, equal, "") : equal;
-        }
-        LV args[] = {where, cg_bool(cg, true)};
-        LV first = cg_intrinsic(cg, "llvm.cttz", whole, 1, args, 2);
-        first = chunks > 2 ? LLVMBuildTrunc(cg->b, first, cg->i32, "") : LLVMBuildZExt(cg->b, first, cg->i32, "");
-        LV at = cg_splat(cg, first), here = LLVMBuildICmp(cg->b, LLVMIntEQ, cg_lanes(cg), cg_vec_int(cg, k % LANES), "");
-        values = cg_select(cg, here, cg_splat(cg, cg_load1(cg, F32, x, cg_i64(cg, first))), values);
-        index = cg_select(cg, here, at, index);
-        if (k % LANES == LANES - 1 || k == s->node->attr.k - 1) {
-            LV place = cg_int(cg, k / LANES * LANES);
-            cg_store_vec(cg, F32, values, column_at(e, s->filled[0]), place, NULL);
-            cg_store_vec(cg, I32, index, column_at(e, s->filled[1]), place, NULL);
-        }
-        for (int c = 0; c < chunks; c++) {
-            LV lanes = LLVMBuildAdd(cg->b, cg_lanes(cg), cg_vec_int(cg, c * LANES), "");
-            key[c] = cg_select(cg, LLVMBuildICmp(cg->b, LLVMIntEQ, lanes, at, ""), taken, key[c]);
-        }
+}
+
+static void topk_round(Em *e, TopK *t, int k) {
+    Cg *cg = e->cg;
+    LT bits = LLVMIntTypeInContext(cg->cx, (unsigned)(t->chunks * LANES)), overload[] = {cg->vi32}, whole[] = {bits};
+    LV best = t->key[0], where = NULL;
+    for (int c = 1; c < t->chunks; c++)
+        best = cg_select(cg, LLVMBuildICmp(cg->b, LLVMIntSGT, t->key[c], best, ""), t->key[c], best);
+    best = cg_splat(cg, cg_intrinsic(cg, "llvm.vector.reduce.smax", overload, 1, &best, 1));
+    for (int c = 0; c < t->chunks; c++) {
+        LV equal = LLVMBuildBitCast(cg->b, LLVMBuildICmp(cg->b, LLVMIntEQ, t->key[c], best, ""), cg->i16, "");
+        equal = LLVMBuildShl(cg->b, LLVMBuildZExt(cg->b, equal, bits, ""),
+                             LLVMConstInt(bits, (unsigned)(c * LANES), false), "");
+        where = where ? LLVMBuildOr(cg->b, where, equal, "") : equal;
     }
+    LV args[] = {where, cg_bool(cg, true)};
+    LV first = LLVMBuildIntCast2(cg->b, cg_intrinsic(cg, "llvm.cttz", whole, 1, args, 2), cg->i32, false, "");
+    LV at = cg_splat(cg, first), here = LLVMBuildICmp(cg->b, LLVMIntEQ, cg_lanes(cg), cg_vec_int(cg, k), "");
+    t->values = cg_select(cg, here, cg_splat(cg, cg_load1(cg, F32, t->x, cg_i64(cg, first))), t->values);
+    t->index = cg_select(cg, here, at, t->index);
+    for (int c = 0; c < t->chunks; c++) {
+        LV lanes = LLVMBuildAdd(cg->b, cg_lanes(cg), cg_vec_int(cg, c * LANES), "");
+        t->key[c] = cg_select(cg, LLVMBuildICmp(cg->b, LLVMIntEQ, lanes, at, ""), cg_vec_int(cg, INT32_MIN), t->key[c]);
+    }
+}
+
+// All of a level that are alike: those of the rows that are done at once.
+static void emit_topks(Em *e, Step *first, int level) {
+    Cg *cg = e->cg;
+    TopK t[MOST_AT_ONCE];
+    int n = 0;
+    for (int i = 0; i < e->b->steps.n && n < MOST_AT_ONCE; i++) {
+        Step *s = e->b->steps.at[i];
+        if (s->kind == S_TOPK && s->level == level && s->node == first->node) topk_begin(e, &t[n++], s);
+    }
+    for (int k = 0; k < first->node->attr.k; k++)
+        for (int i = 0; i < n; i++) topk_round(e, &t[i], k);
+    for (int i = 0; i < n; i++) {
+        cg_store_vec(cg, F32, t[i].values, column_at(e, t[i].step->filled[0]), cg_int(cg, 0), NULL);
+        cg_store_vec(cg, I32, t[i].index, column_at(e, t[i].step->filled[1]), cg_int(cg, 0), NULL);
+    }
+}
+
+static bool is_first_of_its_node(const Body *b, const Step *s) {
+    for (int i = 0; b->steps.at[i] != s; i++)
+        if (b->steps.at[i]->kind == S_TOPK && b->steps.at[i]->node == s->node) return false;
+    return true;
 }
 
 // k rounds: the best of all columns that are left.
 static void emit_topk(Em *e, Step *s) {
     Cg *cg = e->cg;
-    Dim width = last_dim(&s->node->in[0]->type);
-    if (!width.sym && width.n <= TOPK_CHUNKS * LANES && s->node->attr.k <= LANES) {
-        emit_topk_in_registers(e, s);
-        return;
-    }
     LV x = column_at(e, s->in[0]), keys = cg_bytes(cg, cg->scratch, cg_int(cg, s->keys));
     LV values = column_at(e, s->filled[0]), index = column_at(e, s->filled[1]);
     LV n = cg_dim(cg, last_dim(&s->node->in[0]->type)), zero = cg_int(cg, 0);
@@ -835,8 +880,32 @@ static void emit_topk(Em *e, Step *s) {
     cg_end(cg, &k);
 }
 
+// Few columns: each value added in its lane.
+static void emit_put_in_registers(Em *e, Step *s) {
+    Cg *cg = e->cg;
+    DType t = buffer_type(s->dtype);
+    LV v = column_at(e, s->in[0]), index = column_at(e, s->in[1]), y[REGISTER_CHUNKS];
+    int64_t n = type_cols(&s->node->out[0].type), k = type_cols(&s->node->in[1]->type);
+    for (int c = 0; c * LANES < n; c++) y[c] = cg_zero(t == F32 ? cg->vf32 : cg->vi32);
+    for (int j = 0; j < k; j++) {
+        LV at = cg_splat(cg, cg_load1(cg, I32, index, cg_int(cg, j))), x = cg_splat(cg, cg_load1(cg, t, v, cg_int(cg, j)));
+        for (int c = 0; c * LANES < n; c++) {
+            LV lanes = LLVMBuildAdd(cg->b, cg_lanes(cg), cg_vec_int(cg, c * LANES), "");
+            LV sum = t == F32 ? cg_fadd(cg, y[c], x) : cg_add(cg, y[c], x);
+            y[c] = cg_select(cg, LLVMBuildICmp(cg->b, LLVMIntEQ, lanes, at, ""), sum, y[c]);
+        }
+    }
+    for (int c = 0; c * LANES < n; c++)
+        cg_store_vec(cg, t, y[c], column_at(e, s->filled[0]), cg_int(cg, c * LANES), NULL);
+}
+
 static void emit_put(Em *e, Step *s) {
     Cg *cg = e->cg;
+    Dim width = last_dim(&s->node->out[0].type), few = last_dim(&s->node->in[1]->type);
+    if (in_registers(width) && !few.sym && few.n <= LANES) {
+        emit_put_in_registers(e, s);
+        return;
+    }
     DType t = buffer_type(s->dtype);
     LV v = column_at(e, s->in[0]), index = column_at(e, s->in[1]), y = column_at(e, s->filled[0]);
     LV n = cg_dim(cg, last_dim(&s->node->out[0].type));
@@ -967,10 +1036,13 @@ typedef struct {
     int    part[MOST_PARTS], n_into;
 } Sweep;
 
+static LV row_number(Em *e, int source) {
+    return is_source(source) ? e->source_row[source] : cg_addi(e->cg, e->row, THIS_ROW - source);
+}
+
 // Where the row of a result begins, in elements.
 static LV result_row(Em *e, const Store *s) {
-    LV row = s->source == NO_SOURCE ? e->row : e->source_row[s->source];
-    return cg_mul(e->cg, row, cg_dim(e->cg, last_dim(&e->b->result[s->result]->type)));
+    return cg_mul(e->cg, row_number(e, s->source), cg_dim(e->cg, last_dim(&e->b->result[s->result]->type)));
 }
 
 static void sweep_chunk(Em *e, const Sweep *w, LV col, LV mask, int chunk_number, LV *acc) {
@@ -999,7 +1071,7 @@ static void sweep_chunk(Em *e, const Sweep *w, LV col, LV mask, int chunk_number
     for (int i = 0; i < w->n_store; i++) {
         const Store *s = w->store[i];
         LV there = mask;
-        if (s->source != NO_SOURCE && !e->all_there) {
+        if (is_source(s->source) && !e->all_there) {
             there = cg_splat(cg, e->is_source[s->source]);
             if (mask) there = LLVMBuildAnd(cg->b, there, mask, "");
         }
@@ -1070,7 +1142,10 @@ static void emit_level(Em *e, int level) {
     e->mask = NULL;
     for (int i = 0; i < b->steps.n; i++) {               // what has no columns
         Step *s = b->steps.at[i];
-        if (s->kind == S_TOPK && s->level == level) emit_topk(e, s);
+        if (s->kind == S_TOPK && s->level == level) {
+            if (!is_topk_in_registers(s)) emit_topk(e, s);
+            else if (is_first_of_its_node(b, s)) emit_topks(e, s, level);
+        }
         if (s->kind == S_PUT && s->level == level) emit_put(e, s);
         bool now = is_computed(s) || s->kind == S_BUFFER ? s->level == level
                                                          : (s->kind == S_LOAD || s->kind == S_TABLE ||
@@ -1117,7 +1192,7 @@ static void emit_level(Em *e, int level) {
         if (dim_is_1(width)) {
             LV x = LLVMBuildExtractElement(cg->b, s->from->value, cg_int32(cg, 0), "");
             CgIf f;
-            bool perhaps = s->source != NO_SOURCE && !e->all_there;
+            bool perhaps = is_source(s->source) && !e->all_there;
             if (perhaps) cg_if(cg, &f, e->is_source[s->source]);
             cg_store1(cg, b->k->node->out[s->result].type.dtype, x, cg_out(cg, s->result),
                       cg_addi(cg, result_row(e, s), s->begin));
@@ -1137,7 +1212,7 @@ static LV numbered_row(Em *e, const Step *s) {
     const Type *x = &s->source;
     // what the sources read by the number they are brought together by is the row they are brought to
     const Node *combine = e->b->combine;
-    bool is_target = combine && e->b->spaces.at[s->space].source != NO_SOURCE &&
+    bool is_target = combine && is_source(e->b->spaces.at[s->space].source) &&
                      combine->in[1]->node->attr.k == s->number->arg;
     LV i = is_target ? e->row : cg_i64(cg, cg_load1(cg, I32, cg_in(cg, s->number->arg), s->number->row));
     LV there = LLVMBuildICmp(cg->b, LLVMIntULT, i, cg_rows(cg, x), "");
@@ -1188,11 +1263,6 @@ static void find_sources(Em *e) {
     }
 }
 
-static LV space_row(Em *e, int space) {
-    int source = e->b->spaces.at[space].source;
-    return source == NO_SOURCE ? e->row : e->source_row[source];
-}
-
 static void emit_levels(Em *e) {
     for (int level = 0; level <= e->b->n_levels; level++) emit_level(e, level);
 }
@@ -1201,7 +1271,7 @@ static void emit_row(Em *e) {
     Cg *cg = e->cg;
     Body *b = e->b;
     if (b->combine) find_sources(e);
-    for (int i = 0; i < b->spaces.n; i++) row_indices(cg, &b->spaces.at[i].type, space_row(e, i), e->index[i]);
+    for (int i = 0; i < b->spaces.n; i++) row_indices(cg, &b->spaces.at[i].type, row_number(e, b->spaces.at[i].source), e->index[i]);
     for (int i = 0; i < b->steps.n; i++) {
         Step *s = b->steps.at[i];
         if (s->kind != S_LOAD && s->kind != S_TABLE) continue;
@@ -1209,8 +1279,8 @@ static void emit_row(Em *e) {
             s->chunk[0] = numbered_row(e, s);
             s->row = cg_int(cg, 0);
         } else {
-            s->row = row_offset(cg, &s->view, &b->spaces.at[s->space].type, &s->map, space_row(e, s->space),
-                                e->index[s->space]);
+            s->row = row_offset(cg, &s->view, &b->spaces.at[s->space].type, &s->map,
+                                row_number(e, b->spaces.at[s->space].source), e->index[s->space]);
         }
     }
     if (!b->combine) {
@@ -1264,7 +1334,7 @@ static int64_t body_grain(const Body *b) {
 bool describe_body(const KernelNode *k, KernelDesc *d) {
     Arena *a = arena_create();
     Body b;
-    bool ok = make_body(&b, a, k);
+    bool ok = make_body(&b, a, k, 1);
     if (ok && b.flat) {
         Dim n = b.rows->dim[0];
         d->tasks[0] = (TaskCount){n.n, FLAT_RUN, 1, n.sym};
@@ -1275,28 +1345,37 @@ bool describe_body(const KernelNode *k, KernelDesc *d) {
     return ok;
 }
 
-void emit_body(Cg *cg, const KernelNode *k) {
-    Arena *a = arena_create();
-    Body b;
-    bool ok = make_body(&b, a, k);
-    assert(ok);
-    (void)ok;
+// Rows lo .. hi - 1, as many at once as b holds; gives the first that is left.
+static LV emit_rows(Cg *cg, Arena *a, Body *b, LV lo, LV hi, int at_once) {
     Em *e = arena_new(a, Em);
     e->cg = cg;
-    e->b = &b;
-    for (int i = 0; i < b.steps.n; i++)
-        if (b.steps.at[i]->kind == S_TABLE) b.steps.at[i]->chunk[0] = table_at(e, b.steps.at[i]);
+    e->b = b;
+    for (int i = 0; i < b->steps.n; i++)
+        if (b->steps.at[i]->kind == S_TABLE) b->steps.at[i]->chunk[0] = table_at(e, b->steps.at[i]);
     make_zeros(e);
-    if (b.flat) {
+    if (b->flat) {
         emit_flat(e);
-    } else {
-        int64_t grain = body_grain(&b);
-        LV lo = cg_muli(cg, cg->task, grain), hi = cg_min(cg, cg_addi(cg, lo, grain), cg_rows(cg, b.rows));
-        CgLoop l;
-        cg_for(cg, &l, lo, hi, 1);
-        e->row = l.i;
-        emit_row(e);
-        cg_end(cg, &l);
+        return hi;
     }
+    CgLoop l;
+    LV last = at_once > 1 ? cg_addi(cg, hi, 1 - at_once) : hi;
+    cg_for(cg, &l, lo, last, at_once);
+    e->row = l.i;
+    emit_row(e);
+    cg_end(cg, &l);
+    return l.i;
+}
+
+void emit_body(Cg *cg, const KernelNode *k) {
+    Arena *a = arena_create();
+    Body one, more;
+    bool ok = make_body(&one, a, k, 1);
+    assert(ok);
+    (void)ok;
+    int64_t grain = one.flat ? 1 : body_grain(&one);
+    LV lo = cg_muli(cg, cg->task, grain), hi = cg_min(cg, cg_addi(cg, lo, grain), cg_rows(cg, one.rows));
+    int at_once = rows_at_once(&one);
+    if (at_once > 1 && make_body(&more, a, k, at_once)) lo = emit_rows(cg, a, &more, lo, hi, at_once);
+    emit_rows(cg, a, &one, lo, hi, 1);
     arena_destroy(a);
 }
