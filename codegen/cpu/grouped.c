@@ -12,6 +12,7 @@ static LV offset_at(Cg *cg, LV offsets, LV i) { return cg_i64(cg, cg_load1(cg, I
 
 typedef struct {
     int64_t experts, leaves, bound, groups;
+    int parts;   // tasks of a group
     Rows r;
 } GroupedMatmul;
 
@@ -34,6 +35,7 @@ static bool grouped_of(const KernelNode *k, GroupedMatmul *g) {
                   .y_row = type_cols(y),
                   .max_rows = g->bound < ROWS_RUN ? g->bound : ROWS_RUN};
     g->groups = rows_groups((g->bound + ROWS_RUN - 1) / ROWS_RUN, g->r.max_rows, g->r.K, g->r.N, true);
+    g->parts = rows_parts(&g->r, g->groups);
     return rows_possible(&g->r);
 }
 
@@ -46,7 +48,7 @@ bool describe_grouped_matmul(const KernelNode *k, KernelDesc *d) {
     GroupedMatmul g;
     if (!grouped_of(k, &g)) return false;
     d->tasks[0] = tasks_of_rows(&k->node->out[0].type, ROWS_RUN);
-    d->tasks[0].times *= g.groups;
+    d->tasks[0].times *= g.groups * g.parts;
     str_printf(&d->key, " groups %d%s", (int)g.groups, g.bound <= TILE_MAX_ROWS ? " few" : "");
     d->flops = 2.0 * (double)g.bound * (double)g.r.K * (double)g.r.N * (k->node->attr.pair ? 2 : 1);
     return true;
@@ -62,7 +64,8 @@ void emit_grouped_matmul(Cg *cg, const KernelNode *k) {
     rows_begin(cg, r);
     epilogue_begin(cg, &e);
     LV x = cg_in(cg, 0), offsets = cg_in(cg, 2);
-    LV run = cg_div(cg, cg->task, cg_int(cg, g.groups)), group = cg_rem(cg, cg->task, cg_int(cg, g.groups));
+    LV part = cg_rem(cg, cg->task, cg_int(cg, g.parts)), task = cg_div(cg, cg->task, cg_int(cg, g.parts));
+    LV run = cg_div(cg, task, cg_int(cg, g.groups)), group = cg_rem(cg, task, cg_int(cg, g.groups));
     int panels = rows_panels(cg->target, r->N);
     int64_t each = (panels + g.groups - 1) / g.groups;
     LV rows = cg_rows(cg, &k->node->out[0].type), lo = cg_muli(cg, run, ROWS_RUN);
@@ -80,6 +83,7 @@ void emit_grouped_matmul(Cg *cg, const KernelNode *k) {
                  .hi = p1,
                  .row = begin};
     if (r->numbered) u.rows = row_numbers(cg, &e.c, 0, begin);
+    rows_part(cg, &u, cg_sub(cg, hi, lo), part, each, g.parts);
     rows_attached(cg, r, u, &e, cg_muli(cg, expert.i, rows_matrix(r)), cg_muli(cg, begin, r->N));
     cg_end(cg, &expert);
 }

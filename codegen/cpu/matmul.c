@@ -35,6 +35,7 @@ typedef struct {
     Extent rows, batch, k;
     bool shared; // one b for all of the batch
     int64_t runs, groups, panels_each;
+    int parts;   // tasks of a group
     Rows r;
 } Matmul;
 
@@ -66,6 +67,7 @@ static bool matmul_of(const CpuTarget *t, const KernelNode *k, Matmul *m) {
     m->runs = runs;
     m->groups =
         rows_groups(runs * extent_bound(&m->batch), m->r.max_rows, m->r.K, m->r.N, m->rows.sym != NULL);
+    m->parts = m->rows.sym ? rows_parts(&m->r, m->groups) : 1;
     if (!t) return rows_possible(&m->r);
     int size = rows_tile(t, &m->r);
     int64_t rest = bound % ROWS_RUN;
@@ -91,11 +93,11 @@ bool describe_matmul(const KernelNode *k, KernelDesc *d) {
         str_printf(&d->key, " runs %d groups %d rows %d k %lld", (int)m.runs, (int)m.groups,
                    (int)m.r.max_rows, (long long)m.r.K);
     if (m.rows.sym && !m.batch.sym)
-        d->tasks[0] = (TaskCount){m.rows.n, ROWS_RUN, batch * m.groups, m.rows.sym};
+        d->tasks[0] = (TaskCount){m.rows.n, ROWS_RUN, batch * m.groups * m.parts, m.rows.sym};
     else if (m.batch.sym)
-        d->tasks[0] = (TaskCount){m.batch.n, 1, m.runs * m.groups, m.batch.sym};
+        d->tasks[0] = (TaskCount){m.batch.n, 1, m.runs * m.groups * m.parts, m.batch.sym};
     else
-        d->tasks[0] = tasks_fixed(m.runs * batch * m.groups);
+        d->tasks[0] = tasks_fixed(m.runs * batch * m.groups * m.parts);
     d->flops = 2.0 * (double)extent_bound(&m.rows) * (double)batch * (double)m.r.N * (double)m.r.K;
     d->flops *= k->node->attr.pair ? 2 : 1;
     return true;
@@ -109,7 +111,8 @@ void emit_matmul(Cg *cg, const KernelNode *k) {
     rows_begin(cg, r);
     epilogue_begin(cg, &e);
     LV rows = extent_now(cg, &m.rows), batch = extent_now(cg, &m.batch), depth = extent_now(cg, &m.k);
-    LV group = cg_rem(cg, cg->task, cg_int(cg, m.groups)), rest = cg_div(cg, cg->task, cg_int(cg, m.groups));
+    LV part = cg_rem(cg, cg->task, cg_int(cg, m.parts)), task = cg_div(cg, cg->task, cg_int(cg, m.parts));
+    LV group = cg_rem(cg, task, cg_int(cg, m.groups)), rest = cg_div(cg, task, cg_int(cg, m.groups));
     LV index = cg_rem(cg, rest, batch), run = cg_div(cg, rest, batch), zero = cg_int(cg, 0);
     LV first = cg_muli(cg, run, ROWS_RUN), row = cg_add(cg, cg_mul(cg, index, rows), first);
     LV lo = cg_muli(cg, group, m.panels_each);
@@ -123,6 +126,7 @@ void emit_matmul(Cg *cg, const KernelNode *k) {
                  .hi = cg_min(cg, cg_addi(cg, lo, m.panels_each), cg_int(cg, rows_panels(cg->target, r->N))),
                  .row = row};
     if (r->numbered) u.rows = row_numbers(cg, &e.c, 0, row);
+    rows_part(cg, &u, u.n, part, m.panels_each, m.parts);
     rows_attached(cg, r, u, &e, b, cg_muli(cg, row, r->N));
 }
 

@@ -72,6 +72,25 @@ int rows_groups(int64_t runs, int64_t rows, int64_t K, int64_t N, bool rows_vary
     return want < 1 ? 1 : (int)want;
 }
 
+enum { FEW_ROWS = 16, PART_BYTES = 128 << 10 };
+
+int rows_parts(const Rows *r, int64_t groups) {
+    int64_t panels = ((r->N + 31) / 32 + groups - 1) / groups, one = r->K * 32 * dtype_bytes(r->b_type);
+    int64_t each = one ? PART_BYTES / one : panels;
+    if (each < 1) each = 1;
+    return (int)((panels + each - 1) / each);
+}
+
+// u has the group's panels; rows: of the task, whoever multiplies them.
+void rows_part(Cg *cg, RowsRun *u, LV rows, LV part, int64_t panels_each, int parts) {
+    if (parts == 1) return;
+    int64_t each = (panels_each + parts - 1) / parts;
+    LV few = cg_lt(cg, rows, cg_int(cg, FEW_ROWS + 1)), lo = cg_add(cg, u->lo, cg_muli(cg, part, each));
+    LV all = cg_select(cg, cg_eq(cg, part, cg_int(cg, 0)), u->hi, u->lo);
+    u->hi = cg_select(cg, few, cg_min(cg, cg_addi(cg, lo, each), u->hi), all);
+    u->lo = cg_select(cg, few, lo, u->lo);
+}
+
 void rows_begin(Cg *cg, Rows *r) {
     TileSize size = {rows_tile(cg->target, r), panel_vecs(cg->target, r->N)};
     r->vecs = panel_vecs(cg->target, r->N);
@@ -111,7 +130,7 @@ void rows_begin(Cg *cg, Rows *r) {
                   .pairs = layout_is_pairs(r->layout),
                   .c_type = r->y_type,
                   .reload = cuts_k(r) || (r->direct && r->direct_k),
-                  .prefetch = true};
+                  .prefetch = is_laid(r) ? 3 : 2};  // panels are one stream; rows far apart would meet in the first cache
     bool f32 = r->b_type == F32;
     unsigned heights = r->heights;
     if ((r->packed || f32) && r->n_whole) tile_functions(cg, &r->whole, &s, "tile", heights);
@@ -328,7 +347,7 @@ static void run_packed(Cg *cg, Rows *r, const RowsRun *u) {
 
 void rows_run(Cg *cg, Rows *r, const RowsRun *u) {
     CgIf some, few;
-    cg_if(cg, &some, cg_lt(cg, cg_int(cg, 0), u->n));
+    cg_if(cg, &some, LLVMBuildAnd(cg->b, cg_lt(cg, cg_int(cg, 0), u->n), cg_lt(cg, u->lo, u->hi), ""));
     if (r->direct && r->packed) {
         cg_if(cg, &few, cg_lt(cg, u->n, cg_int(cg, r->direct_rows + 1)));
         run_direct(cg, r, u);

@@ -61,31 +61,32 @@ enum { P_A, P_B, P_K, P_B_K, P_C, P_INIT, P_N_MERGE, P_MERGE, N_PARAMS };
 // Bytes between columns of a row of B, whose row holds one k or two.
 static int64_t b_bytes(const TileSpec *s) { return s->pairs ? 4 : dtype_bytes(s->b_type); }
 
-// Vector v of B at one k, or at the first or second (odd) of two.
-static LV b_vector(Cg *cg, const TileSpec *s, LV b, int v, bool odd) {
+// Vector v of B at one k, or at the first or second (odd) of two: pair is what the first has loaded, so that a line
+// that comes from far is asked for once.
+static LV b_vector(Cg *cg, const TileSpec *s, LV b, int v, bool odd, LV *pair) {
     LV mask = s->mask_b ? tile_mask(cg, s->cols - v * LANES) : NULL;
     if (!s->pairs) return cg_load_vec(cg, s->b_type, b, cg_int(cg, v * LANES), mask);
-    LV two = cg_load_vec(cg, I32, b, cg_int(cg, v * LANES), mask);
-    two = odd ? LLVMBuildAnd(cg->b, two, cg_vec_int(cg, (int32_t)0xffff0000), "")
-              : LLVMBuildShl(cg->b, two, cg_vec_int(cg, 16), "");
-    return LLVMBuildBitCast(cg->b, two, cg->vf32, "");
+    if (!odd) pair[v] = cg_load_vec(cg, I32, b, cg_int(cg, v * LANES), mask);
+    LV one = odd ? LLVMBuildAnd(cg->b, pair[v], cg_vec_int(cg, (int32_t)0xffff0000), "")
+                 : LLVMBuildShl(cg->b, pair[v], cg_vec_int(cg, 16), "");
+    return LLVMBuildBitCast(cg->b, one, cg->vf32, "");
 }
 
 // One step of the chain for all sums.  ahead: bytes from b to what is asked for, or NULL.
-static void tile_step(Cg *cg, const TileSpec *s, int height, LV a, int64_t k, LV b, LV ahead, LV *acc) {
+static void tile_step(Cg *cg, const TileSpec *s, int height, LV a, int64_t k, LV b, LV ahead, LV *pair, LV *acc) {
     LV bv[TILE_MAX_VECS], x[TILE_MAX_ROWS];
     bool odd = s->pairs && k % 2, rows_first = by_rows(cg->target, s->vecs) <= by_vectors(cg->target, height);
-    for (int v = 0; v < s->vecs && rows_first; v++) bv[v] = b_vector(cg, s, b, v, odd);
+    for (int v = 0; v < s->vecs && rows_first; v++) bv[v] = b_vector(cg, s, b, v, odd, pair);
     if (ahead && !odd)
         for (int64_t at = 0; at < s->vecs * LANES * b_bytes(s); at += 64)
-            cg_prefetch(cg, cg_bytes(cg, b, cg_addi(cg, ahead, at)), false, 2);
+            cg_prefetch(cg, cg_bytes(cg, b, cg_addi(cg, ahead, at)), false, s->prefetch);
     for (int i = 0; i < height; i++) {
         x[i] = cg_splat(cg, cg_load(cg, cg->f32, offset(cg, a, i * s->a_row + k * s->a_k), 4));
         for (int v = 0; v < s->vecs && rows_first; v++)
             acc[i * s->vecs + v] = cg_fma(cg, x[i], bv[v], acc[i * s->vecs + v]);
     }
     for (int v = 0; v < s->vecs && !rows_first; v++) {
-        LV one = b_vector(cg, s, b, v, odd);
+        LV one = b_vector(cg, s, b, v, odd, pair);
         for (int i = 0; i < height; i++)
             acc[i * s->vecs + v] = cg_fma(cg, x[i], one, acc[i * s->vecs + v]);
     }
@@ -106,8 +107,9 @@ static void tile_chain(Cg *cg, const TileSpec *s, int height, LV fn, LV *acc) {
         cg_loop_begin(cg, &l, lo, hi, u, n + 2, carry);
         for (int i = 0; i < n; i++) acc[i] = l.carry[i];
         LV a = l.carry[n], b = l.carry[n + 1];
+        LV pair[TILE_MAX_VECS];
         for (int j = 0; j < u; j++) {
-            tile_step(cg, s, height, a, j, b, ahead, acc);
+            tile_step(cg, s, height, a, j, b, ahead, pair, acc);
             if (!s->pairs || j % 2) b = cg_bytes(cg, b, step);
         }
         for (int i = 0; i < n; i++) carry[i] = acc[i];

@@ -26,7 +26,7 @@ typedef struct {
     DType   b_type, c_type;    // A is f32
     bool    mask_b;            // B is not a panel: loads stay inside cols
     bool    pairs;             // B is bf16 in pairs of k: [k/2][b_k][2], what is behind an odd k is there
-    bool    prefetch;          // B comes from far: rows ahead are asked for
+    int     prefetch;          // B comes from far: rows ahead are asked for into this cache (cg_prefetch); 0: not so
     bool    reload;            // the chain may continue from a tile in memory (init)
     bool    merge;             // after the chain n_merge tiles at merge, merge - merge_step, .. are added
     int64_t merge_step;        // elements
