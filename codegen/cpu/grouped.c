@@ -83,7 +83,7 @@ void emit_grouped_matmul(Cg *cg, const KernelNode *k) {
                  .hi = p1,
                  .row = begin};
     if (r->numbered) u.rows = row_numbers(cg, &e.c, 0, begin);
-    rows_part(cg, &u, cg_sub(cg, hi, lo), part, each, g.parts);
+    rows_part(cg, r, &u, cg_sub(cg, hi, lo), group, part, (int)g.groups, g.parts);
     rows_attached(cg, r, u, &e, cg_muli(cg, expert.i, rows_matrix(r)), cg_muli(cg, begin, r->N));
     cg_end(cg, &expert);
 }

@@ -126,7 +126,7 @@ void emit_matmul(Cg *cg, const KernelNode *k) {
                  .hi = cg_min(cg, cg_addi(cg, lo, m.panels_each), cg_int(cg, rows_panels(cg->target, r->N))),
                  .row = row};
     if (r->numbered) u.rows = row_numbers(cg, &e.c, 0, row);
-    rows_part(cg, &u, u.n, part, m.panels_each, m.parts);
+    if (m.rows.sym) rows_part(cg, r, &u, u.n, group, part, (int)m.groups, m.parts);
     rows_attached(cg, r, u, &e, b, cg_muli(cg, row, r->N));
 }
 

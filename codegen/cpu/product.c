@@ -2,6 +2,7 @@
 #include "codegen/cpu/product.h"
 #include <assert.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 enum {
     NEAR_BYTES = 256 << 10,   // of B as it lies, that all tiles of a short run pass before the next
@@ -72,22 +73,47 @@ int rows_groups(int64_t runs, int64_t rows, int64_t K, int64_t N, bool rows_vary
     return want < 1 ? 1 : (int)want;
 }
 
-enum { FEW_ROWS = 16, PART_BYTES = 128 << 10 };
+// first[i] .. first[i + 1] - 1: the panels of 32 columns of piece i, a 16th of what is left each time.
+enum { FEW_ROWS = 16, MAX_PIECES = 96, PIECE_BYTES = 64 << 10 };
+typedef struct { int n, first[MAX_PIECES + 1]; } Pieces;
 
-int rows_parts(const Rows *r, int64_t groups) {
-    int64_t panels = ((r->N + 31) / 32 + groups - 1) / groups, one = r->K * 32 * dtype_bytes(r->b_type);
-    int64_t each = one ? PART_BYTES / one : panels;
-    if (each < 1) each = 1;
-    return (int)((panels + each - 1) / each);
+static Pieces pieces_of(const Rows *r) {
+    int panels = (int)((r->N + 31) / 32);
+    int64_t panel = r->K * 32 * dtype_bytes(r->b_type), least = panel ? PIECE_BYTES / panel : panels;
+    if (least < 1) least = 1;
+    Pieces p = {0};
+    for (int at = 0; at < panels && p.n < MAX_PIECES; p.first[++p.n] = at) {
+        int64_t left = panels - at, piece = (left + 15) / 16 > least ? (left + 15) / 16 : least;
+        at = piece < left && p.n < MAX_PIECES - 1 ? at + (int)piece : panels;
+    }
+    return p;
+}
+
+int rows_parts(const Rows *r, int64_t groups) { return (int)((pieces_of(r).n + groups - 1) / groups); }
+
+static LV piece_table(Cg *cg, const Pieces *p, int n, int scale, int most) {
+    LV *first = malloc((size_t)(n + 1) * sizeof *first);
+    assert(first);
+    for (int i = 0; i <= n; i++) {
+        int at = p->first[i < p->n ? i : p->n] * scale;
+        first[i] = cg_int32(cg, at < most ? at : most);
+    }
+    LV init = LLVMConstArray2(cg->i32, first, (uint64_t)n + 1), table = LLVMAddGlobal(cg->module, LLVMTypeOf(init), "pieces");
+    free(first);
+    LLVMSetInitializer(table, init);
+    LLVMSetGlobalConstant(table, true);
+    LLVMSetLinkage(table, LLVMInternalLinkage);
+    return table;
 }
 
 // u has the group's panels; rows: of the task, whoever multiplies them.
-void rows_part(Cg *cg, RowsRun *u, LV rows, LV part, int64_t panels_each, int parts) {
-    if (parts == 1) return;
-    int64_t each = (panels_each + parts - 1) / parts;
-    LV few = cg_lt(cg, rows, cg_int(cg, FEW_ROWS + 1)), lo = cg_add(cg, u->lo, cg_muli(cg, part, each));
+void rows_part(Cg *cg, const Rows *r, RowsRun *u, LV rows, LV group, LV part, int groups, int parts) {
+    Pieces p = pieces_of(r);
+    LV table = piece_table(cg, &p, groups * parts, PANEL_COLS / r->panel, r->n_panels);
+    LV piece = cg_add(cg, cg_muli(cg, group, parts), part), few = cg_lt(cg, rows, cg_int(cg, FEW_ROWS + 1));
+    LV lo = cg_i64(cg, cg_load1(cg, I32, table, piece)), hi = cg_i64(cg, cg_load1(cg, I32, table, cg_addi(cg, piece, 1)));
     LV all = cg_select(cg, cg_eq(cg, part, cg_int(cg, 0)), u->hi, u->lo);
-    u->hi = cg_select(cg, few, cg_min(cg, cg_addi(cg, lo, each), u->hi), all);
+    u->hi = cg_select(cg, few, hi, all);
     u->lo = cg_select(cg, few, lo, u->lo);
 }
 

@@ -59,10 +59,11 @@ bool grouped_takes_panels(const KernelNode *k);
 // How many groups of panels a task's matrix is cut into, so that there are enough tasks and none is tiny.
 int rows_groups(int64_t runs, int64_t rows, int64_t K, int64_t N, bool rows_vary);
 
-// Where the number of rows varies, a group has `parts` tasks: for few rows, whose work is to read the matrix, they
-// share its panels; for more the first has them all and packs what it needs once.
+// Where the number of rows varies, the tasks of a run are `groups` times `parts`.  Few rows, for which reading the
+// matrix is the work, cut it so: long pieces first, which memory streams best, short ones last, so that threads end
+// together.  For more rows the first part of a group takes all its panels and packs what it needs once.
 int  rows_parts(const Rows *r, int64_t groups);
-void rows_part(Cg *cg, RowsRun *u, LV rows, LV part, int64_t panels_each, int parts);
+void rows_part(Cg *cg, const Rows *r, RowsRun *u, LV rows, LV group, LV part, int groups, int parts);
 
 // ---- y[M, N] = tree over leaves of sum over rows of a[row, M] b[row, N] -------------------------
 // A task computes m x n elements of the result; the cut depends on sizes only, not on the machine.
