@@ -7,13 +7,34 @@
 #include "runtime/convert.h"
 #include "runtime/exec.h"
 
-bool bench_graph_compile(BenchGraph *b, Cli *c, const Machine *m, Graph *g, const char *const *pipeline, int threads) {
-    *b = (BenchGraph){.c = c, .machine = m};
+// Losses that stand there only to be differentiated, with what makes them and nothing else reads.
+static void remove_losses(Graph *g) {
+    for_each_node_reverse(g, n) {
+        bool is_read = op_is(n->op, EFFECT) && n->op != OP_LOSS;
+        for (int i = 0; i < n->n_out; i++) is_read |= n->out[i].n_uses > 0;
+        if (is_read || op_is(n->op, SOURCE)) continue;
+        graph_remove(n);
+    }
+}
+
+static bool run_passes(Session *s, Graph **g, const char *const *pipeline) {
+    Graph *update = NULL;
+    if (pipeline != pipeline_train) return session_passes(s, g, pipeline, &update);
+    const char *first[32];
+    int n = 0;
+    do first[n] = pipeline[n]; while (strcmp(first[n++], "optimizer") != 0);
+    first[n] = NULL;
+    if (!session_passes(s, g, first, &update)) return false;
+    graph_recount(*g);
+    remove_losses(*g);
+    return session_passes(s, g, pipeline + n, &update);
+}
+
+static bool compile(BenchGraph *b, Cli *c, const Machine *m, Graph *g, const char *const *pipeline, int threads) {
     Session s = {.cli = c, .arena = c->arena, .diag = c->diag, .machine = m};
     s.train = (TrainOpts){.dtype = intern("f32"), .recompute = intern("none"), .optimizer = intern("sgd"), .lr_expert = 1, .waves = 1};
     s.own_parameters = pipeline == pipeline_forward;
-    Graph *update = NULL;
-    bool ok = session_passes(&s, &g, pipeline, &update) && session_compile(&s, &g, 1, NULL, threads);
+    bool ok = run_passes(&s, &g, pipeline) && session_compile(&s, &g, 1, NULL, threads);
     b->compiled = s.compiled;
     b->plan = s.plan;
     return ok;
@@ -23,7 +44,7 @@ bool bench_graph_open(BenchGraph *b, Cli *c, const Machine *m, const char *name,
     int n;
     *b = (BenchGraph){.c = c, .machine = m};
     Graph **g = graphs_parse(c->arena, c->diag, diag_add_file(c->diag, name, text, strlen(text)), &n);
-    return g && bench_graph_compile(b, c, m, g[0], pipeline, threads);
+    return g && compile(b, c, m, g[0], pipeline, threads);
 }
 
 void bench_graph_close(BenchGraph *b) {
@@ -97,6 +118,11 @@ BenchRun bench_steps(BenchSteps *self) { return (BenchRun){run_steps, self, 0}; 
 bool bench_is_contraction(const RtPlan *plan, const RtStep *s) {
     (void)plan;
     return s->work != RT_ELEMENTWISE;
+}
+
+bool bench_is_any(const RtPlan *plan, const RtStep *s) {
+    (void)plan, (void)s;
+    return true;
 }
 
 BenchSteps bench_graph_steps(const BenchGraph *b, BenchCounts *counts) {

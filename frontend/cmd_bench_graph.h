@@ -12,10 +12,8 @@ typedef struct {
 } BenchGraph;
 
 // Reads one graph (a name for its text in messages, and the text), runs these passes, compiles it and opens it for so many
-// threads.  false after an error.
+// threads.  pipeline_train: losses are taken out once they are differentiated.  false after an error.
 bool bench_graph_open(BenchGraph *b, Cli *c, const Machine *m, const char *name, const char *text, const char *const *pipeline, int threads);
-// The same of a graph before its passes.
-bool bench_graph_compile(BenchGraph *b, Cli *c, const Machine *m, Graph *g, const char *const *pipeline, int threads);
 void bench_graph_close(BenchGraph *b);
 // Random numbers from -1 to 1 in all inputs and parameters of floats; ints count 0 .. below - 1 again and again.
 void bench_graph_fill(BenchGraph *b, int below);
@@ -35,6 +33,6 @@ typedef struct { RtPlanInstance *plan; int n; const int *step; } BenchSteps;
 BenchRun bench_steps(BenchSteps *self);
 typedef bool BenchCounts(const RtPlan *plan, const RtStep *s);
 BenchSteps bench_graph_steps(const BenchGraph *b, BenchCounts *counts);
-BenchCounts bench_is_contraction;
+BenchCounts bench_is_contraction, bench_is_any;
 
 #endif
