@@ -54,6 +54,7 @@ bool attention_of(const KernelNode *k, Attn *p) {
 }
 
 void attention_key(const Attn *p, KernelDesc *d) {
+    if (p->S.sym) str_printf(&d->key, " queries %lld", (long long)dim_bound(p->S));
     if (p->C.sym) str_printf(&d->key, " keys %lld", (long long)dim_bound(p->C));
 }
 
@@ -299,7 +300,7 @@ void attention_store_row(Cg *cg, LV row, int64_t columns, DType t, LV to, LV at)
                      tile_mask(cg, (int)(columns - whole)));
 }
 
-static LV minus_inf(Cg *cg) { return cg_vec(cg, -INFINITY); }
+LV minus_inf(Cg *cg) { return cg_vec(cg, -INFINITY); }
 LV is_minus_inf(Cg *cg, LV x) { return LLVMBuildFCmp(cg->b, LLVMRealOEQ, x, minus_inf(cg), ""); }
 LV all_lanes(Cg *cg, LV truth) {
     LV bits = LLVMBuildBitCast(cg->b, truth, cg->i16, "");
@@ -343,6 +344,7 @@ bool describe_attention(const KernelNode *k, KernelDesc *d) {
     bool vary = p.S.sym && p.S.sym->kind != SYM_LEAF;
     d->tasks[0] = (TaskCount){(vary ? p.S.n : dim_bound(p.S)) * p.G, task_rows(&p), p.batch * p.Hk,
                               vary ? p.S.sym : NULL};
+    if (attention_may_be_few(&p)) attention_few_describe(&p, d);
     double pairs = (double)dim_bound(p.S) * (double)dim_bound(p.C) * (p.causal ? 0.5 : 1);
     d->flops = 2.0 * (double)(p.batch * p.H) * pairs * (double)(p.A + p.V);
     return true;
@@ -358,11 +360,8 @@ static void run_store(Cg *cg, LV x, LV level, int64_t field, int v) {
     cg_store_vec(cg, F32, x, cg_bytes(cg, level, cg_int(cg, field)), cg_int(cg, v * LANES), NULL);
 }
 
-static LV larger(Cg *cg, LV a, LV b) {
-    return cg_select(cg, LLVMBuildFCmp(cg->b, LLVMRealOGT, a, b, ""), a, b);
-} // b if equal
-// exp(old - m), 0 if there was nothing.
-static LV keep_of(Cg *cg, LV old, LV m) {
+LV larger(Cg *cg, LV a, LV b) { return cg_select(cg, LLVMBuildFCmp(cg->b, LLVMRealOGT, a, b, ""), a, b); }
+LV keep_of(Cg *cg, LV old, LV m) {
     return cg_select(cg, is_minus_inf(cg, old), cg_vec(cg, 0), cg_exp(cg, cg_fsub(cg, old, m)));
 }
 
@@ -652,11 +651,10 @@ static void begin_queries(Cg *cg, Attn *p, const Running *r, const Tiles *t) {
                  cg_int(cg, p->A16));
 }
 
-void emit_attention(Cg *cg, const KernelNode *k) {
-    Attn p;
-    attention_of(k, &p);
+static void emit_many(Cg *cg, const Attn *given) {
+    Attn p = *given;
+    p.score.spec.self = &p;
     TileSize size = tile_size(cg->target);
-    attention_begin(cg, &p, size.vecs * LANES, ATTN_BLOCK, attention_heights(cg, &p, true));
     Running r = {.l = p.lanes * 4, .o = p.lanes * 8, .n_levels = levels_of(&p), .task_rows = task_rows(&p)};
     r.level = r.o + p.V16 * p.lanes * 4;
     r.base = attention_take(&p.queries_used, r.level * r.n_levels);
@@ -699,4 +697,23 @@ void emit_attention(Cg *cg, const KernelNode *k) {
     tiles_begin(cg, &p, &r, &t);
     finish_tile(cg, &p, &r, t.first, cg_addi(cg, cg_sub(cg, t.last, t.first), 1));
     cg_end(cg, &t.l);
+}
+
+void emit_attention(Cg *cg, const KernelNode *k) {
+    Attn p;
+    attention_of(k, &p);
+    attention_begin(cg, &p, tile_size(cg->target).vecs * LANES, ATTN_BLOCK, attention_heights(cg, &p, true));
+    if (!attention_may_be_few(&p)) {
+        emit_many(cg, &p);
+        return;
+    }
+    CgIf few, end;
+    LV n = cg_muli(cg, p.S_now, p.G);
+    cg_if(cg, &few, cg_lt(cg, n, cg_int(cg, ATTN_FEW + 1)));
+    emit_attention_few(cg, &p);
+    cg_else(cg, &few);
+    cg_if_phase(cg, &end, 1);
+    emit_many(cg, &p);
+    cg_endif(cg, &end);
+    cg_endif(cg, &few);
 }

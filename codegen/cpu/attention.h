@@ -6,12 +6,14 @@
 //     scores  S [keys][lanes]   = K rows x Q panel              softmax, masks, sums: vectors, no folds
 //     output  O [V][lanes]     += V^T rows x P [keys][lanes]
 //
+// A few queries, as one token has, go the other way: attention_few.c.
+//
 // Orders: ir/ref/contraction.c.
 #ifndef CODEGEN_CPU_ATTENTION_H
 #define CODEGEN_CPU_ATTENTION_H
 #include "codegen/cpu/tile.h"
 
-enum { ATTN_BLOCK = 64, ATTN_SEGMENT = 512 };
+enum { ATTN_BLOCK = 64, ATTN_SEGMENT = 512, ATTN_FEW = 8 };
 
 typedef struct {
     const KernelNode *k;
@@ -79,7 +81,16 @@ LV attention_finish(Cg *cg, const Attn *p, LV x, LV j, int v, LV *seen);
 LV attention_index(Cg *cg, const Attn *p, LV row, int v); // element of vector v of a row of scores
 
 LV attention_both(Cg *cg, LV a, LV b); // a & b; a NULL: b
+LV minus_inf(Cg *cg);                  // of all lanes
 LV is_minus_inf(Cg *cg, LV x);
-LV all_lanes(Cg *cg, LV truth); // i1
+LV larger(Cg *cg, LV a, LV b);    // b if equal, or if a is NaN
+LV keep_of(Cg *cg, LV old, LV m); // exp(old - m), 0 if there was nothing
+LV all_lanes(Cg *cg, LV truth);   // i1
+
+// ---- few queries (attention_few.c) --------------------------------------------------------------
+// At most ATTN_FEW of them, heads counted: phase 0 by segments of keys, phase 1 is their end.
+bool attention_may_be_few(const Attn *p);
+void attention_few_describe(const Attn *p, KernelDesc *d); // d has the tasks of one phase for many queries
+void emit_attention_few(Cg *cg, const Attn *p);
 
 #endif

@@ -394,6 +394,12 @@ static const Shape attention_shapes[] = {
     {F32, 1, 300, 300, 2, 1, 24, 40, 0, 1, 0},
     {BF16, 1, 290, 290, 2, 1, 16, 16, 100, 1, DOCUMENTS},
     {F32, 1, 70, 330, 2, 1, 16, 32, 50, 0, BIAS},
+    // few queries
+    {F32, 2, 1, 1300, 3, 1, 40, 40, 0, 1, 0, true},
+    {BF16, 1, 2, 700, 4, 1, 24, 19, 70, 1, SINKS | DOCUMENTS, true},
+    {F32, 1, 1, 130, 5, 1, 33, 64, 20, 0, BIAS | VALID, true},
+    {F32, 1, 2, 90, 2, 2, 16, 16, 0, 1, SINKS},
+    {BF16, 1, 1, 3700, 8, 1, 64, 128, 0, 1, 0, true},
     {F32, 1, 3, 2200, 1, 1, 64, 64, 0, 1, 0, true}, // more keys than are copied at once
 };
 
