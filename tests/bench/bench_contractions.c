@@ -120,7 +120,7 @@ static double peak_of(const char *target, int threads) {
     if (!code) diag_print(d, stderr, false), exit(1);
     float *memory = zeros(16 * 2);
     int64_t counts[] = {(int64_t)(1e7 / p.work) + 1, 0};
-    OneKernel o = {.fn = p.fn, .d = {.n_phases = 1}};
+    OneKernel o = {.fn = p.fn, .d = {.n_phases = 1, .n_rounds = 1}};
     Work w = {.o = &o, .arg = (void *[]){counts, memory, memory + 16}, .tasks = {TASKS}, .threads = threads};
     pthread_barrier_init(&w.barrier, NULL, (unsigned)threads);
     double rate = TASKS * (double)counts[0] * p.work / seconds_of(&w, 1);
