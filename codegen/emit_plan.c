@@ -556,12 +556,21 @@ static void add_bytes(Plan *p, RtStep *s, const Type *t) {
     }
 }
 
+// What a body reads of operand i: the rows it gathers, or all of it.
+static const Type *read_in_body(const Node *n, int i) {
+    for_each_node(n->attr.body, m)
+        if (m->op == OP_GATHER_ROWS && m->in[0]->node->op == OP_ARG && m->in[0]->node->attr.k == i)
+            return &m->out[0].type;
+    return &n->in[i]->type;
+}
+
 // What the step moves and computes.  A node that moves a slice reads no more than it writes.
 static void measure_step(Plan *p, RtStep *s, const KernelNode *k) {
     const Node *n = k->node;
     bool moves = n->op == OP_GATHER_ROWS || n->op == OP_SLICE || n->op == OP_TAKE;
     for (int i = 0; i < kernel_n_args(k); i++) {
         if (moves && i == 0) add_bytes(p, s, &n->out[0].type);
+        else if (n->op == OP_FUSED && i < n->n_in) add_bytes(p, s, read_in_body(n, i));
         else if (n->op == OP_CACHE) add_bytes(p, s, &n->in[1]->type);
         else add_bytes(p, s, kernel_arg_type(k, i));
     }

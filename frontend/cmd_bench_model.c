@@ -163,11 +163,13 @@ static json_t *train_facts(Cli *c, Session *s, const RtSettings *settings, doubl
 
 // ---- generating ---------------------------------------------------------------------------------------------
 
-// Work of a run of n rows behind `past`, and the least time it can take.
-static RtWork run_work(RtDecoder *d, int64_t n, int64_t past, const RtLimits *limits, double *least) {
+// Feeds n ids; the work of that, of which rows of experts are a part, and the least time it can take.
+static RtWork run_work(RtDecoder *d, const int32_t *ids, int64_t n, const RtLimits *limits, double *least) {
     RtPlanInstance *p = d->plan;
-    rt_set_sym(p, d->sym_rows, n);
-    if (d->sym_context >= 0) rt_set_sym(p, d->sym_context, past + n);
+    struct RtTrace *trace = p->trace;
+    p->trace = NULL;                                                   // not what was asked for
+    rt_decoder_feed(d, ids, n);
+    p->trace = trace;
     RtWork sum = {0, 0, 0};
     *least = 0;
     for (uint32_t i = 0; i < p->program[d->program].n_steps; i++) {
@@ -228,7 +230,11 @@ static json_t *generate_facts(Cli *c, Session *s, const RtSettings *settings) {
         RtLimits limits = machine_limits(&m, s->plan->threads);
         double prefill = bench_median(first, (int)rounds), decode = bench_median(each, (int)(rounds * tokens)), least_prefill, least_decode;
         int64_t rows = prompt < d.max_rows ? prompt : d.max_rows;
-        RtWork a = run_work(&d, rows, 0, &limits, &least_prefill), b = run_work(&d, 1, prompt + tokens / 2, &limits, &least_decode);
+        rt_decoder_restart(&d);
+        RtWork a = run_work(&d, text, rows, &limits, &least_prefill);
+        for (int64_t i = rows; i < prompt + tokens / 2; i += d.max_rows)
+            run_work(&d, text + i, prompt + tokens / 2 - i < d.max_rows ? prompt + tokens / 2 - i : d.max_rows, &limits, &least_decode);
+        RtWork b = run_work(&d, text + prompt + tokens / 2, 1, &limits, &least_decode);
         double read = machine_bandwidth(&m, m.level[LEVEL_DRAM].read, s->plan->threads);
         facts = json_pack("{s:s, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:i}", "model", program_model_name(s->program), "threads",
                           s->plan->threads, "prefill_tokens_s", (double)prompt / prefill, "prefill_gflop_s",

@@ -210,6 +210,7 @@ bool weights_load(Session *s, const char *dir) {
     }
     for (int i = 0; ok && i < n; i++) {
         ok = load_match(&l, &w.matches.at[i]);
+        st_drop(w.source[w.matches.at[i].tensor]);
         if (ok) hf_view_covers(w.matches.at[i].view, close_param, &l);
     }
     for (int i = 0; i < n_params; i++) free(l.value[i]);

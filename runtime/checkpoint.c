@@ -568,6 +568,7 @@ static RtStatus load_piece(const Loader *l, const RtPlanInstance *p, const RtTen
         DType dtype = (DType)t->dtype;
         st_dtype_to(from->dtype, &dtype);
         rt_tensor_put(p, t, k * from->elements, from->elements, from->data, dtype);
+        st_drop(from);
     }
     free(block);
     return status;
@@ -725,6 +726,7 @@ static RtStatus load_plain(const char *path, RtPlanInstance *p, RtError *e) {
                 status = BAD("%s: '%s' has %lld elements, the model's has %lld", from->file, from->name,
                              (long long)from->elements, (long long)n);
             if (from && status == RT_OK) status = put_any(p, t, k * n, from, e);
+            if (from) st_drop(from);
             free(name);
         }
     }

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -332,6 +333,12 @@ double st_number(const StTensor *t, int64_t i) {
     case ST_F8_E5M2: return (double)rt_f16_to_f32((uint16_t)(*at << 8));
     default: return rt_load_number(t->data, (DType)types[t->dtype].dtype, i);
     }
+}
+
+void st_drop(const StTensor *t) {
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    uintptr_t first = ((uintptr_t)t->data + page - 1) / page * page, end = ((uintptr_t)t->data + t->bytes) / page * page;
+    if (first < end) madvise((void *)first, end - first, MADV_DONTNEED);      // comes back from the file if need be
 }
 
 static RtStatus check_range(const StTensor *t, int64_t begin, int64_t n, RtError *e) {

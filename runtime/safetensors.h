@@ -51,6 +51,9 @@ const StTensor *st_at(const StFiles *f, int i);
 const StTensor *st_find(const StFiles *f, const char *name);           // NULL: there is none
 const char *st_metadata(const StFiles *f, const char *key); // of the first file; NULL: there is none
 
+// Has been read: the memory that shows its part of the file may go.
+void st_drop(const StTensor *t);
+
 // Elements [begin, begin + n) as f32 or f64, from any type.
 RtStatus st_read_f32(const StTensor *t, int64_t begin, int64_t n, float *out, RtError *e);
 RtStatus st_read_f64(const StTensor *t, int64_t begin, int64_t n, double *out, RtError *e);
