@@ -6,7 +6,8 @@
 //     %n = sub %l, %t : f32[L,512,1]
 //
 // Only where the logits and both rows of numbers have no other reader: a graph that returns its logits keeps
-// them. Labels below 0 give 0 here and logsumexp there; whoever has such labels masks them anyway.
+// them. Labels below 0 give 0 here and logsumexp there; whoever has such labels masks them anyway.  Logits times a
+// number, or by one, are those of %x times or by it.
 //
 // Once its gradient is there, both become one, so that logits are computed once:
 //
@@ -29,6 +30,12 @@ static bool keeps_last_axis(const Value *x, const Value *y) {
     return type_cols(&x->type) == type_cols(&y->type);
 }
 
+// x * number or x / number
+static bool is_scale(const Node *n) {
+    double number;
+    return (n->op == OP_MUL || n->op == OP_DIV) && value_is_scalar_const(n->in[1], &number);
+}
+
 // The head_loss's nll in the shape of n, or NULL.
 static Value *head_loss(Graph *g, Node *n) {
     if (n->op != OP_SUB) return NULL;
@@ -40,17 +47,21 @@ static Value *head_loss(Graph *g, Node *n) {
     if (!ours) return NULL;
     Value *logits = z;
     if (z->node->op == OP_RESHAPE || z->node->op == OP_CAST) logits = before_views(z->node->in[0]);
+    Node *scale = is_scale(logits->node) ? logits->node : NULL;
+    if (scale && logits != z && logits->n_uses != 1) return NULL;
+    if (scale) logits = before_views(scale->in[0]);
     Node *m = logits->node;
     if (m->op != OP_MATMUL || m->attr.ta || !m->attr.tb || m->in[1]->type.ndim != 2 ||
         !keeps_last_axis(z, logits))
         return NULL;
-    if (m != z->node && logits->n_uses != 1) return NULL;
+    if (logits != z && logits->n_uses != 1) return NULL;
 
     Builder b = builder_before(g, n);
     Dims rows = dims_of(&m->in[0]->type), dims = dims_of(&n->out[0].type);
     rows.n--;
     Value *label = build_reshape(&b, take->in[1], &rows);
-    return build_reshape(&b, make(&b, OP_HEAD_LOSS, INS(m->in[0], m->in[1], label), 0), &dims);
+    Value *x = scale ? build_binary(&b, scale->op, m->in[0], scale->in[1]) : m->in[0];
+    return build_reshape(&b, make(&b, OP_HEAD_LOSS, INS(x, m->in[1], label), 0), &dims);
 }
 
 bool recognise_head_loss(Graph *g, PassCtx *cx) {
