@@ -556,24 +556,26 @@ static void add_bytes(Plan *p, RtStep *s, const Type *t) {
     }
 }
 
-// What a body reads of operand i: the rows it gathers, or all of it.
-static const Type *read_in_body(const Node *n, int i) {
-    for_each_node(n->attr.body, m)
-        if (m->op == OP_GATHER_ROWS && m->in[0]->node->op == OP_ARG && m->in[0]->node->attr.k == i)
-            return &m->out[0].type;
-    return &n->in[i]->type;
+// Of operand i: no more is read of it than this.  A slice, and rows by number, are as large as what they become.
+static const Type *read_of(const Node *n, int i) {
+    const Type *all = &n->in[i]->type, *some = all;
+    if (n->op == OP_CACHE) return &n->in[1]->type;
+    if ((n->op == OP_GATHER_ROWS || n->op == OP_SLICE || n->op == OP_TAKE) && i == 0) some = &n->out[0].type;
+    if (n->op == OP_FUSED)
+        for_each_node(n->attr.body, m) for (int k = 0; k < m->n_in; k++) {
+            const Node *arg = m->in[k]->node;
+            if (arg->op != OP_ARG || arg->attr.k != i) continue;
+            if (m->op != OP_GATHER_ROWS || k > 0) return all;
+            some = &m->out[0].type;
+        }
+    return type_bytes(some) < type_bytes(all) ? some : all;
 }
 
-// What the step moves and computes.  A node that moves a slice reads no more than it writes.
+// What the step moves and computes.
 static void measure_step(Plan *p, RtStep *s, const KernelNode *k) {
     const Node *n = k->node;
-    bool moves = n->op == OP_GATHER_ROWS || n->op == OP_SLICE || n->op == OP_TAKE;
-    for (int i = 0; i < kernel_n_args(k); i++) {
-        if (moves && i == 0) add_bytes(p, s, &n->out[0].type);
-        else if (n->op == OP_FUSED && i < n->n_in) add_bytes(p, s, read_in_body(n, i));
-        else if (n->op == OP_CACHE) add_bytes(p, s, &n->in[1]->type);
-        else add_bytes(p, s, kernel_arg_type(k, i));
-    }
+    for (int i = 0; i < n->n_in; i++) add_bytes(p, s, read_of(n, i));
+    for (int i = 0; i < n->n_out; i++) add_bytes(p, s, n->op == OP_CACHE ? &n->in[1]->type : &n->out[i].type);
     s->work = node_work(n);
     if (n->op == OP_GROUPED_MATMUL || n->op == OP_GROUPED_DW)
         for (int i = 0; i < k->n_ragged; i++) s->experts = k->ragged[i]->groups;

@@ -163,13 +163,9 @@ static json_t *train_facts(Cli *c, Session *s, const RtSettings *settings, doubl
 
 // ---- generating ---------------------------------------------------------------------------------------------
 
-// Feeds n ids; the work of that, of which rows of experts are a part, and the least time it can take.
-static RtWork run_work(RtDecoder *d, const int32_t *ids, int64_t n, const RtLimits *limits, double *least) {
-    RtPlanInstance *p = d->plan;
-    struct RtTrace *trace = p->trace;
-    p->trace = NULL;                                                   // not what was asked for
-    rt_decoder_feed(d, ids, n);
-    p->trace = trace;
+// Work of the run that was the last one, and the least time it can take.
+static RtWork last_work(const RtDecoder *d, const RtLimits *limits, double *least) {
+    const RtPlanInstance *p = d->plan;
     RtWork sum = {0, 0, 0};
     *least = 0;
     for (uint32_t i = 0; i < p->program[d->program].n_steps; i++) {
@@ -181,6 +177,20 @@ static RtWork run_work(RtDecoder *d, const int32_t *ids, int64_t n, const RtLimi
         *least += rt_limit_seconds(limits, (RtWorkKind)s->work, w);
     }
     return sum;
+}
+
+// Prompts, each in so many pieces, or single tokens behind one.
+static bool trace_runs(Cli *c, RtDecoder *d, const int32_t *text, int64_t prompt, int64_t pieces) {
+    bool tokens = cli_flag(c, "decode");
+    RtError e = {0};
+    rt_decoder_restart(d);
+    if (tokens) rt_decoder_feed(d, text, prompt);
+    if (rt_trace_begin(d->plan, (int)(PROFILED * (tokens ? 1 : pieces)), &e) != RT_OK) return failed(c, &e);
+    for (int i = 0; i < PROFILED; i++) {
+        if (!tokens) rt_decoder_restart(d);
+        rt_decoder_feed(d, tokens ? text + prompt + i % 2 : text, tokens ? 1 : prompt);
+    }
+    return true;
 }
 
 static json_t *generate_facts(Cli *c, Session *s, const RtSettings *settings) {
@@ -214,40 +224,32 @@ static json_t *generate_facts(Cli *c, Session *s, const RtSettings *settings) {
             if (r >= 0) each[r * tokens + i] = (double)(rt_now_ns() - begin_ns) / 1e9;
         }
     }
-    if (ok && wants_trace(c)) {
-        rt_decoder_restart(&d);
-        if (cli_flag(c, "decode")) rt_decoder_feed(&d, text, prompt);
-        int64_t pieces = cli_flag(c, "decode") ? 1 : (prompt + d.max_rows - 1) / d.max_rows;
-        ok = rt_trace_begin(s->plan, (int)(PROFILED * pieces), &e) == RT_OK || failed(c, &e);
-        for (int i = 0; ok && i < PROFILED; i++) {
-            if (!cli_flag(c, "decode")) rt_decoder_restart(&d);
-            rt_decoder_feed(&d, text, cli_flag(c, "decode") ? 1 : prompt);
-        }
-    }
     double megabytes = peak_megabytes();
     Machine m;
     if (ok && machine_measure(&m, c->diag)) {
         RtLimits limits = machine_limits(&m, s->plan->threads);
         double prefill = bench_median(first, (int)rounds), decode = bench_median(each, (int)(rounds * tokens)), least_prefill, least_decode;
-        int64_t rows = prompt < d.max_rows ? prompt : d.max_rows;
+        int64_t rows = prompt < d.max_rows ? prompt : d.max_rows, pieces = (prompt + rows - 1) / rows;
         rt_decoder_restart(&d);
-        RtWork a = run_work(&d, text, rows, &limits, &least_prefill);
-        for (int64_t i = rows; i < prompt + tokens / 2; i += d.max_rows)
-            run_work(&d, text + i, prompt + tokens / 2 - i < d.max_rows ? prompt + tokens / 2 - i : d.max_rows, &limits, &least_decode);
-        RtWork b = run_work(&d, text + prompt + tokens / 2, 1, &limits, &least_decode);
+        rt_decoder_feed(&d, text, rows);
+        RtWork a = last_work(&d, &limits, &least_prefill);
+        rt_decoder_restart(&d);
+        rt_decoder_feed(&d, text, prompt + tokens / 2);
+        rt_decoder_feed(&d, text, 1);
+        RtWork b = last_work(&d, &limits, &least_decode);
+        double whole = (double)prompt / (double)rows;              // pieces, the last one perhaps a part
         double read = machine_bandwidth(&m, m.level[LEVEL_DRAM].read, s->plan->threads);
         facts = json_pack("{s:s, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:i}", "model", program_model_name(s->program), "threads",
                           s->plan->threads, "prefill_tokens_s", (double)prompt / prefill, "prefill_gflop_s",
-                          a.flops / prefill / 1e9 * ((double)prompt / (double)rows), "fma_gflop_s", limits.fma / 1e9, "bf16_dot_gflop_s",
+                          a.flops * whole / prefill / 1e9, "fma_gflop_s", limits.fma / 1e9, "bf16_dot_gflop_s",
                           limits.bf16_dot / 1e9, "decode_tokens_s", 1 / decode, "weights_mb_a_token", b.fixed_bytes / 1e6, "decode_gb_s",
                           b.fixed_bytes / decode / 1e9, "dram_read_gb_s", read / 1e9, "peak_mb", megabytes, "kernels",
                           (int)s->plan->plan->kernels.n);
-        double pieces = (double)prompt / (double)rows;
-        json_object_set_new(facts, "share_of_fma_in_prefill", json_real(a.flops * pieces / prefill / limits.fma));
-        json_object_set_new(facts, "share_of_limit_in_prefill", json_real(least_prefill * pieces / prefill));
+        json_object_set_new(facts, "share_of_fma_in_prefill", json_real(a.flops * whole / prefill / limits.fma));
+        json_object_set_new(facts, "share_of_limit_in_prefill", json_real(least_prefill * whole / prefill));
         json_object_set_new(facts, "share_of_limit_in_decode", json_real(least_decode / decode));
         json_object_set_new(facts, "share_of_dram_read_in_decode", json_real(b.fixed_bytes / decode / read));
-        if (wants_trace(c) && !tell_trace(c, s->plan, &limits, PROFILED, facts)) {
+        if (wants_trace(c) && !(trace_runs(c, &d, text, prompt, pieces) && tell_trace(c, s->plan, &limits, PROFILED, facts))) {
             json_decref(facts);
             facts = NULL;
         }

@@ -96,9 +96,9 @@ void rt_run_steps(RtPlanInstance *p, int first, int n) {
     atomic_store(&p->next[1], 0);
     int64_t begin_ns = p->trace ? rt_now_ns() : 0;
     rt_team_run(p->team, run_job, &(Job){p, (uint32_t)first, (uint32_t)n});
-    if (!p->trace) return;
+    if (!p->trace || p->trace->runs == p->trace->max_runs) return;
     p->trace->run_ns += rt_now_ns() - begin_ns;
-    if (p->trace->runs < p->trace->max_runs) p->trace->runs++;
+    p->trace->runs++;
 }
 
 void rt_run(RtPlanInstance *p, int program) {
