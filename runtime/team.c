@@ -10,9 +10,11 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { LEAST_SPINS = 32, MOST_SPINS = 1 << 13 };           // pauses: about 1 us to 300 us
+enum { SHORT_SLEEP_NS = 100000 };                          // spinning would have been better
 
 typedef struct {
     _Alignas(64) RtTeam *team;
@@ -44,6 +46,12 @@ static void futex(_Atomic uint32_t *at, int what, uint32_t value) {
     syscall(SYS_futex, at, what, value, NULL, NULL, 0);
 }
 
+static int64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
 static bool spin(const RtTeam *t, Member *m, uint32_t generation) {
     for (int i = t->can_spin ? m->spins : 0; i > 0; i--) {
         if (atomic_load_explicit(&t->generation, memory_order_acquire) != generation) {
@@ -67,9 +75,13 @@ void rt_team_barrier(RtTeam *t, int thread) {
         return;
     }
     if (spin(t, &t->member[thread], generation)) return;
+    int64_t begin_ns = now_ns();
     atomic_fetch_add(&t->sleepers, 1);
     while (atomic_load(&t->generation) == generation) futex(&t->generation, FUTEX_WAIT_PRIVATE, generation);
     atomic_fetch_sub(&t->sleepers, 1);
+    // else a thread whose spins have become too short to be rewarded would sleep at every barrier
+    Member *m = &t->member[thread];
+    if (now_ns() - begin_ns < SHORT_SLEEP_NS && m->spins <= MOST_SPINS / 4) m->spins *= 4;
 }
 
 static void *live(void *arg) {
