@@ -46,7 +46,7 @@ static int64_t run_keys(const Attn *p) {
 static bool narrow(const Attn *p) { return p->k_type->dtype != F32; }
 static bool in_runs(const Attn *p) {
     return (p->batch * p->Hk < FEW_TASKS && dim_bound(p->C) > run_keys(p)) ||
-           (narrow(p) && dim_bound(p->C) * (p->A16 + p->V16) * 4 > RT_SCRATCH_BYTES / 2);
+           (narrow(p) && dim_bound(p->C) * (p->A16 + p->V16) * 4 > RT_SCRATCH_BYTES / 8 * 3);
 }
 static int64_t runs(Dim d, int64_t size) { return (dim_bound(d) + size - 1) / size; }
 

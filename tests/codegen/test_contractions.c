@@ -394,6 +394,7 @@ static const Shape attention_shapes[] = {
     {F32, 1, 300, 300, 2, 1, 24, 40, 0, 1, 0},
     {BF16, 1, 290, 290, 2, 1, 16, 16, 100, 1, DOCUMENTS},
     {F32, 1, 70, 330, 2, 1, 16, 32, 50, 0, BIAS},
+    {BF16, 4, 3, 190, 1, 1, 1024, 1024, 0, 1, 0}, // the largest sums that stay in scratch
     // few queries
     {F32, 2, 1, 1300, 3, 1, 40, 40, 0, 1, 0, true},
     {BF16, 1, 2, 700, 4, 1, 24, 19, 70, 1, SINKS | DOCUMENTS, true},
