@@ -6,7 +6,7 @@
 #include "runtime/abi.h"
 
 typedef struct {
-    const char *cpu;         // cpu target: "native", "avx512", "avx2", "sse2" (baseline x86-64); NULL: native
+    const char *cpu;         // cpu target: "native", "avx512bf16", "avx512", "avx2", "sse2" (baseline x86-64); NULL: native
     const char *cache_dir;   // compiled code; NULL: $XDG_CACHE_HOME/moec or ~/.cache/moec; "": no cache
     int         threads;     // for compiling; 0: number of cores
     const char *info_json;   // copied into the plan

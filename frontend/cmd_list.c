@@ -64,7 +64,7 @@ int cmd_targets(Cli *c) {
         printf("%-8s %s%s%s\n", (*t)->name, (*t)->doc, ok ? "" : " -- not available: ", ok ? "" : why);
     }
     printf("%-8s %s\n", "ref", "the meaning of the ops on the graph itself, single or double precision (--f64); verify only");
-    printf("\n--target-cpu of cpu: native (default), avx512, avx2, sse2.  Where there is a fused multiply-add all give the same bits;\n"
+    printf("\n--target-cpu of cpu: native (default), avx512bf16, avx512, avx2, sse2.  Where there is a fused multiply-add all give the same bits;\n"
            "sse2 has none.\n");
     return EXIT_DONE;
 }

@@ -17,7 +17,7 @@
 #define COMPILE(targets)                                                        \
     MACHINE,                                                                    \
     {"target", "NAME", targets "; see moec targets"},                           \
-    {"target-cpu", "NAME", "native (default), avx512, avx2 or sse2"},           \
+    {"target-cpu", "NAME", "native (default), avx512bf16, avx512, avx2 or sse2"},           \
     {"threads", "N", "threads to run with (default: all cores)"}
 
 static const Option check_options[] = {
@@ -37,11 +37,11 @@ static const Option dump_options[] = {
     {"verify-each", NULL, "check the graph after every pass"},
     {"time-passes", NULL, "time and node count of each pass"},
     MACHINE,
-    {"target-cpu", "NAME", "native (default), avx512, avx2 or sse2"}, COMMON};
+    {"target-cpu", "NAME", "native (default), avx512bf16, avx512, avx2 or sse2"}, COMMON};
 static const Option build_options[] = {
     SET, {"o", "FILE", "the executable to write (default: the model's name)"},
     MACHINE,
-    {"target-cpu", "NAME", "native (default), avx512, avx2 or sse2"}, COMMON};
+    {"target-cpu", "NAME", "native (default), avx512bf16, avx512, avx2 or sse2"}, COMMON};
 static const Option train_options[] = {
     SET, {"out", "DIR", "where metrics, checkpoints and logs go (default: runs/MODEL)"},
     {"resume", NULL, "go on from the newest whole checkpoint of --out"},

@@ -29,7 +29,8 @@ static inline bool dtype_is_float(DType t) { return t <= F16 || t == F64; }
 enum { MAX_DIM = 8 };
 
 // Where the elements of a tensor lie: row by row, or as contractions read a matrix (the last two axes): in panels of
-// 32 columns, k after k.  Pairs hold two k side by side; what panels have beyond the matrix is 0.
+// 32 columns, k after k.  Pairs are two k in 32 bits, the first in the upper half;
+// what panels have beyond the matrix is 0.
 //     P32     [N/32][K][32]       of [K, N]         P32V     [N/32][K/2][32][2]     of [K, N]
 //     P32T    [N/32][K][32]       of [N, K]         P32VT    [N/32][K/2][32][2]     of [N, K]
 typedef enum { LAYOUT_ROWS, LAYOUT_P32, LAYOUT_P32T, LAYOUT_P32V, LAYOUT_P32VT, LAYOUT_COUNT } Layout;
@@ -56,7 +57,7 @@ static inline int64_t layout_index(Layout l, int64_t rows, int64_t cols, int64_t
     int64_t K = transposed ? cols : rows, k = transposed ? col : row, n = transposed ? row : col;
     int64_t panel = n / PANEL_COLS, lane = n % PANEL_COLS;
     if (!layout_is_pairs(l)) return (panel * K + k) * PANEL_COLS + lane;
-    return ((panel * ((K + 1) / 2) + k / 2) * PANEL_COLS + lane) * 2 + k % 2;
+    return ((panel * ((K + 1) / 2) + k / 2) * PANEL_COLS + lane) * 2 + 1 - k % 2;
 }
 
 // A dense row-major tensor in memory; dim[] are actual sizes.  Owns nothing.

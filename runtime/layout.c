@@ -62,8 +62,8 @@ static void put_panel(const RtTensor *t, const Matrix *m, int64_t panel, const v
         uint16_t *to = (uint16_t *)matrix + at;
         for (int64_t k = 0; k < put; k += 2)
             for (int64_t j = 0; j < PANEL_COLS; j++) {
-                to[k * PANEL_COLS + 2 * j] = rt_f32_to_bf16(block[k][j]);
-                to[k * PANEL_COLS + 2 * j + 1] = rt_f32_to_bf16(block[k + 1][j]);
+                to[k * PANEL_COLS + 2 * j] = rt_f32_to_bf16(block[k + 1][j]);
+                to[k * PANEL_COLS + 2 * j + 1] = rt_f32_to_bf16(block[k][j]);
             }
     }
 }

@@ -54,6 +54,7 @@ static void file_name(const CodeCache *c, const CpuTarget *t, const char *key, c
     XXH3_128bits_update(state, key, strlen(key) + 1);
     XXH3_128bits_update(state, t->cpu, strlen(t->cpu) + 1);
     XXH3_128bits_update(state, t->features, strlen(t->features) + 1);
+    XXH3_128bits_update(state, &t->dot, sizeof t->dot);
     XXH3_128bits_update(state, llvm, sizeof llvm);
     XXH3_128bits_update(state, &self, sizeof self);
     XXH128_hash_t h = XXH3_128bits_digest(state);

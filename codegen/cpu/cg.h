@@ -26,6 +26,7 @@ typedef struct CpuTarget {
     int  vector_bytes;         // width of a register: 64, 32, 16
     int  n_registers;          // vector registers
     bool bf16_dot, int8_dot;   // cg_bf16_dot, cg_int8_dot are single instructions
+    bool dot;                  // contractions of bf16 use the former (dot.h)
 } CpuTarget;
 
 enum { LANES = 16, CG_MAX_CARRY = 64 };

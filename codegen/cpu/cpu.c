@@ -10,15 +10,17 @@
 #include <string.h>
 #include <time.h>
 #include "codegen/compiled.h"
+#include "codegen/cpu/dot.h"
 #include "codegen/cpu/product.h"
 #include "codegen/interp/ref_kernel.h"
 
 // ---- machines ------------------------------------------------------------------------------------------
 
 static const CpuTarget machine[] = {
-    {"avx512", "x86-64-v4", "", true, 64, 32, false, false},
-    {"avx2", "x86-64-v3", "", true, 32, 16, false, false},
-    {"sse2", "x86-64", "", false, 16, 16, false, false},
+    {"avx512", "x86-64-v4", "", true, 64, 32, false, false, false},
+    {"avx512bf16", "x86-64-v4", "+avx512bf16", true, 64, 32, true, false, true},
+    {"avx2", "x86-64-v3", "", true, 32, 16, false, false, false},
+    {"sse2", "x86-64", "", false, 16, 16, false, false, false},
 };
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
@@ -49,6 +51,8 @@ static void init_once(void) {
 static bool runs_here(const CpuTarget *t) {
 #if defined(__x86_64__)
     if (!strcmp(t->name, "avx512")) return __builtin_cpu_supports("x86-64-v4");
+    if (!strcmp(t->name, "avx512bf16"))
+        return __builtin_cpu_supports("x86-64-v4") && __builtin_cpu_supports("avx512bf16");
     if (!strcmp(t->name, "avx2")) return __builtin_cpu_supports("x86-64-v3");
     return true;
 #else
@@ -65,7 +69,7 @@ const CpuTarget *cpu_find(const char *name, bool run_here, Diag *d) {
         diag_error(d, (Span){0}, "this machine can't run %s code; its own is `native`", name);
         return NULL;
     }
-    diag_error(d, (Span){0}, "no cpu `%s`; there are native, avx512, avx2, sse2", name);
+    diag_error(d, (Span){0}, "no cpu `%s`; there are native, avx512bf16, avx512, avx2, sse2", name);
     return NULL;
 }
 
@@ -280,11 +284,35 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
+// The machine that opts name, and how it multiplies bf16: the native one by what was measured, a row of the table
+// as it says.  Dot products must win clearly, for a plan that names them resumes only where they are used.
+static const CpuTarget *choose_target(Arena *a, const CompileOpts *opts, bool run_here, Diag *d) {
+    const CpuTarget *found = cpu_find(opts->cpu, run_here, d);
+    if (found != &native || !opts->machine) return found;
+    MachineRates rates = machine_rates(opts->machine, 1);
+    CpuTarget *t = arena_new(a, CpuTarget);
+    *t = native;
+    t->dot = t->bf16_dot && rates.bf16_dot > 1.25 * rates.fma;
+    return t;
+}
+
+static bool uses_dots(const CpuTarget *t, const Graph *g) {
+    for_each_node(g, n)
+        if (op_is_contraction(n->op) && dot_used(t, n->in[0]->type.dtype, n->in[1]->type.dtype)) return true;
+    return false;
+}
+
+static const char *arithmetic_of(const CpuTarget *t, Graph *const *programs, int n) {
+    for (int i = 0; i < n; i++)
+        if (uses_dots(t, programs[i])) return "bf16-dot";
+    return t->fma ? "f32-fma" : "f32-mul-add";
+}
+
 static EmittedPlan *plan_for(Arena *a, const CpuTarget *t, Graph *const *programs, int n,
                              const CompileOpts *opts, Diag *d) {
     Machine *guess = arena_new(a, Machine);
     *guess = machine_guess(t->vector_bytes, 2);
-    PlanOpts po = {.template_of = cpu_template, .arithmetic = t->fma ? "f32-fma" : "f32-mul-add",
+    PlanOpts po = {.template_of = cpu_template, .arithmetic = arithmetic_of(t, programs, n),
                    .info_json = opts->info_json, .waves = opts->waves,
                    .machine = opts->machine ? opts->machine : guess, .target = t};
     Graph **opened = arena_array(a, Graph *, n + 1);
@@ -300,10 +328,9 @@ static void free_code(void *code) { jit_free(code); }
 
 static Compiled *compile(Graph *const *programs, int n, const CompileOpts *opts, Diag *d) {
     double start = now();
-    const CpuTarget *t = cpu_find(opts->cpu, true, d);
-    if (!t) return NULL;
     Arena *a = arena_create();
-    EmittedPlan *e = plan_for(a, t, programs, n, opts, d);
+    const CpuTarget *t = choose_target(a, opts, true, d);
+    EmittedPlan *e = t ? plan_for(a, t, programs, n, opts, d) : NULL;
     if (!e) {
         arena_destroy(a);
         return NULL;
@@ -338,10 +365,9 @@ static bool write_file(const char *dir, const char *name, const Object *o, Diag 
 }
 
 static bool emit_objects(Graph *const *programs, int n, const CompileOpts *opts, const char *dir, Diag *d) {
-    const CpuTarget *t = cpu_find(opts->cpu, false, d);
-    if (!t) return false;
     Arena *a = arena_create();
-    EmittedPlan *e = plan_for(a, t, programs, n, opts, d);
+    const CpuTarget *t = choose_target(a, opts, false, d);
+    EmittedPlan *e = t ? plan_for(a, t, programs, n, opts, d) : NULL;
     bool ok = e != NULL;
     if (e) {
         Object *object = arena_array(a, Object, e->n_kernels + 1), plan = cpu_emit_plan_object(t, e);
@@ -361,10 +387,9 @@ static bool dump(Graph *const *programs, int n, const CompileOpts *opts, const c
                  Diag *d) {
     CodeForm form = !strcmp(what, "llvm") ? FORM_LLVM : FORM_ASSEMBLY;
     if (form == FORM_ASSEMBLY && strcmp(what, "asm") && strcmp(what, "plan")) return false;
-    const CpuTarget *t = cpu_find(opts->cpu, false, d);
-    if (!t) return false;
     Arena *a = arena_create();
-    EmittedPlan *e = plan_for(a, t, programs, n, opts, d);
+    const CpuTarget *t = choose_target(a, opts, false, d);
+    EmittedPlan *e = t ? plan_for(a, t, programs, n, opts, d) : NULL;
     if (e && !strcmp(what, "plan")) plan_print(e->plan, out);
     else if (e)
         for (int i = 0; i < e->n_kernels; i++) {

@@ -3,6 +3,7 @@
 #include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include "codegen/cpu/dot.h"
 
 enum {
     NEAR_BYTES = 256 << 10,   // of B as it lies, that all tiles of a short run pass before the next
@@ -17,6 +18,11 @@ enum {
 };
 
 static int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+// Elements of 4 bytes that k of A or B take up in a tile: f32, or pairs of bf16.
+static int64_t steps_of(bool dot, int64_t k) { return dot ? (k + 1) / 2 : k; }
+static LV steps(Cg *cg, bool dot, LV k) {
+    return dot ? LLVMBuildLShr(cg->b, cg_addi(cg, k, 1), cg_int(cg, 1), "") : k;
+}
 static LV bytes_at(Cg *cg, LV base, int64_t n) { return n ? cg_bytes(cg, base, cg_int(cg, n)) : base; }
 
 // Narrow matrices get panels of one vector.
@@ -34,7 +40,7 @@ static bool is_laid(const Rows *r) { return r->layout != LAYOUT_ROWS; }
 
 // The halves of a pair need two vectors more.
 int rows_tile(const CpuTarget *t, const Rows *r) {
-    return tile_size(t).rows - layout_is_pairs(r->layout);
+    return tile_size(t).rows - (layout_is_pairs(r->layout) && !dot_used(t, r->a_type, r->b_type));
 }
 
 int64_t rows_matrix(const Rows *r) {
@@ -117,6 +123,29 @@ void rows_part(Cg *cg, const Rows *r, RowsRun *u, LV rows, LV group, LV part, in
     u->lo = cg_select(cg, few, lo, u->lo);
 }
 
+static void emit_packing(Cg *cg, Rows *r) {
+    if (r->packed && !r->tb && !is_laid(r))
+        r->pack = r->dot ? pack_row_pairs_function(cg, "pack", r->vecs, r->panel_bytes, false)
+                         : pack_rows_function(cg, "pack", r->b_type, r->vecs, r->panel_bytes, false);
+    for (int tail = 0; tail < 2; tail++) {
+        int cols = tail ? r->tail : r->panel;
+        const char *name = tail ? "pack_last" : "pack";
+        if (!r->packed || !r->tb || is_laid(r) || !(tail ? r->tail : r->n_whole)) continue;
+        *(tail ? &r->pack_last : &r->pack) = r->dot
+                                                 ? pack_column_pairs_function(cg, name, r->vecs, cols)
+                                                 : pack_columns_function(cg, name, r->b_type, r->vecs, cols);
+    }
+    if (!r->copy_a) return;
+    if (r->ta)
+        r->copy = r->dot ? pair_strips_function(cg, "strip", 0, false)
+                         : strips_function(cg, "strip", r->a_type, 0, false);
+    else if (r->dot)
+        r->copy = copy_pairs_function(cg, "copy_rows", r->K, r->a_row, r->numbered);
+    else
+        r->copy = r->numbered ? copy_numbered_rows_function(cg, "copy_rows", r->a_type, r->K, r->a_row)
+                              : copy_rows_function(cg, "copy_rows", r->a_type, r->K, r->a_row);
+}
+
 void rows_begin(Cg *cg, Rows *r) {
     TileSize size = {rows_tile(cg->target, r), panel_vecs(cg->target, r->N)};
     r->vecs = panel_vecs(cg->target, r->N);
@@ -125,9 +154,11 @@ void rows_begin(Cg *cg, Rows *r) {
     r->n_whole = (int)(r->N / r->panel);
     r->tail = (int)(r->N % r->panel);
     r->k_block = k_block_of(r);
+    r->dot = dot_used(cg->target, r->a_type, r->b_type);
+    int64_t K = steps_of(r->dot, r->K);
     r->panel_bytes = is_laid(r) ? rows_matrix(r) * dtype_bytes(r->b_type) * r->panel / up(r->N, PANEL_COLS)
                                 // panels side by side shall not share cache sets
-                                : up(r->k_block, LANES) * r->panel * 4 + 64;
+                                : up(steps_of(r->dot, r->k_block), LANES) * r->panel * 4 + 64;
     r->block = (int)(PACKED_BYTES / r->panel_bytes);
     if (r->block > r->n_panels) r->block = r->n_panels;
     if (r->block < 1) r->block = 1;
@@ -136,13 +167,13 @@ void rows_begin(Cg *cg, Rows *r) {
                       ? up(NEAR_BYTES / (r->N * dtype_bytes(r->b_type)) + 1, LANES)
                       : 0;
     bool fits = !r->copy_a ||
-                (!r->ta && DIRECT_ROWS * (up(r->K, LANES) + LANES) * 4 + r->scratch_used < RT_SCRATCH_BYTES);
+                (!r->ta && DIRECT_ROWS * (up(K, LANES) + LANES) * 4 + r->scratch_used < RT_SCRATCH_BYTES);
     r->direct_rows = fits ? DIRECT_ROWS : size.rows; // rows that are copied, are all at once
     r->direct = !r->tb && r->min_rows <= r->direct_rows && !is_laid(r);
     r->packed = !r->direct || r->max_rows > r->direct_rows;
-    r->a_row = r->ta ? 1 : r->copy_a ? up(r->K, LANES) + LANES : r->a_given ? r->a_given : r->K;
+    r->a_row = r->ta ? 1 : r->copy_a ? up(K, LANES) + LANES : r->a_given ? r->a_given : r->K;
     r->a_k = r->ta ? STRIP : 1;
-    int64_t a_bytes = !r->copy_a ? 0 : r->ta ? up(r->K * STRIP * 4, 64) : up(size.rows * r->a_row * 4, 64);
+    int64_t a_bytes = !r->copy_a ? 0 : r->ta ? up(K * STRIP * 4, 64) : up(size.rows * r->a_row * 4, 64);
     r->at_panels = up(r->scratch_used, 64) + a_bytes;
     r->copy_all = r->copy_a && is_laid(r) && r->scratch_used + r->max_rows * r->a_row * 4 + 64 <= RT_SCRATCH_BYTES;
     assert(is_laid(r) || r->at_panels + r->block * r->panel_bytes <= RT_SCRATCH_BYTES);
@@ -152,9 +183,10 @@ void rows_begin(Cg *cg, Rows *r) {
                   .a_row = r->a_row,
                   .a_k = r->a_k,
                   .c_row = r->y_row,
-                  .b_type = is_laid(r) ? r->b_type : F32,
-                  .pairs = layout_is_pairs(r->layout),
+                  .b_type = is_laid(r) && !r->dot ? r->b_type : F32,
+                  .pairs = layout_is_pairs(r->layout) && !r->dot,
                   .c_type = r->y_type,
+                  .dot = r->dot,
                   .reload = cuts_k(r) || (r->direct && r->direct_k),
                   .prefetch = is_laid(r) ? 3 : 2};  // panels are one stream; rows far apart would meet in the first cache
     bool f32 = r->b_type == F32;
@@ -168,6 +200,7 @@ void rows_begin(Cg *cg, Rows *r) {
         r->direct_whole = r->whole;
         r->direct_last = r->last;
         s.b_type = last.b_type = r->b_type;
+        s.joins = last.joins = r->dot;
         if (!f32 && r->n_whole) tile_functions(cg, &r->direct_whole, &s, "direct", heights);
         if (!f32 && r->tail) tile_functions(cg, &r->direct_last, &last, "direct_last", heights);
         for (int h = 1; h <= size.rows; h++) {
@@ -180,16 +213,7 @@ void rows_begin(Cg *cg, Rows *r) {
                 tile_functions(cg, &r->wide[h], &wide, name, 1u << h);
         }
     }
-    if (r->packed && !r->tb && !is_laid(r))
-        r->pack = pack_rows_function(cg, "pack", r->b_type, r->vecs, r->panel_bytes, false);
-    if (r->packed && r->tb && r->n_whole && !is_laid(r))
-        r->pack = pack_columns_function(cg, "pack", r->b_type, r->vecs, r->panel);
-    if (r->packed && r->tb && r->tail && !is_laid(r))
-        r->pack_last = pack_columns_function(cg, "pack_last", r->b_type, r->vecs, r->tail);
-    if (r->copy_a)
-        r->copy = r->ta         ? strips_function(cg, "strip", r->a_type, 0, false)
-                  : r->numbered ? copy_numbered_rows_function(cg, "copy_rows", r->a_type, r->K, r->a_row)
-                                : copy_rows_function(cg, "copy_rows", r->a_type, r->K, r->a_row);
+    emit_packing(cg, r);
 }
 
 static LV a_step(Cg *cg, const Rows *r, const RowsRun *u) {
@@ -235,7 +259,7 @@ static void direct_tile(Cg *cg, const Rows *r, const RowsRun *u, const TileSet *
     LV c = y_at(cg, r, u, row, col), b = cg_at(cg, r->b_type, u->b, cg_add(cg, cg_muli(cg, k0, r->N), col));
     LV init = r->direct_k ? cg_select(cg, cg_lt(cg, cg_int(cg, 0), k0), c, LLVMConstNull(cg->ptr)) : NULL;
     tile_call(cg, set, height,
-              &(TileCall){.a = r->direct_k ? cg_at(cg, F32, a, k0) : a,
+              &(TileCall){.a = r->direct_k ? cg_at(cg, F32, a, steps(cg, r->dot, k0)) : a,
                           .b = b,
                           .k = n_k,
                           .b_k = cg_int(cg, r->N),
@@ -346,7 +370,7 @@ static void run_packed(Cg *cg, Rows *r, const RowsRun *u) {
     LV a = all         ? cg_at(cg, F32, all, cg_muli(cg, first, r->a_row))
            : r->copy_a ? copy_of_rows(cg, r, u, first, height)
                        : cg_at(cg, F32, u->a, cg_mul(cg, first, a_step(cg, r, u)));
-    a = cg_at(cg, F32, a, cg_muli(cg, k0, r->a_k));
+    a = cg_at(cg, F32, a, cg_muli(cg, steps(cg, r->dot, k0), r->a_k));
     LV whole = cg_min(cg, p1, cg_int(cg, r->n_whole));
     for (int part = 0; part < 2; part++) {
         if (part ? !r->tail : !r->n_whole) continue;
@@ -359,7 +383,7 @@ static void run_packed(Cg *cg, Rows *r, const RowsRun *u) {
                   &(TileCall){.a = a,
                               .b = is_laid(r) ? laid_panel_at(cg, r, u, l.i)
                                               : panel_at(cg, r, cg_sub(cg, l.i, p0)),
-                              .k = n_k,
+                              .k = steps(cg, r->dot, n_k),
                               .b_k = b_k,
                               .c = c,
                               .init = init});
@@ -440,11 +464,12 @@ void sums_begin(Cg *cg, Sums *s, int64_t matrices) {
     s->slot = (int64_t)size.rows * s->panel;
     s->level = s->slot * s->tiles * s->panels;
     s->at_a = levels * s->level * 4;
-    int64_t row = (s->tiles * STRIP + s->panels * s->panel) * 4;
+    s->dot = dot_used(cg->target, s->a_type, s->b_type);
+    int64_t row = (s->tiles * STRIP + s->panels * s->panel) * (s->dot ? 2 : 4);
     for (s->rows = SUM_ROWS; s->at_a + s->rows * row + 65536 > RT_SCRATCH_BYTES && s->rows > LANES;)
         s->rows /= 2;
-    s->strip_bytes = s->rows * STRIP * 4 + 64;
-    s->panel_bytes = s->rows * s->panel * 4 + 64;
+    s->strip_bytes = steps_of(s->dot, s->rows) * STRIP * 4 + 64;
+    s->panel_bytes = steps_of(s->dot, s->rows) * s->panel * 4 + 64;
     s->at_b = s->at_a + s->tiles * s->strip_bytes;
     assert(s->at_b + s->panels * s->panel_bytes <= RT_SCRATCH_BYTES);
     TileSpec spec = {.vecs = s->vecs,
@@ -454,12 +479,18 @@ void sums_begin(Cg *cg, Sums *s, int64_t matrices) {
                      .c_row = s->panel,
                      .b_type = F32,
                      .c_type = F32,
+                     .dot = s->dot,
                      .reload = true,
                      .merge = true,
                      .merge_step = s->level};
     int64_t rest = s->M % s->cut.m;
     tile_functions(cg, &s->tile, &spec, "sum",
                    tile_heights(s->cut.m, size.rows) | tile_heights(rest, size.rows));
+    if (s->dot) {
+        s->pack = pack_row_pairs_function(cg, "pack", s->vecs, s->panel_bytes, s->numbered[1]);
+        s->strip = pair_strips_function(cg, "strip", s->strip_bytes, s->numbered[0]);
+        return;
+    }
     s->pack = pack_rows_function(cg, "pack", s->b_type, s->vecs, s->panel_bytes, s->numbered[1]);
     s->strip = strips_function(cg, "strip", s->a_type, s->strip_bytes, s->numbered[0]);
 }
@@ -613,7 +644,7 @@ void sums_run(Cg *cg, Sums *s, const SumsRun *u) {
     tile_call(cg, &s->tile, tile_height(cg, &part.cut, t.i),
               &(TileCall){.a = strip_at(cg, s, t.i),
                           .b = sum_panel_at(cg, s, p.i),
-                          .k = n_k,
+                          .k = steps(cg, s->dot, n_k),
                           .b_k = cg_int(cg, s->panel),
                           .c = slot_at(cg, s, cg_sub(cg, top, n_merge), t.i, p.i),
                           .init = init,

@@ -23,6 +23,7 @@ typedef struct {
     int     n_panels, n_whole, tail;     // panels, whole ones, columns of the last if it is narrow
     int64_t direct_rows, direct_k;   // longest run that reads B as it lies; k of it at once, 0: all
     int64_t k_block, block;    // k of a panel packed at once, panels packed at once
+    bool    dot;               // a and b are multiplied in pairs of k (dot.h)
     bool    copy_a, copy_all, direct, packed;      // copy_all: the rows of a run at once
     int64_t a_row, a_k, panel_bytes, at_panels;
     TileSet whole, last, direct_whole, direct_last, wide[TILE_MAX_ROWS + 1];
@@ -79,6 +80,7 @@ typedef struct {
     int64_t a_given;                             // elements between rows of a, if they are not M; 0: they are
     SumCut  cut;                                 // m = 0: sums_begin fills it; n: whole panels, or all of N
     // made by sums_begin
+    bool    dot;                                 // rows are multiplied in pairs
     int64_t rows;                                // of a and b packed at once
     int     vecs, panel;
     int64_t tiles, panels;                       // most of a task

@@ -58,7 +58,10 @@ static void move_from_panel(Cg *cg, const Type *x, LV to, LV from, LV row, int64
     LV k = LLVMBuildAdd(cg->b, cg_lanes(cg), cg_splat(cg, LLVMBuildTrunc(cg->b, l.i, cg->i32, "")), "");
     LV index = LLVMBuildMul(cg->b, pairs ? LLVMBuildLShr(cg->b, k, cg_vec_int(cg, 1), "") : k,
                             cg_vec_int(cg, (int32_t)step), "");
-    if (pairs) index = LLVMBuildAdd(cg->b, index, LLVMBuildAnd(cg->b, k, cg_vec_int(cg, 1), ""), "");
+    if (pairs) {                                                   // the first k of two lies second
+        LV second = LLVMBuildAnd(cg->b, LLVMBuildNot(cg->b, k, ""), cg_vec_int(cg, 1), "");
+        index = LLVMBuildAdd(cg->b, index, second, "");
+    }
     LV mask = D % LANES ? cg_tail_mask(cg, cg_sub(cg, cg_int(cg, D), l.i)) : NULL;
     cg_store_vec(cg, x->dtype, cg_gather_vec(cg, x->dtype, base, index, mask), to, l.i, mask);
     cg_end(cg, &l);

@@ -2,6 +2,7 @@
 #include "codegen/cpu/tile.h"
 #include <assert.h>
 #include <stdio.h>
+#include "codegen/cpu/dot.h"
 
 // What fits the vector registers of each width.  A <16 x float> takes 64 / vector_bytes of them.
 static const struct {
@@ -62,40 +63,52 @@ enum { P_A, P_B, P_K, P_B_K, P_C, P_INIT, P_N_MERGE, P_MERGE, N_PARAMS };
 static int64_t b_bytes(const TileSpec *s) { return s->pairs ? 4 : dtype_bytes(s->b_type); }
 
 // Vector v of B at one k, or at the first or second (odd) of two: pair is what the first has loaded, so that a line
-// that comes from far is asked for once.
-static LV b_vector(Cg *cg, const TileSpec *s, LV b, int v, bool odd, LV *pair) {
-    LV mask = s->mask_b ? tile_mask(cg, s->cols - v * LANES) : NULL;
-    if (!s->pairs) return cg_load_vec(cg, s->b_type, b, cg_int(cg, v * LANES), mask);
-    if (!odd) pair[v] = cg_load_vec(cg, I32, b, cg_int(cg, v * LANES), mask);
-    LV one = odd ? LLVMBuildAnd(cg->b, pair[v], cg_vec_int(cg, (int32_t)0xffff0000), "")
-                 : LLVMBuildShl(cg->b, pair[v], cg_vec_int(cg, 16), "");
+// that comes from far is asked for once.  next: the row that makes pairs with that at b, or NULL.
+static LV b_vector(Cg *cg, const TileSpec *s, LV b, LV next, int v, bool odd, LV *pair) {
+    LV mask = s->mask_b ? tile_mask(cg, s->cols - v * LANES) : NULL, at = cg_int(cg, v * LANES);
+    if (s->joins)
+        return dot_join_rows(cg, cg_at(cg, BF16, b, at), mask, next ? cg_at(cg, BF16, next, at) : NULL, mask);
+    if (!s->pairs) return cg_load_vec(cg, s->b_type, b, at, mask);
+    if (!odd) pair[v] = cg_load_vec(cg, I32, b, at, mask);
+    LV one = odd ? LLVMBuildShl(cg->b, pair[v], cg_vec_int(cg, 16), "")
+                 : LLVMBuildAnd(cg->b, pair[v], cg_vec_int(cg, (int32_t)0xffff0000), "");
     return LLVMBuildBitCast(cg->b, one, cg->vf32, "");
 }
 
+static LV multiply_add(Cg *cg, const TileSpec *s, LV a, LV b, LV c) {
+    return s->dot ? cg_bf16_dot(cg, c, a, b) : cg_fma(cg, a, b, c);
+}
+
+static void ask_for_b(Cg *cg, const TileSpec *s, LV b, LV ahead) {
+    for (int64_t at = 0; at < s->vecs * LANES * b_bytes(s); at += 64)
+        cg_prefetch(cg, cg_bytes(cg, b, cg_addi(cg, ahead, at)), false, s->prefetch);
+}
+
 // One step of the chain for all sums.  ahead: bytes from b to what is asked for, or NULL.
-static void tile_step(Cg *cg, const TileSpec *s, int height, LV a, int64_t k, LV b, LV ahead, LV *pair, LV *acc) {
+static void tile_step(Cg *cg, const TileSpec *s, int height, LV a, int64_t k, LV b, LV next, LV ahead,
+                      LV *pair, LV *acc) {
     LV bv[TILE_MAX_VECS], x[TILE_MAX_ROWS];
     bool odd = s->pairs && k % 2, rows_first = by_rows(cg->target, s->vecs) <= by_vectors(cg->target, height);
-    for (int v = 0; v < s->vecs && rows_first; v++) bv[v] = b_vector(cg, s, b, v, odd, pair);
-    if (ahead && !odd)
-        for (int64_t at = 0; at < s->vecs * LANES * b_bytes(s); at += 64)
-            cg_prefetch(cg, cg_bytes(cg, b, cg_addi(cg, ahead, at)), false, s->prefetch);
+    for (int v = 0; v < s->vecs && rows_first; v++) bv[v] = b_vector(cg, s, b, next, v, odd, pair);
+    if (ahead && !odd) ask_for_b(cg, s, b, ahead);
+    if (ahead && next) ask_for_b(cg, s, next, ahead);
     for (int i = 0; i < height; i++) {
         x[i] = cg_splat(cg, cg_load(cg, cg->f32, offset(cg, a, i * s->a_row + k * s->a_k), 4));
         for (int v = 0; v < s->vecs && rows_first; v++)
-            acc[i * s->vecs + v] = cg_fma(cg, x[i], bv[v], acc[i * s->vecs + v]);
+            acc[i * s->vecs + v] = multiply_add(cg, s, x[i], bv[v], acc[i * s->vecs + v]);
     }
     for (int v = 0; v < s->vecs && !rows_first; v++) {
-        LV one = b_vector(cg, s, b, v, odd, pair);
+        LV one = b_vector(cg, s, b, next, v, odd, pair);
         for (int i = 0; i < height; i++)
-            acc[i * s->vecs + v] = cg_fma(cg, x[i], one, acc[i * s->vecs + v]);
+            acc[i * s->vecs + v] = multiply_add(cg, s, x[i], one, acc[i * s->vecs + v]);
     }
 }
 
 // n sums in registers, chained over k; unrolled because a step is short when the tile is small.
 static void tile_chain(Cg *cg, const TileSpec *s, int height, LV fn, LV *acc) {
     int n = height * s->vecs, unroll = n >= 16 ? 2 : 4;
-    LV k = LLVMGetParam(fn, P_K), step = cg_muli(cg, LLVMGetParam(fn, P_B_K), b_bytes(s));
+    LV all = LLVMGetParam(fn, P_K), k = s->joins ? LLVMBuildLShr(cg->b, all, cg_int(cg, 1), "") : all;
+    LV row = cg_muli(cg, LLVMGetParam(fn, P_B_K), b_bytes(s)), step = s->joins ? cg_add(cg, row, row) : row;
     LV ahead = s->prefetch ? cg_muli(cg, step, PREFETCH_ROWS) : NULL;
     LV carry[CG_MAX_CARRY], lo = cg_int(cg, 0);
     for (int i = 0; i < n; i++) carry[i] = acc[i];
@@ -109,7 +122,7 @@ static void tile_chain(Cg *cg, const TileSpec *s, int height, LV fn, LV *acc) {
         LV a = l.carry[n], b = l.carry[n + 1];
         LV pair[TILE_MAX_VECS];
         for (int j = 0; j < u; j++) {
-            tile_step(cg, s, height, a, j, b, ahead, pair, acc);
+            tile_step(cg, s, height, a, j, b, s->joins ? cg_bytes(cg, b, row) : NULL, ahead, pair, acc);
             if (!s->pairs || j % 2) b = cg_bytes(cg, b, step);
         }
         for (int i = 0; i < n; i++) carry[i] = acc[i];
@@ -120,6 +133,14 @@ static void tile_chain(Cg *cg, const TileSpec *s, int height, LV fn, LV *acc) {
         lo = l.i;
     }
     for (int i = 0; i < n; i++) acc[i] = carry[i];
+    if (!s->joins) return;
+    CgIf odd;
+    LV longer[CG_MAX_CARRY];
+    cg_if(cg, &odd, cg_lt(cg, cg_add(cg, k, k), all));
+    for (int i = 0; i < n; i++) longer[i] = acc[i];
+    tile_step(cg, s, height, carry[n], 0, carry[n + 1], NULL, NULL, NULL, longer);
+    cg_else(cg, &odd);
+    cg_endif_join(cg, &odd, n, longer, carry, acc);
 }
 
 static LV emit_tile(Cg *cg, const TileSpec *s, const char *name, int height, LT *type) {
@@ -293,12 +314,19 @@ static void call_pack(Cg *cg, const PackFunction *f, const LV *args, int n, cons
     cg_call(cg, f->type, f->fn, all, n);
 }
 
-// A loop over n rows with the address in the source and an address that steps by to_bytes.
+// A row of the source.
+typedef struct {
+    LV at, ahead;      // ahead: a row that comes later
+    LV exists;         // lanes of all or none, NULL: it does.  Numbered rows may be none
+} SourceRow;
+
+// A loop over n rows, or pairs of them, with addresses in the source and one that steps by to_bytes.
 typedef struct {
     CgLoop l;
+    DType t;
     LV to, from, step;
-    LV ahead;          // a row that comes later
-    LV exists;         // lanes of all or none: numbered rows may be none
+    SourceRow row[2];
+    int rows;          // at once
     int64_t to_bytes;
 } RowLoop;
 
@@ -306,35 +334,64 @@ static LV row_at(Cg *cg, const RowLoop *r, LV source, LV row) {
     return cg_bytes(cg, source, cg_mul(cg, row, r->step));
 }
 
-static void begin_rows(Cg *cg, RowLoop *r, LV fn, DType t, int64_t to_bytes, bool numbered) {
-    LV carry[2] = {LLVMGetParam(fn, 0), LLVMGetParam(fn, 1)}, source = carry[1], n = LLVMGetParam(fn, 2);
-    *r = (RowLoop){.step = cg_muli(cg, LLVMGetParam(fn, 3), dtype_bytes(t)), .to_bytes = to_bytes};
-    cg_loop_begin(cg, &r->l, cg_int(cg, 0), n, 1, 2, carry);
+// Row i of n.  Where there is none, the address is that of another one.
+static SourceRow source_row(Cg *cg, const RowLoop *r, LV fn, int which, bool numbered) {
+    LV n = LLVMGetParam(fn, 2), source = LLVMGetParam(fn, 1), i = cg_addi(cg, r->l.i, which), there = NULL;
+    LV later = cg_min(cg, cg_addi(cg, i, PREFETCH_ROWS), cg_addi(cg, n, -1));
+    if (which) {
+        there = cg_lt(cg, i, n);
+        i = cg_select(cg, there, i, r->l.i);
+    }
+    SourceRow row = {.at = which ? row_at(cg, r, source, i) : r->from, .exists = there};
+    row.ahead = cg_bytes(cg, row.at, cg_muli(cg, r->step, PREFETCH_ROWS));
+    if (numbered) {
+        unsigned last = LLVMCountParams(fn);
+        LV index = LLVMGetParam(fn, last - 2), rows = LLVMGetParam(fn, last - 1);
+        LV number = cg_i64(cg, cg_load1(cg, I32, index, i));
+        LV known = LLVMBuildICmp(cg->b, LLVMIntULT, number, rows, "");
+        row.at = row_at(cg, r, source, cg_select(cg, known, number, cg_int(cg, 0)));
+        row.ahead = row_at(cg, r, source, cg_i64(cg, cg_load1(cg, I32, index, later)));
+        row.exists = there ? LLVMBuildAnd(cg->b, there, known, "") : known;
+    }
+    if (row.exists) row.exists = cg_splat(cg, row.exists);
+    return row;
+}
+
+static void begin_rows(Cg *cg, RowLoop *r, LV fn, DType t, int64_t to_bytes, bool numbered, bool pairs) {
+    LV carry[2] = {LLVMGetParam(fn, 0), LLVMGetParam(fn, 1)};
+    *r = (RowLoop){.t = t,
+                   .rows = pairs ? 2 : 1,
+                   .step = cg_muli(cg, LLVMGetParam(fn, 3), dtype_bytes(t)),
+                   .to_bytes = to_bytes};
+    cg_loop_begin(cg, &r->l, cg_int(cg, 0), LLVMGetParam(fn, 2), r->rows, 2, carry);
     r->to = r->l.carry[0];
     r->from = r->l.carry[1];
-    r->ahead = cg_bytes(cg, r->from, cg_muli(cg, r->step, PREFETCH_ROWS));
-    if (!numbered) return;
-    unsigned last = LLVMCountParams(fn);
-    LV index = LLVMGetParam(fn, last - 2), rows = LLVMGetParam(fn, last - 1);
-    LV row = cg_i64(cg, cg_load1(cg, I32, index, r->l.i));
-    LV exists = LLVMBuildICmp(cg->b, LLVMIntULT, row, rows, "");
-    LV later = cg_min(cg, cg_addi(cg, r->l.i, PREFETCH_ROWS), cg_addi(cg, n, -1));
-    r->from = row_at(cg, r, source, cg_select(cg, exists, row, cg_int(cg, 0)));
-    r->ahead = row_at(cg, r, source, cg_i64(cg, cg_load1(cg, I32, index, later)));
-    r->exists = cg_splat(cg, exists);
+    for (int i = 0; i < r->rows; i++) r->row[i] = source_row(cg, r, fn, i, numbered);
 }
 static void end_rows(Cg *cg, RowLoop *r) {
-    LV next[2] = {cg_bytes(cg, r->to, cg_int(cg, r->to_bytes)), cg_bytes(cg, r->from, r->step)};
+    LV next[2] = {cg_bytes(cg, r->to, cg_int(cg, r->to_bytes)),
+                  cg_bytes(cg, r->from, cg_muli(cg, r->step, r->rows))};
     cg_loop_end(cg, &r->l, next);
 }
-static LV load_row(Cg *cg, const RowLoop *r, DType t, LV base, LV index, LV mask) {
-    LV x = cg_load_vec(cg, t, base, index, mask);
-    return r->exists ? cg_select(cg, r->exists, x, cg_vec(cg, 0)) : x;
+static LV and_mask(Cg *cg, LV a, LV b) { return a && b ? LLVMBuildAnd(cg->b, a, b, "") : a ? a : b; }
+// 16 columns from `col`: elements as f32, or pairs.
+static LV load_rows(Cg *cg, const RowLoop *r, LV col, LV mask) {
+    const SourceRow *row = r->row;
+    if (r->rows == 2)
+        return dot_join_rows(cg, cg_at(cg, r->t, row[0].at, col), and_mask(cg, mask, row[0].exists),
+                             cg_at(cg, r->t, row[1].at, col), and_mask(cg, mask, row[1].exists));
+    LV x = cg_load_vec(cg, r->t, row->at, col, mask);
+    return row->exists ? cg_select(cg, row->exists, x, cg_vec(cg, 0)) : x;
+}
+static void ask_for_rows(Cg *cg, const RowLoop *r, LV col, int64_t cols) {
+    for (int i = 0; i < r->rows; i++)
+        for (int64_t at = 0; at < cols * dtype_bytes(r->t); at += 64)
+            cg_prefetch(cg, cg_bytes(cg, cg_at(cg, r->t, r->row[i].ahead, col), cg_int(cg, at)), false, 2);
 }
 
 // Row by row, so that memory is read as it lies; rows ahead are asked for, since rows may be pages apart.
-PackFunction pack_rows_function(Cg *cg, const char *name, DType t, int vecs, int64_t panel_bytes,
-                                bool numbered) {
+static PackFunction rows_function(Cg *cg, const char *name, DType t, int vecs, int64_t panel_bytes,
+                                  bool numbered, bool pairs) {
     CgFunction f;
     PackFunction p;
     RowLoop row;
@@ -342,23 +399,20 @@ PackFunction pack_rows_function(Cg *cg, const char *name, DType t, int vecs, int
     begin_pack(cg, &f, &p, name, 5, numbered);
     int64_t width = vecs * LANES;
     LV cols = LLVMGetParam(f.fn, 4), whole = cg_addi(cg, cols, 1 - width);
-    begin_rows(cg, &row, f.fn, t, width * 4, numbered);
+    begin_rows(cg, &row, f.fn, t, width * 4, numbered, pairs);
     cg_loop_begin(cg, &panel, cg_int(cg, 0), whole, width, 1, &row.to);
-    LV from = cg_at(cg, t, row.from, panel.i), to = panel.carry[0];
+    LV to = panel.carry[0];
     for (int v = 0; v < vecs; v++)
-        cg_store_vec(cg, F32, load_row(cg, &row, t, from, cg_int(cg, v * LANES), NULL), to,
+        cg_store_vec(cg, F32, load_rows(cg, &row, cg_addi(cg, panel.i, v * LANES), NULL), to,
                      cg_int(cg, v * LANES), NULL);
-    LV ahead = cg_at(cg, t, row.ahead, panel.i);
-    for (int64_t at = 0; at < width * dtype_bytes(t); at += 64)
-        cg_prefetch(cg, cg_bytes(cg, ahead, cg_int(cg, at)), false, 2);
+    ask_for_rows(cg, &row, panel.i, width);
     LV next = cg_bytes(cg, to, cg_int(cg, panel_bytes));
     cg_loop_end(cg, &panel, &next);
     CgIf rest;
     cg_if(cg, &rest, cg_lt(cg, panel.i, cols));
     for (int v = 0; v < vecs; v++) {
         LV at = cg_addi(cg, panel.i, v * LANES), mask = cg_tail_mask(cg, cg_sub(cg, cols, at));
-        cg_store_vec(cg, F32, load_row(cg, &row, t, row.from, at, mask), panel.carry[0],
-                     cg_int(cg, v * LANES), NULL);
+        cg_store_vec(cg, F32, load_rows(cg, &row, at, mask), panel.carry[0], cg_int(cg, v * LANES), NULL);
     }
     cg_endif(cg, &rest);
     end_rows(cg, &row);
@@ -366,31 +420,41 @@ PackFunction pack_rows_function(Cg *cg, const char *name, DType t, int vecs, int
     return p;
 }
 
+PackFunction pack_rows_function(Cg *cg, const char *name, DType t, int vecs, int64_t panel_bytes,
+                                bool numbered) {
+    return rows_function(cg, name, t, vecs, panel_bytes, numbered, false);
+}
+PackFunction pack_row_pairs_function(Cg *cg, const char *name, int vecs, int64_t panel_bytes, bool numbered) {
+    return rows_function(cg, name, BF16, vecs, panel_bytes, numbered, true);
+}
+
 void pack_rows(Cg *cg, const PackFunction *f, LV panels, LV source, LV n, LV step, LV cols,
                const RowNumbers *rows) {
     call_pack(cg, f, (LV[]){panels, source, n, step, cols}, 5, rows);
 }
 
-// 16 k of each group of 16 columns at a time: loaded along k, transposed, stored along the columns.
-PackFunction pack_columns_function(Cg *cg, const char *name, DType t, int vecs, int cols) {
+// 16 k (or pairs) of each group of 16 columns at a time: loaded along k, transposed, stored along the columns.
+static PackFunction columns_function(Cg *cg, const char *name, DType t, int vecs, int cols, bool pairs) {
     CgFunction f;
     PackFunction p;
     begin_pack(cg, &f, &p, name, 4, false);
     LV to = LLVMGetParam(f.fn, 0), from = LLVMGetParam(f.fn, 1), k = LLVMGetParam(f.fn, 2),
        step = LLVMGetParam(f.fn, 3);
-    LV whole = LLVMBuildAnd(cg->b, k, cg_int(cg, -LANES), "");
+    int at_once = pairs ? 2 * LANES : LANES;
+    LV whole = LLVMBuildAnd(cg->b, k, cg_int(cg, -at_once), ""), left = cg_sub(cg, k, whole);
     for (int part = 0; part < 2; part++) { // whole blocks, then the rest under a mask
         CgLoop l;
-        LV mask = part ? cg_tail_mask(cg, cg_sub(cg, k, whole)) : NULL;
-        cg_for(cg, &l, part ? whole : cg_int(cg, 0), part ? k : whole, LANES);
+        LV mask = !part ? NULL : pairs ? dot_tail_mask(cg, left) : cg_tail_mask(cg, left);
+        cg_for(cg, &l, part ? whole : cg_int(cg, 0), part ? k : whole, at_once);
         for (int v = 0; v < vecs; v++) {
             LV x[LANES];
             for (int j = 0; j < LANES; j++) {
                 int col = v * LANES + j < cols ? v * LANES + j : cols - 1;
-                x[j] = cg_load_vec(cg, t, cg_at(cg, t, from, cg_muli(cg, step, col)), l.i, mask);
+                LV column = cg_at(cg, t, from, cg_muli(cg, step, col));
+                x[j] = pairs ? dot_load_pairs(cg, column, l.i, mask) : cg_load_vec(cg, t, column, l.i, mask);
             }
             tile_transpose(cg, x);
-            LV row = cg_at(cg, F32, to, cg_muli(cg, l.i, vecs * LANES));
+            LV row = cg_bytes(cg, to, cg_muli(cg, l.i, vecs * LANES * (pairs ? 2 : 4)));
             for (int j = 0; j < LANES; j++)
                 cg_store_vec(cg, F32, x[j], row, cg_int(cg, (j * vecs + v) * LANES), NULL);
         }
@@ -400,11 +464,19 @@ PackFunction pack_columns_function(Cg *cg, const char *name, DType t, int vecs, 
     return p;
 }
 
+PackFunction pack_columns_function(Cg *cg, const char *name, DType t, int vecs, int cols) {
+    return columns_function(cg, name, t, vecs, cols, false);
+}
+PackFunction pack_column_pairs_function(Cg *cg, const char *name, int vecs, int cols) {
+    return columns_function(cg, name, BF16, vecs, cols, true);
+}
+
 void pack_columns(Cg *cg, const PackFunction *f, LV panel, LV source, LV k, LV step) {
     call_pack(cg, f, (LV[]){panel, source, k, step}, 4, NULL);
 }
 
-PackFunction strips_function(Cg *cg, const char *name, DType t, int64_t strip_bytes, bool numbered) {
+static PackFunction any_strips_function(Cg *cg, const char *name, DType t, int64_t strip_bytes, bool numbered,
+                                        bool pairs) {
     CgFunction f;
     PackFunction p;
     RowLoop row;
@@ -412,20 +484,25 @@ PackFunction strips_function(Cg *cg, const char *name, DType t, int64_t strip_by
     begin_pack(cg, &f, &p, name, 7, numbered);
     TileCut cut = {LLVMGetParam(f.fn, 4), LLVMGetParam(f.fn, 5), LLVMGetParam(f.fn, 6)};
     LV high = cg_tail_mask(cg, cg_addi(cg, cut.base, 1)), low = cg_tail_mask(cg, cut.base);
-    begin_rows(cg, &row, f.fn, t, LANES * 4, numbered);
-    LV carry[3] = {row.to, row.from, row.ahead};
-    cg_loop_begin(cg, &tile, cg_int(cg, 0), cut.tiles, 1, 3, carry);
-    LV x = load_row(cg, &row, t, tile.carry[1], cg_int(cg, 0),
-                    cg_select(cg, cg_lt(cg, tile.i, cut.extra), high, low));
+    begin_rows(cg, &row, f.fn, t, LANES * 4, numbered, pairs);
+    LV carry[2] = {row.to, cg_int(cg, 0)};
+    cg_loop_begin(cg, &tile, cg_int(cg, 0), cut.tiles, 1, 2, carry);
+    LV x = load_rows(cg, &row, tile.carry[1], cg_select(cg, cg_lt(cg, tile.i, cut.extra), high, low));
     cg_store_vec(cg, F32, x, tile.carry[0], cg_int(cg, 0), NULL);
-    cg_prefetch(cg, tile.carry[2], false, 2);
-    LV height = tile_height(cg, &cut, tile.i);
-    LV next[3] = {cg_bytes(cg, tile.carry[0], cg_int(cg, strip_bytes)), cg_at(cg, t, tile.carry[1], height),
-                  cg_at(cg, t, tile.carry[2], height)};
+    ask_for_rows(cg, &row, tile.carry[1], 1);
+    LV next[2] = {cg_bytes(cg, tile.carry[0], cg_int(cg, strip_bytes)),
+                  cg_add(cg, tile.carry[1], tile_height(cg, &cut, tile.i))};
     cg_loop_end(cg, &tile, next);
     end_rows(cg, &row);
     cg_function_end(cg, &f);
     return p;
+}
+
+PackFunction strips_function(Cg *cg, const char *name, DType t, int64_t strip_bytes, bool numbered) {
+    return any_strips_function(cg, name, t, strip_bytes, numbered, false);
+}
+PackFunction pair_strips_function(Cg *cg, const char *name, int64_t strip_bytes, bool numbered) {
+    return any_strips_function(cg, name, BF16, strip_bytes, numbered, true);
 }
 
 void pack_strips(Cg *cg, const PackFunction *f, LV strips, LV source, LV n, LV step, const TileCut *cut,
@@ -434,29 +511,41 @@ void pack_strips(Cg *cg, const PackFunction *f, LV strips, LV source, LV n, LV s
 }
 
 static PackFunction copy_function(Cg *cg, const char *name, DType t, int64_t cols, int64_t to_step,
-                                  bool numbered) {
+                                  bool numbered, bool pairs) {
     CgFunction f;
     PackFunction p;
     RowLoop row;
     CgLoop col;
     begin_pack(cg, &f, &p, name, 4, numbered);
-    begin_rows(cg, &row, f.fn, t, to_step * 4, numbered);
-    int64_t whole = cols / LANES * LANES;
-    cg_for(cg, &col, cg_int(cg, 0), cg_int(cg, whole), LANES);
-    cg_store_vec(cg, F32, load_row(cg, &row, t, row.from, col.i, NULL), row.to, col.i, NULL);
-    cg_end(cg, &col);
-    LV mask = tile_mask(cg, (int)(cols - whole)), at = cg_int(cg, whole);
-    if (whole < cols) cg_store_vec(cg, F32, load_row(cg, &row, t, row.from, at, mask), row.to, at, mask);
+    begin_rows(cg, &row, f.fn, t, to_step * 4, numbered, false);
+    const SourceRow *source = &row.row[0];
+    int64_t at_once = pairs ? 2 * LANES : LANES, whole = cols / at_once * at_once;
+    for (int part = 0; part < 2; part++) {
+        LV at = cg_int(cg, whole), mask = NULL, zero = cg_vec(cg, 0);
+        if (part && whole == cols) continue;
+        if (part)
+            mask = pairs ? dot_tail_mask(cg, cg_int(cg, cols - whole)) : tile_mask(cg, (int)(cols - whole));
+        else
+            cg_for(cg, &col, cg_int(cg, 0), at, at_once), at = col.i;
+        LV x = pairs ? dot_load_pairs(cg, source->at, at, mask) : cg_load_vec(cg, t, source->at, at, mask);
+        if (source->exists) x = cg_select(cg, source->exists, x, zero);
+        LV to = cg_bytes(cg, row.to, cg_muli(cg, at, pairs ? 2 : 4));
+        cg_store_vec(cg, F32, x, to, cg_int(cg, 0), pairs ? NULL : mask);
+        if (!part) cg_end(cg, &col);
+    }
     end_rows(cg, &row);
     cg_function_end(cg, &f);
     return p;
 }
 
 PackFunction copy_rows_function(Cg *cg, const char *name, DType t, int64_t cols, int64_t to_step) {
-    return copy_function(cg, name, t, cols, to_step, false);
+    return copy_function(cg, name, t, cols, to_step, false, false);
 }
 PackFunction copy_numbered_rows_function(Cg *cg, const char *name, DType t, int64_t cols, int64_t to_step) {
-    return copy_function(cg, name, t, cols, to_step, true);
+    return copy_function(cg, name, t, cols, to_step, true, false);
+}
+PackFunction copy_pairs_function(Cg *cg, const char *name, int64_t cols, int64_t to_step, bool numbered) {
+    return copy_function(cg, name, BF16, cols, to_step, numbered, true);
 }
 
 void copy_rows(Cg *cg, const PackFunction *f, LV to, LV source, LV n, LV step) {

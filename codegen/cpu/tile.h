@@ -4,6 +4,7 @@
 //
 // A is read by broadcasts at constant strides, B as vectors of 16 columns.  B is packed into panels:
 // [k][panel] f32, as wide as the tile.  A tile is a static function of its module, one for each height that can occur.
+// A tile of dot products (dot.h) is the same with pairs of bf16 for elements of A and B, and pairs for k.
 #ifndef CODEGEN_CPU_TILE_H
 #define CODEGEN_CPU_TILE_H
 #include "codegen/cpu/cg.h"
@@ -23,9 +24,11 @@ typedef struct {
     int     vecs, cols;        // vectors of 16 columns; live columns (the others are not stored)
     int64_t a_row, a_k;        // elements from a row of A to the next, from a k to the next
     int64_t c_row;             // elements from a row of C to the next
-    DType   b_type, c_type;    // A is f32
+    DType   b_type, c_type;    // A is f32; with `dot` pairs in the place of f32
+    bool    dot;               // A and B are pairs of bf16
+    bool    joins;             // B is rows of bf16, two of which make pairs; k counts them
     bool    mask_b;            // B is not a panel: loads stay inside cols
-    bool    pairs;             // B is bf16 in pairs of k: [k/2][b_k][2], what is behind an odd k is there
+    bool    pairs;             // B is bf16 in pairs of k (abi.h, Layout): [k/2][b_k][2], what is behind an odd k is there
     int     prefetch;          // B comes from far: rows ahead are asked for into this cache (cg_prefetch); 0: not so
     bool    reload;            // the chain may continue from a tile in memory (init)
     bool    merge;             // after the chain n_merge tiles at merge, merge - merge_step, .. are added
@@ -79,6 +82,11 @@ void         pack_columns(Cg *cg, const PackFunction *f, LV panel, LV source, LV
 PackFunction strips_function(Cg *cg, const char *name, DType t, int64_t strip_bytes, bool numbered);
 void         pack_strips(Cg *cg, const PackFunction *f, LV strips, LV source, LV n, LV step,
                          const TileCut *cut, const RowNumbers *rows);
+// The same for pairs of bf16: of rows 0 and 1, 2 and 3, .. of the source, of elements of a column's row.
+PackFunction pack_row_pairs_function(Cg *cg, const char *name, int vecs, int64_t panel_bytes, bool numbered);
+PackFunction pack_column_pairs_function(Cg *cg, const char *name, int vecs, int cols);
+PackFunction pair_strips_function(Cg *cg, const char *name, int64_t strip_bytes, bool numbered);
+PackFunction copy_pairs_function(Cg *cg, const char *name, int64_t cols, int64_t to_step, bool numbered);
 // n rows of `cols` elements, to_step apart.
 PackFunction copy_rows_function(Cg *cg, const char *name, DType t, int64_t cols, int64_t to_step);
 void         copy_rows(Cg *cg, const PackFunction *f, LV to, LV source, LV n, LV step);

@@ -110,12 +110,12 @@ static double measure(OneKernel *o, DescribeFn *describe, EmitFn *emit, const ch
     return seconds_of(&w, times);
 }
 
-// The rate to compare with: fma in registers, on as many threads.
+// The rate to compare with: fma, or dot products, in registers, on as many threads.
 static double peak_of(const char *target, int threads) {
     enum { TASKS = 256 };
     Arena *a = arena_create();
     Diag *d = diag_new(a);
-    Probe p = {.kind = PROBE_FMA};
+    Probe p = {.kind = one_target(target)->dot ? PROBE_BF16_DOT : PROBE_FMA};
     Probes *code = probes_compile(target, &p, 1, d);
     if (!code) diag_print(d, stderr, false), exit(1);
     float *memory = zeros(16 * 2);
@@ -166,6 +166,7 @@ static const Shape shapes[] = {
 static void bench(const Shape *s, const char *target, int threads, double peak) {
     OneKernel o = {0};
     enum { LEAVES = 8 };
+    DType dtype = one_target(target)->dot ? BF16 : s->dtype;
     Sym rows = {.name = "R", .kind = SYM_RAGGED, .bound = s->M, .groups = s->experts, .leaves = LEAVES};
     Sym varying = {.name = "S", .kind = SYM_PLAIN, .bound = 512};
     int32_t *offsets = NULL;
@@ -181,16 +182,16 @@ static void bench(const Shape *s, const char *target, int threads, double peak) 
             offsets[i] = (int32_t)(s->M * i / (s->experts * LEAVES));
     }
     bool sums = s->kind == DENSE_DW || s->kind == GROUPED_SUMS;
-    one_in(&o, ONE_TYPE(s->dtype, m, k));
+    one_in(&o, ONE_TYPE(dtype, m, k));
     if (sums)
-        one_in(&o, ONE_TYPE(s->dtype, m, n));
+        one_in(&o, ONE_TYPE(dtype, m, n));
     else if (s->experts)
-        one_in(&o, ONE_TYPE(s->dtype, e, s->tb ? n : k, s->tb ? k : n));
+        one_in(&o, ONE_TYPE(dtype, e, s->tb ? n : k, s->tb ? k : n));
     else
-        one_in(&o, ONE_TYPE(s->dtype, s->tb ? n : k, s->tb ? k : n));
+        one_in(&o, ONE_TYPE(dtype, s->tb ? n : k, s->tb ? k : n));
     if (s->experts) one_in(&o, ONE_TYPE(I32, dim_n(s->experts * LEAVES + 1)));
     if (!sums)
-        one_out(&o, ONE_TYPE(s->dtype, m, n));
+        one_out(&o, ONE_TYPE(dtype, m, n));
     else if (s->experts)
         one_out(&o, ONE_TYPE(F32, e, k, n));
     else
@@ -200,7 +201,7 @@ static void bench(const Shape *s, const char *target, int threads, double peak) 
     if (s->kind == GROUPED_SUMS) describe = describe_grouped_dw, emit = emit_grouped_dw;
     double compile, seconds = measure(&o, describe, emit, target, threads, (const int64_t[4]){s->M}, offsets, &compile);
     double flops = 2.0 * (double)s->M * (double)s->K * (double)s->N;
-    double bytes = (double)(s->K * s->N * dtype_bytes(s->dtype));
+    double bytes = (double)(s->K * s->N * dtype_bytes(dtype));
     printf("%-28s %7.1f GFLOP/s  %5.1f %%   %6.1f GB/s of the matrix   %8.1f us   compiled in %5.1f ms\n",
            s->name, flops / seconds * 1e-9, 100 * flops / seconds / peak, bytes / seconds * 1e-9,
            seconds * 1e6, compile * 1e3);
@@ -304,7 +305,8 @@ int main(int argc, char **argv) {
                                                            : "sse2";
     if (getenv("BENCH_TARGET")) target = getenv("BENCH_TARGET");
     double peak = peak_of(target, threads);
-    printf("%s, %d threads: fma %.1f GFLOP/s\n", target, threads, peak * 1e-9);
+    printf("%s, %d threads: %s %.1f GFLOP/s\n", target, threads,
+           one_target(target)->dot ? "all in bf16, dot products" : "fma", peak * 1e-9);
     for (size_t i = 0; i < sizeof shapes / sizeof shapes[0]; i++)
         if (argc < 3 || strstr(shapes[i].name, argv[2])) bench(&shapes[i], target, threads, peak);
     for (size_t i = 0; i < sizeof heads / sizeof heads[0]; i++)

@@ -66,11 +66,12 @@ static inline void one_check(LLVMErrorRef e) {
 }
 
 static inline const CpuTarget *one_target(const char *name) {
-    static const CpuTarget avx512 = {"avx512", "x86-64-v4", "", true, 64, 32, false, false},
-                           avx2 = {"avx2", "x86-64-v3", "", true, 32, 16, false, false},
-                           sse2 = {"sse2", "x86-64", "", false, 16, 16, false, false};
-    const CpuTarget *all[] = {&avx512, &avx2, &sse2};
-    for (int i = 0; i < 3; i++)
+    static const CpuTarget avx512 = {"avx512", "x86-64-v4", "", true, 64, 32, false, false, false},
+                           dot = {"avx512bf16", "x86-64-v4", "+avx512bf16", true, 64, 32, true, false, true},
+                           avx2 = {"avx2", "x86-64-v3", "", true, 32, 16, false, false, false},
+                           sse2 = {"sse2", "x86-64", "", false, 16, 16, false, false, false};
+    const CpuTarget *all[] = {&avx512, &dot, &avx2, &sse2};
+    for (int i = 0; i < 4; i++)
         if (!strcmp(all[i]->name, name)) return all[i];
     return NULL;
 }

@@ -248,6 +248,8 @@ static inline int case_compare(Case *c, const char *cpu, int64_t plain, double t
 
 static inline bool case_runs(const char *cpu) {
 #if defined(__x86_64__)
+    if (!strcmp(cpu, "avx512bf16"))
+        return __builtin_cpu_supports("x86-64-v4") && __builtin_cpu_supports("avx512bf16");
     if (!strcmp(cpu, "avx512")) return __builtin_cpu_supports("x86-64-v4");
     if (!strcmp(cpu, "avx2")) return __builtin_cpu_supports("x86-64-v3");
     return true;
@@ -258,9 +260,9 @@ static inline bool case_runs(const char *cpu) {
 
 // On every machine of the table that runs here, and on interp.  Machines without fma get `loose` as their tolerance.
 static inline int case_compare_all(Case *c, int64_t plain, double loose) {
-    static const char *const cpus[] = {"native", "avx512", "avx2", "sse2"};
+    static const char *const cpus[] = {"native", "avx512bf16", "avx512", "avx2", "sse2"};
     int bad = case_compare(c, NULL, plain, 0);
-    for (int i = 0; i < 4; i++)
+    for (int i = 0; i < 5; i++)
         if (case_runs(cpus[i])) bad += case_compare(c, cpus[i], plain, strcmp(cpus[i], "sse2") ? 0 : loose);
     return bad;
 }

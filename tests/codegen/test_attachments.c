@@ -30,9 +30,9 @@ static Attached attach(Case *c) {
 
 // interp and all machines with fma that run here.
 static int compare(Case *c) {
-    static const char *const cpus[] = {NULL, "avx512", "avx2"};
+    static const char *const cpus[] = {NULL, "avx512bf16", "avx512", "avx2"};
     int bad = 0;
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < 4; i++)
         if (!cpus[i] || case_runs(cpus[i])) bad += case_compare(c, cpus[i], 1, 0);
     return bad;
 }

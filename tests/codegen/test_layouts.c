@@ -27,10 +27,10 @@ static int lay_out(Case *c) {
 }
 
 static int compare(Case *c, int64_t rows) {
-    static const char *const cpus[] = {"native", "avx512", "avx2", "sse2"};
+    static const char *const cpus[] = {"native", "avx512bf16", "avx512", "avx2", "sse2"};
     int bad = 0;
-    for (int i = 0; i < 4; i++)
-        if (case_runs(cpus[i])) bad += case_compare(c, cpus[i], rows, i < 3 ? 0 : 2e-5);
+    for (int i = 0; i < 5; i++)
+        if (case_runs(cpus[i])) bad += case_compare(c, cpus[i], rows, i < 4 ? 0 : 2e-5);
     return bad;
 }
 
