@@ -14,6 +14,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include "ir/vmath.h"
 
 enum { UNKNOWN = -1 };
 
@@ -63,15 +64,6 @@ static Tensor new_tensor(const Run *run, const Type *type) {
     return t;
 }
 
-static float round_bf16(float x) {
-    uint32_t bits;
-    memcpy(&bits, &x, sizeof bits);
-    if ((bits & 0x7fffffff) > 0x7f800000) return x;                 // NaN stays one
-    bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;         // half to even
-    memcpy(&x, &bits, sizeof x);
-    return x;
-}
-
 // To 11 significant bits, fewer below 2^-14; above 65504 (rounded) infinite.
 static float round_f16(float x) {
     if (!isfinite(x) || x == 0) return x;
@@ -86,7 +78,7 @@ static void round_tensor(const Tensor *t, DType storage) {
     float *x = t->data;
     int64_t n = count(t);
     if (storage == BF16)
-        for (int64_t i = 0; i < n; i++) x[i] = round_bf16(x[i]);
+        for (int64_t i = 0; i < n; i++) x[i] = vm_round_bf16(x[i]);
     else
         for (int64_t i = 0; i < n; i++) x[i] = round_f16(x[i]);
 }

@@ -8,6 +8,15 @@
 #include <string.h>
 
 static inline int32_t vm_bits(float x) { int32_t i; memcpy(&i, &x, sizeof i); return i; }
+// To the nearest bf16, half to even; NaN stays one.
+static inline float vm_round_bf16(float x) {
+    uint32_t i;
+    memcpy(&i, &x, sizeof i);
+    if ((i & 0x7fffffff) > 0x7f800000) return x;
+    i = (i + 0x7fff + (i >> 16 & 1)) & 0xffff0000;
+    memcpy(&x, &i, sizeof x);
+    return x;
+}
 static inline float   vm_float(int32_t i) { float x; memcpy(&x, &i, sizeof x); return x; }
 
 #define V  float

@@ -9,7 +9,8 @@
 //
 // Casts fuse into the bodies before and behind, so what is stored between a body and a contraction is bf16,
 // and what a body computes (norms, softmax, losses, statistics, the residual stream) is f32.  Parameters are
-// their own f32 masters; autodiff differentiates the casts, so their gradients leave in f32.
+// their own f32 masters, and the sums over rows that are their gradients are f32.  head_loss computes its losses in
+// f32 and rounds the gradient of the logits to bf16 before it multiplies it.
 //
 // Stays f32: the contraction that makes a router's scores.  From choices (topk, queue, route, gates) we walk
 // up through everything else to the first contraction.  Narrowing casts move above gathers and reshapes: less

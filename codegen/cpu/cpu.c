@@ -297,8 +297,11 @@ static const CpuTarget *choose_target(Arena *a, const CompileOpts *opts, bool ru
 }
 
 static bool uses_dots(const CpuTarget *t, const Graph *g) {
-    for_each_node(g, n)
-        if (op_is_contraction(n->op) && dot_used(t, n->in[0]->type.dtype, n->in[1]->type.dtype)) return true;
+    for_each_node(g, n) {
+        bool head = n->op == OP_HEAD_LOSS || n->op == OP_HEAD_LOSS_GRAD || n->op == OP_HEAD_LOSS_AND_GRAD;
+        if (!head && !op_is_contraction(n->op)) continue;
+        if (dot_used(t, n->in[0]->type.dtype, n->in[1]->type.dtype)) return true;
+    }
     return false;
 }
 

@@ -2,7 +2,7 @@
 //
 //     a round takes some of the rows; its logits, [rows of the round, V] of f32, lie in the workspace
 //     phase 0    logits = x w^T              task = run of rows x panels of the vocabulary
-//     phase 1    largest, sum of exponentials, loss;  logits -> g         task = few rows
+//     phase 1    largest, sum of exponentials, loss;  logits -> g, in the type of x      task = few rows
 //     phase 2    dx = g w                    task = run of rows x columns of D
 //                dw = g^T x, leaf tree       task = part of [V, D]
 //
@@ -198,6 +198,8 @@ static unsigned heights_of(const Head *h, const CpuTarget *t, int64_t run) {
 static LV rows_from(Cg *cg, const Round *r, LV first, int64_t most) {
     return cg_min(cg, cg_sub(cg, r->n, first), cg_int(cg, most));
 }
+// Elements from a row of g to the next, in the place of the logits.
+static int64_t g_step(const Head *h) { return h->step * 4 / dtype_bytes(h->type); }
 static LV logits_at(Cg *cg, const Round *r, LV row) {
     return cg_at(cg, F32, r->logits, cg_muli(cg, row, r->h->step));
 }
@@ -269,21 +271,21 @@ static LV lse_of_row(Cg *cg, const Head *h, LV logits) {
     return lane0(cg, cg_fadd(cg, m, cg_log(cg, total)));
 }
 
-// logits -> g = (exp(logit - lse) - (1 at the label)) * dnll, in place.  The vector with the label comes last:
-// elsewhere nothing is taken off.
+// logits -> g = (exp(logit - lse) - (1 at the label)) * dnll, in place: a bf16 lies where a logit was that has been read.
+// The vector with the label comes last: elsewhere nothing is taken off.
 static void weigh_row(Cg *cg, const Head *h, LV logits, LV lse, LV label, LV dnll) {
     LV lane = cg_rem(cg, label, cg_int(cg, LANES)), at = cg_sub(cg, label, lane);
     LV z = cg_splat(cg, lse), d = cg_splat(cg, dnll), held = cg_load_vec(cg, F32, logits, at, NULL);
     CgLoop col;
     cg_for(cg, &col, cg_int(cg, 0), cg_int(cg, h->V), LANES);
     LV e = cg_exp(cg, cg_fsub(cg, cg_load_vec(cg, F32, logits, col.i, NULL), z));
-    cg_store_vec(cg, F32, cg_fmul(cg, e, d), logits, col.i, NULL);
+    cg_store_vec(cg, h->type, cg_fmul(cg, e, d), logits, col.i, NULL);
     cg_end(cg, &col);
     LV is_label = LLVMBuildICmp(cg->b, LLVMIntEQ, cg_lanes(cg),
                                 cg_splat(cg, LLVMBuildTrunc(cg->b, lane, cg->i32, "")), "");
     LV one = cg_select(cg, is_label, cg_vec(cg, 1), cg_vec(cg, 0));
     e = cg_fsub(cg, cg_exp(cg, cg_fsub(cg, held, z)), one);
-    cg_store_vec(cg, F32, cg_fmul(cg, e, d), logits, at, NULL);
+    cg_store_vec(cg, h->type, cg_fmul(cg, e, d), logits, at, NULL);
 }
 
 static void emit_loss(Cg *cg, const Round *r) {
@@ -327,13 +329,13 @@ static void narrow_rows(Cg *cg, const Head *h, LV from, int64_t from_step, LV to
 static void emit_dx(Cg *cg, const Round *r, LV task) {
     const Head *h = r->h;
     bool narrow = h->type != F32;
-    Rows dx = {.a_type = F32,
+    Rows dx = {.a_type = h->type,
                .b_type = h->type,
                .y_type = F32,
                .K = h->V,
                .N = h->D,
                .y_row = narrow ? NARROW_COLUMNS : h->D,
-               .a_given = h->step,
+               .a_given = g_step(h),
                .min_rows = ROWS_RUN,
                .max_rows = h->dx_run,
                .heights = heights_of(h, cg->target, h->dx_run),
@@ -385,13 +387,13 @@ static SumLevels levels_in(Cg *cg, const Round *r) {
 
 static void emit_dw(Cg *cg, Round *r, LV task) {
     const Head *h = r->h;
-    Sums s = {.a_type = F32,
+    Sums s = {.a_type = h->type,
               .b_type = h->type,
               .y_type = F32,
               .M = h->V,
               .N = h->D,
               .leaves = h->group,
-              .a_given = h->step,
+              .a_given = g_step(h),
               .cut = h->cut};
     sums_begin(cg, &s, 1);
     LV groups = cg_int(cg, h->cut.groups);

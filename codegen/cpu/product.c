@@ -220,17 +220,21 @@ static LV a_step(Cg *cg, const Rows *r, const RowsRun *u) {
     return u->a_step ? u->a_step : cg_int(cg, r->a_given ? r->a_given : r->K);
 }
 
-// n rows from `first`, copied to where tiles read them.  ta: at most one tile.
-static LV copy_of_rows(Cg *cg, const Rows *r, const RowsRun *u, LV first, LV n) {
+// A cut chain copies the k of a piece only.
+static bool copies_pieces(const Rows *r) { return r->copy_a && !r->ta && cuts_k(r); }
+
+// Elements k0 .. k0+n_k-1 of n rows from `first`, copied to where tiles read them.  ta: all of at most one tile.
+static LV copy_of_rows(Cg *cg, const Rows *r, const RowsRun *u, LV first, LV n, LV k0, LV n_k) {
     LV to = bytes_at(cg, cg->scratch, up(r->scratch_used, 64)), step = a_step(cg, r, u);
     TileCut one = {cg_int(cg, 1), n, cg_int(cg, 0)};
-    if (r->ta)
+    RowNumbers rows = {.n = u->rows.n};
+    if (r->ta) {
         pack_strips(cg, &r->copy, to, cg_at(cg, r->a_type, u->a, first), u->k, step, &one, NULL);
-    else if (r->numbered)
-        copy_numbered_rows(cg, &r->copy, to, u->a, n, step,
-                           &(RowNumbers){cg_at(cg, I32, u->rows.index, first), u->rows.n});
-    else
-        copy_rows(cg, &r->copy, to, cg_at(cg, r->a_type, u->a, cg_mul(cg, first, step)), n, step);
+        return to;
+    }
+    if (r->numbered) rows.index = cg_at(cg, I32, u->rows.index, first);
+    LV from = r->numbered ? k0 : cg_add(cg, cg_mul(cg, first, step), k0);
+    copy_columns(cg, &r->copy, to, cg_at(cg, r->a_type, u->a, from), n, step, n_k, r->numbered ? &rows : NULL);
     return to;
 }
 
@@ -273,7 +277,7 @@ static void run_direct(Cg *cg, Rows *r, const RowsRun *u) {
     LV zero = cg_int(cg, 0), k0 = zero, n_k = u->k;
     CgLoop cut;
     attach_strip(cg, r, u, false, NULL, zero, u->n, u->lo, u->hi);
-    LV a = r->copy_a ? copy_of_rows(cg, r, u, zero, u->n) : u->a;
+    LV a = r->copy_a ? copy_of_rows(cg, r, u, zero, u->n, zero, u->k) : u->a;
     if (r->direct_k) {
         cg_for(cg, &cut, zero, u->k, r->direct_k);
         k0 = cut.i;
@@ -352,7 +356,7 @@ static void pack_block(Cg *cg, Rows *r, const RowsRun *u, LV p0, LV p1, LV k0, L
 // Blocks of panels; for each, all tiles of rows pass by, and a tile meets one panel after the other.
 static void run_packed(Cg *cg, Rows *r, const RowsRun *u) {
     CgLoop block, cut, tile;
-    LV all = r->copy_all ? copy_of_rows(cg, r, u, cg_int(cg, 0), u->n) : NULL;
+    LV all = r->copy_all ? copy_of_rows(cg, r, u, cg_int(cg, 0), u->n, cg_int(cg, 0), u->k) : NULL;
     cg_for(cg, &block, u->lo, u->hi, r->block);
     LV p0 = block.i, p1 = cg_min(cg, cg_addi(cg, p0, r->block), u->hi);
     LV b_k = cg_int(cg, is_laid(r) ? PANEL_COLS : r->panel);
@@ -367,10 +371,12 @@ static void run_packed(Cg *cg, Rows *r, const RowsRun *u) {
     cg_for(cg, &tile, cg_int(cg, 0), rows.tiles, 1);
     LV first = tile_first(cg, &rows, tile.i), height = tile_height(cg, &rows, tile.i);
     LV done = cuts_k(r) ? cg_eq(cg, cg_add(cg, k0, n_k), u->k) : NULL;
+    bool pieces = copies_pieces(r);
+    LV copied_k = pieces ? k0 : cg_int(cg, 0);             // first k of a
     LV a = all         ? cg_at(cg, F32, all, cg_muli(cg, first, r->a_row))
-           : r->copy_a ? copy_of_rows(cg, r, u, first, height)
+           : r->copy_a ? copy_of_rows(cg, r, u, first, height, copied_k, pieces ? n_k : u->k)
                        : cg_at(cg, F32, u->a, cg_mul(cg, first, a_step(cg, r, u)));
-    a = cg_at(cg, F32, a, cg_muli(cg, steps(cg, r->dot, k0), r->a_k));
+    a = cg_at(cg, F32, a, cg_muli(cg, steps(cg, r->dot, cg_sub(cg, k0, copied_k)), r->a_k));
     LV whole = cg_min(cg, p1, cg_int(cg, r->n_whole));
     for (int part = 0; part < 2; part++) {
         if (part ? !r->tail : !r->n_whole) continue;

@@ -301,7 +301,7 @@ static void begin_pack(Cg *cg, CgFunction *f, PackFunction *p, const char *name,
     }
     cg_function_begin(cg, f, name, cg->void_t, params, n_params);
     tile_noinline(cg, f->fn);
-    *p = (PackFunction){f->type, f->fn};
+    *p = (PackFunction){.type = f->type, .fn = f->fn};
 }
 
 static void call_pack(Cg *cg, const PackFunction *f, const LV *args, int n, const RowNumbers *rows) {
@@ -510,31 +510,39 @@ void pack_strips(Cg *cg, const PackFunction *f, LV strips, LV source, LV n, LV s
     call_pack(cg, f, (LV[]){strips, source, n, step, cut->tiles, cut->base, cut->extra}, 7, rows);
 }
 
+// 16 elements of a row, or pairs, from element `at`.
+static void copy_vector(Cg *cg, const RowLoop *r, bool pairs, LV at, LV mask) {
+    const SourceRow *row = &r->row[0];
+    if (!pairs) {
+        cg_store_vec(cg, F32, load_rows(cg, r, at, mask), r->to, at, mask);
+        return;
+    }
+    LV x = dot_load_pairs(cg, row->at, at, mask);
+    if (row->exists) x = cg_select(cg, row->exists, x, cg_vec(cg, 0));
+    cg_store_vec(cg, F32, x, cg_at(cg, BF16, r->to, at), cg_int(cg, 0), NULL);
+}
+
 static PackFunction copy_function(Cg *cg, const char *name, DType t, int64_t cols, int64_t to_step,
                                   bool numbered, bool pairs) {
     CgFunction f;
     PackFunction p;
     RowLoop row;
     CgLoop col;
-    begin_pack(cg, &f, &p, name, 4, numbered);
+    CgIf rest;
+    int at_once = pairs ? 2 * LANES : LANES;
+    begin_pack(cg, &f, &p, name, 5, numbered);
+    LV all = LLVMGetParam(f.fn, 4), whole = LLVMBuildAnd(cg->b, all, cg_int(cg, -at_once), "");
+    LV left = cg_sub(cg, all, whole), mask = pairs ? dot_tail_mask(cg, left) : cg_tail_mask(cg, left);
     begin_rows(cg, &row, f.fn, t, to_step * 4, numbered, false);
-    const SourceRow *source = &row.row[0];
-    int64_t at_once = pairs ? 2 * LANES : LANES, whole = cols / at_once * at_once;
-    for (int part = 0; part < 2; part++) {
-        LV at = cg_int(cg, whole), mask = NULL, zero = cg_vec(cg, 0);
-        if (part && whole == cols) continue;
-        if (part)
-            mask = pairs ? dot_tail_mask(cg, cg_int(cg, cols - whole)) : tile_mask(cg, (int)(cols - whole));
-        else
-            cg_for(cg, &col, cg_int(cg, 0), at, at_once), at = col.i;
-        LV x = pairs ? dot_load_pairs(cg, source->at, at, mask) : cg_load_vec(cg, t, source->at, at, mask);
-        if (source->exists) x = cg_select(cg, source->exists, x, zero);
-        LV to = cg_bytes(cg, row.to, cg_muli(cg, at, pairs ? 2 : 4));
-        cg_store_vec(cg, F32, x, to, cg_int(cg, 0), pairs ? NULL : mask);
-        if (!part) cg_end(cg, &col);
-    }
+    cg_for(cg, &col, cg_int(cg, 0), whole, at_once);
+    copy_vector(cg, &row, pairs, col.i, NULL);
+    cg_end(cg, &col);
+    cg_if(cg, &rest, cg_lt(cg, whole, all));
+    copy_vector(cg, &row, pairs, whole, mask);
+    cg_endif(cg, &rest);
     end_rows(cg, &row);
     cg_function_end(cg, &f);
+    p.cols = cols;
     return p;
 }
 
@@ -548,10 +556,14 @@ PackFunction copy_pairs_function(Cg *cg, const char *name, int64_t cols, int64_t
     return copy_function(cg, name, BF16, cols, to_step, numbered, true);
 }
 
+void copy_columns(Cg *cg, const PackFunction *f, LV to, LV source, LV n, LV step, LV cols,
+                  const RowNumbers *rows) {
+    call_pack(cg, f, (LV[]){to, source, n, step, cols}, 5, rows);
+}
 void copy_rows(Cg *cg, const PackFunction *f, LV to, LV source, LV n, LV step) {
-    call_pack(cg, f, (LV[]){to, source, n, step}, 4, NULL);
+    copy_columns(cg, f, to, source, n, step, cg_int(cg, f->cols), NULL);
 }
 void copy_numbered_rows(Cg *cg, const PackFunction *f, LV to, LV source, LV n, LV step,
                         const RowNumbers *rows) {
-    call_pack(cg, f, (LV[]){to, source, n, step}, 4, rows);
+    copy_columns(cg, f, to, source, n, step, cg_int(cg, f->cols), rows);
 }

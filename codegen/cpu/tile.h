@@ -63,7 +63,7 @@ unsigned tile_heights(int64_t n, int rows);                   // the heights tha
 static inline unsigned tile_all_heights(int rows) { return (2u << rows) - 2; }
 
 // Functions that pack.  All give f32 and read `source` from its element (0, 0), rows `step` elements apart.
-typedef struct { LT type; LV fn; } PackFunction;
+typedef struct { LT type; LV fn; int64_t cols; } PackFunction;      // cols: of functions that copy rows
 // Rows by number: row i is row index[i] (i32) of the source, zeros if that is none of its n rows.  NULL where
 // a function takes them: rows as they lie; `numbered` says while it is made which of both it is for.
 typedef struct { LV index, n; } RowNumbers;
@@ -82,17 +82,21 @@ void         pack_columns(Cg *cg, const PackFunction *f, LV panel, LV source, LV
 PackFunction strips_function(Cg *cg, const char *name, DType t, int64_t strip_bytes, bool numbered);
 void         pack_strips(Cg *cg, const PackFunction *f, LV strips, LV source, LV n, LV step,
                          const TileCut *cut, const RowNumbers *rows);
-// The same for pairs of bf16: of rows 0 and 1, 2 and 3, .. of the source, of elements of a column's row.
+// The same for pairs of bf16: of rows 0 and 1, 2 and 3, .. of the source; of elements of a column.
 PackFunction pack_row_pairs_function(Cg *cg, const char *name, int vecs, int64_t panel_bytes, bool numbered);
 PackFunction pack_column_pairs_function(Cg *cg, const char *name, int vecs, int cols);
 PackFunction pair_strips_function(Cg *cg, const char *name, int64_t strip_bytes, bool numbered);
+void         copy_numbered_rows(Cg *cg, const PackFunction *f, LV to, LV source, LV n, LV step,
+                                const RowNumbers *rows);
+// n rows of `cols` elements become pairs, to_step apart.
 PackFunction copy_pairs_function(Cg *cg, const char *name, int64_t cols, int64_t to_step, bool numbered);
+// Fewer columns of rows, numbered or not (NULL), by any function that copies rows.
+void         copy_columns(Cg *cg, const PackFunction *f, LV to, LV source, LV n, LV step, LV cols,
+                          const RowNumbers *rows);
 // n rows of `cols` elements, to_step apart.
 PackFunction copy_rows_function(Cg *cg, const char *name, DType t, int64_t cols, int64_t to_step);
 void         copy_rows(Cg *cg, const PackFunction *f, LV to, LV source, LV n, LV step);
 PackFunction copy_numbered_rows_function(Cg *cg, const char *name, DType t, int64_t cols, int64_t to_step);
-void         copy_numbered_rows(Cg *cg, const PackFunction *f, LV to, LV source, LV n, LV step,
-                                const RowNumbers *rows);
 
 LV   tile_mask(Cg *cg, int live);            // constant mask of the first `live` of 16 lanes; NULL: all
 void tile_transpose(Cg *cg, LV rows[16]);    // 16 vectors as a 16 x 16 block

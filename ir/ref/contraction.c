@@ -30,7 +30,7 @@
 // head_loss: logits = chains over D; m = the largest, lse = m + log(lanes(exp(logit - m)));
 //   nll = lse - logit of the label.
 // head_loss_grad: g = (exp(logit - lse) - (1 at the label, else 0)) * dnll;  dx = chain over V;
-//   dw = matmul_dw of g and x.  head_loss_and_grad: both.
+//   dw = matmul_dw of g and x.  With x of bf16 g is rounded to it.  head_loss_and_grad: both.
 #include <assert.h>
 #include "ir/ref/ref.h"
 
@@ -384,6 +384,7 @@ void REF(head_loss_grad)(const Attrs *attr, int n_in, const Tensor *in, int n_ou
             real lse = reals(&in[3])[r + i], d = label >= 0 && label < V ? reals(&in[4])[r + i] : 0;
             for (int64_t v = 0; v < V; v++)
                 g[i * V + v] = (REAL_EXP(g[i * V + v] - lse) - (real)(v == label)) * d;
+            for (int64_t v = 0; attr->narrow && v < V; v++) g[i * V + v] = REAL_BF16(g[i * V + v]);
         }
         chains(n, D, V, g, V, 1, reals(w), reals(&out[0]) + r * D);
         chains(V, D, n, g, 1, V, reals(x) + r * D, part + leaf * V * D);

@@ -27,6 +27,7 @@ typedef double real;
 #define REAL_SIN sin
 #define REAL_COS cos
 #define REAL_DTYPE F64
+#define REAL_BF16(x) (x)      // nothing is rounded to storage types
 #else
 typedef float real;
 #define REF(name) ref_##name
@@ -44,6 +45,7 @@ typedef float real;
 #define REAL_SIN vm_sin
 #define REAL_COS vm_cos
 #define REAL_DTYPE F32
+#define REAL_BF16 vm_round_bf16
 #endif
 
 // Every meaning a row of the table names.

@@ -437,7 +437,7 @@ static void prepare_labels(Case *c) {
 
 static void head_case(const Setup *s, Op op, DType t, int64_t leaves, int64_t rows, int64_t D, int64_t V) {
     Sym leaf = leaf_sym(leaves);
-    Case c = {.o.node = {.op = op, .attr.leaves = leaves}};
+    Case c = {.o.node = {.op = op, .attr = {.leaves = leaves, .narrow = t == BF16}}};
     Type x = ONE_TYPE(t, sym(&leaf), num(rows), num(D)), w = ONE_TYPE(t, num(V), num(D)),
          one = ONE_TYPE(F32, sym(&leaf), num(rows), num(1));
     one_in(&c.o, x);
