@@ -1,8 +1,11 @@
 // A gate becomes the nodes it consists of, for targets without a kernel for the whole of it.
 //
-//     gate {softmax topk sum div count route}   =>   fused {softmax topk sum div}    tokens in parallel
-//                                                    count                           one task each
+//     gate {softmax topk sum div count route}   =>   fused {softmax topk sum div}    rows of tokens
+//                                                    count                           runs of slots
 //                                                    route
+//
+// All of it runs in parallel; one kernel for the whole would save the pieces' barriers and one histogram, of 4096 tokens
+// among 64 experts about 15 of 330 microseconds.
 //
 // Levels: a row-local node stands one above a column node or a node with another number of rows that it
 // reads.  Row-local nodes of one level and row count make one body.

@@ -32,7 +32,7 @@ static bool run_passes(Session *s, Graph **g, const char *const *pipeline) {
 
 static bool compile(BenchGraph *b, Cli *c, const Machine *m, Graph *g, const char *const *pipeline, int threads) {
     Session s = {.cli = c, .arena = c->arena, .diag = c->diag, .machine = m};
-    s.train = (TrainOpts){.dtype = intern("f32"), .recompute = intern("none"), .optimizer = intern("sgd"), .lr_expert = 1, .waves = 1};
+    s.train = (TrainOpts){.dtype = intern("f32"), .recompute = intern("cheap"), .optimizer = intern("sgd"), .lr_expert = 1, .waves = 1};
     s.own_parameters = pipeline == pipeline_forward;
     bool ok = run_passes(&s, &g, pipeline) && session_compile(&s, &g, 1, NULL, threads);
     b->compiled = s.compiled;

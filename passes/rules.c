@@ -329,12 +329,15 @@ static Value *scatter_as_gather(Builder *b, Node *n) {
 }
 
 //  scatter_add_rows(v, slot_of / k) => scatter_add_rows(v, slot_of / k, row_of)
-// With the rows of each token at hand nobody has to look for them.
+// With the rows of each token at hand nobody has to look for them.  A token of one choice is its slot: what is wide is
+// combined, since that can be fused with the work on its rows, numbers are gathered.
 static Value *scatter_to_tokens(Builder *b, Node *n) {
     const Node *token = n->in[1]->node;
-    double k;
-    if (n->n_in != 2 || token->op != OP_DIV || !value_is_number(token->in[1], &k)) return NULL;
-    Value *row_of = inverse_of(token->in[0]);
+    double k = 1;
+    if (n->n_in != 2) return NULL;
+    bool divides = token->op == OP_DIV && value_is_number(token->in[1], &k);
+    if (!divides && type_cols(&n->out[0].type) == 1) return NULL;
+    Value *row_of = inverse_of(divides ? token->in[0] : n->in[1]);
     const Type *y = &n->out[0].type;
     if (!row_of || (double)type_cols(&row_of->type) != k) return NULL;
     Dims rows = dims_of(y);
@@ -358,7 +361,7 @@ Value *rule_apply(Builder *b, Node *n) {
     case OP_SUM:              return summed(b, n);
     case OP_MATMUL:
     case OP_GROUPED_MATMUL:   return contraction(b, n);
-    case OP_SCATTER_ADD_ROWS: v = scatter_as_gather(b, n); return v ? v : scatter_to_tokens(b, n);
+    case OP_SCATTER_ADD_ROWS: v = scatter_to_tokens(b, n); return v || n->n_in > 2 ? v : scatter_as_gather(b, n);
     default:                  return op_is(n->op, ELEMENTWISE) ? arithmetic(b, n) : NULL;
     }
 }

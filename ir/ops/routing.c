@@ -114,7 +114,7 @@ void grad_gather_rows(Builder *b, const Node *n, Value *const *dout, const bool 
     if (!d || !need[0]) return;
     Dims dims = dims_of(x);
     Value *inverse = inverse_of(index, x);
-    if (inverse) {
+    if (inverse && (index->index == 1 || type_cols(x) == 1)) {         // wide slots: simplify decides (passes/rules.c)
         din[0] = build_reshape(b, make(b, OP_GATHER_ROWS, INS(d, inverse), 0), &dims);
         return;
     }
