@@ -41,13 +41,13 @@ damaged 'no weights' 'holds neither model.safetensors' rm model.safetensors
 damaged 'no reference' 'reference.safetensors: No such file' rm reference.safetensors
 damaged 'broken JSON' 'config.json:[0-9]+:' sh -c 'echo "{\"model_type\":" >config.json'
 damaged 'an unknown family' 'no model of models/ reads model_type "gpt9"' sed -i 's/"model_type": "llama"/"model_type": "gpt9"/' config.json
-damaged 'another activation' 'hidden_act is "gelu"; this model cannot represent it' sed -i 's/"silu"/"gelu"/' config.json
+damaged 'another activation' 'hidden_act is "relu"; this model cannot represent it' sed -i 's/"silu"/"relu"/' config.json
 damaged 'another scaling' 'rope_scaling.rope_type is "dynamic"; this model cannot represent it' sed -i 's/"llama3"/"dynamic"/' config.json
 damaged 'another scaling, by its older name' 'rope_scaling.type is "dynamic"; this model cannot represent it' sed -i 's/"rope_type": "llama3"/"type": "dynamic"/' config.json
 damaged 'another size' "model.norm.weight: the file's tensor is \[64\], this is \[60\]" sed -i 's/"hidden_size": 64/"hidden_size": 60/' config.json
 damaged 'one layer more' 'found nowhere in the file: layers.2' sed -i 's/"num_hidden_layers": 2/"num_hidden_layers": 3/' config.json
 damaged 'a tensor of another name' 'found nowhere in the file: norm.g' sed -i 's/model.norm.weight/model.morn.weight/' model.safetensors
-damaged 'NaN in the weights' 'element 2 of layers.0.ffn.w1 is -?nan; weights must be finite' put model.safetensors model.layers.0.mlp.gate_proj.weight 8 '\0\0\300\177'
+damaged 'NaN in the weights' 'element 2 of layers.0.ffn.gate.w is -?nan; weights must be finite' put model.safetensors model.layers.0.mlp.gate_proj.weight 8 '\0\0\300\177'
 damaged 'NaN in the reference' '^logits .* nan .*FAIL' put reference.safetensors logits 8 '\0\0\300\177'
 damaged 'an id beyond the vocabulary' 'input_ids is 300; ids go from 0 to 255' put reference.safetensors input_ids 0 '\54\1\0\0'
 damaged 'a wrong weight' '^llama: 27 of 29 tensors FAIL' put model.safetensors model.norm.weight 0 '\0\0\200\100'
