@@ -162,7 +162,7 @@ static int64_t summed_leaves(const Node *n) {
 
 static void complete_attrs(Node *n) {
     if (lists(n->op, ATTR_leaves)) n->attr.leaves = summed_leaves(n);
-    if (lists(n->op, ATTR_narrow)) n->attr.narrow = n->in[0]->type.dtype == BF16;
+    if (lists(n->op, ATTR_narrow)) n->attr.narrow = n->n_in > 0 && n->in[0]->type.dtype == BF16;
     if (lists(n->op, ATTR_dtype) && op_n_outs(n->op) == 1) { // a row that allows one element type gives it
         if (op_info[n->op].outs[0].kind == K_I32) n->attr.dtype = I32;
         if (op_info[n->op].outs[0].kind == K_F32) n->attr.dtype = F32;
