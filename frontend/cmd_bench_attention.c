@@ -80,14 +80,6 @@ int bench_attention(Cli *c) {
             if (only && !strstr(arena_printf(c->arena, "%s %s", dtype[i / N], h->name), only)) continue;
             ok = bench_one(c, known, &m, h, dtype[i / N], given ? given : pass ? m.threads : 1, budget, rows);
         }
-    if (ok && !json_array_size(rows)) {
-        diag_error(c->diag, (Span){0}, "--only '%s' is part of no attention's name, such as 'f32 8x256, 6 heads of 64'", only);
-        ok = false;
-    }
-    if (!ok) {
-        json_decref(rows);
-        return cli_finish(c, EXIT_WRONG);
-    }
-    bench_show(c, json_pack("{s:s, s:f}", "cpu", m.name, "fma_gflop_s", m.rates[0].fma / 1e9), rows);
-    return cli_finish(c, EXIT_DONE);
+    return bench_finish(c, ok, "attention's name, such as 'f32 8x256, 6 heads of 64'",
+                        json_pack("{s:s, s:f}", "cpu", m.name, "fma_gflop_s", m.rates[0].fma / 1e9), rows);
 }

@@ -145,14 +145,6 @@ int bench_gate(Cli *c) {
                                               "times_least", seconds / least, "onehot_us", onehot > 0 ? json_real(onehot * 1e6) : json_null(),
                                               "times_onehot", onehot > 0 ? json_real(onehot / seconds) : json_null()));
     }
-    if (ok && !json_array_size(rows)) {
-        diag_error(c->diag, (Span){0}, "--only '%s' is part of no gate's name, such as 'T=8192 E=32 k=2'", only);
-        ok = false;
-    }
-    if (!ok) {
-        json_decref(rows);
-        return cli_finish(c, EXIT_WRONG);
-    }
-    bench_show(c, json_pack("{s:s, s:I}", "cpu", m.name, "width", (json_int_t)width), rows);
-    return cli_finish(c, EXIT_DONE);
+    return bench_finish(c, ok, "gate's name, such as 'T=8192 E=32 k=2'",
+                        json_pack("{s:s, s:I}", "cpu", m.name, "width", (json_int_t)width), rows);
 }

@@ -213,17 +213,8 @@ int bench_gemm(Cli *c) {
                 if (only && !strstr(name, only)) continue;
                 ok = bench_one(c, known, &m, &peer, &shape[i], dtype[d], given ? given : pass ? m.threads : 1, budget, rows);
             }
-    if (ok && !json_array_size(rows)) {
-        diag_error(c->diag, (Span){0}, "--only '%s' is part of no product's name, such as 'f32 x w 16x512x1792'", only);
-        ok = false;
-    }
-    if (!ok) {
-        json_decref(rows);
-        return cli_finish(c, EXIT_WRONG);
-    }
     json_t *facts = json_pack("{s:s, s:f}", "cpu", m.name, "fma_gflop_s", m.rates[0].fma / 1e9);
     if (m.rates[0].bf16_dot) json_object_set_new(facts, "bf16_dot_gflop_s", json_real(m.rates[0].bf16_dot / 1e9));
     if (peer.name) json_object_set_new(facts, "peer", json_string(peer.name));
-    bench_show(c, facts, rows);
-    return cli_finish(c, EXIT_DONE);
+    return bench_finish(c, ok, "product's name, such as 'f32 x w 16x512x1792'", facts, rows);
 }

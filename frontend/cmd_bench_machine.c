@@ -39,7 +39,7 @@ static void print_memory(Arena *a, const Machine *m) {
     static const char *const name[] = {"L1", "L2", "L3", "DRAM"};
     printf("\n%-6s %9s %9s", "GB/s", "size", "probed");
     for (int w = 0; w < (m->threads > 1 ? 2 : 1); w++)
-        printf("   %7s %7s %7s %7s", w ? "read" : "read", "write", "copy", "stream");
+        printf("   %7s %7s %7s %7s", "read", "write", "copy", "stream");
     printf("\n%-26s   1 thread %s\n", "", m->threads > 1 ? arena_printf(a, "%22s%d threads", "", m->threads) : "");
     for (int i = 0; i < MACHINE_LEVELS; i++) {
         const MachineLevel *l = &m->level[i];

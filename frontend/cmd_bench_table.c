@@ -109,3 +109,17 @@ void bench_show(Cli *c, json_t *facts, json_t *rows) {
     json_decref(facts);
     json_decref(rows);
 }
+
+int bench_finish(Cli *c, bool ok, const char *names, json_t *facts, json_t *rows) {
+    if (ok && !json_array_size(rows)) {
+        diag_error(c->diag, (Span){0}, "--only '%s' is part of no %s", cli_value(c, "only"), names);
+        ok = false;
+    }
+    if (ok) {
+        bench_show(c, facts, rows);
+        return cli_finish(c, EXIT_DONE);
+    }
+    json_decref(facts);
+    json_decref(rows);
+    return cli_finish(c, EXIT_WRONG);
+}

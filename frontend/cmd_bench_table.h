@@ -12,6 +12,9 @@ int64_t bench_number(Cli *c, const char *option, int64_t least, int64_t otherwis
 // the facts and "rows".  Units are part of keys: gflop_s, step_ms; a key that begins with share is a part of 1, one that
 // begins with times a ratio; both are shown so in the table.
 void bench_show(Cli *c, json_t *facts, json_t *rows);
+// Ends a bench that --only may leave without rows: which is an error that says what names look like ("product's name, such as
+// 'f32 x w 16x512x1792'").  ok false: an error was told.  Frees facts and rows.
+int bench_finish(Cli *c, bool ok, const char *names, json_t *facts, json_t *rows);
 // The table alone.
 void bench_rows(Cli *c, const json_t *rows, FILE *out);
 

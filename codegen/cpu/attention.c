@@ -236,6 +236,15 @@ LV attention_boundary(Cg *cg, const Attn *p, LV j, LV n, LV lo, LV hi) {
     return some ? some : cg_bool(cg, false);
 }
 
+LV attention_in_reach(Cg *cg, const Attn *p, LV seen, LV key, LV pos) {
+    if (p->causal) seen = attention_both(cg, seen, LLVMBuildICmp(cg->b, LLVMIntSLE, key, pos, ""));
+    if (!p->window) return seen;
+    LV w = cg_vec_int(cg, (int32_t)p->window);
+    seen = attention_both(cg, seen, LLVMBuildICmp(cg->b, LLVMIntSGT, key, LLVMBuildSub(cg->b, pos, w, ""), ""));
+    if (p->causal) return seen;
+    return attention_both(cg, seen, LLVMBuildICmp(cg->b, LLVMIntSLT, key, LLVMBuildAdd(cg->b, pos, w, ""), ""));
+}
+
 LV attention_finish(Cg *cg, const Attn *p, LV x, LV j, int v, LV *seen) {
     if (p->bias >= 0) {
         const Type *t = kernel_arg_type(p->k, p->bias);
@@ -244,17 +253,9 @@ LV attention_finish(Cg *cg, const Attn *p, LV x, LV j, int v, LV *seen) {
             at = LLVMBuildAdd(cg->b, at, cg_splat(cg, LLVMBuildTrunc(cg->b, j, cg->i32, "")), "");
         x = cg_fadd(cg, x, cg_gather_vec(cg, t->dtype, cg_in(cg, p->bias), at, NULL));
     }
-    LV mask = NULL, key = cg_splat(cg, LLVMBuildTrunc(cg->b, j, cg->i32, ""));
+    LV key = cg_splat(cg, LLVMBuildTrunc(cg->b, j, cg->i32, ""));
     LV pos = p->causal || p->window ? lane_vec(cg, p, I32, p->pos, v) : NULL;
-    if (p->causal) mask = attention_both(cg, mask, LLVMBuildICmp(cg->b, LLVMIntSLE, key, pos, ""));
-    if (p->window) {
-        LV w = cg_vec_int(cg, (int32_t)p->window);
-        mask = attention_both(cg, mask,
-                              LLVMBuildICmp(cg->b, LLVMIntSGT, key, LLVMBuildSub(cg->b, pos, w, ""), ""));
-        if (!p->causal)
-            mask = attention_both(cg, mask,
-                                  LLVMBuildICmp(cg->b, LLVMIntSLT, key, LLVMBuildAdd(cg->b, pos, w, ""), ""));
-    }
+    LV mask = attention_in_reach(cg, p, NULL, key, pos);
     if (p->valid >= 0) {
         LV at =
             cg_add(cg, cg_mul(cg, attention_batch(cg, p, kernel_arg_type(p->k, p->valid), 1), p->C_now), j);

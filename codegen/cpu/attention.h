@@ -81,6 +81,9 @@ LV attention_finish(Cg *cg, const Attn *p, LV x, LV j, int v, LV *seen);
 LV attention_index(Cg *cg, const Attn *p, LV row, int v); // element of vector v of a row of scores
 
 LV attention_both(Cg *cg, LV a, LV b); // a & b; a NULL: b
+// `seen`, but only where a query at position pos sees the key: not behind it, not outside its window.  pos is
+// not read where there is neither.
+LV attention_in_reach(Cg *cg, const Attn *p, LV seen, LV key, LV pos);
 LV minus_inf(Cg *cg);                  // of all lanes
 LV is_minus_inf(Cg *cg, LV x);
 LV larger(Cg *cg, LV a, LV b);    // b if equal, or if a is NaN

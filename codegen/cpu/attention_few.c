@@ -189,15 +189,7 @@ static LV finish_scores(Cg *cg, const Attn *p, LV x, LV query, LV j, LV n, int v
         x = cg_fadd(cg, x, bias);
     }
     LV pos = p->causal || p->window ? cg_splat(cg, number(cg, I32, p->pos, query)) : NULL;
-    if (p->causal) seen = attention_both(cg, seen, LLVMBuildICmp(cg->b, LLVMIntSLE, key, pos, ""));
-    if (p->window) {
-        LV w = cg_vec_int(cg, (int32_t)p->window);
-        seen = attention_both(cg, seen,
-                              LLVMBuildICmp(cg->b, LLVMIntSGT, key, LLVMBuildSub(cg->b, pos, w, ""), ""));
-        if (!p->causal)
-            seen = attention_both(cg, seen,
-                                  LLVMBuildICmp(cg->b, LLVMIntSLT, key, LLVMBuildAdd(cg->b, pos, w, ""), ""));
-    }
+    seen = attention_in_reach(cg, p, seen, key, pos);
     for (int i = 0; i < 2; i++) {
         int in = i ? p->documents : p->valid;
         if (in < 0) continue;
