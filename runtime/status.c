@@ -29,7 +29,9 @@ RtStatus rt_add_context(RtError *e, RtStatus code, const char *fmt, ...) {
     return code;
 }
 
-int rt_exit_status(RtStatus code) { return code == RT_OK ? 0 : code == RT_STOPPED ? 75 : 1; }
+int rt_exit_status(RtStatus code) {
+    return code == RT_OK ? 0 : code == RT_STOPPED ? 75 : code == RT_TIMEOUT ? 76 : 1;
+}
 
 int rt_distance(const char *a, const char *b, int limit) {
     size_t n = strlen(a), m = strlen(b);

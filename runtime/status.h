@@ -9,7 +9,9 @@ typedef enum {
     RT_BAD_SETTING,    // a setting's value is wrong
     RT_IO,             // the system refused: no such file, disk full
     RT_NO_MEMORY,
-    RT_STOPPED         // by a signal, after saving
+    RT_STOPPED,        // by a signal, after saving
+    RT_COMM,           // ranks don't run the same program, or can't reach each other
+    RT_TIMEOUT         // a rank is silent
 } RtStatus;
 
 typedef struct {
@@ -22,7 +24,7 @@ RtStatus rt_fail(RtError *e, RtStatus code, const char *fmt, ...) __attribute__(
 // Puts "context: " in front of e's text; returns e's code.
 RtStatus rt_add_context(RtError *e, RtStatus code, const char *fmt, ...)
     __attribute__((format(printf, 3, 4)));
-// What a process that ends with this status returns: 0, 1 or 75 (stopped by a signal after saving).
+// What a process that ends with this status returns: 0, 1, 75 (stopped by a signal after saving), 76 (lost ranks).
 int rt_exit_status(RtStatus code);
 
 // Edit distance of two names, counting no further than `limit`; names beyond 127 bytes are never near.
