@@ -883,7 +883,8 @@ static size_t layout(Plan *p, RtPlan *r, const RtTensor *tensors, char *block) {
 }
 
 static RtPlan *finish(Plan *p, Graph *const *programs, int n) {
-    RtPlan r = {.magic = RT_PLAN_MAGIC, .version = RT_PLAN_VERSION, .persistent_bytes = p->persistent};
+    RtPlan r = {.magic = RT_PLAN_MAGIC, .version = RT_PLAN_VERSION, .mesh = {1, 1, 1, 0},
+                .persistent_bytes = p->persistent};
     r.arithmetic = add_text(p, p->opts->arithmetic);
     r.info = add_text(p, p->opts->info_json ? p->opts->info_json : "{}");
     for (int i = 0; i < n; i++) {

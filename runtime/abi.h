@@ -78,17 +78,70 @@ typedef struct {
     const int64_t *sym;       // current value of each row symbol of the plan, by index (RtSym)
     int32_t        task, n_tasks, phase, thread;
     void          *scratch;   // RT_SCRATCH_BYTES private to the thread, 64-byte aligned, contents undefined
+    struct RtRanks *ranks;    // the other ranks, for steps that exchange with them (runtime/ranks.h); NULL: there are none
     const void    *data;      // the kernel's constant block (RtKernel.data), or NULL
 } RtCall;
 typedef void RtKernelFn(const RtCall *c);
 
 enum { RT_SCRATCH_BYTES = 4 << 20, RT_MAX_PHASES = 4 };
 
+// ---- ranks ----------------------------------------------------------------------------------------------
+// One plan is every rank's.  rank = (dp_i * ep + ep_i) * tp + tp_i; leaves are dealt to data ranks dp_i * ep + ep_i in
+// order, experts to ep_i in order; what is cut is cut along axis 0 in equal parts.
+
+typedef struct { int32_t dp, ep, tp, zero; } RtMesh;
+
+typedef enum {
+    RT_GROUP_DATA,     // by data rank: those that hold other leaves
+    RT_GROUP_EXP,      // by ep_i: those that hold the other experts
+    RT_GROUP_EDP,      // by dp_i: those that hold the same experts
+    RT_GROUP_TP,       // by tp_i: those that hold the same leaves
+    RT_GROUPS
+} RtGroup;
+
+static inline int rt_group_size(RtMesh m, RtGroup g) {
+    return g == RT_GROUP_DATA ? m.dp * m.ep : g == RT_GROUP_EXP ? m.ep : g == RT_GROUP_EDP ? m.dp : m.tp;
+}
+static inline int rt_mesh_ranks(RtMesh m) { return m.dp * m.ep * m.tp; }
+// The number of `rank` within its group.
+static inline int rt_group_rank(RtMesh m, RtGroup g, int rank) {
+    int tp_i = rank % m.tp, data = rank / m.tp, ep_i = data % m.ep, dp_i = data / m.ep;
+    return g == RT_GROUP_DATA ? data : g == RT_GROUP_EXP ? ep_i : g == RT_GROUP_EDP ? dp_i : tp_i;
+}
+// The rank that is number i in the group of `rank`.
+static inline int rt_group_member(RtMesh m, RtGroup g, int rank, int i) {
+    int tp_i = rank % m.tp, data = rank / m.tp, ep_i = data % m.ep, dp_i = data / m.ep;
+    if (g == RT_GROUP_TP) return data * m.tp + i;
+    data = g == RT_GROUP_DATA ? i : g == RT_GROUP_EXP ? dp_i * m.ep + i : i * m.ep + ep_i;
+    return data * m.tp + tp_i;
+}
+
+// A step whose kernel is EXCHANGE_SYMBOL; its constant block.
+#define EXCHANGE_SYMBOL "moec_exchange"
+typedef enum {
+    RT_TREE_ALL_REDUCE,     // x -> y      y = balanced tree over the group's ranks
+    RT_TREE_REDUCE_SCATTER, // x -> y      one part of it along axis 0
+    RT_ALL_GATHER,          // x -> y      the parts of all along axis 0
+    RT_SHARD,               // x -> y      one's own part along axis 0; nothing travels
+    RT_EXCHANGE_OFFSETS,    // offsets at home [E*n + 1] -> offsets at the experts [E/g * n*g + 1]
+    RT_EXCHANGE_ROWS,       // x, offsets at home, at the experts -> y      each row to its expert's rank ..
+    RT_RETURN_ROWS          // .. and back
+} RtExchangeKind;
+
+typedef struct {
+    int32_t kind, group;    // RtExchangeKind, RtGroup
+    int32_t dtype;
+    int32_t experts;        // RT_EXCHANGE_*: of all ranks
+    int32_t leaves;         // RT_EXCHANGE_*: of one rank
+    int32_t sequence;       // number of this exchange in its program
+    int64_t elements;       // of x; of a row, where x has rows
+} RtExchange;
+
 // ---- plan -----------------------------------------------------------------------------------------------
 // One position-independent block: RtPlan, then tables; every reference is a byte offset from the block's start
 // (RtSpan) or an index into a table.  Built in memory by the JIT, linked as a constant array into a trainer.
 
-enum { RT_PLAN_MAGIC = 0x6365f06d, RT_PLAN_VERSION = 3 };
+enum { RT_PLAN_MAGIC = 0x6365f06d, RT_PLAN_VERSION = 4 };
 
 typedef struct { uint32_t offset, n; } RtSpan;   // n entries (bytes for text) at offset
 
@@ -120,6 +173,7 @@ typedef struct {
                             //    before its last segment: layers.3.ffn.experts.17.w1)
     uint8_t  kind;          // outputs: RtOutputKind
     uint8_t  layout;        // Layout; checkpoints hold rows
+    uint8_t  shard;         // 1 + RtGroup over which axis 0 is cut: dim[] are of a part.  0: whole on every rank
     int64_t  dim[MAX_DIM];  // bound sizes
     int32_t  dim_sym[MAX_DIM];   // >= 0: dim[i] is scaled by that symbol (dim[i] = n * bound; size now = n * value)
     int64_t  offset, bytes;      // bytes: as laid out
@@ -163,6 +217,7 @@ typedef struct { uint32_t file, line, column, pad; } RtSource;                  
 typedef struct {
     uint32_t magic, version, bytes, flags;
     uint64_t graph_hash;
+    RtMesh   mesh;
     int64_t  persistent_bytes, step_bytes, lower_bound_bytes;
     uint32_t arithmetic;    // text offset: name of the arithmetic ("f32-fma", "f32-mul-add"): part of a run's identity
     uint32_t info;          // text offset: JSON the compiler leaves for the runtime: model name, settings, counts

@@ -37,7 +37,10 @@ static void run_alone(RtPlanInstance *p, RtCall *call, uint32_t step, RtKernelFn
 static void run_thread(RtPlanInstance *p, uint32_t first, uint32_t n_steps, int thread) {
     const RtKernel *kernel = RT_TABLE(p->plan, RtKernel, kernels);
     RtCall call = {
-        .sym = p->sym, .thread = thread, .scratch = p->scratch + (size_t)thread * RT_SCRATCH_BYTES};
+        .sym = p->sym,
+        .thread = thread,
+        .scratch = p->scratch + (size_t)thread * RT_SCRATCH_BYTES,
+        .ranks = p->ranks};
     int turn = 0;
     bool alone = false;                      // thread 0 has worked alone since the last barrier
     for (uint32_t i = first; i < first + n_steps; i++) {

@@ -25,6 +25,7 @@ typedef struct RtPlanInstance {
     const void **kernel_data;
     unsigned char *scratch;             // threads * RT_SCRATCH_BYTES
     uint32_t *by_name;                  // tensor numbers, sorted by name
+    struct RtRanks *ranks;              // NULL: this rank is alone
     struct RtTrace *trace;              // NULL: nothing is recorded
     _Alignas(64) atomic_int next[2];    // next task of this phase; of the following one
 } RtPlanInstance;

@@ -142,8 +142,9 @@ static inline void case_execute(const Compiled *c, CaseMemory *m, int64_t plain)
             int64_t tasks = (n + t->grain - 1) / t->grain * t->times;
             for (int64_t task = tasks - 1; task >= 0; task--) {      // any order
                 memset(scratch, 0xff, 1 << 16);
-                RtCall call = {arg, m->sym, (int32_t)task, (int32_t)tasks, (int32_t)phase, 0, scratch,
-                               k->data.n ? (const char *)p + k->data.offset : NULL};
+                RtCall call = {.arg = arg, .sym = m->sym, .task = (int32_t)task, .n_tasks = (int32_t)tasks,
+                               .phase = (int32_t)phase, .scratch = scratch,
+                               .data = k->data.n ? (const char *)p + k->data.offset : NULL};
                 compiled_kernel(c, (int)s->kernel)(&call);
             }
         }
