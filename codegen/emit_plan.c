@@ -581,20 +581,30 @@ static void measure_step(Plan *p, RtStep *s, const KernelNode *k) {
         for (int i = 0; i < k->n_ragged; i++) s->experts = k->ragged[i]->groups;
 }
 
+static uint32_t results_in_place(const Node *n, const Loc *loc) {
+    uint32_t in_place = 0;
+    for (int j = 0; j < n->n_out && j < 32; j++)
+        for (int i = 0; i < n->n_in; i++)
+            if (loc[i].arena == loc[n->n_in + j].arena && loc[i].offset == loc[n->n_in + j].offset) in_place |= 1u << j;
+    return in_place;
+}
+
 // One step: node n with its operands and results at the given places.
 static void add_step(Plan *p, const Node *n, const Loc *loc) {
     KernelNode *k = arena_new(p->a, KernelNode);
     *k = (KernelNode){.node = n, .machine = p->opts->machine, .target = p->opts->target};
     note_node(p, k, n);
-    KernelDesc desc;
-    RtStep step = {.kernel = (uint32_t)kernel_of(p, k, &desc),
-                   .first_arg = (uint32_t)p->args.n,
+    RtStep step = {.first_arg = (uint32_t)p->args.n,
                    .span = add_span(p, n->at),
                    .defines_sym = -1,
                    .op = add_text(p, op_info[n->op].name),
-                   .path = add_text(p, n->path),
-                   .flops = desc.flops};
+                   .path = add_text(p, n->path)};
     measure_step(p, &step, k);
+    k->bytes = step.bytes;
+    k->in_place = results_in_place(n, loc);
+    KernelDesc desc;
+    step.kernel = (uint32_t)kernel_of(p, k, &desc);
+    step.flops = desc.flops;
     for (int i = 0; i < kernel_n_args(k); i++) push_arg(p, loc[i]);
     for (int i = 0; i < k->n_ragged; i++) push_arg(p, loc_of(p, k->ragged[i]->extent));
     if (desc.workspace) {

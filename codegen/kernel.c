@@ -31,6 +31,24 @@ int64_t rows_grain(const Type *t, int64_t bytes_per_row) {
     return grain;
 }
 
+static bool is_streamable(const Type *t) {
+    for (int i = 0; i < t->ndim; i++)
+        if (t->dim[i].sym && t->dim[i].sym->kind == SYM_PLAIN) return false;       // mostly far below its bound
+    return t->dtype == F32 && t->ndim && !t->dim[t->ndim - 1].sym && type_cols(t) % 16 == 0;
+}
+
+uint32_t streamed_results(const KernelNode *k) {
+    const Machine *m = k->machine;
+    const MachineLevel *memory = m ? &m->level[LEVEL_DRAM] : NULL;
+    if (!m || machine_level(m, (int64_t)k->bytes, 0) != LEVEL_DRAM ||
+        machine_bandwidth(m, memory->stream, 0) <= machine_bandwidth(m, memory->write, 0))
+        return 0;
+    uint32_t streamed = 0;
+    for (int i = 0; i < k->node->n_out && i < 32; i++)
+        if (is_streamable(&k->node->out[i].type)) streamed |= 1u << i;
+    return streamed & ~k->in_place;
+}
+
 bool same_rows(const Type *a, const Type *b) {
     int64_t n[2] = {1, 1};
     const Sym *sym[2][MAX_DIM];

@@ -24,6 +24,8 @@ typedef struct KernelNode {
     const Sym *plain[KERNEL_MAX_RAGGED];     // plain symbols of its types; their numbers in RtCall.sym
     int plain_index[KERNEL_MAX_RAGGED];
     bool workspace;                          // there is a workspace argument
+    double bytes;                            // read and written by one execution at bound sizes
+    uint32_t in_place;                       // bit j: result j lies where an operand does
     const Machine *machine;                  // rates to choose by; what was chosen belongs into the key, rates never do
     const CpuTarget *target;                 // whose code it is (cpu/cg.h); NULL: a target without templates
 } KernelNode;
@@ -67,6 +69,10 @@ static inline TaskCount tasks_fixed(int64_t n) { return (TaskCount){n, 1, 1, NUL
 int64_t rows_bound(const Type *t);                    // product of all dimensions but the last, at bound
 // Rows so that a task touches about 64 KiB; from sizes only.
 int64_t rows_grain(const Type *t, int64_t bytes_per_row);
+
+// Bit j: result j is f32 in rows of whole cache lines and better written past the caches (cg_stream): before it is read its
+// lines would have left them, and writing them there first costs reading them.
+uint32_t streamed_results(const KernelNode *k);
 
 // The same number of rows: the same constant times the same symbols.
 bool same_rows(const Type *a, const Type *b);

@@ -3,10 +3,12 @@
 //     z [T, E] -> softmax, top-k -> route;  rows = x[token of slot];  y = sum of w * row;  then dx and dz from dy
 //
 // The time is set against the time that the least bytes need: x is read twice (the second time for dw), dy and z once,
-// y, dx and dz are written, at the rates of the level that holds x, y, dx and dy.  Rows of experts are not counted: with
-// experts that gather while they pack and add up in their epilogue they are in no memory either.
+// y, dx and dz are written, at the rates of the level that holds all of them: those of reading and writing in turns, or of
+// copying and of reading the rest, whichever is faster.  Rows of experts are not counted: with experts that gather while
+// they pack and add up in their epilogue they are in no memory either.
 // --onehot runs the formulation of GShard and DeepSpeed too: a mask [T, E, C] with room for C = k T / E, two products with it
 // forward and three back.
+#include <math.h>
 #include <string.h>
 
 #include "frontend/cmd_bench.h"
@@ -111,11 +113,12 @@ static double time_of(Cli *c, const Machine *known, const char *name, const char
 // The least bytes, and the time they need.
 static double least_seconds(const Machine *m, const Gate *g, int threads, double *bytes) {
     double x = 4.0 * (double)(g->T * g->D), z = 4.0 * (double)(g->T * g->E), read = 3 * x + z, write = 2 * x + z;
-    const MachineLevel *l = &m->level[machine_level(m, (int64_t)(4 * x), threads)];
+    const MachineLevel *l = &m->level[machine_level(m, (int64_t)(4 * x + 2 * z), threads)];
     double reads = machine_bandwidth(m, l->read, threads), writes = machine_bandwidth(m, l->write, threads),
-           streams = machine_bandwidth(m, l->stream, threads);
+           streams = machine_bandwidth(m, l->stream, threads), copies = machine_bandwidth(m, l->copy, threads);
     *bytes = read + write;
-    return read / reads + write / (streams > writes ? streams : writes);
+    double in_turns = read / reads + write / fmax(streams, writes), copied = 2 * write / copies + (read - write) / reads;
+    return fmin(in_turns, copied);
 }
 
 int bench_gate(Cli *c) {

@@ -93,6 +93,8 @@ typedef struct {
     const Value *result[MAX_RESULTS];     // what is stored; reshapes at the end only rename its dimensions
     const Type *rows;            // the rows of all: those of result 0, or of what a scatter brings together
     const Node *combine;         // the scatter, or NULL
+    bool *in_all;                // by the body's values: the same in all sources of a row
+    uint32_t streamed;           // streamed_results
 } Body;
 
 // ---- from nodes to steps -------------------------------------------------------------------------------
@@ -431,8 +433,15 @@ static Step *build_step(Body *b, const Value *v, int space) {
     }
 }
 
+// What all sources of a row share is a step of the first one.
+static int space_of_step(Body *b, const Value *v, int space) {
+    Space s = b->spaces.at[space];
+    return s.source > 0 && b->in_all[v->id] ? space_number(b, &s.type, 0) : space;
+}
+
 static Step *step_of(Body *b, const Value *v, int space) {
     if (!b->ok) return NULL;
+    space = space_of_step(b, v, space);
     for (struct Memo *m = b->memo; m; m = m->next)
         if (m->v == v && m->space == space) return m->step;
     Step *s = build_step(b, v, space);
@@ -640,6 +649,22 @@ static const Node *combining_node(const Graph *body) {
     return NULL;
 }
 
+// Made of constants and of what a row's sources read by its own number.
+static bool is_in_all(const Body *b, const Node *n) {
+    if (n->op == OP_CONST) return type_bound_elements(&n->out[0].type) == 1;
+    if (n->op == OP_GATHER_ROWS)
+        return n->in[0]->node->op == OP_ARG && n->in[1]->node->op == OP_ARG && n->in[1] == b->combine->in[1];
+    bool all = n->n_in > 0 && n->op != OP_SCATTER_ADD_ROWS;
+    for (int i = 0; i < n->n_in; i++) all &= b->in_all[n->in[i]->id];
+    return all;
+}
+
+static void find_common_values(Body *b) {
+    b->in_all = arena_array(b->a, bool, graph_number((Graph *)b->body) + 1);
+    for_each_node(b->body, n)
+        for (int i = 0; i < n->n_out; i++) b->in_all[n->out[i].id] = is_in_all(b, n);
+}
+
 // More than a sweep over columns has room for.
 static bool is_too_much(const Body *b) {
     int reductions = 0, parts = 0;
@@ -653,7 +678,7 @@ static bool is_too_much(const Body *b) {
 // Work on `at_once` rows, step by step in turns.
 static bool make_body(Body *b, Arena *a, const KernelNode *k, int at_once) {
     const Node *n = k->node;
-    *b = (Body){.a = a, .k = k, .ok = true};
+    *b = (Body){.a = a, .k = k, .ok = true, .streamed = streamed_results(k)};
     b->body = n->attr.body ? n->attr.body : one_node_body(a, n);
     if (n->n_out < 1 || n->n_out > MAX_RESULTS) return false;
     b->rows = &n->out[0].type;
@@ -665,6 +690,7 @@ static bool make_body(Body *b, Arena *a, const KernelNode *k, int at_once) {
     }
     b->combine = combining_node(b->body);
     b->rows = b->combine ? &b->combine->out[0].type : &b->result[0]->type;
+    if (b->combine) find_common_values(b);
     int n_sources = b->combine ? (int)type_cols(&scatter_inverse(b->combine)->type) : 0;
     for (int i = 0; i < n->n_out; i++) {
         if (same_rows(&b->result[i]->type, b->rows)) {
@@ -1075,8 +1101,11 @@ static void sweep_chunk(Em *e, const Sweep *w, LV col, LV mask, int chunk_number
             there = cg_splat(cg, e->is_source[s->source]);
             if (mask) there = LLVMBuildAnd(cg->b, there, mask, "");
         }
-        cg_store_vec(cg, e->b->k->node->out[s->result].type.dtype, x[i], cg_out(cg, s->result),
-                     cg_add(cg, cg_addi(cg, result_row(e, s), s->begin), col), there);
+        DType t = e->b->k->node->out[s->result].type.dtype;
+        LV at = cg_add(cg, cg_addi(cg, result_row(e, s), s->begin), col);
+        bool streamed = e->b->streamed >> s->result & 1 && !there && s->begin % LANES == 0;
+        if (streamed) cg_stream(cg, x[i], cg_at(cg, t, cg_out(cg, s->result), at));
+        else cg_store_vec(cg, t, x[i], cg_out(cg, s->result), at, there);
     }
 }
 
@@ -1341,6 +1370,7 @@ bool describe_body(const KernelNode *k, KernelDesc *d) {
     } else if (ok) {
         d->tasks[0] = tasks_of_rows(b.rows, body_grain(&b));
     }
+    if (ok && b.streamed) str_printf(&d->key, " stream %x", b.streamed);
     arena_destroy(a);
     return ok;
 }

@@ -125,7 +125,9 @@ LV cg_at(Cg *cg, DType t, LV base, LV index);        // address of element `inde
 LV cg_bytes(Cg *cg, LV base, LV n);                  // base + n bytes
 LV cg_load(Cg *cg, LT t, LV at, int align);
 void cg_store(Cg *cg, LV x, LV at, int align);
-void cg_stream(Cg *cg, LV x, LV at);                 // 16 lanes to a multiple of 64 bytes, past the caches
+// 16 lanes to a multiple of 64 bytes, past the caches.  Other threads see them behind the next locked instruction: taking
+// another task is one.
+void cg_stream(Cg *cg, LV x, LV at);
 // One element: f32, i32 or i1 in registers.
 LV cg_load1(Cg *cg, DType t, LV base, LV index);
 void cg_store1(Cg *cg, DType t, LV x, LV base, LV index);

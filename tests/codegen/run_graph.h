@@ -173,6 +173,8 @@ static inline float case_element(DType storage, const void *x, int64_t i) {
 
 // Steps of compiled graphs that ran a reference meaning, over all comparisons so far.
 static int case_references;
+// What code is chosen by; NULL: a typical machine.
+static const Machine *case_machine;
 
 // The number of results that differ; prints the first of each.  cpu NULL: target interp.  plain: value of plain symbols.
 // The values of the graph have their places.
@@ -188,7 +190,7 @@ static inline int case_compare_placed(Case *c, const char *cpu, int64_t plain, d
             want[n_ret] = eval_value(e, n->in[0]);
             ret[n_ret++] = n;
         }
-    CompileOpts co = {.cpu = cpu, .cache_dir = "", .threads = 1};
+    CompileOpts co = {.cpu = cpu, .cache_dir = "", .threads = 1, .machine = case_machine};
     Compiled *code = target_find(cpu ? "cpu" : "interp")->compile(&c->g, 1, &co, c->diag);
     if (!code) {
         diag_print(c->diag, stderr, false);

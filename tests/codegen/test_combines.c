@@ -98,6 +98,16 @@ static void combines_take_in_what_is_before_and_behind(void **state) {
     }
 }
 
+// Where no cache holds anything, results are written past the caches.
+static void streamed_results_have_the_same_bits(void **state) {
+    Machine m = machine_guess(32, 1);
+    for (int i = LEVEL_L1; i < LEVEL_DRAM; i++) m.level[i].size = 0;
+    case_machine = &m;
+    combines_take_in_what_is_before_and_behind(state);
+    rows_by_number_are_loads(state);
+    case_machine = NULL;
+}
+
 static void none_of_this_ran_a_reference(void **state) { assert_int_equal(case_references, 0); }
 
 int main(void) {
@@ -105,6 +115,7 @@ int main(void) {
         cmocka_unit_test(rows_by_number_are_loads),
         cmocka_unit_test(combines_add_rows_in_order),
         cmocka_unit_test(combines_take_in_what_is_before_and_behind),
+        cmocka_unit_test(streamed_results_have_the_same_bits),
         cmocka_unit_test(none_of_this_ran_a_reference),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
