@@ -51,8 +51,8 @@ const char *rt_comm_kind_name(RtCommKind kind);
 // m is a power of two.  F32, or BF16: added in f32 and rounded to nearest even at every node.  Neither n nor the
 // cuts change a bit of a sum.
 
-// What a rank sends another, in one part or several: bytes to, or from, group rank `peer`.  Parts of one peer stand
-// together.  The j-th part sent to a peer is the j-th it receives from here, and both are of the same size; 0 bytes
+// What a rank sends another, in one part or several: bytes to, or from, group rank `peer`.  Lists are in the order of
+// peers.  The j-th part sent to a peer is the j-th it receives from here, and both are of the same size; 0 bytes
 // send nothing.  peer may be this rank itself (its parts of both lists are copied).
 typedef struct {
     void   *at;

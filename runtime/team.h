@@ -1,8 +1,4 @@
 // A team of threads that run one function together and meet at barriers.
-//
-// Whoever waits spins a little, then sleeps.  A fixed long spin is best on an idle machine and ruinous on a
-// busy one, where it burns the time slice that the thread waited for needs: so each thread spins longer after
-// spins that were rewarded, or a short sleep, and shorter after those that were not.
 #ifndef RUNTIME_TEAM_H
 #define RUNTIME_TEAM_H
 
