@@ -42,9 +42,9 @@ static int32_t next_id(RandomIds *r) {
     return (int32_t)((r->state >> 33) % (uint64_t)r->vocabulary);
 }
 
-static void random_batch(void *self, int64_t sequences, int32_t *tokens, int32_t *labels) {
+static void random_batch(void *self, RtSlice slice, int32_t *tokens, int32_t *labels) {
     RandomIds *r = self;
-    for (int64_t i = 0; i < sequences * r->sequence; i++) {
+    for (int64_t i = 0; i < slice.n * r->sequence; i++) {
         tokens[i] = next_id(r);
         labels[i] = next_id(r);
     }
@@ -139,7 +139,8 @@ static json_t *train_facts(Cli *c, Session *s, const RtSettings *settings, doubl
         if (i == steps) ok = rt_trace_begin(s->plan, (int)(traced * (w.waves + 1)), &e) == RT_OK || failed(c, &e);
         int64_t begin_ns = rt_now_ns();
         number++;
-        if (ok) rt_work_step(&w, (RtStepNumbers){number, number, (int64_t)(tokens * (double)(number - 1)), settings->lr}, random_batch, &ids, NULL);
+        RtStepNumbers n = {number, number, (int64_t)(tokens * (double)(number - 1)), settings->lr};
+        ok = ok && (rt_work_step(&w, n, random_batch, &ids, &e) == RT_OK || failed(c, &e));
         if (i >= 0 && i < steps) took[i] = (double)(rt_now_ns() - begin_ns) / 1e9;
     }
     double megabytes = peak_megabytes();
@@ -269,7 +270,7 @@ static json_t *model_facts(Cli *c, const char *file) {
     RtSettings *settings = NULL;
     json_t *facts = NULL;
     bool generate = cli_flag(c, "generate");
-    if (!session_open(&s, c, file, 0, NULL) || (!generate && !session_can_train(&s))) return NULL;
+    if (!session_open(&s, c, file, 0, NULL) || (!generate && !session_can_train(&s, 1))) return NULL;
     double forward = generate ? 0 : forward_flops(&s);
     bool ok = session_programs(&s, generate ? WANT_RUN : WANT_TRAIN, &p) &&
               (generate ? session_start(&s, (Graph *[]){p.run}, 1) : session_start(&s, (Graph *[]){p.pass, p.update}, 2));

@@ -59,7 +59,7 @@ static bool link_trainer(Session *s, const char *dir, const char *lib, const cha
 
 int cmd_build(Cli *c) {
     Session s;
-    if (!session_open(&s, c, c->args.at[0], 0, NULL) || !session_can_train(&s)) return cli_finish(c, EXIT_WRONG);
+    if (!session_open(&s, c, c->args.at[0], 0, NULL) || !session_can_train(&s, 1)) return cli_finish(c, EXIT_WRONG);
     const char *out = cli_value(c, "o");
     if (!out) out = program_model_name(s.program);
     const char *lib = find_libraries(c->arena);

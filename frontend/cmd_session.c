@@ -99,12 +99,15 @@ static void refuse(Session *s, bool unable, const char *what, const char *why) {
     if (unable) diag_error(s->diag, (Span){0}, "%s: %s", what, why);
 }
 
-bool session_can_train(Session *s) {
+bool session_can_train(Session *s, int ranks) {
     const Settings *t = s->settings;
-    int64_t ranks = t->parallel.ep * t->parallel.tp * t->parallel.pp * (t->parallel.dp ? t->parallel.dp : 1);
-    refuse(s, ranks > 1, "the parallel block asks for several ranks",
-           "this version trains on one; --set parallel.ep=1 (and dp, tp, pp) says so");
-    refuse(s, t->parallel.zero > 0 && ranks <= 1, "parallel.zero", "there is nothing to share on one rank");
+    int64_t wanted = t->parallel.ep * t->parallel.tp * t->parallel.pp * (t->parallel.dp ? t->parallel.dp : 1);
+    if (ranks == 1 && wanted > 1) {
+        diag_error(s->diag, (Span){0}, "the parallel block asks for %lld ranks, but there is one", (long long)wanted);
+        diag_help(s->diag, "moec train --local %lld makes them threads of one process, mpirun -n %lld moec train processes; "
+                  "--set parallel.ep=1 (and dp, tp, pp) asks for one", (long long)wanted, (long long)wanted);
+    }
+    refuse(s, t->parallel.zero > 0 && ranks == 1 && wanted <= 1, "parallel.zero", "there is nothing to share on one rank");
     refuse(s, t->train.fast_gate, "train.fast_gate", "this version always chooses as the router's text says");
     refuse(s, !strcmp(t->train.recompute, "offload"), "train.recompute is offload",
            "there is no slower memory to offload to on a CPU; none, cheap and layer are for it");
@@ -210,7 +213,7 @@ int session_threads(Session *s, bool *ok) {
     return (int)n;
 }
 
-bool session_compile(Session *s, Graph *const *programs, int n, const char *info_json, int threads) {
+static bool compile(Session *s, Graph *const *programs, int n, const char *info_json) {
     const Target *t = session_target(s);
     if (!t) return false;
     CompileOpts o = session_compile_opts(s);
@@ -219,14 +222,28 @@ bool session_compile(Session *s, Graph *const *programs, int n, const char *info
     if (!s->compiled) return false;
     const RtPlan *plan = compiled_plan(s->compiled);
     int n_kernels = (int)plan->kernels.n;
-    RtKernelFn **kernel = arena_array(s->arena, RtKernelFn *, n_kernels + 1);
-    for (int i = 0; i < n_kernels; i++) kernel[i] = compiled_kernel(s->compiled, i);
-    RtError e = {0};
-    if (rt_plan_open(plan, kernel, threads, &s->plan, &e) != RT_OK) {
-        diag_error(s->diag, (Span){0}, "%s", e.text);
-        return false;
-    }
+    s->kernel = arena_array(s->arena, RtKernelFn *, n_kernels + 1);
+    for (int i = 0; i < n_kernels; i++) s->kernel[i] = compiled_kernel(s->compiled, i);
     return true;
+}
+
+RtStatus session_open_plan(const Session *s, int threads, RtPlanInstance **out, RtError *e) {
+    return rt_plan_open(compiled_plan(s->compiled), s->kernel, threads, out, e);
+}
+
+bool session_compile(Session *s, Graph *const *programs, int n, const char *info_json, int threads) {
+    if (!compile(s, programs, n, info_json)) return false;
+    RtError e = {0};
+    if (session_open_plan(s, threads, &s->plan, &e) == RT_OK) return true;
+    diag_error(s->diag, (Span){0}, "%s", e.text);
+    return false;
+}
+
+bool session_code(Session *s, Graph *const *programs, int n) {
+    char *json = session_json(s);
+    bool ok = compile(s, programs, n, json);
+    free(json);
+    return ok;
 }
 
 bool session_start(Session *s, Graph *const *programs, int n) {
@@ -359,7 +376,8 @@ char *session_json(Session *s) {
     if (t->generate.start >= 0) json_object_set_new(gen, "start", json_integer(t->generate.start));
     json_object_set_new(gen, "seed", json_integer(t->generate.seed));
 
-    for (int i = 0; i < s->sets.n; i++) json_array_append_new(sets, json_string(s->sets.at[i]));
+    for (int i = 0; i < s->sets.n; i++)
+        if (!set_is_layout(s->sets.at[i])) json_array_append_new(sets, json_string(s->sets.at[i]));
     int64_t active, total = session_parameters(s, &active);
     size_t n;
     const char *text_of_model = diag_file_text(s->diag, program_main(s->program)->file, &n);

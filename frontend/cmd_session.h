@@ -1,6 +1,8 @@
 // From a file and a command line to programs that run: what check, dump, build, train, eval, generate and verify share.
 #ifndef FRONTEND_CMD_SESSION_H
 #define FRONTEND_CMD_SESSION_H
+#include <string.h>
+
 #include "codegen/target.h"
 #include "frontend/cli.h"
 #include "frontend/program.h"
@@ -18,6 +20,7 @@ typedef struct {
     const Machine *machine;      // rates that passes and templates choose by; from the first pass on
     const char *models_dir;      // where std/ and routing/ are found
     Compiled *compiled;
+    RtKernelFn **kernel;         // of its plan
     RtPlanInstance *plan;
     RunOpts  run;                // options of passes_run
     bool     own_parameters;     // as PassCtx, of the programs being made
@@ -34,7 +37,8 @@ bool session_open_stored(Session *s, Cli *c, const char *file, int n_files, cons
 bool session_load(Session *s, Cli *c, const char *file);
 bool session_settle(Session *s);
 // What the blocks may say but this version can't do: an error each, so that no setting is silently without effect.
-bool session_can_train(Session *s);
+// ranks: that are there.
+bool session_can_train(Session *s, int ranks);
 void session_close(Session *s);
 
 typedef struct { Graph *pass, *update, *eval, *run; } Programs;
@@ -52,8 +56,13 @@ const Target *session_target(Session *s);               // by --target; NULL aft
 bool session_start(Session *s, Graph *const *programs, int n);
 // The same of programs without settings.  info_json: as CompileOpts; threads 0: all cores.
 bool session_compile(Session *s, Graph *const *programs, int n, const char *info_json, int threads);
+// The two halves of session_start: s->compiled; an instance of its plan, as many as one likes.
+bool session_code(Session *s, Graph *const *programs, int n);
+RtStatus session_open_plan(const Session *s, int threads, RtPlanInstance **out, RtError *e);
 int  session_threads(Session *s, bool *ok);             // --threads, 0: all cores
 
+// How ranks share the work, which is no part of what is trained.
+static inline bool set_is_layout(const char *set) { return !strncmp(set, "parallel.", 9); }
 // The settings as the JSON that runtime/settings.h reads (data paths absolute), with the model's name and counts.
 char *session_json(Session *s);                         // malloc'ed
 int64_t session_parameters(Session *s, int64_t *active);

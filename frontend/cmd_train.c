@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "frontend/cmd_machine.h"
+#include "frontend/cmd_ranks.h"
 #include "frontend/cmd_session.h"
 #include "frontend/cmd_weights.h"
 #include "ir/base/str.h"
@@ -62,18 +63,25 @@ static int stored_sets(Arena *a, const char *settings, const char ***out) {
     return n;
 }
 
+static bool same_sets(const Session *s, int n, const char *const *set) {
+    int k = 0;
+    for (int i = 0; i < s->sets.n; i++) {
+        if (set_is_layout(s->sets.at[i])) continue;
+        if (k == n || strcmp(set[k++], s->sets.at[i]) != 0) return false;
+    }
+    return k == n;
+}
+
 // A run that can't be gone on with was most often begun with other --set: says with which.
 static void tell_sets(Session *s, const char *run) {
     char *dir;
     RtCkptInfo info = {0};
     if (rt_ckpt_find(run, &dir, NULL, NULL) != RT_OK) return;
-    const char **set;
+    const char **set = NULL;
     int n = rt_ckpt_info(dir, &info, NULL) == RT_OK ? stored_sets(s->arena, info.settings, &set) : 0;
     rt_ckpt_free(&info);
     free(dir);
-    bool same = n == s->sets.n;
-    for (int i = 0; same && i < n; i++) same = !strcmp(set[i], s->sets.at[i]);
-    if (same) return;
+    if (same_sets(s, n, set)) return;
     Str text = {.arena = s->arena};
     for (int i = 0; i < n; i++) str_printf(&text, strpbrk(set[i], " ()[]\"'*") ? " --set '%s'" : " --set %s", set[i]);
     diag_help(s->diag, "it was begun with%s", n ? text.text : "out --set");
@@ -81,51 +89,85 @@ static void tell_sets(Session *s, const char *run) {
 
 // ---- train --------------------------------------------------------------------------------------------------
 
-int cmd_train(Cli *c) {
+typedef struct {
     Session s;
-    if (!session_open(&s, c, c->args.at[0], 0, NULL) || !session_can_train(&s)) return cli_finish(c, EXIT_WRONG);
-    if (!s.settings->data.source.kind) {
-        diag_error(c->diag, (Span){0}, "there is no data to train on: set data.source, for example --set 'data.source=text(\"book.txt\")'");
-        return give_up(&s);
-    }
-    const char *out = cli_value(c, "out");
-    if (!out) out = arena_printf(c->arena, "runs/%s", program_model_name(s.program));
-    bool resume = cli_flag(c, "resume");
-    if (!resume && file_exists(out)) {
-        diag_error(c->diag, (Span){0}, "%s exists; --resume goes on with it, another --out begins anew", out);
-        return give_up(&s);
-    }
-    if (resume && !file_exists(out)) {
-        diag_error(c->diag, (Span){0}, "there is no run %s to resume", out);
-        return give_up(&s);
-    }
-    Programs p;
-    if (!session_programs(&s, WANT_TRAIN | WANT_EVAL, &p)) return give_up(&s);
-    if (!session_start(&s, (Graph *[]){p.pass, p.update, p.eval}, 3)) return give_up(&s);
+    Cli    *cli;
+    Ranks   ranks;
+    RtMesh  mesh;
+    int     threads;
+    bool    resume;
+    const char *out;
+} Training;
 
-    RtError e = {0};
+static bool may_write(Training *t) {
+    if (!t->resume && file_exists(t->out))
+        diag_error(t->s.diag, (Span){0}, "%s exists; --resume goes on with it, another --out begins anew", t->out);
+    if (t->resume && !file_exists(t->out)) diag_error(t->s.diag, (Span){0}, "there is no run %s to resume", t->out);
+    return diag_n_errors(t->s.diag) == 0;
+}
+
+// From the file to code.
+static bool prepare(void *self) {
+    Training *t = self;
+    Session *s = &t->s;
+    Cli *c = t->cli;
+    if (!session_open(s, c, c->args.at[0], 0, NULL) || !session_can_train(s, t->ranks.n)) return false;
+    if (!ranks_mesh(s, &t->ranks, &t->mesh) || !ranks_threads(s, &t->ranks, &t->threads)) return false;
+    if (!s->settings->data.source.kind) {
+        diag_error(c->diag, (Span){0}, "there is no data to train on: set data.source, for example --set 'data.source=text(\"book.txt\")'");
+        return false;
+    }
+    t->out = cli_value(c, "out");
+    if (!t->out) t->out = arena_printf(c->arena, "runs/%s", program_model_name(s->program));
+    t->resume = cli_flag(c, "resume");
+    if (!may_write(t)) return false;
+    s->train.mesh = t->mesh;
+    Programs p;
+    return session_programs(s, WANT_TRAIN | WANT_EVAL, &p) && session_code(s, (Graph *[]){p.pass, p.update, p.eval}, 3);
+}
+
+static RtStatus train_rank(void *self, RtPlanInstance *p, RtError *e) { return rt_train(self, p, NULL, e); }
+
+static RtStatus train(Training *t, RtError *e) {
+    Session *s = &t->s;
+    Cli *c = t->cli;
     RtSettings *settings;
-    if (open_settings(&s, &settings, &e) != RT_OK) return fail(&s, &e);
+    RT_TRY(open_settings(s, &settings, e));
     size_t n;
-    const char *text = diag_file_text(c->diag, program_main(s.program)->file, &n);
-    bool ok;
-    int threads = session_threads(&s, &ok);
-    RtTrainOpts o = {.settings = settings, .run_dir = out, .resume = resume, .model_name = program_model_name(s.program),
-                     .model_file = program_main(s.program)->path, .model_text = arena_strndup(c->arena, text, n),
+    const char *text = diag_file_text(c->diag, program_main(s->program)->file, &n);
+    RtTrainOpts o = {.settings = settings, .run_dir = t->out, .resume = t->resume, .model_name = program_model_name(s->program),
+                     .model_file = program_main(s->program)->path, .model_text = arena_strndup(c->arena, text, n),
                      .trace_path = cli_value(c, "trace"), .out = stderr, .quiet = c->quiet,
-                     .limits = machine_limits(s.machine, threads), .startup = code_line(&s)};
-    RtStatus status = rt_train(&o, s.plan, NULL, &e);
+                     .limits = machine_limits(s->machine, t->threads), .startup = code_line(s)};
+    RtStatus status = ranks_run(s, &t->ranks, t->mesh, t->threads, train_rank, &o, e);
     rt_settings_close(settings);
+    return status;
+}
+
+int cmd_train(Cli *c) {
+    Training t = {.cli = c, .s = {.cli = c, .arena = c->arena, .diag = c->diag}};
+    if (!ranks_open(c, &t.ranks) || !ranks_in_turn(&t.ranks, c->diag, prepare, &t)) {
+        ranks_close(&t.ranks);
+        return give_up(&t.s);
+    }
+    RtError e = {0};
+    RtStatus status = train(&t, &e);
+    bool tells = rt_rank(t.ranks.among) == 0;            // every rank has the same to say
+    ranks_close(&t.ranks);
     if (status == RT_OK) {
-        session_close(&s);
+        session_close(&t.s);
         return cli_finish(c, EXIT_DONE);
     }
-    if (resume && (status == RT_BAD_FILE || status == RT_BAD_SETTING)) {
-        diag_error(c->diag, (Span){0}, "%s", e.text);
-        tell_sets(&s, out);
-        return give_up(&s);
+    if (!tells) {
+        session_close(&t.s);
+        return rt_exit_status(e.code);
     }
-    return fail(&s, &e);
+    if (t.resume && (status == RT_BAD_FILE || status == RT_BAD_SETTING)) {
+        diag_error(c->diag, (Span){0}, "%s", e.text);
+        tell_sets(&t.s, t.out);
+        return give_up(&t.s);
+    }
+    return fail(&t.s, &e);
 }
 
 // ---- what was trained before ----------------------------------------------------------------------------------

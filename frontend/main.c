@@ -45,6 +45,7 @@ static const Option build_options[] = {
 static const Option train_options[] = {
     SET, {"out", "DIR", "where metrics, checkpoints and logs go (default: runs/MODEL)"},
     {"resume", NULL, "go on from the newest whole checkpoint of --out"},
+    {"local", "N", "N ranks, as threads of this process (mpirun -n N moec train: as processes)"},
     {"trace", "FILE", "write a Chrome trace of one step"}, COMPILE("cpu (default) or interp"), COMMON};
 static const Option eval_options[] = {SET, COMPILE("cpu (default) or interp"), COMMON};
 static const Option generate_options[] = {
@@ -85,7 +86,9 @@ const Command commands[] = {
     {"train", "FILE.moe", "compile and train",
      "moec train models/tiny_mixtral.moe --out runs/tiny --set 'train.length=200 steps'",
      "The run's folder gets metrics.jsonl, train.log, TensorBoard events and ckpt/step-NNNNNNNN.  SIGINT and SIGTERM save and\n"
-     "exit with status 75; --resume goes on with the same bits.\n", train_options, 1, 1, cmd_train},
+     "exit with status 75; --resume goes on with the same bits.\n"
+     "On several ranks --set parallel.ep=4 shares the experts of each MoE layer between groups of 4, parallel.dp is how many\n"
+     "groups there are.  How ranks share a step changes no bit of it; any number of them resumes what others began.\n", train_options, 1, 1, cmd_train},
     {"eval", "RUN|CHECKPOINT|DIR", "loss, perplexity and bits per byte on the held-out text",
      "moec eval runs/tiny", NULL, eval_options, 1, 1, cmd_eval},
     {"generate", "RUN|CHECKPOINT|DIR", "continue a text",

@@ -16,6 +16,7 @@ typedef struct {
     double lr_expert;
     bool   average_token;                    // train.average = "token"
     int64_t waves;                           // passes of a step (gradient accumulation)
+    RtMesh mesh;                             // ranks that share the step; {0}: one
     bool   return_grads;                     // @pass returns "grad.NAME" and accumulates nothing (verify)
 } TrainOpts;
 

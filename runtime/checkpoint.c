@@ -2,6 +2,9 @@
 //
 // Order of writing: tensors, side files, texts, then the manifest, then the folder's name.  Whatever is
 // interrupted leaves a folder .tmp-step-N, which nobody reads and the next save removes.
+//
+// Where there are several ranks, each writes tensors into files of its own: its experts, and a share of what many
+// hold.  Names and hashes don't tell who wrote, so any other number of ranks can read it.
 #include "runtime/checkpoint.h"
 
 #include <ctype.h>
@@ -9,6 +12,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <jansson.h>
+#include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,6 +24,7 @@
 
 #include "runtime/convert.h"
 #include "runtime/files.h"
+#include "runtime/gather.h"
 #include "runtime/layout.h"
 #include "runtime/safetensors.h"
 
@@ -38,11 +43,12 @@ char *rt_expert_name(const char *name, int64_t expert) {
     return rt_path("%.*s%lld.%s", (int)(last - name), name, (long long)expert, last);
 }
 
-// The pieces a plan tensor has in a checkpoint: one, or one per expert.
+// The pieces a plan tensor has in a checkpoint: one, or one per expert; of this rank's part.
 static int64_t n_pieces(const RtTensor *t) { return t->experts ? t->dim[0] : 1; }
 
 static StWrite piece(const RtPlanInstance *p, const RtTensor *t, int64_t k, char **name) {
-    *name = t->experts ? rt_expert_name(rt_tensor_name(p, t), k) : rt_path("%s", rt_tensor_name(p, t));
+    int64_t expert = rt_tensor_part(p, t) * t->dim[0] + k;
+    *name = t->experts ? rt_expert_name(rt_tensor_name(p, t), expert) : rt_path("%s", rt_tensor_name(p, t));
     StWrite w = {
         .name = *name, .dtype = st_dtype_of((DType)t->dtype), .ndim = t->ndim - (t->experts ? 1 : 0)};
     for (int i = 0; i < w.ndim; i++) w.dim[i] = t->dim[i + (t->experts ? 1 : 0)];
@@ -113,9 +119,30 @@ static uint64_t self_hash(char *text, size_t n, char *field) {
 
 typedef struct {
     const RtPlanInstance *p;
+    const RtCkptInfo *info;
     const char *dir;
     json_t *files, *tensors;
 } Saver;
+
+// Ranks that hold the same take turns: does this one write piece k of tensor i?
+static bool is_writer(const RtPlanInstance *p, int i, int64_t k) {
+    const RtTensor *t = &p->tensor[i];
+    int64_t holders = 0, own = 0;
+    for (int rank = 0; rank < rt_n_ranks(p->ranks); rank++) {
+        bool other_part = t->shard && p->ranks &&
+                          rt_group_rank(p->ranks->mesh, (RtGroup)(t->shard - 1), rank) != rt_tensor_part(p, t);
+        if (other_part) continue;
+        if (rank == rt_rank(p->ranks)) own = holders;
+        holders++;
+    }
+    return (i + k) % holders == own;
+}
+
+static char *file_name(const RtRanks *ranks, RtRole role, int number) {
+    const char *kind = role == RT_PARAM ? "weights" : "state";
+    return ranks ? rt_path("%s-%04d-%05d.safetensors", kind, ranks->rank, number)
+                 : rt_path("%s-%05d.safetensors", kind, number);
+}
 
 static RtStatus note_file(Saver *s, const char *name, RtError *e) {
     char *path = rt_path("%s/%s", s->dir, name);
@@ -167,7 +194,7 @@ static RtStatus save_file(Saver *s, const char *name, const StWrite *w, int n, R
 }
 
 // All parameters (weights-NNNNN, from 1) or all states (state-NNNNN, from 0), in plan order, files of at most
-// 4 GiB.
+// 4 GiB.  Of several ranks: what is this one's to write, weights-RANK-NNNNN.
 static RtStatus save_role(Saver *s, RtRole role, RtError *e) {
     const RtPlanInstance *p = s->p;
     int64_t most = 0;
@@ -182,12 +209,12 @@ static RtStatus save_role(Saver *s, RtRole role, RtError *e) {
         const RtTensor *t = i < p->n_tensors ? &p->tensor[i] : NULL;
         if (t && (!is_saved(p, t) || t->role != role)) continue;
         for (int64_t k = 0; k < (t ? n_pieces(t) : 1) && status == RT_OK; k++) {
+            if (t && !is_writer(p, i, k)) continue;
             int64_t more = t ? t->bytes / (n_pieces(t) ? n_pieces(t) : 1) : 0;
             if (n && (!t || bytes + more > MAX_FILE)) {
-                char name[64];
-                snprintf(name, sizeof name,
-                         role == RT_PARAM ? "weights-%05d.safetensors" : "state-%05d.safetensors", number++);
+                char *name = file_name(p->ranks, role, number++);
                 status = save_file(s, name, w, n, e);
+                free(name);
                 while (n) free((char *)w[--n].name);
                 bytes = 0;
             }
@@ -210,7 +237,9 @@ static RtStatus save_text(Saver *s, const char *name, const char *text, RtError 
     return status == RT_OK ? note_file(s, name, e) : status;
 }
 
-static RtStatus save_manifest(Saver *s, const RtCkptInfo *info, RtError *e) {
+static RtStatus save_manifest(Saver *s, RtError *e) {
+    const RtCkptInfo *info = s->info;
+    RtMesh mesh = s->p->ranks ? s->p->ranks->mesh : (RtMesh){1, 1, 1, 0};
     time_t now = time(NULL);
     struct tm utc;
     char when[32], model_hash[17] = "", seconds[40];
@@ -224,7 +253,7 @@ static RtStatus save_manifest(Saver *s, const RtCkptInfo *info, RtError *e) {
                   "model", "file", info->model_file ? info->model_file : "", "xxh3", model_hash, "graph",
                   hex_json(s->p->plan->graph_hash), "sum", "lanes", (json_int_t)info->leaves, "waves",
                   (json_int_t)info->waves, "kind", RT_TEXT(s->p->plan, s->p->plan->arithmetic), "layout",
-                  "dp", 1, "ep", 1, "tp", 1, "zero", 0);
+                  "dp", mesh.dp, "ep", mesh.ep, "tp", mesh.tp, "zero", mesh.zero);
     json_t *progress =
         json_pack("{s:I, s:{s:o, s:I, s:I}, s:o, s:I, s:s}", "tokens", (json_int_t)info->tokens, "data",
                   "spec_hash", hex_json(info->data_hash), "epoch", (json_int_t)info->data.epoch,
@@ -313,57 +342,117 @@ static void retain(const char *ckpt, int64_t keep) {
     free(list);
 }
 
-static RtStatus save_into(Saver *s, const RtCkptInfo *info, RtError *e) {
+static RtStatus save_tensors(Saver *s, RtError *e) {
     RT_TRY(save_role(s, RT_PARAM, e));
     RT_TRY(save_role(s, RT_STATE, e));
-    RT_TRY(save_text(s, "model.moe", info->model_text, e));
-    RT_TRY(save_text(s, "settings.json", info->settings, e));
-    RT_TRY(save_manifest(s, info, e));
+    return rt_sync_dir(s->dir, e);
+}
+
+// What another rank wrote, behind one's own: its file numbers go on where these end.
+static RtStatus take_over(Saver *s, const char *text, RtError *e) {
+    json_t *from = json_loads(text, 0, NULL), *entry;
+    if (!from) return rt_fail(e, RT_NO_MEMORY, "no memory for the files of another rank");
+    json_int_t before = (json_int_t)json_array_size(s->files);
+    json_array_extend(s->files, json_object_get(from, "files"));
+    const char *name;
+    json_object_foreach(json_object_get(from, "tensors"), name, entry) {
+        json_t *where = json_array_get(json_object_get(entry, "pieces"), 0), *file = json_object_get(where, "file");
+        json_integer_set(file, json_integer_value(file) + before);
+        json_object_set(s->tensors, name, entry);
+    }
+    json_decref(from);
+    return RT_OK;
+}
+
+static RtStatus take_over_all(Saver *s, RtError *e) {
+    RtRanks *ranks = s->p->ranks;
+    if (!ranks) return RT_OK;
+    json_t *own = json_pack("{s:O, s:O}", "files", s->files, "tensors", s->tensors);
+    char *text = json_dumps(own, JSON_COMPACT), *all = NULL;
+    json_decref(own);
+    RtStatus status = rt_gather_texts(ranks, text, &all, e);
+    const char *at = all;
+    for (int rank = 0; rank < ranks->n && status == RT_OK; rank++, at += strlen(at) + 1)
+        if (rank != ranks->rank) status = take_over(s, at, e);
+    free(text);
+    free(all);
+    return status;
+}
+
+static RtStatus save_rest(Saver *s, RtError *e) {
+    RT_TRY(save_text(s, "model.moe", s->info->model_text, e));
+    RT_TRY(save_text(s, "settings.json", s->info->settings, e));
+    RT_TRY(save_manifest(s, e));
     return rt_sync_dir(s->dir, e);
 }
 
 // Files hold rows; programs that only read their parameters have them otherwise, and save nothing.
-static RtStatus is_in_rows(const RtPlanInstance *p, RtError *e) {
-    for (int i = 0; i < p->n_tensors; i++)
-        if (is_saved(p, &p->tensor[i]) && p->tensor[i].layout != LAYOUT_ROWS)
+static RtStatus can_be_saved(const RtPlanInstance *p, RtError *e) {
+    for (int i = 0; i < p->n_tensors; i++) {
+        const RtTensor *t = &p->tensor[i];
+        if (!is_saved(p, t)) continue;
+        if (t->layout != LAYOUT_ROWS)
             return rt_fail(e, RT_BAD_PLAN, "'%s' lies in panels: programs made to be read from can't be saved",
-                           rt_tensor_name(p, &p->tensor[i]));
+                           rt_tensor_name(p, t));
+        if (t->shard && !t->experts)
+            return rt_fail(e, RT_BAD_PLAN, "'%s' is cut over ranks, but not by experts: this version can't save it",
+                           rt_tensor_name(p, t));
+    }
     return RT_OK;
+}
+
+static RtStatus begin_folder(Saver *s, const char *ckpt, RtError *e) {
+    RT_TRY(rt_make_dirs(ckpt, e));
+    sweep(ckpt);
+    return rt_make_dirs(s->dir, e);
+}
+
+static RtStatus move_in(Saver *s, const char *ckpt, const char *name, int64_t keep, RtError *e) {
+    char *final = rt_path("%s/%s", ckpt, name), *latest = rt_path("%s/latest", ckpt);
+    if (rt_is_dir(final)) delete_dir(ckpt, name); // saved before, by a run that went on from earlier
+    RtStatus status = RT_OK;
+    if (rename(s->dir, final) != 0) status = rt_fail(e, RT_IO, "cannot rename %s: %s", s->dir, strerror(errno));
+    if (status == RT_OK) status = rt_sync_dir(ckpt, e);
+    if (status == RT_OK) {
+        rt_write_file(latest, name, strlen(name), NULL);                  // only a hint
+        retain(ckpt, keep);
+    }
+    free(final);
+    free(latest);
+    return status;
+}
+
+// A part of saving is done when all ranks have done it.
+static RtStatus together(const Saver *s, RtStatus own, RtError *e) {
+    if (own != RT_OK) rt_add_context(e, own, "checkpoint of step %lld", (long long)s->info->step);
+    return rt_agree(s->p->ranks, own, e);
+}
+
+static RtStatus save_as(Saver *s, const char *ckpt, const char *name, int64_t keep, RtError *e) {
+    bool first = rt_rank(s->p->ranks) == 0;
+    RtStatus status = can_be_saved(s->p, e);
+    if (status == RT_OK && first) status = begin_folder(s, ckpt, e);
+    RT_TRY(together(s, status, e));
+    RT_TRY(together(s, save_tensors(s, e), e));
+    status = take_over_all(s, e);
+    if (status == RT_OK && first) status = save_rest(s, e);
+    if (status == RT_OK && first) status = move_in(s, ckpt, name, keep, e);
+    return together(s, status, e);
 }
 
 RtStatus rt_ckpt_save(const char *run, const RtPlanInstance *p, const RtCkptInfo *info, int64_t keep,
                       char **dir, RtError *e) {
     char *ckpt = rt_path("%s/ckpt", run), *name = rt_path("step-%08lld", (long long)info->step);
-    char *tmp = rt_path("%s/.tmp-%s", ckpt, name), *final = rt_path("%s/%s", ckpt, name),
-         *latest = rt_path("%s/latest", ckpt);
-    Saver s = {.p = p, .dir = tmp, .files = json_array(), .tensors = json_object()};
-    RtStatus status = is_in_rows(p, e);
-    if (status == RT_OK) status = rt_make_dirs(ckpt, e);
-    if (status == RT_OK) {
-        sweep(ckpt);
-        status = rt_make_dirs(tmp, e);
-    }
-    if (status == RT_OK) status = save_into(&s, info, e);
-    if (status == RT_OK && rt_is_dir(final))
-        delete_dir(ckpt, name); // saved before, by a run that went on from earlier
-    if (status == RT_OK && rename(tmp, final) != 0)
-        status = rt_fail(e, RT_IO, "cannot rename %s: %s", tmp, strerror(errno));
-    if (status == RT_OK) status = rt_sync_dir(ckpt, e);
-    if (status == RT_OK) {
-        rt_write_file(latest, name, strlen(name), NULL);                  // only a hint
-        retain(ckpt, keep);
-        if (dir) *dir = rt_path("%s", final);
-    } else {
-        rt_remove_tree(tmp);
-        rt_add_context(e, status, "checkpoint of step %lld", (long long)info->step);
-    }
+    char *tmp = rt_path("%s/.tmp-%s", ckpt, name);
+    Saver s = {.p = p, .info = info, .dir = tmp, .files = json_array(), .tensors = json_object()};
+    RtStatus status = save_as(&s, ckpt, name, keep, e);
+    if (status != RT_OK && rt_rank(p->ranks) == 0) rt_remove_tree(tmp);
+    if (status == RT_OK && dir) *dir = rt_path("%s/%s", ckpt, name);
     json_decref(s.files);
     json_decref(s.tensors);
     free(ckpt);
     free(name);
     free(tmp);
-    free(final);
-    free(latest);
     return status;
 }
 
@@ -667,6 +756,24 @@ RtStatus rt_ckpt_load(const char *dir, RtPlanInstance *p, RtCkptInfo *info, RtEr
     return status;
 }
 
+// find_before as the first rank sees it.
+static RtStatus find_for_all(RtRanks *ranks, const char *run, char **dir, int64_t *step, int *skipped, RtError *e) {
+    struct { int64_t step; int32_t skipped, there; char dir[PATH_MAX]; } found = {.step = *step};
+    *dir = NULL;
+    RtStatus status = RT_OK;
+    if (rt_rank(ranks) == 0) {
+        status = find_before(run, *step, dir, &found.step, &found.skipped, e);
+        found.there = *dir != NULL;
+        if (*dir) snprintf(found.dir, sizeof found.dir, "%s", *dir);
+    }
+    status = rt_agree(ranks, status, e);
+    if (status == RT_OK) status = rt_from_first(ranks, &found, sizeof found, e);
+    *step = found.step;
+    *skipped = found.skipped;
+    if (status == RT_OK && found.there && !*dir) *dir = rt_path("%s", found.dir);
+    return status;
+}
+
 RtStatus rt_ckpt_load_newest(const char *run, RtPlanInstance *p, RtCkptInfo *info, char **dir, int *skipped,
                              RtError *e) {
     RtError of_newest = {RT_OK, ""};
@@ -674,15 +781,17 @@ RtStatus rt_ckpt_load_newest(const char *run, RtPlanInstance *p, RtCkptInfo *inf
     *skipped = 0;
     for (;;) {
         int passed_over;
-        RtStatus status = find_before(run, step, dir, &step, &passed_over, e);
+        RtStatus status = find_for_all(p->ranks, run, dir, &step, &passed_over, e);
         *skipped += passed_over;
         if (status != RT_OK || !*dir) {
             if (!of_newest.code) return status;
             if (e) *e = of_newest;
             return of_newest.code;
         }
-        status = rt_ckpt_load(*dir, p, info, e);
+        RtStatus own = rt_ckpt_load(*dir, p, info, e);
+        status = rt_agree(p->ranks, own, e);
         if (status == RT_OK) return status;
+        if (own == RT_OK) rt_ckpt_free(info);
         free(*dir);
         *dir = NULL;
         if (status != RT_BAD_FILE) return status;
@@ -692,17 +801,18 @@ RtStatus rt_ckpt_load_newest(const char *run, RtPlanInstance *p, RtCkptInfo *inf
     }
 }
 
-// Types that no plan holds go through floats.
-static RtStatus put_any(const RtPlanInstance *p, const RtTensor *t, int64_t first, const StTensor *from, RtError *e) {
+// Elements [begin, begin + n) of a file's tensor.  Types that no plan holds go through floats.
+static RtStatus put_any(const RtPlanInstance *p, const RtTensor *t, int64_t first, const StTensor *from, int64_t begin,
+                        int64_t n, RtError *e) {
     DType dtype;
     if (st_dtype_to(from->dtype, &dtype)) {
-        rt_tensor_put(p, t, first, from->elements, from->data, dtype);
+        rt_tensor_put(p, t, first, n, from->data + begin * dtype_bytes(dtype), dtype);
         return RT_OK;
     }
-    float *x = malloc(((size_t)from->elements + 1) * sizeof *x);
+    float *x = malloc(((size_t)n + 1) * sizeof *x);
     if (!x) return rt_fail(e, RT_NO_MEMORY, "no memory to convert '%s'", from->name);
-    RtStatus status = st_read_f32(from, 0, from->elements, x, e);
-    if (status == RT_OK) rt_tensor_put(p, t, first, from->elements, x, F32);
+    RtStatus status = st_read_f32(from, begin, n, x, e);
+    if (status == RT_OK) rt_tensor_put(p, t, first, n, x, F32);
     free(x);
     return status;
 }
@@ -720,12 +830,13 @@ static RtStatus load_plain(const char *path, RtPlanInstance *p, RtError *e) {
             char *name;
             StWrite to = piece(p, t, k, &name);
             const StTensor *from = whole ? whole : st_find(f, name);
-            int64_t n = whole ? rt_tensor_elements(p, t) : elements(&to);
+            int64_t n = whole ? rt_tensor_elements(p, t) : elements(&to), parts = whole ? rt_tensor_parts(p, t) : 1,
+                    begin = whole ? rt_tensor_part(p, t) * n : 0;
             if (!from && t->role == RT_PARAM) status = BAD("%s has no tensor '%s'", path, name);
-            else if (from && from->elements != n)
+            else if (from && from->elements != parts * n)
                 status = BAD("%s: '%s' has %lld elements, the model's has %lld", from->file, from->name,
-                             (long long)from->elements, (long long)n);
-            if (from && status == RT_OK) status = put_any(p, t, k * n, from, e);
+                             (long long)from->elements, (long long)(parts * n));
+            if (from && status == RT_OK) status = put_any(p, t, k * n, from, begin, n, e);
             if (from) st_drop(from);
             free(name);
         }

@@ -6,6 +6,8 @@
 //                          NAME.safetensors.xxh         XXH3 of each 4096 elements
 //                          model.moe, settings.json     what was trained
 //   RUN/ckpt/latest                                     name of the newest: a hint; the truth is the folders
+//
+// Several ranks write weights-RANK-NNNNN and state-RANK-NNNNN.  Any layout reads what any other wrote.
 #ifndef RUNTIME_CHECKPOINT_H
 #define RUNTIME_CHECKPOINT_H
 #include "runtime/data.h"
@@ -26,7 +28,7 @@ typedef struct {
 
 // Writes RUN/ckpt/step-N beside, then renames it; then keeps the newest `keep` (0: all) and deletes the
 // others. A failure leaves every older checkpoint as it was.  *dir (may be NULL): the new folder; the caller
-// frees it.
+// frees it.  Called by all ranks (p->ranks), and fails on all if it does on one.
 RtStatus rt_ckpt_save(const char *run, const RtPlanInstance *p, const RtCkptInfo *info, int64_t keep,
                       char **dir, RtError *e);
 
@@ -38,7 +40,7 @@ bool     rt_ckpt_is_whole(const char *dir, RtError *e);            // false says
 // Everything: parameters, moments, states.  Verifies each tensor's hash.  info (may be NULL): rt_ckpt_free.
 RtStatus rt_ckpt_load(const char *dir, RtPlanInstance *p, RtCkptInfo *info, RtError *e);
 // The same of the newest checkpoint of a run that can be loaded, *dir (the caller frees it); *skipped as above.
-// *dir NULL: the run holds none.
+// *dir NULL: the run holds none.  Called by all ranks; they take the same one.
 RtStatus rt_ckpt_load_newest(const char *run, RtPlanInstance *p, RtCkptInfo *info, char **dir, int *skipped,
                              RtError *e);
 // Parameters and those states the checkpoint has, from a checkpoint, a run, or any safetensors with canonical

@@ -267,13 +267,21 @@ static void copy_sample(const RtData *d, int64_t first_token, int32_t *tokens, i
     }
 }
 
-void rt_data_batch(const RtData *d, RtDataPos *pos, int64_t n, int32_t *tokens, int32_t *labels) {
-    for (int64_t k = 0; k < n; k++) {
+static void move_on(const RtData *d, RtDataPos *pos, int64_t n) {
+    pos->next_sample += n;
+    pos->epoch += pos->next_sample / d->samples;
+    pos->next_sample %= d->samples;
+}
+
+void rt_data_batch(const RtData *d, RtDataPos *pos, RtSlice slice, int32_t *tokens, int32_t *labels) {
+    move_on(d, pos, slice.first);
+    for (int64_t k = 0; k < slice.n; k++) {
         int64_t sample = d->shuffle ? rt_permute(pos->next_sample, d->samples, d->seed, (uint64_t)pos->epoch)
                                     : pos->next_sample;
         copy_sample(d, sample * d->sequence, tokens + k * d->sequence, labels + k * d->sequence);
-        if (++pos->next_sample == d->samples) *pos = (RtDataPos){pos->epoch + 1, 0};
+        move_on(d, pos, 1);
     }
+    move_on(d, pos, slice.all - slice.first - slice.n);
 }
 
 int64_t rt_data_held_out_batch(const RtData *d, int64_t first, int64_t n, int32_t *tokens, int32_t *labels,

@@ -13,6 +13,7 @@ RtStatus rt_open_tokenizer(const RtSettings *s, RtTokenizer **out, RtError *e);
 
 typedef struct RtData RtData;
 typedef struct { int64_t epoch, next_sample; } RtDataPos;          // {0} = the beginning
+typedef struct { int64_t first, n, all; } RtSlice;                 // n from first on, of `all`
 
 // sequence: S.  cache_dir NULL: rt_cache_dir().  t must live as long as the data.
 RtStatus rt_data_open(const RtSettings *s, int64_t sequence, const RtTokenizer *t, const char *cache_dir,
@@ -26,8 +27,8 @@ uint64_t rt_data_hash(const RtData *d);                            // of the tok
 bool     rt_data_cached(const RtData *d);                          // the tokens were found in the cache
 const char *rt_data_cache_path(const RtData *d);                   // NULL: only in memory
 
-// The next n training samples, tokens and labels both [n, S]; moves pos on.
-void     rt_data_batch(const RtData *d, RtDataPos *pos, int64_t n, int32_t *tokens, int32_t *labels);
+// A slice of the next training samples, tokens and labels both [n, S]; moves pos on by all of them.
+void     rt_data_batch(const RtData *d, RtDataPos *pos, RtSlice slice, int32_t *tokens, int32_t *labels);
 // Held-out samples first .. first + n.  Behind the last one: repeated tokens, labels -100.  Returns how many
 // are real; *bytes (may be NULL) is how many bytes of text their labels stand for.
 int64_t rt_data_held_out_batch(const RtData *d, int64_t first, int64_t n, int32_t *tokens, int32_t *labels,

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "runtime/exec.h"
+#include "runtime/gather.h"
 #include "runtime/inputs.h"
 #include "runtime/report.h"
 #include "runtime/trace.h"
@@ -20,28 +21,54 @@ static double ce_of(const RtReport *r) {
     return found ? found->value : NAN;
 }
 
-// Runs the batches; returns the labels that counted, -1 when stopped.
-static int64_t run_batches(RtPlanInstance *p, const RtData *d, const RtBatchInputs *in, int program,
-                           uint64_t seed, int64_t samples, bool (*stopped)(void), int64_t *counts,
-                           RtReport *report, RtEvalResult *out) {
-    int64_t labels = 0;
-    for (int64_t first = 0; first < samples; first += rt_batch_sequences(in)) {
-        if (stopped && stopped()) return -1;
-        int64_t bytes, here = 0;
-        out->samples += rt_data_held_out_batch(d, first, rt_batch_sequences(in), rt_batch_tokens(in),
-                                               rt_batch_labels(in), &bytes);
-        out->bytes += bytes;
-        rt_batch_finish(in, counts);
-        for (int64_t l = 0; l < in->leaves; l++) here += counts[l];
-        labels += here;
-        rt_set_rng(p, seed, 0, 0);
-        rt_set_progress(p, 1, 0);
-        rt_run(p, program);
-        rt_report_add(report, p, program, 1, (double)here, in->leaves, counts);
-    }
-    rt_report_scale(report, 1 / (double)labels);
-    rt_report_end(report);
-    return labels;
+typedef struct {
+    RtPlanInstance *p;
+    const RtData *d;
+    uint64_t seed;
+    int     program;
+    RtBatchInputs in;
+    int64_t *counts;                // [leaves]
+    RtReport report;
+    bool  (*stopped)(void);
+} Evaluation;
+
+static RtStatus run_batch(Evaluation *v, int64_t first, RtEvalResult *out, RtError *e) {
+    const RtBatchInputs *in = &v->in;
+    int32_t stopped = v->stopped && v->stopped();
+    RT_TRY(rt_any(v->p->ranks, &stopped, 1, e));
+    if (stopped) return rt_fail(e, RT_STOPPED, "evaluation was stopped");
+    int64_t bytes;
+    out->samples += rt_data_held_out_batch(v->d, first + in->slice.first, in->slice.n, rt_batch_tokens(in),
+                                           rt_batch_labels(in), &bytes);
+    out->bytes += bytes;
+    rt_batch_finish(in, v->counts);
+    rt_set_rng(v->p, v->seed, 0, 0);
+    rt_set_progress(v->p, 1, 0);
+    rt_run(v->p, v->program);
+    RT_TRY(rt_report_collect(&v->report, v->program, v->counts, e));
+    rt_report_add(&v->report, v->program, 1, (double)v->report.labels, true);
+    out->tokens += v->report.labels;
+    return RT_OK;
+}
+
+static RtStatus run_batches(Evaluation *v, int64_t samples, RtEvalResult *out, RtError *e) {
+    rt_report_begin(&v->report);
+    for (int64_t first = 0; first < samples; first += v->in.slice.all) RT_TRY(run_batch(v, first, out, e));
+    rt_report_scale(&v->report, 1 / (double)out->tokens);
+    rt_report_end(&v->report);
+    RT_TRY(rt_sum(v->p->ranks, &out->samples, e));
+    return rt_sum(v->p->ranks, &out->bytes, e);
+}
+
+static RtStatus finish(const Evaluation *v, RtEvalResult *out, RtError *e) {
+    out->ce = ce_of(&v->report);
+    if (isnan(out->ce)) out->ce = NAN;           // without a sign, which printf would write
+    out->loss = v->report.loss;
+    if (isnan(out->ce) && v->report.n_sources == 0)
+        return rt_fail(e, RT_BAD_PLAN, "program 'eval' reports no loss");
+    out->perplexity = exp(out->ce);
+    out->bits_per_byte = out->bytes ? out->ce * (double)out->tokens / log(2) / (double)out->bytes : 0;
+    return RT_OK;
 }
 
 RtStatus rt_eval(RtPlanInstance *p, const RtData *d, uint64_t seed, int64_t max_samples, RtEvalResult *out,
@@ -52,40 +79,25 @@ RtStatus rt_eval(RtPlanInstance *p, const RtData *d, uint64_t seed, int64_t max_
 RtStatus rt_eval_until(RtPlanInstance *p, const RtData *d, uint64_t seed, int64_t max_samples,
                        bool (*stopped)(void), RtEvalResult *out, RtError *e) {
     *out = (RtEvalResult){0};
-    int program = rt_program(p, "eval");
-    if (program < 0) return rt_fail(e, RT_BAD_PLAN, "the plan has no program 'eval'");
-    RtBatchInputs in;
-    RT_TRY(rt_batch_inputs(p, -1, &in, e));
-    int64_t samples = rt_data_held_out(d);
+    Evaluation v = {.p = p, .d = d, .seed = seed, .program = rt_program(p, "eval"), .stopped = stopped};
+    if (v.program < 0) return rt_fail(e, RT_BAD_PLAN, "the plan has no program 'eval'");
+    RT_TRY(rt_batch_inputs(p, -1, &v.in, e));
+    int64_t samples = rt_data_held_out(d), begin_ns = rt_now_ns();
     if (max_samples > 0 && max_samples < samples) samples = max_samples;
     if (samples == 0)
         return rt_fail(
             e, RT_BAD_SETTING,
             "the held-out part is shorter than one sequence of %lld and its last label: raise data.held_out",
-            (long long)in.sequence);
-    int64_t *counts = calloc((size_t)in.leaves, sizeof *counts), begin_ns = rt_now_ns();
-    RtReport report;
-    RtStatus s = rt_report_open(&report, p, program, -1, e);
-    if (s == RT_OK && !counts) s = rt_fail(e, RT_NO_MEMORY, "no memory for evaluation");
-    if (s == RT_OK) {
-        rt_report_begin(&report);
-        out->tokens = run_batches(p, d, &in, program, seed, samples, stopped, counts, &report, out);
-    }
-    if (s == RT_OK && out->tokens < 0) s = rt_fail(e, RT_STOPPED, "evaluation was stopped");
-    if (s == RT_OK) {
-        out->ce = ce_of(&report);
-        if (isnan(out->ce)) out->ce = NAN;           // without a sign, which printf would write
-        out->loss = report.loss;
-        if (isnan(out->ce) && report.n_sources == 0)
-            s = rt_fail(e, RT_BAD_PLAN, "program 'eval' reports no loss");
-    }
-    rt_report_close(&report);
-    free(counts);
-    RT_TRY(s);
-    out->perplexity = exp(out->ce);
-    out->bits_per_byte = out->bytes ? out->ce * (double)out->tokens / log(2) / (double)out->bytes : 0;
+            (long long)v.in.sequence);
+    v.counts = calloc((size_t)v.in.leaves, sizeof *v.counts);
+    RtStatus s = rt_report_open(&v.report, p, v.program, -1, e);
+    if (s == RT_OK && !v.counts) s = rt_fail(e, RT_NO_MEMORY, "no memory for evaluation");
+    if (s == RT_OK) s = run_batches(&v, samples, out, e);
+    if (s == RT_OK) s = finish(&v, out, e);
+    rt_report_close(&v.report);
+    free(v.counts);
     out->seconds = (double)(rt_now_ns() - begin_ns) / 1e9;
-    return RT_OK;
+    return s;
 }
 
 void rt_eval_print(const RtEvalResult *r, FILE *out) {

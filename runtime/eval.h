@@ -17,7 +17,7 @@ typedef struct {
 // Runs program "eval" over the held-out samples, at most max_samples of them (0: all).
 RtStatus rt_eval(RtPlanInstance *p, const RtData *d, uint64_t seed, int64_t max_samples, RtEvalResult *out,
                  RtError *e);
-// The same, but given up with RT_STOPPED once `stopped` (asked between batches) says so.
+// The same, but given up with RT_STOPPED once `stopped` (asked between batches) says so on any rank.
 RtStatus rt_eval_until(RtPlanInstance *p, const RtData *d, uint64_t seed, int64_t max_samples,
                        bool (*stopped)(void), RtEvalResult *out, RtError *e);
 void     rt_eval_print(const RtEvalResult *r, FILE *out);

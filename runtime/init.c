@@ -1,6 +1,6 @@
 // First values.  A draw is Philox(key = seed, counter = element number, attempt, hash of the tensor's name):
 // it depends on nothing else, so threads, ranks and the order of tensors don't matter.  A tensor of stacked
-// experts counts its elements as a whole.
+// experts counts its elements as a whole; of a tensor that is cut over ranks, each draws its part.
 #include <math.h>
 #include <string.h>
 
@@ -64,7 +64,7 @@ static double first_value(const RtTensor *t, DrawKey key, uint64_t i) {
 static void draw_tensor(const RtPlanInstance *p, const RtTensor *t, uint64_t seed) {
     const char *name = RT_TEXT(p->plan, t->init_name);
     DrawKey key = {seed, XXH3_64bits(name, strlen(name))};
-    int64_t n = rt_tensor_elements(p, t);
+    int64_t n = rt_tensor_elements(p, t), first = rt_tensor_part(p, t) * n;
     void *data = rt_tensor_data(p, t);
     if (t->init == RT_INIT_ZEROS) {
         memset(data, 0, (size_t)t->bytes);
@@ -73,7 +73,8 @@ static void draw_tensor(const RtPlanInstance *p, const RtTensor *t, uint64_t see
 #pragma omp parallel for num_threads(p->threads) schedule(static)
     for (int64_t block = 0; block < (n + 4095) / 4096; block++)
         for (int64_t i = block * 4096; i < n && i < (block + 1) * 4096; i++)
-            rt_store_number(data, (DType)t->dtype, rt_tensor_index(t, i), first_value(t, key, (uint64_t)i));
+            rt_store_number(data, (DType)t->dtype, rt_tensor_index(t, i),
+                            first_value(t, key, (uint64_t)(first + i)));
 }
 
 // A copy may be larger than its source: then it repeats (the same start for every expert).
@@ -83,8 +84,13 @@ static RtStatus copy_tensor(const RtPlanInstance *p, const RtTensor *t, RtError 
     if (!source)
         return rt_fail(e, RT_BAD_PLAN, "'%s' starts as a copy of '%s', which does not exist",
                        rt_tensor_name(p, t), from);
-    int64_t n = rt_tensor_elements(p, t), m = rt_tensor_elements(p, source);
-    if (n && (!m || n % m))
+    // both cut alike: part to part; else the source is whole
+    int64_t n = rt_tensor_elements(p, t), m = rt_tensor_elements(p, source),
+            first = source->shard ? 0 : rt_tensor_part(p, t) * n;
+    if (source->shard && (source->shard != t->shard || n != m))
+        return rt_fail(e, RT_BAD_PLAN, "'%s' starts as a copy of '%s', which is cut over other ranks",
+                       rt_tensor_name(p, t), from);
+    if (n && (!m || n * rt_tensor_parts(p, t) % m))
         return rt_fail(e, RT_BAD_PLAN, "'%s' has %lld elements and starts as a copy of '%s' with %lld",
                        rt_tensor_name(p, t), (long long)n, from, (long long)m);
     void *data = rt_tensor_data(p, t);
@@ -92,7 +98,7 @@ static RtStatus copy_tensor(const RtPlanInstance *p, const RtTensor *t, RtError 
 #pragma omp parallel for num_threads(p->threads) schedule(static)
     for (int64_t i = 0; i < n; i++)
         rt_store_number(data, (DType)t->dtype, rt_tensor_index(t, i),
-                        rt_load_number(source_data, (DType)source->dtype, rt_tensor_index(source, i % m)));
+                        rt_load_number(source_data, (DType)source->dtype, rt_tensor_index(source, (first + i) % m)));
     return RT_OK;
 }
 

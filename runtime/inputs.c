@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "runtime/convert.h"
+#include "runtime/gather.h"
 
 static const RtTensor *find_input(const RtPlanInstance *p, const char *name) {
     const RtTensor *t = rt_tensor(p, name);
@@ -20,8 +21,9 @@ void rt_set_input(RtPlanInstance *p, const char *name, double value) {
 void rt_set_rng(RtPlanInstance *p, uint64_t seed, int64_t steps_done, int64_t wave) {
     const RtTensor *t = find_input(p, "rng");
     if (!t || t->bytes < 16) return;
-    uint32_t rng[4] = {(uint32_t)seed, (uint32_t)(seed >> 32), (uint32_t)steps_done, (uint32_t)wave};
-    memcpy(rt_tensor_data(p, t), rng, sizeof rng);
+    uint32_t rng[5] = {(uint32_t)seed, (uint32_t)(seed >> 32), (uint32_t)steps_done, (uint32_t)wave,
+                       (uint32_t)rt_data_rank(p->ranks)};
+    memcpy(rt_tensor_data(p, t), rng, t->bytes < (int64_t)sizeof rng ? 16 : sizeof rng);
 }
 
 void rt_set_progress(RtPlanInstance *p, int64_t step, int64_t tokens_seen) {
@@ -51,6 +53,8 @@ RtStatus rt_batch_inputs(RtPlanInstance *p, int64_t end, RtBatchInputs *out, RtE
     out->leaves = t.dim[0];
     out->batch = t.dim[1];
     out->sequence = t.dim[2];
+    int64_t n = out->leaves * out->batch;
+    out->slice = (RtSlice){n * rt_data_rank(p->ranks), n, n * rt_data_ranks(p->ranks)};
     return RT_OK;
 }
 
@@ -80,18 +84,6 @@ void rt_batch_finish(const RtBatchInputs *b, int64_t *counts) {
         counts[l] = 0;
         for (int64_t i = 0; i < n; i++) counts[l] += label[l * n + i] != -100;
     }
-}
-
-double rt_output_mean(const RtPlanInstance *p, const RtTensor *t, int64_t leaves, const int64_t *weight) {
-    int64_t n = rt_tensor_elements(p, t);
-    double sum = 0, total = 0;
-    for (int64_t i = 0; i < n; i++) {
-        double w = weight && n == leaves ? (double)weight[i] : 1;
-        if (w == 0) continue;
-        sum += w * rt_load_number(rt_tensor_data(p, t), (DType)t->dtype, i);
-        total += w;
-    }
-    return total > 0 ? sum / total : 0;
 }
 
 const char *rt_last_segment(const char *name) {

@@ -9,6 +9,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include "runtime/ranks.h"
 #include "runtime/team.h"
 #include "runtime/trace.h"
 
@@ -90,6 +91,8 @@ static RtStatus check_tensors(const RtPlan *plan, RtError *e) {
             return BAD("tensor '%s': random integers below %g", name, t[i].init_a);
         if (t[i].role <= RT_STATE && !text_ok(plan, t[i].init_name))
             return BAD("tensor '%s' has no random key", name);
+        if (t[i].shard > RT_GROUPS || (t[i].shard && t[i].ndim == 0))
+            return BAD("tensor '%s' is cut over ranks that are no group", name);
         if (t[i].experts && t[i].ndim == 0) return BAD("tensor '%s' has no axis of experts", name);
     }
     return RT_OK;
@@ -350,6 +353,14 @@ int64_t rt_tensor_elements(const RtPlanInstance *p, const RtTensor *t) {
     return n;
 }
 
+int rt_tensor_parts(const RtPlanInstance *p, const RtTensor *t) {
+    return t->shard && p->ranks ? rt_group_size(p->ranks->mesh, (RtGroup)(t->shard - 1)) : 1;
+}
+
+int rt_tensor_part(const RtPlanInstance *p, const RtTensor *t) {
+    return t->shard && p->ranks ? rt_group_rank(p->ranks->mesh, (RtGroup)(t->shard - 1), p->ranks->rank) : 0;
+}
+
 // The program whose name and a slash begin this tensor's name, or -1.
 static int program_prefix(const RtPlanInstance *p, const char *name) {
     for (int i = 0; i < p->n_programs; i++) {
@@ -414,7 +425,8 @@ void rt_read_sym(RtPlanInstance *p, int sym) {
 int64_t rt_parameters(const RtPlanInstance *p) {
     int64_t n = 0;
     for (int i = 0; i < p->n_tensors; i++)
-        if (p->tensor[i].role == RT_PARAM) n += rt_tensor_elements(p, &p->tensor[i]);
+        if (p->tensor[i].role == RT_PARAM)
+            n += rt_tensor_elements(p, &p->tensor[i]) * rt_tensor_parts(p, &p->tensor[i]);
     return n;
 }
 

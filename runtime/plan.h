@@ -46,6 +46,9 @@ const char *rt_tensor_nearest(const RtPlanInstance *p,
 void           *rt_tensor_data(const RtPlanInstance *p, const RtTensor *t);
 Tensor          rt_tensor_view(const RtPlanInstance *p, const RtTensor *t);       // with its actual sizes
 int64_t         rt_tensor_elements(const RtPlanInstance *p, const RtTensor *t);   // with its actual sizes
+// Of how many parts of the whole tensor this rank has one, and the number of that one.
+int             rt_tensor_parts(const RtPlanInstance *p, const RtTensor *t);
+int             rt_tensor_part(const RtPlanInstance *p, const RtTensor *t);
 // Outputs of a program.  One called PROGRAM/NAME belongs to that program, any other to the programs whose
 // steps touch it; rt_output_name leaves PROGRAM/ out.
 bool            rt_is_output_of(const RtPlanInstance *p, int program, const RtTensor *t);
@@ -58,7 +61,7 @@ void    rt_set_sym(RtPlanInstance *p, int sym, int64_t value);                  
 // A symbol whose offsets a step has just written: takes its new value.
 void    rt_read_sym(RtPlanInstance *p, int sym);
 
-int64_t rt_parameters(const RtPlanInstance *p); // elements of all PARAM tensors
+int64_t rt_parameters(const RtPlanInstance *p); // elements of all PARAM tensors, all their parts
 // Of contractions, at bound sizes: the work that MFU counts.
 double  rt_program_flops(const RtPlanInstance *p, int program);
 

@@ -4,10 +4,10 @@
 #include "runtime/abi.h"
 #include "runtime/status.h"
 
-struct Comm;
+struct RtComm;
 
 typedef struct RtRanks {
-    struct Comm *comm;         // borrowed
+    struct RtComm *comm;         // borrowed
     int     rank, n;
     RtMesh  mesh;
     int     group[RT_GROUPS];  // the communicator's numbers of the groups that hold this rank

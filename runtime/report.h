@@ -20,17 +20,25 @@ typedef struct RtReport {
     RtReportValue *value;
     int    n;
     double loss;                    // the objective: sum of weight * value
+    int64_t labels;                 // that count, of the last run
     struct RtReportSource *source;
     int    n_sources;
+    RtPlanInstance *p;
+    int64_t leaves, all_leaves;     // of this rank; of all
+    int64_t columns;                // numbers that a leaf reports
+    double *own, *all;              // [leaves, columns], [all_leaves, columns]
 } RtReport;
 
 // Of the outputs of these programs (-1: none).
-RtStatus rt_report_open(RtReport *r, const RtPlanInstance *p, int pass, int update, RtError *e);
+RtStatus rt_report_open(RtReport *r, RtPlanInstance *p, int pass, int update, RtError *e);
 void     rt_report_close(RtReport *r);
 void     rt_report_begin(RtReport *r);
-// After a run: share = this run's part of the step's leaves (or labels); counts as for rt_output_mean.
-void rt_report_add(RtReport *r, const RtPlanInstance *p, int program, int64_t step, double share,
-                   int64_t leaves, const int64_t *counts);
+// After a run: takes what it left, of the leaves of all ranks.  counts[leaves]: labels of this rank's leaves that
+// count; NULL: of a program without labels.
+RtStatus rt_report_collect(RtReport *r, int program, const int64_t *counts, RtError *e);
+// Adds what was collected.  share: this run's part of the step's leaves (or labels).  by_labels: a leaf counts by its
+// labels, not by itself.
+void     rt_report_add(RtReport *r, int program, int64_t step, double share, bool by_labels);
 // Divides what was collected so far (not loads): shares that were no shares yet.
 void     rt_report_scale(RtReport *r, double factor);
 void     rt_report_end(RtReport *r);

@@ -12,7 +12,7 @@ RtStatus rt_work_open(RtPlanInstance *p, const RtSettings *s, RtStepWork *out, R
     if (w->pass < 0 || w->update < 0)
         return rt_fail(e, RT_BAD_PLAN, "the plan has no programs 'pass' and 'update': it cannot train");
     RT_TRY(rt_batch_inputs(p, s->end, &w->in, e));
-    int64_t a_pass = rt_batch_sequences(&w->in);
+    int64_t a_pass = w->in.slice.all;
     w->waves = s->batch ? s->batch / a_pass : 1;
     if (s->batch && s->batch % a_pass)
         return rt_fail(e, RT_BAD_SETTING, "train.batch is %lld, but a pass of the plan takes %lld sequences",
@@ -20,41 +20,41 @@ RtStatus rt_work_open(RtPlanInstance *p, const RtSettings *s, RtStepWork *out, R
     if (s->sequence && s->sequence != w->in.sequence)
         return rt_fail(e, RT_BAD_SETTING, "train.sequence is %lld, but the plan has %lld",
                        (long long)s->sequence, (long long)w->in.sequence);
-    w->counts = calloc((size_t)(w->waves * w->in.leaves) + 1, sizeof *w->counts);
-    return w->counts ? RT_OK : rt_fail(e, RT_NO_MEMORY, "no memory for a step");
+    w->counts = calloc((size_t)w->in.leaves + 1, sizeof *w->counts);
+    if (!w->counts) return rt_fail(e, RT_NO_MEMORY, "no memory for a step");
+    return rt_report_open(&w->report, p, w->pass, w->update, e);
 }
 
 void rt_work_close(RtStepWork *w) {
+    rt_report_close(&w->report);
     free(w->counts);
     w->counts = NULL;
 }
 
-// The waves; returns how many labels the step has.  Under average = "token" a wave counts by its labels,
-// whose sum is known at the end only.
-static int64_t run_waves(RtStepWork *w, RtStepNumbers n, RtBatchFn *batch, void *self, RtReport *report) {
-    int64_t labels = 0, leaves = w->in.leaves;
+// The waves, and how many labels the step has.  Under average = "token" a wave counts by its labels, whose sum is
+// known at the end only.
+static RtStatus run_waves(RtStepWork *w, RtStepNumbers n, RtBatchFn *batch, void *self, int64_t *labels, RtError *e) {
     bool by_token = w->s->average_token;
+    *labels = 0;
     for (int64_t wave = 0; wave < w->waves; wave++) {
-        int64_t *counts = w->counts + wave * leaves, here = 0;
-        batch(self, rt_batch_sequences(&w->in), rt_batch_tokens(&w->in), rt_batch_labels(&w->in));
-        rt_batch_finish(&w->in, counts);
-        for (int64_t l = 0; l < leaves; l++) here += counts[l];
-        labels += here;
+        batch(self, w->in.slice, rt_batch_tokens(&w->in), rt_batch_labels(&w->in));
+        rt_batch_finish(&w->in, w->counts);
         rt_set_rng(w->p, w->s->seed, n.step - 1, wave);
         rt_set_input(w->p, "wave", (double)wave);
         rt_set_progress(w->p, n.step, n.tokens);
         rt_run(w->p, w->pass);
-        if (report)
-            rt_report_add(report, w->p, w->pass, n.step, by_token ? (double)here : 1.0 / (double)w->waves, leaves,
-                          by_token ? counts : NULL);
+        RT_TRY(rt_report_collect(&w->report, w->pass, w->counts, e));
+        *labels += w->report.labels;
+        double share = by_token ? (double)w->report.labels : 1.0 / (double)w->waves;
+        rt_report_add(&w->report, w->pass, n.step, share, by_token);
     }
-    if (report && by_token && labels) rt_report_scale(report, 1 / (double)labels);
-    return labels;
+    if (by_token && *labels) rt_report_scale(&w->report, 1 / (double)*labels);
+    return RT_OK;
 }
 
-static void run_update(RtStepWork *w, RtStepNumbers n, int64_t labels, RtReport *report) {
-    double scale =
-        w->s->average_token ? 1 / (double)(labels ? labels : 1) : 1 / (double)(w->waves * w->in.leaves);
+static RtStatus run_update(RtStepWork *w, RtStepNumbers n, int64_t labels, RtError *e) {
+    double scale = w->s->average_token ? 1 / (double)(labels ? labels : 1)
+                                       : 1 / (double)(w->waves * rt_batch_all_leaves(&w->in));
     rt_set_input(w->p, "lr", n.lr);
     rt_set_input(w->p, "step_number", (double)n.step);
     rt_set_input(w->p, "bias1", 1 - pow(w->s->beta1, (double)n.updates));
@@ -63,12 +63,16 @@ static void run_update(RtStepWork *w, RtStepNumbers n, int64_t labels, RtReport 
     rt_set_rng(w->p, w->s->seed, n.step - 1, 0);
     rt_set_progress(w->p, n.step, n.tokens);
     rt_run(w->p, w->update);
-    if (report) rt_report_add(report, w->p, w->update, n.step, 1, w->in.leaves, NULL);
+    RT_TRY(rt_report_collect(&w->report, w->update, NULL, e));
+    rt_report_add(&w->report, w->update, n.step, 1, false);
+    return RT_OK;
 }
 
-void rt_work_step(RtStepWork *w, RtStepNumbers n, RtBatchFn *batch, void *self, RtReport *report) {
-    if (report) rt_report_begin(report);
-    int64_t labels = run_waves(w, n, batch, self, report);
-    run_update(w, n, labels, report);
-    if (report) rt_report_end(report);
+RtStatus rt_work_step(RtStepWork *w, RtStepNumbers n, RtBatchFn *batch, void *self, RtError *e) {
+    int64_t labels;
+    rt_report_begin(&w->report);
+    RT_TRY(run_waves(w, n, batch, self, &labels, e));
+    RT_TRY(run_update(w, n, labels, e));
+    rt_report_end(&w->report);
+    return RT_OK;
 }

@@ -11,16 +11,19 @@ typedef struct {
     int     pass, update;
     RtBatchInputs in;
     int64_t waves;
-    int64_t *counts;                // [waves, leaves]: labels that count
+    int64_t *counts;                // [leaves]: labels that count
+    RtReport report;                // of the last step
 } RtStepWork;
 
-// RT_BAD_SETTING where the settings' batch and sequence are not the plan's.
+// Where the plan is one of several ranks', p->ranks is there already.  RT_BAD_SETTING where the settings' batch and
+// sequence are not the plan's.
 RtStatus rt_work_open(RtPlanInstance *p, const RtSettings *s, RtStepWork *out, RtError *e);
 void     rt_work_close(RtStepWork *w);
-static inline int64_t rt_work_sequences(const RtStepWork *w) { return w->waves * rt_batch_sequences(&w->in); }
+// Of all ranks.
+static inline int64_t rt_work_sequences(const RtStepWork *w) { return w->waves * w->in.slice.all; }
 
-// The next sequences: ids and labels of rows of in.sequence.
-typedef void RtBatchFn(void *self, int64_t sequences, int32_t *tokens, int32_t *labels);
+// This rank's slice of the next sequences: ids and labels of rows of in.sequence.
+typedef void RtBatchFn(void *self, RtSlice slice, int32_t *tokens, int32_t *labels);
 
 typedef struct {
     int64_t step;                   // from 1
@@ -29,7 +32,7 @@ typedef struct {
     double  lr;
 } RtStepNumbers;
 
-// report NULL: nobody asks for the numbers.
-void rt_work_step(RtStepWork *w, RtStepNumbers n, RtBatchFn *batch, void *self, RtReport *report);
+// Fails only where an exchange with other ranks does.
+RtStatus rt_work_step(RtStepWork *w, RtStepNumbers n, RtBatchFn *batch, void *self, RtError *e);
 
 #endif

@@ -1,9 +1,12 @@
 // A training run.
 //
-//   open    settings, tokenizer, data, first values or a checkpoint, the run's files
-//   step    batch -> pass (a wave) ... -> update -> numbers to metrics.jsonl, TensorBoard and the progress
-//   line now and then    evaluation, checkpoint end     at the last step, or after SIGINT or SIGTERM: the
-//   step is finished, then saved
+//   open            settings, tokenizer, data, first values or a checkpoint, the run's files
+//   step            batch -> pass (a wave) ... -> update -> numbers to metrics.jsonl, TensorBoard and the progress line
+//   now and then    evaluation, checkpoint
+//   end             at the last step, or after SIGINT or SIGTERM: the step is finished, then saved
+//
+// Where there are several ranks, each runs this loop.  What comes next is decided by all together, so that they never
+// part ways; the first alone writes the run's files, but for checkpoints.
 #include "runtime/train.h"
 
 #include <errno.h>
@@ -11,7 +14,6 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "runtime/checkpoint.h"
@@ -19,30 +21,13 @@
 #include "runtime/events.h"
 #include "runtime/exec.h"
 #include "runtime/files.h"
+#include "runtime/gather.h"
 #include "runtime/progress.h"
 #include "runtime/report.h"
 #include "runtime/schedule.h"
 #include "runtime/step.h"
+#include "runtime/stop.h"
 #include "runtime/trace.h"
-
-// The only way a signal can be told: set by the handler, read between steps.
-static volatile sig_atomic_t stop_signal;
-static volatile sig_atomic_t stop_alarm;       // seconds on the monotonic clock when it came, cut to an int
-
-// Supervisors signal the process and its group, so the same signal may come twice at once: only one that
-// comes over two seconds after the first ends the run without saving.
-static void on_signal(int signal_number) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    int now = (int)(t.tv_sec & 0x3fffffff);
-    if (stop_signal && now > stop_alarm + 2) {
-        signal(signal_number, SIG_DFL);
-        raise(signal_number);
-        return;
-    }
-    if (!stop_signal) stop_alarm = now;
-    stop_signal = signal_number;
-}
 
 enum {
     RECENT = 20,                               // steps that the rate shown is the mean of
@@ -53,6 +38,8 @@ typedef struct {
     const RtTrainOpts *o;
     const RtSettings  *s;
     RtPlanInstance    *p;
+    RtRanks *ranks;                 // NULL: this one is alone
+    bool     first_rank;
     RtStepWork work;
     int     eval;
     int64_t steps_run;              // by this process
@@ -70,20 +57,32 @@ typedef struct {
     double  seconds_before;         // of earlier processes
     int64_t begin_ns, saved_ns, evaluated_ns, saved_step;
     double  recent[RECENT];         // seconds of the last steps
-    RtReport report;
     FILE    *metrics;
     RtEvents *events;
     RtProgress progress;
-    struct sigaction old_int, old_term;
-    bool    has_handlers, warned;
+    int     signal;                 // that ends the run, on whichever rank it came
+    bool    notes_signals, warned;
 } Run;
 
 // ---- opening --------------------------------------------------------------------------------------------
 
+static bool first_on_node(const RtRanks *r) {
+    int node = r ? rt_comm_node(r->comm, r->rank) : 0;
+    for (int i = 0; r && i < r->rank; i++)
+        if (rt_comm_node(r->comm, i) == node) return false;
+    return true;
+}
+
 static RtStatus open_data(Run *r, RtError *e) {
     const RtSettings *s = r->s;
     RT_TRY(rt_open_tokenizer(s, &r->tokenizer, e));
-    RT_TRY(rt_data_open(s, r->work.in.sequence, r->tokenizer, r->o->cache_dir, &r->data, e));
+    // one after the other until a cache is there: the first rank, the first of each other node, the rest
+    int turn = first_on_node(r->ranks) ? !r->first_rank : 2;
+    for (int i = 0; i < 3; i++) {
+        RtStatus status = RT_OK;
+        if (i == turn) status = rt_data_open(s, r->work.in.sequence, r->tokenizer, r->o->cache_dir, &r->data, e);
+        RT_TRY(rt_agree(r->ranks, status, e));
+    }
     double sequences = (double)rt_work_sequences(&r->work);
     r->size = (RtStepSize){.tokens = sequences * (double)r->work.in.sequence,
                            .samples = sequences,
@@ -116,11 +115,12 @@ static RtStatus check_same_run(const Run *r, const RtCkptInfo *c, const char *di
     if (c->seed != r->s->seed)
         return rt_fail(e, RT_BAD_SETTING, "%s began with train.seed = %llu, now it is %llu", dir,
                        (unsigned long long)c->seed, (unsigned long long)r->s->seed);
-    if (c->leaves != r->work.in.leaves || c->waves != r->work.waves)
+    int64_t leaves = rt_batch_all_leaves(&r->work.in);
+    if (c->leaves != leaves || c->waves != r->work.waves)
         return rt_fail(
             e, RT_BAD_SETTING,
             "%s has %lld lanes and %lld waves, now they are %lld and %lld: the sums would be others", dir,
-            (long long)c->leaves, (long long)c->waves, (long long)r->work.in.leaves, (long long)r->work.waves);
+            (long long)c->leaves, (long long)c->waves, (long long)leaves, (long long)r->work.waves);
     if (c->arithmetic && strcmp(c->arithmetic, arithmetic) != 0)
         return rt_fail(e, RT_BAD_SETTING,
                        "%s was computed with arithmetic %s, now it is %s: the bits would be others", dir,
@@ -199,6 +199,7 @@ static RtStatus open_append(const char *dir, const char *name, FILE **out, RtErr
 
 static RtStatus open_outputs(Run *r, RtError *e) {
     const char *dir = r->o->run_dir;
+    if (!r->first_rank) return RT_OK;
     RT_TRY(rt_make_dirs(dir, e));
     if (r->o->resume) {
         char *path = rt_path("%s/metrics.jsonl", dir);
@@ -215,13 +216,18 @@ static const char *plural(int64_t n) { return n == 1 ? "" : "s"; }
 static void say_start(Run *r) {
     RtProgress *g = &r->progress;
     const RtPlan *plan = r->p->plan;
+    RtMesh mesh = r->ranks ? r->ranks->mesh : (RtMesh){1, 1, 1, 0};
+    int64_t lanes = rt_batch_all_leaves(&r->work.in);
     char a[32], b[32], c[32], lower[64] = "";
     rt_progress_say(g, "%s: %s parameters", r->o->model_name ? r->o->model_name : "model",
                     rt_thousands(rt_parameters(r->p), a));
     rt_progress_say(g, "step: %s tokens = %lld wave%s x %lld lane%s x %lld sequence%s of %lld; %d thread%s",
                     rt_thousands((int64_t)r->size.tokens, a), (long long)r->work.waves, plural(r->work.waves),
-                    (long long)r->work.in.leaves, plural(r->work.in.leaves), (long long)r->work.in.batch,
+                    (long long)lanes, plural(lanes), (long long)r->work.in.batch,
                     plural(r->work.in.batch), (long long)r->work.in.sequence, r->p->threads, plural(r->p->threads));
+    if (r->ranks)
+        rt_progress_say(g, "ranks: %d = dp %d x ep %d, %lld lane%s each", r->ranks->n, mesh.dp, mesh.ep,
+                        (long long)r->work.in.leaves, plural(r->work.in.leaves));
     rt_progress_say(g, "data: %s tokens%s: %s samples to train on, %s held out",
                     rt_thousands(rt_data_tokens(r->data), a), rt_data_cached(r->data) ? " (cached)" : "",
                     rt_thousands(rt_data_samples(r->data), b), rt_thousands(rt_data_held_out(r->data), c));
@@ -236,47 +242,48 @@ static void say_start(Run *r) {
                         (long long)r->last_step);
 }
 
-static void catch_signals(Run *r) {
-    stop_signal = 0;
-    struct sigaction a = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
-    sigemptyset(&a.sa_mask);
-    sigaction(SIGINT, &a, &r->old_int);
-    sigaction(SIGTERM, &a, &r->old_term);
-    r->has_handlers = true;
+// Ranks that don't do the same would end in nonsense, or wait for each other for ever.
+static RtStatus check_same_everywhere(Run *r, RtError *e) {
+    if (!r->ranks) return RT_OK;
+    const RtPlan *plan = r->p->plan;
+    RtCommFact fact[] = {{"the program", plan->graph_hash},
+                         {"the data", rt_data_hash(r->data)},
+                         {"train.seed", r->s->seed},
+                         {"train.lanes", (uint64_t)rt_batch_all_leaves(&r->work.in)},
+                         {"train.batch", (uint64_t)rt_work_sequences(&r->work)},
+                         {"--resume", r->o->resume}};
+    return rt_comm_same(r->ranks->comm, fact, sizeof fact / sizeof *fact, e);
 }
 
 static RtStatus open_run(Run *r, RtError *e) {
     RT_TRY(rt_work_open(r->p, r->s, &r->work, e));
     r->eval = rt_program(r->p, "eval");
-    if (!r->o->resume && holds_a_run(r->o->run_dir))
+    if (r->first_rank && !r->o->resume && holds_a_run(r->o->run_dir))
         return rt_fail(e, RT_BAD_SETTING,
                        "%s already holds a run: go on with --resume, or choose another folder",
                        r->o->run_dir);
     RT_TRY(open_data(r, e));
+    RT_TRY(check_same_everywhere(r, e));
     RT_TRY(plan_steps(r, e));
-    rt_progress_open(&r->progress, r->o->quiet ? NULL : r->o->out, 1, r->last_step);
+    rt_progress_open(&r->progress, r->o->quiet || !r->first_rank ? NULL : r->o->out, 1, r->last_step);
     RT_TRY(r->o->resume ? resume(r, e) : first_values(r, e));
     r->first_step = r->progress.first_step = r->step + 1;
     RT_TRY(open_outputs(r, e));
-    RT_TRY(rt_report_open(&r->report, r->p, r->work.pass, r->work.update, e));
     say_start(r);
-    catch_signals(r);
+    rt_stop_open();
+    r->notes_signals = true;
     r->begin_ns = r->saved_ns = r->evaluated_ns = rt_now_ns();
     return RT_OK;
 }
 
 static void close_run(Run *r) {
     rt_progress_close(&r->progress);
-    rt_report_close(&r->report);
     rt_events_close(r->events);
     if (r->metrics) fclose(r->metrics);
     rt_data_close(r->data);
     rt_tokenizer_close(r->tokenizer);
     rt_work_close(&r->work);
-    if (r->has_handlers) {
-        sigaction(SIGINT, &r->old_int, NULL);
-        sigaction(SIGTERM, &r->old_term, NULL);
-    }
+    if (r->notes_signals) rt_stop_close();
 }
 
 // ---- a step ---------------------------------------------------------------------------------------------
@@ -294,11 +301,12 @@ static void put_number(FILE *f, const char *name, double x) {
 static void write_numbers(Run *r) {
     FILE *f = r->metrics;
     int64_t step = r->step;
+    if (!r->first_rank) return;
     fprintf(f, "{\"step\": %lld", (long long)step);
-    put_number(f, "loss", r->report.loss);
-    rt_events_scalar(r->events, step, "loss/total", r->report.loss);
-    for (int i = 0; i < r->report.n; i++) {
-        const RtReportValue *v = &r->report.value[i];
+    put_number(f, "loss", r->work.report.loss);
+    rt_events_scalar(r->events, step, "loss/total", r->work.report.loss);
+    for (int i = 0; i < r->work.report.n; i++) {
+        const RtReportValue *v = &r->work.report.value[i];
         char tag[128], name[96];
         snprintf(name, sizeof name, v->kind == REPORT_LOAD ? "%s_max_over_mean" : "%s", v->name);
         snprintf(tag, sizeof tag, "%s/%s", v->kind == REPORT_LOSS ? "loss" : "metric", name);
@@ -344,24 +352,25 @@ static double recent_mean(Run *r, double seconds) {
     return sum / (double)n;
 }
 
-static void next_batch(void *self, int64_t sequences, int32_t *tokens, int32_t *labels) {
+static void next_batch(void *self, RtSlice slice, int32_t *tokens, int32_t *labels) {
     Run *r = self;
-    rt_data_batch(r->data, &r->pos, sequences, tokens, labels);
+    rt_data_batch(r->data, &r->pos, slice, tokens, labels);
 }
 
 static RtStatus do_step(Run *r, RtError *e) {
     int64_t step = r->step + 1, traced = r->o->trace_step ? r->o->trace_step : r->first_step + 2;
     if (traced > r->last_step) traced = r->last_step;
-    bool trace = r->o->trace_path && step == traced;
+    bool trace = r->o->trace_path && step == traced && r->first_rank;
     if (trace) RT_TRY(rt_trace_begin(r->p, (int)r->work.waves + 1, e));
     int64_t begin_ns = rt_now_ns();
     double lr = rt_schedule_lr(&r->schedule, step);
-    rt_work_step(&r->work, (RtStepNumbers){step, step - r->skipped, r->tokens, lr}, next_batch, r, &r->report);
+    if (r->ranks) rt_comm_step(r->ranks->comm, step);
+    RT_TRY(rt_work_step(&r->work, (RtStepNumbers){step, step - r->skipped, r->tokens, lr}, next_batch, r, e));
     double seconds = (double)(rt_now_ns() - begin_ns) / 1e9;
 
     r->step = step;
     r->tokens += (int64_t)r->size.tokens;
-    if (rt_report_get(&r->report, "finite", 1) == 0) {
+    if (rt_report_get(&r->work.report, "finite", 1) == 0) {
         r->skipped++;
         r->skipped_in_a_row++;
         if (r->skipped_in_a_row <= SKIPS_SAID)
@@ -383,11 +392,11 @@ static RtStatus do_step(Run *r, RtError *e) {
     r->tokens_per_s = r->size.tokens / seconds;
     rt_progress_step(&r->progress,
                      &(RtProgressLine){.step = step,
-                                       .loss = r->report.loss,
+                                       .loss = r->work.report.loss,
                                        .tokens_per_s = r->size.tokens / recent,
                                        .mfu = at_peak > 0 ? at_peak / recent : -1,
-                                       .load = reported(&r->report, REPORT_LOAD, "load"),
-                                       .drop = reported(&r->report, REPORT_DROP, "drop_rate"),
+                                       .load = reported(&r->work.report, REPORT_LOAD, "load"),
+                                       .drop = reported(&r->work.report, REPORT_DROP, "drop_rate"),
                                        .seconds_left = (double)(r->last_step - step) * recent,
                                        .skipped = r->skipped});
     if (trace) {
@@ -406,25 +415,50 @@ static bool is_due(double every, RtQuantity q, int64_t step, int64_t since_ns) {
     return steps > 0 && step % steps == 0;
 }
 
-static bool is_stopped(void) { return stop_signal != 0; }
+static bool time_is_over(const Run *r) {
+    return r->s->stop.unit == RT_MINUTES && run_seconds(r) >= 60 * r->s->stop.value;
+}
+
+// What comes after a step, decided by all ranks together: a signal may have come to any of them, and the time is that
+// of the first.
+typedef enum { INTERRUPTED, TERMINATED, OVER, EVALUATE, SAVE, DECISIONS } Decision;
+
+static RtStatus decide(Run *r, int32_t decision[DECISIONS], RtError *e) {
+    const RtSettings *s = r->s;
+    int signal_number = rt_stop_signal();
+    decision[INTERRUPTED] = signal_number == SIGINT;
+    decision[TERMINATED] = signal_number == SIGTERM;
+    decision[OVER] = r->step == r->last_step || (r->first_rank && time_is_over(r));
+    decision[EVALUATE] = r->first_rank && is_due(r->eval_every, s->eval_every, r->step, r->evaluated_ns);
+    decision[SAVE] = r->first_rank && is_due(r->save_every, s->save_every, r->step, r->saved_ns);
+    RT_TRY(rt_any(r->ranks, decision, DECISIONS, e));
+    r->signal = decision[TERMINATED] ? SIGTERM : decision[INTERRUPTED] ? SIGINT : 0;
+    return RT_OK;
+}
 
 static RtStatus evaluate(Run *r, RtError *e) {
     if (r->eval < 0 || rt_data_held_out(r->data) == 0) return RT_OK;
     RtEvalResult v;
-    RtStatus s = rt_eval_until(r->p, r->data, r->s->seed, 0, is_stopped, &v, e);
-    if (s == RT_STOPPED) return RT_OK;                // whoever sent the signal waits for the checkpoint
+    RtStatus s = rt_eval_until(r->p, r->data, r->s->seed, 0, rt_is_stopped, &v, e);
+    if (s == RT_STOPPED) {                            // whoever sent the signal waits for the checkpoint
+        int32_t decision[DECISIONS];
+        return decide(r, decision, e);
+    }
     RT_TRY(s);
     rt_progress_say(&r->progress,
                     "step %lld: held out: loss %.4f, perplexity %.3f, %.4f bits per byte (%.1f s)",
                     (long long)r->step, v.ce, v.perplexity, v.bits_per_byte, v.seconds);
     r->evaluated = v;
-    rt_events_scalar(r->events, r->step, "eval/loss", v.ce);
-    rt_events_scalar(r->events, r->step, "eval/bits_per_byte", v.bits_per_byte);
+    if (r->first_rank) {
+        rt_events_scalar(r->events, r->step, "eval/loss", v.ce);
+        rt_events_scalar(r->events, r->step, "eval/bits_per_byte", v.bits_per_byte);
+    }
     r->evaluated_ns = rt_now_ns();
     return RT_OK;
 }
 
-static RtStatus save(Run *r, RtError *e) {
+// A full disk ends nothing but the checkpoint, unless it is the last one.
+static RtStatus save(Run *r, bool last, RtError *e) {
     if (r->saved_step == r->step) return RT_OK;
     char *settings = rt_settings_json(r->s), *dir = NULL;
     RtCkptInfo info = {.step = r->step,
@@ -433,7 +467,7 @@ static RtStatus save(Run *r, RtError *e) {
                        .data = r->pos,
                        .data_hash = rt_data_hash(r->data),
                        .seed = r->s->seed,
-                       .leaves = r->work.in.leaves,
+                       .leaves = rt_batch_all_leaves(&r->work.in),
                        .waves = r->work.waves,
                        .seconds = run_seconds(r),
                        .model_file = r->o->model_file,
@@ -444,44 +478,60 @@ static RtStatus save(Run *r, RtError *e) {
     if (s == RT_OK) {
         rt_progress_say(&r->progress, "saved %s (%.1f s)", dir, (double)(rt_now_ns() - begin_ns) / 1e9);
         r->saved_step = r->step;
-        r->saved_ns = rt_now_ns();
+    } else if (s == RT_IO && !last) {
+        rt_progress_say(&r->progress, "%s; training goes on", e->text);
+        s = RT_OK;
     }
+    r->saved_ns = rt_now_ns();
     free(settings);
     free(dir);
     return s;
 }
 
-static bool time_is_over(const Run *r) {
-    return r->s->stop.unit == RT_MINUTES && run_seconds(r) >= 60 * r->s->stop.value;
-}
-
 static RtStatus run_steps(Run *r, RtError *e) {
-    while (r->step < r->last_step && !stop_signal) {
+    while (r->step < r->last_step && !r->signal) {
+        int32_t decision[DECISIONS];
         RT_TRY(do_step(r, e));
-        bool last = r->step == r->last_step || time_is_over(r);
-        if (!stop_signal && (last || is_due(r->eval_every, r->s->eval_every, r->step, r->evaluated_ns)))
-            RT_TRY(evaluate(r, e));
+        RT_TRY(decide(r, decision, e));
+        bool last = decision[OVER];
+        if (!r->signal && (last || decision[EVALUATE])) RT_TRY(evaluate(r, e));
         write_numbers(r);
-        if (last || stop_signal || is_due(r->save_every, r->s->save_every, r->step, r->saved_ns))
-            RT_TRY(save(r, e));
+        if (last || r->signal || decision[SAVE]) RT_TRY(save(r, last || r->signal, e));
         if (last) break;
     }
-    if (stop_signal) RT_TRY(save(r, e));              // it may have come between the last look and here
-    return stop_signal && r->step < r->last_step ? RT_STOPPED : RT_OK;
+    return r->signal && r->step < r->last_step ? RT_STOPPED : RT_OK;
+}
+
+// Other ranks than the first have nobody to tell why they ended; the first that fails ends all.
+static void fail_for_all(Run *r, RtError *e) {
+    char name[40], *dir = rt_path("%s/log", r->o->run_dir);
+    snprintf(name, sizeof name, "rank-%04d.log", rt_rank(r->ranks));
+    FILE *log = NULL;
+    bool has_log = !r->first_rank && r->steps_run && rt_make_dirs(dir, NULL) == RT_OK;
+    if (has_log && open_append(dir, name, &log, NULL) == RT_OK) {
+        fprintf(log, "step %lld: %s\n", (long long)r->step, e->text);
+        fclose(log);
+    }
+    free(dir);
+    rt_give_up(r->ranks, e);
 }
 
 RtStatus rt_train(const RtTrainOpts *o, RtPlanInstance *p, RtTrainResult *result, RtError *e) {
-    Run r = {.o = o, .s = o->settings, .p = p, .saved_step = -1};
+    RtError unasked;
+    if (!e) e = &unasked;
+    Run r = {.o = o, .s = o->settings, .p = p, .ranks = p->ranks, .saved_step = -1};
+    r.first_rank = rt_rank(r.ranks) == 0;
     RtStatus s = open_run(&r, e);
     if (s == RT_OK && r.step >= r.last_step)
         rt_progress_say(&r.progress, "step %lld of %lld is done: there is nothing to do", (long long)r.step,
                         (long long)r.last_step);
     if (s == RT_OK) s = run_steps(&r, e);
     if (s == RT_STOPPED) {
-        rt_fail(e, RT_STOPPED, "stopped by signal %d after step %lld; go on with --resume", (int)stop_signal,
+        rt_fail(e, RT_STOPPED, "stopped by signal %d after step %lld; go on with --resume", r.signal,
                 (long long)r.step);
-        rt_progress_say(&r.progress, "stopped by signal %d after step %lld", (int)stop_signal,
-                        (long long)r.step);
+        rt_progress_say(&r.progress, "stopped by signal %d after step %lld", r.signal, (long long)r.step);
+    } else if (s != RT_OK) {
+        fail_for_all(&r, e);
     }
     if (result) {
         double seconds = r.begin_ns ? (double)(rt_now_ns() - r.begin_ns) / 1e9 : 0;
@@ -489,7 +539,7 @@ RtStatus rt_train(const RtTrainOpts *o, RtPlanInstance *p, RtTrainResult *result
         *result = (RtTrainResult){.step = r.step,
                                   .skipped_steps = r.skipped,
                                   .tokens = r.tokens,
-                                  .loss = r.report.loss,
+                                  .loss = r.work.report.loss,
                                   .seconds = seconds,
                                   .tokens_per_s = seconds > 0 && r.first_step ? tokens / seconds : 0};
     }

@@ -86,7 +86,7 @@ static void every_sample_once_an_epoch(void **state) {
     for (int epoch = 0; epoch < 2; epoch++)
         for (int i = 0; i < 250; i += 5) {
             int32_t tokens[5 * S], labels[5 * S];
-            rt_data_batch(d, &pos, 5, tokens, labels);
+            rt_data_batch(d, &pos, (RtSlice){0, 5, 5}, tokens, labels);
             for (int k = 0; k < 5; k++) {
                 int sample = 0; // which one is it?  Windows repeat after 251 samples only
                 while (sample * S % 251 != tokens[k * S]) sample++;
@@ -111,11 +111,11 @@ static void the_same_again_from_a_position(void **state) {
     assert_true(rt_data_cached(again));
     int32_t a[2][7 * S], b[2][7 * S], c[2][7 * S];
     RtDataPos pos = {0, 0}, pos2, pos3;
-    for (int i = 0; i < 90; i++) rt_data_batch(d, &pos, 7, a[0], a[1]);      // beyond an epoch
+    for (int i = 0; i < 90; i++) rt_data_batch(d, &pos, (RtSlice){0, 7, 7}, a[0], a[1]);      // beyond an epoch
     pos2 = pos3 = pos;
-    rt_data_batch(d, &pos, 7, a[0], a[1]);
-    rt_data_batch(again, &pos2, 7, b[0], b[1]);
-    rt_data_batch(seeded, &pos3, 7, c[0], c[1]);
+    rt_data_batch(d, &pos, (RtSlice){0, 7, 7}, a[0], a[1]);
+    rt_data_batch(again, &pos2, (RtSlice){0, 7, 7}, b[0], b[1]);
+    rt_data_batch(seeded, &pos3, (RtSlice){0, 7, 7}, c[0], c[1]);
     assert_memory_equal(a, b, sizeof a);
     assert_memory_not_equal(a, c, sizeof a);
     assert_memory_equal(&pos, &pos2, sizeof pos);

@@ -1,0 +1,210 @@
+#include "frontend/cmd_ranks.h"
+
+#include <omp.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+enum { MOST_LOCAL = 256 };
+
+bool ranks_open(Cli *c, Ranks *r) {
+    *r = (Ranks){.n = 1};
+    const char *local = cli_value(c, "local");
+    int world = rt_comm_world_size();
+    if (local) {
+        char *end;
+        long n = strtol(local, &end, 10);
+        r->n = (int)n;
+        r->local = true;
+        if (*end || n < 1 || n > MOST_LOCAL)
+            diag_error(c->diag, (Span){0}, "--local is a number of ranks from 1 to %d, not '%s'", MOST_LOCAL, local);
+        else if (world > 1)
+            diag_error(c->diag, (Span){0}, "mpirun started %d processes, so --local %s is one too much", world, local);
+        return diag_n_errors(c->diag) == 0;
+    }
+    if (world == 1) return true;
+    RtError e = {0};
+    if (rt_comm_open(&(RtCommConfig){0}, &r->comm, &e) != RT_OK) {
+        diag_error(c->diag, (Span){0}, "%s", e.text);
+        return false;
+    }
+    r->n = rt_comm_ranks(r->comm);
+    r->world = (RtRanks){.comm = r->comm, .rank = rt_comm_rank(r->comm), .n = r->n};
+    r->among = &r->world;
+    return true;
+}
+
+void ranks_close(Ranks *r) {
+    rt_comm_close(r->comm);
+    r->comm = NULL;
+}
+
+// ---- how ranks share the work -------------------------------------------------------------------------------
+
+#define WRONG(...) (diag_error(s->diag, (Span){0}, __VA_ARGS__), false)
+
+static bool can_share(Session *s) {
+    const Settings *t = s->settings;
+    const Words *order = &t->parallel.order;
+    if (t->parallel.tp > 1)
+        return WRONG("parallel.tp is %lld: this version shares experts and sequences between ranks, not matrices",
+                     (long long)t->parallel.tp);
+    if (t->parallel.pp > 1)
+        return WRONG("parallel.pp is %lld: this version has no pipelines, every rank has all layers",
+                     (long long)t->parallel.pp);
+    if (t->parallel.zero > 2)
+        return WRONG("parallel.zero is %lld: it would gather parameters anew for every layer of every pass, which this "
+                     "version does not do", (long long)t->parallel.zero);
+    if (t->parallel.zero > 0)
+        return WRONG("parallel.zero is %lld: in this version each rank that has a parameter keeps its moments",
+                     (long long)t->parallel.zero);
+    if (t->parallel.etp > 1)
+        return WRONG("parallel.etp is %lld: this version keeps experts whole", (long long)t->parallel.etp);
+    if (t->parallel.rebalance.unit) return WRONG("parallel.rebalance: in this version experts stay where they are");
+    if (order->n && strcmp(order->at[0], "ep") != 0)
+        return WRONG("parallel.order begins with %s: in this version neighbours share experts", order->at[0]);
+    return true;
+}
+
+static bool is_power_of_two(int64_t n) { return (n & (n - 1)) == 0; }
+
+// Every rank has lanes of its own, all the same number, and sums over them are trees.
+static bool can_deal_lanes(Session *s, int ranks) {
+    int64_t lanes = s->settings->train.lanes;
+    if (lanes % ranks == 0 && is_power_of_two(lanes)) return true;
+    if (lanes % ranks) WRONG("train.lanes is %lld, too few for %d ranks to share", (long long)lanes, ranks);
+    else WRONG("train.lanes is %lld: on several ranks it must be a power of two", (long long)lanes);
+    int64_t leaves = s->settings->train.batch / ranks * ranks;
+    if (leaves == s->settings->train.batch) diag_help(s->diag, "--set train.lanes=%d", ranks);
+    return false;
+}
+
+bool ranks_mesh(Session *s, const Ranks *r, RtMesh *out) {
+    int64_t ep = s->settings->parallel.ep, dp = s->settings->parallel.dp;
+    *out = (RtMesh){1, 1, 1, 0};
+    if (r->n == 1 && !r->local) return true;             // session_can_train has seen to it
+    if (!can_share(s)) return false;
+    if (!dp && r->n % ep)
+        return WRONG("%d ranks can't be shared out to groups of parallel.ep = %lld", r->n, (long long)ep);
+    if (!dp) dp = r->n / ep;
+    if (dp * ep != r->n)
+        return WRONG("there are %d ranks, but parallel.dp = %lld times parallel.ep = %lld makes %lld", r->n,
+                     (long long)dp, (long long)ep, (long long)(dp * ep));
+    if (!is_power_of_two(r->n) || !is_power_of_two(ep))
+        return WRONG("%d ranks, parallel.ep = %lld: both must be powers of two, for sums over ranks are trees", r->n,
+                     (long long)ep);
+    *out = (RtMesh){.dp = (int32_t)dp, .ep = (int32_t)ep, .tp = 1, .zero = 0};
+    return can_deal_lanes(s, r->n);
+}
+
+static int on_this_node(const Ranks *r) {
+    if (!r->comm) return r->local ? r->n : 1;
+    int n = 0, here = rt_comm_node(r->comm, r->world.rank);
+    for (int i = 0; i < r->n; i++) n += rt_comm_node(r->comm, i) == here;
+    return n;
+}
+
+bool ranks_threads(Session *s, const Ranks *r, int *out) {
+    bool ok;
+    int given = session_threads(s, &ok), cores = omp_get_num_procs();
+    bool bound = cores < sysconf(_SC_NPROCESSORS_ONLN);       // by mpirun: these are this process's alone
+    int all = given ? given : cores, shared_by = r->local ? r->n : given || bound ? 1 : on_this_node(r);
+    *out = shared_by == 1 ? given : all > shared_by ? all / shared_by : 1;
+    return ok;
+}
+
+// ---- together -----------------------------------------------------------------------------------------------
+
+bool ranks_in_turn(Ranks *r, Diag *d, bool (*prepare)(void *self), void *self) {
+    if (!r->among) return prepare(self);
+    bool first = true;
+    int here = rt_comm_node(r->comm, r->world.rank);
+    for (int i = 0; i < r->world.rank; i++) first &= rt_comm_node(r->comm, i) != here;
+    for (int turn = 0; turn < 2; turn++) {
+        RtError e = {0};
+        int failed;
+        bool ok = turn == (first ? 0 : 1) ? prepare(self) : true;
+        RtStatus s = rt_first_failed(r->among, ok ? RT_OK : RT_BAD_SETTING, &failed, &e);
+        if (s == RT_OK && failed == r->n) continue;
+        if (s != RT_OK) diag_error(d, (Span){0}, "%s", e.text);
+        else if (failed != r->world.rank) diag_clear(d);
+        return false;
+    }
+    return true;
+}
+
+typedef struct {
+    Session *s;
+    RtLocalWorld *world;
+    RtComm  *comm;
+    RtMesh   mesh;
+    int      rank, threads;
+    RanksRun *run;
+    void    *self;
+    RtStatus status;
+    RtError  error;
+} Rank;
+
+static RtStatus run_plan(Rank *r, RtRanks *ranks) {
+    RtPlanInstance *p;
+    RtStatus s = session_open_plan(r->s, r->threads, &p, &r->error);
+    if (s == RT_OK) {
+        p->ranks = ranks;
+        s = r->run(r->self, p, &r->error);
+    } else {
+        rt_give_up(ranks, &r->error);
+    }
+    rt_plan_close(p);
+    return s;
+}
+
+static RtStatus run_connected(Rank *r, RtComm *comm) {
+    RtRanks ranks;
+    RtStatus s = rt_ranks_open(&ranks, comm, r->mesh, &r->error);
+    return s == RT_OK ? run_plan(r, &ranks) : s;
+}
+
+static void *run_rank(void *arg) {
+    Rank *r = arg;
+    RtComm *comm = r->comm;
+    r->status = comm ? RT_OK : rt_comm_open(&(RtCommConfig){.world = r->world, .rank = r->rank}, &comm, &r->error);
+    if (r->status == RT_OK) r->status = run_connected(r, comm);
+    if (!r->comm) rt_comm_close(comm);
+    return NULL;
+}
+
+// As threads, of which this one is the first rank.
+static RtStatus run_local(const Ranks *r, Rank first, RtError *e) {
+    Rank *rank = calloc((size_t)r->n, sizeof *rank);
+    pthread_t *thread = calloc((size_t)r->n, sizeof *thread);
+    RtStatus s = rank && thread ? rt_local_open(r->n, 0, &first.world, e)
+                                : rt_fail(e, RT_NO_MEMORY, "no memory for %d ranks", r->n);
+    for (int i = 0; i < r->n && s == RT_OK; i++) {
+        rank[i] = first;
+        rank[i].rank = i;
+        if (i && pthread_create(&thread[i], NULL, run_rank, &rank[i]) != 0) {
+            fprintf(stderr, "moec: the system gives no thread for rank %d\n", i);
+            exit(EXIT_WRONG);                            // the others wait for it
+        }
+    }
+    if (s == RT_OK) run_rank(&rank[0]);
+    for (int i = 1; i < r->n && s == RT_OK; i++) pthread_join(thread[i], NULL);
+    for (int i = 0; i < r->n && s == RT_OK; i++) {
+        s = rank[i].status;
+        *e = rank[i].error;
+    }
+    rt_local_close(first.world);
+    free(rank);
+    free(thread);
+    return s;
+}
+
+RtStatus ranks_run(Session *s, Ranks *r, RtMesh mesh, int threads, RanksRun *run, void *self, RtError *e) {
+    Rank rank = {.s = s, .comm = r->comm, .mesh = mesh, .threads = threads, .run = run, .self = self};
+    if (r->local) return run_local(r, rank, e);
+    if (r->comm) run_rank(&rank);
+    else rank.status = run_plan(&rank, NULL);
+    *e = rank.error;
+    return rank.status;
+}

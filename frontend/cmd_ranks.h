@@ -1,0 +1,30 @@
+// On how many ranks a command runs, and how they share its work.
+#ifndef FRONTEND_CMD_RANKS_H
+#define FRONTEND_CMD_RANKS_H
+#include "frontend/cmd_session.h"
+#include "runtime/gather.h"
+
+typedef struct {
+    int     n;
+    bool    local;               // --local: threads of this process.  Otherwise mpirun's, or one
+    RtComm *comm;                // of mpirun's ranks: this one's end
+    RtRanks world, *among;       // how to reach the others before the mesh is there; NULL: no need to
+} Ranks;
+
+// By --local and mpirun.  false after an error.
+bool ranks_open(Cli *c, Ranks *r);
+void ranks_close(Ranks *r);
+// From the parallel block and the number of ranks; checks what it asks for.  false after errors.
+bool ranks_mesh(Session *s, const Ranks *r, RtMesh *out);
+// Threads of each rank, by --threads, which is the whole of a process.  false after an error.
+bool ranks_threads(Session *s, const Ranks *r, int *out);
+
+// First on one rank of each node, then on the others, which find in caches what it made.  All ranks return the same;
+// the first that failed alone keeps its errors in diag, to be printed.
+bool ranks_in_turn(Ranks *r, Diag *d, bool (*prepare)(void *self), void *self);
+
+// Opens a plan on every rank of this process and runs `run` there, until all are done.
+typedef RtStatus RanksRun(void *self, RtPlanInstance *p, RtError *e);
+RtStatus ranks_run(Session *s, Ranks *r, RtMesh mesh, int threads, RanksRun *run, void *self, RtError *e);
+
+#endif

@@ -1,0 +1,146 @@
+// Small messages between the ranks of a run.
+#include "runtime/gather.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+// Who waits here may wait for another rank that reads or writes files: some ten minutes.
+static const int64_t PATIENCE_NS = 60000000000;
+
+RtStatus rt_ranks_status(const RtRanks *r, RtError *e) {
+    if (!r || r->status == RT_OK) return RT_OK;
+    if (e) *e = r->error;
+    return r->status;
+}
+
+static RtStatus run(RtRanks *r, RtCommOp *op, int ranks, RtError *e) {
+    RT_TRY(rt_ranks_status(r, e));
+    op->expected_ns = PATIENCE_NS;
+    int64_t bytes = rt_comm_scratch_bytes(op->kind, op->dtype, op->n, ranks);
+    void *scratch = bytes ? malloc((size_t)bytes) : NULL;
+    if (bytes && !scratch) return rt_fail(e, RT_NO_MEMORY, "no memory to talk to other ranks");
+    op->scratch = scratch;
+    RtStatus s = rt_comm_run(r->comm, op, e);
+    free(scratch);
+    return s;
+}
+
+RtStatus rt_ranks_open(RtRanks *r, RtComm *comm, RtMesh mesh, RtError *e) {
+    *r = (RtRanks){.comm = comm, .rank = rt_comm_rank(comm), .n = rt_comm_ranks(comm), .mesh = mesh};
+    int *member = malloc((size_t)r->n * sizeof *member);
+    if (!member) return rt_fail(e, RT_NO_MEMORY, "no memory for a list of ranks");
+    RtStatus s = RT_OK;
+    for (int g = 0; g < RT_GROUPS && s == RT_OK; g++) {
+        int n = rt_group_size(mesh, g);
+        for (int i = 0; i < n; i++) member[i] = rt_group_member(mesh, g, r->rank, i);
+        s = rt_comm_group(comm, member, n, &r->group[g], e);
+    }
+    free(member);
+    return s;
+}
+
+// Blocks of different sizes, in bytes, of a communicator's group: all[cut[i], cut[i + 1]) is rank i's.
+static RtStatus gather_blocks(RtRanks *r, int group, int ranks, const int64_t *cut, void *all, RtError *e) {
+    RtCommOp op = {.kind = RT_COMM_GATHER, .group = group, .dtype = U8, .n = cut[ranks], .buf = all, .cut = cut};
+    return run(r, &op, ranks, e);
+}
+
+static RtStatus gather(RtRanks *r, int group, int i, int ranks, const void *own, int64_t bytes, void *all,
+                       RtError *e) {
+    int64_t *cut = malloc(((size_t)ranks + 1) * sizeof *cut);
+    if (!cut) return rt_fail(e, RT_NO_MEMORY, "no memory for a list of ranks");
+    for (int k = 0; k <= ranks; k++) cut[k] = k * bytes;
+    memcpy((char *)all + i * bytes, own, (size_t)bytes);
+    RtStatus s = gather_blocks(r, group, ranks, cut, all, e);
+    free(cut);
+    return s;
+}
+
+RtStatus rt_gather(RtRanks *r, const void *own, int64_t bytes, void *all, RtError *e) {
+    if (r) return gather(r, r->group[RT_GROUP_DATA], rt_data_rank(r), rt_data_ranks(r), own, bytes, all, e);
+    memcpy(all, own, (size_t)bytes);
+    return RT_OK;
+}
+
+static RtStatus broadcast(RtRanks *r, int root, void *data, int64_t bytes, RtError *e) {
+    RtCommOp op = {.kind = RT_COMM_BCAST, .dtype = U8, .root = root, .n = bytes, .buf = data};
+    return run(r, &op, r->n, e);
+}
+
+RtStatus rt_from_first(RtRanks *r, void *data, int64_t bytes, RtError *e) {
+    return r ? broadcast(r, 0, data, bytes, e) : RT_OK;
+}
+
+RtStatus rt_sum(RtRanks *r, int64_t *x, RtError *e) {
+    if (!r) return RT_OK;
+    RtCommOp op = {.kind = RT_COMM_EXACT, .group = r->group[RT_GROUP_DATA], .dtype = I64, .n = 1, .buf = x};
+    return run(r, &op, rt_data_ranks(r), e);
+}
+
+RtStatus rt_any(RtRanks *r, int32_t *flag, int n, RtError *e) {
+    if (!r) return RT_OK;
+    RtCommOp op = {.kind = RT_COMM_EXACT, .dtype = I32, .n = n, .buf = flag};
+    RT_TRY(run(r, &op, r->n, e));
+    for (int i = 0; i < n; i++) flag[i] = flag[i] != 0;
+    return RT_OK;
+}
+
+RtStatus rt_gather_texts(RtRanks *r, const char *own, char **all, RtError *e) {
+    int n = rt_n_ranks(r);
+    int64_t bytes = own ? (int64_t)strlen(own) + 1 : 1, *size = malloc((size_t)n * sizeof *size),
+            *cut = malloc(((size_t)n + 1) * sizeof *cut);
+    *all = NULL;
+    RtStatus s = size && cut ? RT_OK : rt_fail(e, RT_NO_MEMORY, "no memory for a list of ranks");
+    if (s == RT_OK && r) s = gather(r, 0, r->rank, n, &bytes, sizeof bytes, size, e);
+    if (s == RT_OK) {
+        if (!r) size[0] = bytes;
+        cut[0] = 0;
+        for (int i = 0; i < n; i++) cut[i + 1] = cut[i] + size[i];
+        *all = malloc((size_t)cut[n]);
+        if (!*all) s = rt_fail(e, RT_NO_MEMORY, "no memory for the texts of %d ranks", n);
+        else memcpy(*all + cut[rt_rank(r)], own ? own : "", (size_t)bytes);
+    }
+    if (s == RT_OK && r) s = gather_blocks(r, 0, n, cut, *all, e);
+    if (s != RT_OK) {
+        free(*all);
+        *all = NULL;
+    }
+    free(size);
+    free(cut);
+    return s;
+}
+
+static bool names_its_rank(const RtError *e) {
+    int rank, n = 0;
+    return sscanf(e->text, "rank %d%n", &rank, &n) == 1 && e->text[n] == ':';
+}
+
+RtStatus rt_first_failed(RtRanks *r, RtStatus own, int *first, RtError *e) {
+    int32_t code = (int32_t)own, *all = malloc((size_t)r->n * sizeof *all);
+    if (!all) return rt_fail(e, RT_NO_MEMORY, "no memory for a list of ranks");
+    RtStatus s = gather(r, 0, r->rank, r->n, &code, sizeof code, all, e);
+    *first = 0;
+    while (s == RT_OK && *first < r->n && all[*first] == RT_OK) ++*first;
+    free(all);
+    return s;
+}
+
+RtStatus rt_agree(RtRanks *r, RtStatus own, RtError *e) {
+    if (!r) return own;
+    RtError none = {RT_OK, ""}, said = e ? *e : none;
+    int first;
+    if (own != RT_OK && !names_its_rank(&said)) rt_add_context(&said, own, "rank %d", r->rank);
+    RT_TRY(rt_first_failed(r, own, &first, e));
+    if (first == r->n) return RT_OK;
+    said.code = first == r->rank ? own : RT_OK;
+    RT_TRY(broadcast(r, first, &said, sizeof said, e));
+    if (e) *e = said;
+    return said.code;
+}
+
+void rt_give_up(RtRanks *r, RtError *e) {
+    if (!r) return;
+    if (!names_its_rank(e)) rt_add_context(e, e->code, "rank %d", r->rank);
+    rt_comm_abort(r->comm, e);
+}
