@@ -34,7 +34,7 @@ static bool is_last_axis(const Node *n, int64_t axis) { return axis == n->in[0]-
 static bool is_row_local(const Node *n) {
     switch (n->op) {
     case OP_SUM: return n->attr.axes.n == 1 && is_last_axis(n, n->attr.axes.at[0]) && n->attr.leaves <= 1;
-    case OP_REDUCE_MAX: return is_last_axis(n, n->attr.axis) && n->out[0].type.dtype != BOOL;
+    case OP_REDUCE_MAX: return is_last_axis(n, n->attr.axis);
     case OP_SLICE: case OP_CONCAT: return is_last_axis(n, n->attr.axis);
     case OP_BROADCAST:
     case OP_SOFTMAX:

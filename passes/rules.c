@@ -359,6 +359,7 @@ Value *rule_apply(Builder *b, Node *n) {
     case OP_SLICE:            return sliced(b, n);
     case OP_CONCAT:           return concatenated(b, n);
     case OP_SUM:              return summed(b, n);
+    case OP_REDUCE_MAX:       return same_type(n->in[0], n) ? n->in[0] : NULL;      // of one
     case OP_MATMUL:
     case OP_GROUPED_MATMUL:   return contraction(b, n);
     case OP_SCATTER_ADD_ROWS: v = scatter_to_tokens(b, n); return v || n->n_in > 2 ? v : scatter_as_gather(b, n);

@@ -377,7 +377,8 @@ static Step *build_step(Body *b, const Value *v, int space) {
         return inner < 0 ? refuse(b) : step_of(b, n->in[0], inner);
     }
     case OP_SUM: case OP_REDUCE_MAX: {
-        if (!is_last_axis(n) || !is_reducible(t->dtype)) return refuse(b);
+        bool is_any = n->op == OP_REDUCE_MAX && t->dtype == BOOL;
+        if (!is_last_axis(n) || !(is_reducible(t->dtype) || is_any)) return refuse(b);
         Step *x = step_of(b, n->in[0], space);
         if (!x) return NULL;
         x = spread(b, x, last_dim(&n->in[0]->type));
@@ -1040,13 +1041,21 @@ static LV emit_step(Em *e, Step *s) {
 static LV neutral(Cg *cg, const Step *red) {
     bool f = dtype_is_float(red->dtype);
     if (red->kind == S_SUM) return cg_zero(f ? cg->vf32 : cg->vi32);
+    if (red->dtype == BOOL) return cg_zero(cg->v1);
     return f ? cg_vec(cg, -__builtin_inff()) : cg_vec_int(cg, INT32_MIN);
 }
 
 static LV combine(Cg *cg, const Step *red, LV a, LV x) {
     bool f = dtype_is_float(red->dtype);
     if (red->kind == S_SUM) return f ? cg_fadd(cg, a, x) : cg_add(cg, a, x);
+    if (red->dtype == BOOL) return LLVMBuildOr(cg->b, a, x, "");
     return f ? cg_fmax(cg, a, x) : cg_select(cg, LLVMBuildICmp(cg->b, LLVMIntSGE, a, x, ""), a, x);
+}
+
+static LV fold(Cg *cg, const Step *red, LV a) {
+    if (red->kind == S_SUM) return cg_fold_sum(cg, a);
+    if (red->dtype != BOOL) return cg_fold_max(cg, a);
+    return LLVMBuildICmp(cg->b, LLVMIntNE, LLVMBuildBitCast(cg->b, a, cg->i16, ""), cg_zero(cg->i16), "");
 }
 
 // What a level does over columns of one width.
@@ -1146,9 +1155,7 @@ static void emit_sweep(Em *e, const Sweep *w) {
     } else {
         sweep_range(e, w, cg_int(cg, 0), cg_dim(cg, w->width), acc);
     }
-    for (int i = 0; i < w->n_red; i++)
-        w->red[i]->value =
-            cg_splat(cg, w->red[i]->kind == S_SUM ? cg_fold_sum(cg, acc[i]) : cg_fold_max(cg, acc[i]));
+    for (int i = 0; i < w->n_red; i++) w->red[i]->value = cg_splat(cg, fold(cg, w->red[i], acc[i]));
 }
 
 static Sweep *sweep_for(Em *e, Sweep *sweeps, int *n, Dim width) {

@@ -1,4 +1,4 @@
-// Routing: how often each expert occurs, places in its queue, rows sorted by expert.
+// Routing: how often each expert occurs, places in its queue, rows sorted by expert; balanced scores (sinkhorn).
 //
 //     slots    0 1 2 3 | 4 5 6 7 | 8 ..                runs of about 2048 slots; borders of groups are run borders
 //     phase 0  a histogram of experts per run                        [runs, E]
@@ -438,4 +438,132 @@ void emit_row_group(Cg *cg, const KernelNode *k) {
     cg_for(cg, &l, lo, hi, LANES);
     cg_store_vec(cg, I32, expert, cg_out(cg, 0), l.i, cg_tail_mask(cg, cg_sub(cg, hi, l.i)));
     cg_end(cg, &l);
+}
+
+// ---- sinkhorn ----------------------------------------------------------------------------------------------
+// A task is one assignment [t, E].  In its memory: exp(x) in rows of whole vectors, 0 behind E; factors of rows and of
+// columns; how far those of columns moved; a row of sums for each chunk of rows.
+
+enum { CHUNK = 64 };
+
+typedef struct {
+    const Type *x;
+    int64_t E, cols, rows;                       // cols: whole vectors; rows: at bound
+    LV t, a, row, column, moved, sums;           // t: rows now
+} Balance;
+
+static Balance balance_of(const Node *n) {
+    const Type *x = &n->in[0]->type;
+    int64_t E = type_cols(x), cols = (E + LANES - 1) / LANES * LANES;
+    return (Balance){.x = x, .E = E, .cols = cols, .rows = (dim_bound(x->dim[x->ndim - 2]) + CHUNK - 1) / CHUNK * CHUNK};
+}
+
+static int64_t balance_floats(const Balance *s) { return s->rows * (s->cols + 1) + (2 + s->rows / CHUNK) * s->cols; }
+
+bool describe_sinkhorn(const KernelNode *k, KernelDesc *d) {
+    Balance s = balance_of(k->node);
+    if (s.x->dtype != F32 || s.x->dim[s.x->ndim - 1].sym) return false;
+    d->tasks[0] = tasks_of_dims(s.x, 0, s.x->ndim - 2, 1);
+    d->workspace = dims_bound(s.x, 0, s.x->ndim - 2) * balance_floats(&s) * 4;
+    str_printf(&d->key, " rows %lld", (long long)s.rows);
+    return true;
+}
+
+// 1/n / (sum + 1e-8), as many lanes as sum has.
+static LV even_share(Cg *cg, LV n, LV sum) {
+    LV one = cg_float(cg, 1), share = cg_fdiv(cg, one, LLVMBuildSIToFP(cg->b, n, cg->f32, "")), tiny = cg_float(cg, 1e-8f);
+    if (LLVMTypeOf(sum) != cg->f32) one = cg_splat(cg, one), share = cg_splat(cg, share), tiny = cg_splat(cg, tiny);
+    return cg_fmul(cg, share, cg_fdiv(cg, one, cg_fadd(cg, sum, tiny)));
+}
+
+// A row's factor from those of columns; then its part of the sums of columns.
+static void balance_row(Cg *cg, const Balance *s, LV t, LV sums) {
+    CgLoop l;
+    LV at = cg_muli(cg, t, s->cols), sum = cg_zero(cg->vf32), zero = cg_int(cg, 0), cols = cg_int(cg, s->cols);
+    cg_loop_begin(cg, &l, zero, cols, LANES, 1, &sum);
+    LV x = cg_fmul(cg, cg_load_vec(cg, F32, s->column, l.i, NULL), cg_load_vec(cg, F32, s->a, cg_add(cg, at, l.i), NULL));
+    LV next = cg_fadd(cg, l.carry[0], x);
+    cg_loop_end(cg, &l, &next);
+    LV r = even_share(cg, s->t, cg_fold_sum(cg, l.carry[0]));
+    cg_store1(cg, F32, r, s->row, t);
+    cg_for(cg, &l, zero, cols, LANES);
+    x = cg_fmul(cg, cg_splat(cg, r), cg_load_vec(cg, F32, s->a, cg_add(cg, at, l.i), NULL));
+    cg_store_vec(cg, F32, cg_fadd(cg, cg_load_vec(cg, F32, sums, l.i, NULL), x), sums, l.i, NULL);
+    cg_end(cg, &l);
+}
+
+// The factors of columns from the sums of chunks; how far they moved together.
+static LV balance_columns(Cg *cg, const Balance *s) {
+    CgLoop l;
+    LV zero = cg_int(cg, 0), chunks = cg_div(cg, cg_addi(cg, s->t, CHUNK - 1), cg_int(cg, CHUNK));
+    cg_for(cg, &l, zero, cg_int(cg, s->cols), LANES);
+    LV old = cg_load_vec(cg, F32, s->column, l.i, NULL);
+    LV now = even_share(cg, cg_int(cg, s->E), cg_tree(cg, s->sums, chunks, cg_int(cg, s->cols), l.i, NULL));
+    LV grew = LLVMBuildFCmp(cg->b, LLVMRealOGT, now, old, "");
+    cg_store_vec(cg, F32, cg_select(cg, grew, cg_fsub(cg, now, old), cg_fsub(cg, old, now)), s->moved, l.i, NULL);
+    cg_store_vec(cg, F32, now, s->column, l.i, NULL);
+    cg_end(cg, &l);
+    LV sum = cg_float(cg, 0);
+    cg_loop_begin(cg, &l, zero, cg_int(cg, s->E), 1, 1, &sum);
+    LV next = cg_fadd(cg, l.carry[0], cg_load1(cg, F32, s->moved, l.i));
+    cg_loop_end(cg, &l, &next);
+    return l.carry[0];
+}
+
+// Gives whether another round is wanted.
+static LV balance_round(Cg *cg, const Balance *s, double tolerance) {
+    CgLoop chunk, l;
+    cg_for(cg, &chunk, cg_int(cg, 0), s->t, CHUNK);
+    LV sums = cg_at(cg, F32, s->sums, cg_muli(cg, cg_div(cg, chunk.i, cg_int(cg, CHUNK)), s->cols));
+    cg_memset0(cg, sums, cg_int(cg, s->cols * 4));
+    cg_for(cg, &l, chunk.i, cg_min(cg, cg_addi(cg, chunk.i, CHUNK), s->t), 1);
+    balance_row(cg, s, l.i, sums);
+    cg_end(cg, &l);
+    cg_end(cg, &chunk);
+    LV mean = cg_fdiv(cg, balance_columns(cg, s), cg_float(cg, (float)s->E));
+    return LLVMBuildFCmp(cg->b, LLVMRealUGT, mean, cg_float(cg, (float)tolerance), "");
+}
+
+// to[t, e] = f(..) over all rows and columns: exp(x) into memory, or the result from it.
+static void for_balance(Cg *cg, const Balance *s, LV x, bool to_result) {
+    CgLoop l, c;
+    cg_for(cg, &l, cg_int(cg, 0), s->t, 1);
+    LV outside = cg_muli(cg, l.i, s->E), inside = cg_muli(cg, l.i, s->cols);
+    cg_for(cg, &c, cg_int(cg, 0), cg_int(cg, s->cols), LANES);
+    LV mask = s->E == s->cols ? NULL : cg_tail_mask(cg, cg_sub(cg, cg_int(cg, s->E), c.i));
+    LV here = cg_add(cg, inside, c.i), there = cg_add(cg, outside, c.i);
+    if (to_result) {
+        LV y = cg_fmul(cg, cg_load_vec(cg, F32, s->column, c.i, NULL), cg_load_vec(cg, F32, s->a, here, NULL));
+        cg_store_vec(cg, F32, cg_fmul(cg, y, cg_splat(cg, cg_load1(cg, F32, s->row, l.i))), x, there, mask);
+    } else {
+        LV y = cg_exp(cg, cg_load_vec(cg, F32, x, there, mask));
+        cg_store_vec(cg, F32, mask ? cg_select(cg, mask, y, cg_zero(cg->vf32)) : y, s->a, here, NULL);
+    }
+    cg_end(cg, &c);
+    cg_end(cg, &l);
+}
+
+void emit_sinkhorn(Cg *cg, const KernelNode *k) {
+    Balance s = balance_of(k->node);
+    s.t = cg_dim(cg, s.x->dim[s.x->ndim - 2]);
+    s.a = cg_at(cg, F32, cg_workspace(cg), cg_muli(cg, cg->task, balance_floats(&s)));
+    s.column = cg_at(cg, F32, s.a, cg_int(cg, s.rows * s.cols));
+    s.moved = cg_at(cg, F32, s.column, cg_int(cg, s.cols));
+    s.sums = cg_at(cg, F32, s.moved, cg_int(cg, s.cols));
+    s.row = cg_at(cg, F32, s.sums, cg_int(cg, s.rows / CHUNK * s.cols));
+    LV first = cg_mul(cg, cg->task, cg_muli(cg, s.t, s.E));
+    CgLoop l;
+    CgIf f;
+    for_balance(cg, &s, cg_at(cg, F32, cg_in(cg, 0), first), false);
+    cg_for(cg, &l, cg_int(cg, 0), cg_int(cg, s.cols), LANES);
+    cg_store_vec(cg, F32, cg_vec(cg, 1), s.column, l.i, NULL);
+    cg_end(cg, &l);
+    LV go = cg_bool(cg, true);
+    cg_loop_begin(cg, &l, cg_int(cg, 0), cg_int(cg, k->node->attr.limit), 1, 1, &go);
+    cg_if(cg, &f, l.carry[0]);
+    LV again = balance_round(cg, &s, k->node->attr.tolerance), no = cg_bool(cg, false);
+    cg_else(cg, &f);
+    cg_endif_join(cg, &f, 1, &again, &no, &go);
+    cg_loop_end(cg, &l, &go);
+    for_balance(cg, &s, cg_at(cg, F32, cg_out(cg, 0), first), true);
 }

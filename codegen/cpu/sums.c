@@ -5,6 +5,7 @@
 //     phase 0   task (leaf, kept index, chunk): a partial row in the workspace
 //     phase 1   task (kept index, block of columns): trees
 //
+// reduce_max: along the last axis a body of one node; over another one 16 columns at a time.
 // cumsum: a task is a run of rows, or columns of one outer index, whose running sums no other task needs.
 #include <assert.h>
 #include "codegen/cpu/cg.h"
@@ -207,12 +208,54 @@ void emit_sum(Cg *cg, const KernelNode *k) {
 // ---- cumsum --------------------------------------------------------------------------------------------
 // [outer, n, inner]; running sums along n of 16 inner columns at once, or of one.
 
-static bool runs_by_column(const Type *x, int axis) { return axis + 1 < x->ndim && dims_bound(x, axis + 1, x->ndim) >= LANES; }
-
 static int64_t outer_grain(const Type *x, int axis) {
     int64_t n = dims_bound(x, axis, x->ndim);
     return n < 4096 ? 4096 / (n > 0 ? n : 1) : 1;
 }
+
+bool describe_max(const KernelNode *k, KernelDesc *d) {
+    const Type *x = &k->node->in[0]->type;
+    int axis = (int)k->node->attr.axis;
+    if (axis == x->ndim - 1) return describe_body(k, d);
+    if (!dtype_is_float(x->dtype) && x->dtype != I32 && x->dtype != BOOL) return false;
+    if (dim_bound(x->dim[axis]) < 1 || x->dim[axis].sym) return false;
+    d->tasks[0] = tasks_of_dims(x, 0, axis, outer_grain(x, axis));
+    str_printf(&d->key, " grain %lld", (long long)outer_grain(x, axis));
+    return true;
+}
+
+// As the reference has it: a NaN gives way to what follows.
+static LV larger_of(Cg *cg, DType t, LV a, LV x) {
+    if (t == BOOL) return LLVMBuildOr(cg->b, a, x, "");
+    LV stays = t == I32 ? LLVMBuildICmp(cg->b, LLVMIntSGE, a, x, "") : LLVMBuildFCmp(cg->b, LLVMRealOGE, a, x, "");
+    return cg_select(cg, stays, a, x);
+}
+
+void emit_max(Cg *cg, const KernelNode *k) {
+    const Type *x = &k->node->in[0]->type;
+    int axis = (int)k->node->attr.axis;
+    if (axis == x->ndim - 1) {
+        emit_body(cg, k);
+        return;
+    }
+    LV n = cg_dim(cg, x->dim[axis]), inner = cg_dims(cg, x, axis + 1, x->ndim);
+    LV lo = cg_muli(cg, cg->task, outer_grain(x, axis)), hi = cg_min(cg, cg_addi(cg, lo, outer_grain(x, axis)), cg_dims(cg, x, 0, axis));
+    CgLoop rows, cols, l;
+    cg_for(cg, &rows, lo, hi, 1);
+    cg_for(cg, &cols, cg_int(cg, 0), inner, LANES);
+    LV mask = cg_tail_mask(cg, cg_sub(cg, inner, cols.i));
+    LV first = cg_add(cg, cg_mul(cg, rows.i, cg_mul(cg, n, inner)), cols.i);
+    LV most = cg_load_vec(cg, x->dtype, cg_in(cg, 0), first, mask);
+    cg_loop_begin(cg, &l, cg_int(cg, 1), n, 1, 1, &most);
+    LV next = cg_load_vec(cg, x->dtype, cg_in(cg, 0), cg_add(cg, first, cg_mul(cg, l.i, inner)), mask);
+    next = larger_of(cg, x->dtype, l.carry[0], next);
+    cg_loop_end(cg, &l, &next);
+    cg_store_vec(cg, x->dtype, l.carry[0], cg_out(cg, 0), cg_add(cg, cg_mul(cg, rows.i, inner), cols.i), mask);
+    cg_end(cg, &cols);
+    cg_end(cg, &rows);
+}
+
+static bool runs_by_column(const Type *x, int axis) { return axis + 1 < x->ndim && dims_bound(x, axis + 1, x->ndim) >= LANES; }
 
 bool describe_cumsum(const KernelNode *k, KernelDesc *d) {
     const Type *x = &k->node->in[0]->type;

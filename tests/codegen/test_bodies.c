@@ -76,12 +76,16 @@ static void row_reductions_add_in_lane_order(void **state) {
         Case c = case_new();
         Value *x = case_input(&c, "x", F32, DIMS(dim_n(2), dim_n(5), dim_n(widths[i])));
         case_return(&c, make(&c.b, OP_SUM, INS(x), .axes = {1, {2}}), "sum");
-        case_return(&c, make(&c.b, OP_REDUCE_MAX, INS(x), .axis = 2), "max");
         case_return(&c, make(&c.b, OP_SOFTMAX, INS(x)), "softmax");
         case_return(&c, make(&c.b, OP_LOGSUMEXP, INS(x)), "logsumexp");
         Value *k = case_input(&c, "i", I32, DIMS(dim_n(2), dim_n(5), dim_n(widths[i])));
         case_return(&c, make(&c.b, OP_SUM, INS(k), .axes = {1, {2}}), "isum");
-        case_return(&c, make(&c.b, OP_REDUCE_MAX, INS(k), .axis = 2), "imax");
+        Value *near = make(&c.b, OP_LT, INS(x, build_const(&c.b, -3.9, F32)));
+        for (int axis = 0; axis < 3; axis++) {
+            case_return(&c, make(&c.b, OP_REDUCE_MAX, INS(near), .axis = axis), arena_printf(c.arena, "any%d", axis));
+            case_return(&c, make(&c.b, OP_REDUCE_MAX, INS(k), .axis = axis), arena_printf(c.arena, "imax%d", axis));
+            case_return(&c, make(&c.b, OP_REDUCE_MAX, INS(x), .axis = axis), arena_printf(c.arena, "max%d", axis));
+        }
         assert_int_equal(case_compare_all(&c, 0, 1e-6), 0);
         case_free(&c);
     }

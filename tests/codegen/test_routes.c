@@ -100,6 +100,25 @@ static void sizes_may_be_known_only_at_run_time(void **state) {
     }
 }
 
+static void balanced_scores_are_the_evaluators(void **state) {
+    static const struct { int64_t leaves, t, experts; int limit; } few[] = {
+        {1, 1, 1, 3}, {1, 5, 3, 100}, {4, 33, 8, 1}, {2, 64, 16, 7}, {1, 65, 17, 30}, {8, 300, 64, 5}, {1, 1000, 130, 2},
+    };
+    for (size_t i = 0; i < sizeof few / sizeof *few; i++)
+        for (int plain = 0; plain < 2; plain++) {
+            Case c = case_new();
+            Dim L = {1, graph_add_sym(c.g, "L", SYM_LEAF, few[i].leaves, 0, 1)};
+            Dim t = plain ? (Dim){1, graph_add_sym(c.g, "S", SYM_PLAIN, few[i].t + 40, 0, 1)} : dim_n(few[i].t);
+            Value *x = case_input(&c, "x", F32, DIMS(L, t, dim_n(few[i].experts)));
+            Value *nan = make(&c.b, OP_LOG, INS(x)), *zero = make(&c.b, OP_MUL, INS(x, build_const(&c.b, 0, F32)));
+            case_return(&c, make(&c.b, OP_SINKHORN, INS(x), .tolerance = 1e-3, .limit = few[i].limit), "balanced");
+            case_return(&c, make(&c.b, OP_SINKHORN, INS(zero), .tolerance = 0, .limit = few[i].limit), "even");
+            case_return(&c, make(&c.b, OP_SINKHORN, INS(nan), .tolerance = 1e-3, .limit = few[i].limit), "nan");
+            assert_int_equal(case_compare_all(&c, few[i].t, 1e-2), 0);
+            case_free(&c);
+        }
+}
+
 static void none_of_this_ran_a_reference(void **state) { assert_int_equal(case_references, 0); }
 
 int main(void) {
@@ -108,6 +127,7 @@ int main(void) {
         cmocka_unit_test(queues_stand_in_order_of_choice_and_priority),
         cmocka_unit_test(all_tokens_may_want_one_expert),
         cmocka_unit_test(sizes_may_be_known_only_at_run_time),
+        cmocka_unit_test(balanced_scores_are_the_evaluators),
         cmocka_unit_test(none_of_this_ran_a_reference),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
