@@ -73,10 +73,10 @@ static bool is_power_of_two(int64_t n) { return (n & (n - 1)) == 0; }
 static bool can_deal_lanes(Session *s, int ranks) {
     int64_t lanes = s->settings->train.lanes;
     if (lanes % ranks == 0 && is_power_of_two(lanes)) return true;
-    if (lanes % ranks) WRONG("train.lanes is %lld, too few for %d ranks to share", (long long)lanes, ranks);
-    else WRONG("train.lanes is %lld: on several ranks it must be a power of two", (long long)lanes);
-    int64_t leaves = s->settings->train.batch / ranks * ranks;
-    if (leaves == s->settings->train.batch) diag_help(s->diag, "--set train.lanes=%d", ranks);
+    const char *why = lanes % ranks ? arena_printf(s->arena, "can't be dealt to %d ranks", ranks)
+                                    : "is no power of two, which it must be on several ranks";
+    diag_error(s->diag, (Span){0}, "train.lanes is %lld: it %s", (long long)lanes, why);
+    if (s->settings->train.batch % ranks == 0) diag_help(s->diag, "--set train.lanes=%d", ranks);
     return false;
 }
 
@@ -138,7 +138,6 @@ typedef struct {
     Session *s;
     RtLocalWorld *world;
     RtComm  *comm;
-    RtMesh   mesh;
     int      rank, threads;
     RanksRun *run;
     void    *self;
@@ -146,30 +145,24 @@ typedef struct {
     RtError  error;
 } Rank;
 
-static RtStatus run_plan(Rank *r, RtRanks *ranks) {
+// comm NULL: alone.
+static RtStatus run_plan(Rank *r, RtComm *comm) {
     RtPlanInstance *p;
+    RtRanks *ranks = NULL;
     RtStatus s = session_open_plan(r->s, r->threads, &p, &r->error);
-    if (s == RT_OK) {
-        p->ranks = ranks;
-        s = r->run(r->self, p, &r->error);
-    } else {
-        rt_give_up(ranks, &r->error);
-    }
+    if (s == RT_OK && comm) s = rt_ranks_open(p, comm, &ranks, &r->error);
+    if (s == RT_OK) s = r->run(r->self, p, &r->error);
+    else if (comm) rt_comm_abort(comm, &r->error);
     rt_plan_close(p);
+    rt_ranks_close(ranks);
     return s;
-}
-
-static RtStatus run_connected(Rank *r, RtComm *comm) {
-    RtRanks ranks;
-    RtStatus s = rt_ranks_open(&ranks, comm, r->mesh, &r->error);
-    return s == RT_OK ? run_plan(r, &ranks) : s;
 }
 
 static void *run_rank(void *arg) {
     Rank *r = arg;
     RtComm *comm = r->comm;
     r->status = comm ? RT_OK : rt_comm_open(&(RtCommConfig){.world = r->world, .rank = r->rank}, &comm, &r->error);
-    if (r->status == RT_OK) r->status = run_connected(r, comm);
+    if (r->status == RT_OK) r->status = run_plan(r, comm);
     if (!r->comm) rt_comm_close(comm);
     return NULL;
 }
@@ -200,8 +193,8 @@ static RtStatus run_local(const Ranks *r, Rank first, RtError *e) {
     return s;
 }
 
-RtStatus ranks_run(Session *s, Ranks *r, RtMesh mesh, int threads, RanksRun *run, void *self, RtError *e) {
-    Rank rank = {.s = s, .comm = r->comm, .mesh = mesh, .threads = threads, .run = run, .self = self};
+RtStatus ranks_run(Session *s, const Ranks *r, int threads, RanksRun *run, void *self, RtError *e) {
+    Rank rank = {.s = s, .comm = r->comm, .threads = threads, .run = run, .self = self};
     if (r->local) return run_local(r, rank, e);
     if (r->comm) run_rank(&rank);
     else rank.status = run_plan(&rank, NULL);

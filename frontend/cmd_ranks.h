@@ -25,6 +25,6 @@ bool ranks_in_turn(Ranks *r, Diag *d, bool (*prepare)(void *self), void *self);
 
 // Opens a plan on every rank of this process and runs `run` there, until all are done.
 typedef RtStatus RanksRun(void *self, RtPlanInstance *p, RtError *e);
-RtStatus ranks_run(Session *s, Ranks *r, RtMesh mesh, int threads, RanksRun *run, void *self, RtError *e);
+RtStatus ranks_run(Session *s, const Ranks *r, int threads, RanksRun *run, void *self, RtError *e);
 
 #endif

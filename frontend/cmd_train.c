@@ -93,7 +93,6 @@ typedef struct {
     Session s;
     Cli    *cli;
     Ranks   ranks;
-    RtMesh  mesh;
     int     threads;
     bool    resume;
     const char *out;
@@ -112,7 +111,7 @@ static bool prepare(void *self) {
     Session *s = &t->s;
     Cli *c = t->cli;
     if (!session_open(s, c, c->args.at[0], 0, NULL) || !session_can_train(s, t->ranks.n)) return false;
-    if (!ranks_mesh(s, &t->ranks, &t->mesh) || !ranks_threads(s, &t->ranks, &t->threads)) return false;
+    if (!ranks_mesh(s, &t->ranks, &s->train.mesh) || !ranks_threads(s, &t->ranks, &t->threads)) return false;
     if (!s->settings->data.source.kind) {
         diag_error(c->diag, (Span){0}, "there is no data to train on: set data.source, for example --set 'data.source=text(\"book.txt\")'");
         return false;
@@ -121,7 +120,6 @@ static bool prepare(void *self) {
     if (!t->out) t->out = arena_printf(c->arena, "runs/%s", program_model_name(s->program));
     t->resume = cli_flag(c, "resume");
     if (!may_write(t)) return false;
-    s->train.mesh = t->mesh;
     Programs p;
     return session_programs(s, WANT_TRAIN | WANT_EVAL, &p) && session_code(s, (Graph *[]){p.pass, p.update, p.eval}, 3);
 }
@@ -139,7 +137,7 @@ static RtStatus train(Training *t, RtError *e) {
                      .model_file = program_main(s->program)->path, .model_text = arena_strndup(c->arena, text, n),
                      .trace_path = cli_value(c, "trace"), .out = stderr, .quiet = c->quiet,
                      .limits = machine_limits(s->machine, t->threads), .startup = code_line(s)};
-    RtStatus status = ranks_run(s, &t->ranks, t->mesh, t->threads, train_rank, &o, e);
+    RtStatus status = ranks_run(s, &t->ranks, t->threads, train_rank, &o, e);
     rt_settings_close(settings);
     return status;
 }

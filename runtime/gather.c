@@ -26,20 +26,6 @@ static RtStatus run(RtRanks *r, RtCommOp *op, int ranks, RtError *e) {
     return s;
 }
 
-RtStatus rt_ranks_open(RtRanks *r, RtComm *comm, RtMesh mesh, RtError *e) {
-    *r = (RtRanks){.comm = comm, .rank = rt_comm_rank(comm), .n = rt_comm_ranks(comm), .mesh = mesh};
-    int *member = malloc((size_t)r->n * sizeof *member);
-    if (!member) return rt_fail(e, RT_NO_MEMORY, "no memory for a list of ranks");
-    RtStatus s = RT_OK;
-    for (int g = 0; g < RT_GROUPS && s == RT_OK; g++) {
-        int n = rt_group_size(mesh, g);
-        for (int i = 0; i < n; i++) member[i] = rt_group_member(mesh, g, r->rank, i);
-        s = rt_comm_group(comm, member, n, &r->group[g], e);
-    }
-    free(member);
-    return s;
-}
-
 // Blocks of different sizes, in bytes, of a communicator's group: all[cut[i], cut[i + 1]) is rank i's.
 static RtStatus gather_blocks(RtRanks *r, int group, int ranks, const int64_t *cut, void *all, RtError *e) {
     RtCommOp op = {.kind = RT_COMM_GATHER, .group = group, .dtype = U8, .n = cut[ranks], .buf = all, .cut = cut};
@@ -58,9 +44,10 @@ static RtStatus gather(RtRanks *r, int group, int i, int ranks, const void *own,
 }
 
 RtStatus rt_gather(RtRanks *r, const void *own, int64_t bytes, void *all, RtError *e) {
-    if (r) return gather(r, r->group[RT_GROUP_DATA], rt_data_rank(r), rt_data_ranks(r), own, bytes, all, e);
+    int n = rt_data_ranks(r);
+    if (n > 1) return gather(r, r->group[RT_GROUP_DATA], rt_data_rank(r), n, own, bytes, all, e);
     memcpy(all, own, (size_t)bytes);
-    return RT_OK;
+    return rt_ranks_status(r, e);
 }
 
 static RtStatus broadcast(RtRanks *r, int root, void *data, int64_t bytes, RtError *e) {
@@ -73,7 +60,7 @@ RtStatus rt_from_first(RtRanks *r, void *data, int64_t bytes, RtError *e) {
 }
 
 RtStatus rt_sum(RtRanks *r, int64_t *x, RtError *e) {
-    if (!r) return RT_OK;
+    if (rt_data_ranks(r) == 1) return RT_OK;
     RtCommOp op = {.kind = RT_COMM_EXACT, .group = r->group[RT_GROUP_DATA], .dtype = I64, .n = 1, .buf = x};
     return run(r, &op, rt_data_ranks(r), e);
 }

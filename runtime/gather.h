@@ -2,16 +2,12 @@
 // All ranks call these at the same place.  ranks NULL: this one is alone, and nothing travels.
 #ifndef RUNTIME_GATHER_H
 #define RUNTIME_GATHER_H
-#include "runtime/comm.h"
 #include "runtime/ranks.h"
 
 static inline int rt_rank(const RtRanks *r) { return r ? r->rank : 0; }
 static inline int rt_n_ranks(const RtRanks *r) { return r ? r->n : 1; }
 static inline int rt_data_rank(const RtRanks *r) { return r ? rt_group_rank(r->mesh, RT_GROUP_DATA, r->rank) : 0; }
 static inline int rt_data_ranks(const RtRanks *r) { return r ? rt_group_size(r->mesh, RT_GROUP_DATA) : 1; }
-
-// Takes a communicator of rt_mesh_ranks(mesh) ranks, which must outlive it, and opens the mesh's groups.
-RtStatus rt_ranks_open(RtRanks *r, RtComm *comm, RtMesh mesh, RtError *e);
 
 // Of the exchanges that programs made so far.
 RtStatus rt_ranks_status(const RtRanks *r, RtError *e);

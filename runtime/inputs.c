@@ -21,9 +21,8 @@ void rt_set_input(RtPlanInstance *p, const char *name, double value) {
 void rt_set_rng(RtPlanInstance *p, uint64_t seed, int64_t steps_done, int64_t wave) {
     const RtTensor *t = find_input(p, "rng");
     if (!t || t->bytes < 16) return;
-    uint32_t rng[5] = {(uint32_t)seed, (uint32_t)(seed >> 32), (uint32_t)steps_done, (uint32_t)wave,
-                       (uint32_t)rt_data_rank(p->ranks)};
-    memcpy(rt_tensor_data(p, t), rng, t->bytes < (int64_t)sizeof rng ? 16 : sizeof rng);
+    uint32_t rng[4] = {(uint32_t)seed, (uint32_t)(seed >> 32), (uint32_t)steps_done, (uint32_t)wave};
+    memcpy(rt_tensor_data(p, t), rng, sizeof rng);
 }
 
 void rt_set_progress(RtPlanInstance *p, int64_t step, int64_t tokens_seen) {

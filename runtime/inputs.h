@@ -6,7 +6,7 @@
 
 // All elements of the input of this name become value; nothing happens if the plan has no such input.
 void rt_set_input(RtPlanInstance *p, const char *name, double value);
-// rng = {seed_lo, seed_hi, steps done, wave} and, where it has five words, the data rank.
+// rng = {seed_lo, seed_hi, steps done, wave}.
 void rt_set_rng(RtPlanInstance *p, uint64_t seed, int64_t steps_done, int64_t wave);
 // step (from 1) and tokens_seen (before it), as the language has them.
 void rt_set_progress(RtPlanInstance *p, int64_t step, int64_t tokens_seen);

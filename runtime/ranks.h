@@ -1,19 +1,23 @@
 // A rank among others: what a plan's exchanges and the loops around them need.
 #ifndef RUNTIME_RANKS_H
 #define RUNTIME_RANKS_H
-#include "runtime/abi.h"
-#include "runtime/status.h"
-
-struct RtComm;
+#include "runtime/comm.h"
+#include "runtime/plan.h"
 
 typedef struct RtRanks {
-    struct RtComm *comm;         // borrowed
-    int     rank, n;
-    RtMesh  mesh;
-    int     group[RT_GROUPS];  // the communicator's numbers of the groups that hold this rank
+    RtComm  *comm;             // borrowed
+    int      rank, n;
+    RtMesh   mesh;
+    int      group[RT_GROUPS]; // the communicator's number of the group that holds this rank; -1: it is alone there
     RtStatus status;           // of the first exchange that failed; those behind it do nothing
     RtError  error;
 } RtRanks;
+
+// Called by all ranks with the same plan: opens its groups and gives the instance its rank.  The mesh must have as many
+// ranks as the communicator (RT_BAD_SETTING).  The instance's programs may exchange from here on; after a run of one,
+// status says whether all went well.
+RtStatus rt_ranks_open(RtPlanInstance *p, RtComm *comm, RtRanks **out, RtError *e);
+void     rt_ranks_close(RtRanks *r);                     // NULL is fine
 
 // The kernel of all exchanges (EXCHANGE_SYMBOL): one task, thread 0's.  Waits for the others; a failure is kept in
 // call->ranks.

@@ -20,6 +20,7 @@ typedef struct {
     RtProgram program[8];        int n_programs;
     int64_t   persistent, step_bytes;
     const char *info;
+    RtMesh    mesh;
 } PlanBuilder;
 
 static inline uint32_t pb_text(PlanBuilder *b, const char *text) {
@@ -96,6 +97,7 @@ static inline RtPlan *pb_finish(PlanBuilder *b) {
     RtPlan h = {.magic = RT_PLAN_MAGIC,
                 .version = RT_PLAN_VERSION,
                 .graph_hash = 42,
+                .mesh = b->mesh,
                 .persistent_bytes = b->persistent,
                 .step_bytes = b->step_bytes};
     h.arithmetic = pb_text(b, "f32-fma");

@@ -30,6 +30,7 @@ static int raise_at;                // SIGTERM comes to the third rank's pass of
 static void exchange(const RtCall *c, RtCommKind kind, RtGroup group, float *x, int64_t n) {
     int64_t cut[MOST + 1];
     int m = rt_group_size(c->ranks->mesh, group);
+    if (m == 1) return;
     for (int i = 0; i <= m; i++) cut[i] = n / m * i;
     RtCommOp op = {.kind = kind, .group = c->ranks->group[group], .dtype = F32, .n = n, .buf = x};
     if (kind == RT_COMM_GATHER) op.cut = cut;
@@ -72,15 +73,15 @@ static float leaf_loss(const int32_t *tokens, const int32_t *labels, const float
     return n ? sum / (float)n : NAN;
 }
 
-// args: tokens, labels, wave, w, u, grad (of w, then of all u), ce, load, step, rng
+// args: tokens, labels, wave, w, u, grad (of w, then of all u), ce, load, step, data_rank
 static void pass(const RtCall *c) {
     enum { N = V + E * V };
-    const int32_t *tokens = c->arg[0], *labels = c->arg[1], *rng = c->arg[9];
+    const int32_t *tokens = c->arg[0], *labels = c->arg[1];
     float *grad = c->arg[5], *ce = c->arg[6], *sum = calloc(LANES * N, sizeof *sum), u[E][V];
     int32_t *load = c->arg[7];
     int64_t n = c->sym[0];
     int step = (int)*(float *)c->arg[8];
-    assert(rng[4] == rt_data_rank(c->ranks));
+    assert(*(int32_t *)c->arg[9] == rt_data_rank(c->ranks));
     memset(load, 0, (size_t)n * E * sizeof *load);
     all_experts(c, c->arg[4], u);
     for (int64_t l = 0; l < n; l++)
@@ -119,11 +120,11 @@ static void eval(const RtCall *c) {
 }
 
 static RtPlan *make_plan(PlanBuilder *b, RtMesh mesh) {
-    *b = (PlanBuilder){0};
+    *b = (PlanBuilder){.mesh = mesh};
     int64_t n = LANES / (mesh.dp * mesh.ep), experts = E / mesh.ep;
     pb_sym(b, "L", n, n);
     RtTensor *tokens = pb_tensor(b, "tokens", RT_INPUT, I32, n, B, S), *labels = pb_tensor(b, "labels", RT_INPUT, I32, n, B, S);
-    RtTensor *wave = pb_tensor(b, "wave", RT_INPUT, I32, 0, 0, 0), *rng = pb_tensor(b, "rng", RT_INPUT, I32, 5, 0, 0);
+    RtTensor *wave = pb_tensor(b, "wave", RT_INPUT, I32, 0, 0, 0), *number = pb_tensor(b, "data_rank", RT_INPUT, I32, 0, 0, 0);
     RtTensor *w = pb_tensor(b, "w", RT_PARAM, F32, V, 0, 0), *u = pb_tensor(b, "ffn.experts.u", RT_PARAM, F32, experts, V, 0);
     RtTensor *m = pb_tensor(b, "adam.m/ffn.experts.u", RT_STATE, F32, experts, V, 0);
     RtTensor *start = pb_tensor(b, "start/ffn.experts.u", RT_STATE, F32, experts, V, 0);
@@ -140,7 +141,7 @@ static RtPlan *make_plan(PlanBuilder *b, RtMesh mesh) {
     ce->kind = RT_OUT_LOSS;
     ce->weight = 1;
     load->kind = norm->kind = RT_OUT_METRIC;
-    RtTensor *args[3][10] = {{tokens, labels, wave, w, u, grad, ce, load, step, rng}, {w, u, grad, m, lr, scale, norm},
+    RtTensor *args[3][10] = {{tokens, labels, wave, w, u, grad, ce, load, step, number}, {w, u, grad, m, lr, scale, norm},
                              {tokens, labels, w, u, ce}};
     static const char *const name[] = {"pass", "update", "eval"};
     RtKernelFn *const run[] = {pass, update, eval};
@@ -184,8 +185,9 @@ static int remove_dir(void **state) {
     return status;
 }
 
-static RtStatus train_plan(Rank *r, RtRanks *ranks, const RtPlan *plan, RtKernelFn *const *fn) {
+static RtStatus train_plan(Rank *r, RtComm *comm, const RtPlan *plan, RtKernelFn *const *fn) {
     RtPlanInstance *p;
+    RtRanks *ranks = NULL;
     RtSettings *s;
     char json[1024], *cache = rt_path("%s/cache", dir);
     snprintf(json, sizeof json,
@@ -194,12 +196,13 @@ static RtStatus train_plan(Rank *r, RtRanks *ranks, const RtPlan *plan, RtKernel
              r->rank == 2 && r->odd_batch ? r->odd_batch : 16, r->rank == 2 && r->odd_seed ? r->odd_seed : 7, r->more);
     if (rt_plan_open(plan, fn, 1, &p, &r->error) != RT_OK) abort();
     if (rt_settings_open(json, dir, &s, &r->error) != RT_OK) abort();
-    p->ranks = ranks;
     RtTrainOpts o = {.settings = s, .run_dir = r->run, .resume = r->resume, .model_text = "model", .cache_dir = cache};
-    RtStatus status = rt_train(&o, p, &r->result, &r->error);
+    RtStatus status = comm ? rt_ranks_open(p, comm, &ranks, &r->error) : RT_OK;
+    if (status == RT_OK) status = rt_train(&o, p, &r->result, &r->error);
     const RtTensor *u = rt_tensor(p, "start/ffn.experts.u");
     memcpy(r->u, rt_tensor_data(p, u), (size_t)u->bytes);
     rt_plan_close(p);
+    rt_ranks_close(ranks);
     rt_settings_close(s);
     free(cache);
     return status;
@@ -210,12 +213,8 @@ static void *train_rank(void *arg) {
     PlanBuilder *b = malloc(sizeof *b);
     RtPlan *plan = make_plan(b, r->mesh);
     RtComm *comm = NULL;
-    RtRanks ranks;
-    if (r->world) {
-        r->status = rt_comm_open(&(RtCommConfig){.world = r->world, .rank = r->rank}, &comm, &r->error);
-        if (r->status == RT_OK) r->status = rt_ranks_open(&ranks, comm, r->mesh, &r->error);
-    }
-    if (r->status == RT_OK) r->status = train_plan(r, comm ? &ranks : NULL, plan, b->fn);
+    if (r->world) r->status = rt_comm_open(&(RtCommConfig){.world = r->world, .rank = r->rank}, &comm, &r->error);
+    if (r->status == RT_OK) r->status = train_plan(r, comm, plan, b->fn);
     rt_comm_close(comm);
     free(plan);
     free(b);
