@@ -363,7 +363,7 @@ static void run_store(Cg *cg, LV x, LV level, int64_t field, int v) {
 
 LV larger(Cg *cg, LV a, LV b) { return cg_select(cg, LLVMBuildFCmp(cg->b, LLVMRealOGT, a, b, ""), a, b); }
 LV keep_of(Cg *cg, LV old, LV m) {
-    return cg_select(cg, is_minus_inf(cg, old), cg_vec(cg, 0), cg_exp(cg, cg_fsub(cg, old, m)));
+    return cg_select(cg, is_minus_inf(cg, old), cg_vec(cg, 0), cg_exp_down(cg, cg_fsub(cg, old, m)));
 }
 
 static void new_level(Cg *cg, const Attn *p, const Running *r, LV level, bool clear) {
@@ -462,11 +462,15 @@ static void attend_block(Cg *cg, const Attn *p, const Running *r, LV level, LV j
     }
     CgLoop row;
     cg_for(cg, &row, cg_int(cg, 0), some, ROWS_AT_ONCE);
-    for (int u = 0; u < ROWS_AT_ONCE; u++)
+    for (int u = 0; u < ROWS_AT_ONCE; u += 2)
         for (int v = 0; v < p->vecs; v++) {
-            LV at = attention_index(cg, p, cg_addi(cg, row.i, u), v);
-            cg_store_vec(cg, F32, cg_exp(cg, cg_fsub(cg, cg_load_vec(cg, F32, s, at, NULL), from[v])), s, at,
-                         NULL);
+            LV at[2], x[2];
+            for (int i = 0; i < 2; i++) {
+                at[i] = attention_index(cg, p, cg_addi(cg, row.i, u + i), v);
+                x[i] = cg_fsub(cg, cg_load_vec(cg, F32, s, at[i], NULL), from[v]);
+            }
+            cg_exp_down_two(cg, x);
+            for (int i = 0; i < 2; i++) cg_store_vec(cg, F32, x[i], s, at[i], NULL);
         }
     cg_end(cg, &row);
     fill_rows(cg, p, s, some, cg_int(cg, ATTN_BLOCK), 0);
@@ -492,7 +496,7 @@ static void merge_levels(Cg *cg, const Attn *p, const Running *r, LV a, LV b) {
         LV ma = run_load(cg, a, r->m, v), mb = run_load(cg, b, r->m, v), m = larger(cg, ma, mb);
         none[v] = is_minus_inf(cg, mb);
         ra[v] = keep_of(cg, ma, m);
-        rb[v] = cg_exp(cg, cg_fsub(cg, mb, m));
+        rb[v] = cg_exp_down(cg, cg_fsub(cg, mb, m));
         LV la = run_load(cg, a, r->l, v),
            l = cg_fma(cg, run_load(cg, b, r->l, v), rb[v], cg_fmul(cg, la, ra[v]));
         run_store(cg, cg_select(cg, none[v], la, l), a, r->l, v);
@@ -612,7 +616,7 @@ static void finish_tile(Cg *cg, const Attn *p, const Running *r, LV r0, LV n) {
             LV sink = lane_vec(cg, p, F32, p->sink, v), old = m;
             m = larger(cg, old, sink);
             keep[v] = keep_of(cg, old, m);
-            l = cg_fma(cg, l, keep[v], cg_exp(cg, cg_fsub(cg, sink, m)));
+            l = cg_fma(cg, l, keep[v], cg_exp_down(cg, cg_fsub(cg, sink, m)));
         }
         LV none = is_minus_inf(cg, m);
         inverse[v] = cg_select(cg, none, zero, cg_fdiv(cg, cg_vec(cg, 1), l));

@@ -261,7 +261,7 @@ static void attend_block(Cg *cg, const Attn *p, const Few *f, LV slot, LV j, LV 
     at = cg_muli(cg, query.i, ATTN_BLOCK);
     for (int v = 0; v < VECS; v++) {
         LV index = cg_addi(cg, at, v * LANES);
-        LV x = cg_exp(cg, cg_fsub(cg, cg_load_vec(cg, F32, s, index, NULL), from));
+        LV x = cg_exp_down(cg, cg_fsub(cg, cg_load_vec(cg, F32, s, index, NULL), from));
         cg_store_vec(cg, F32, x, s, index, NULL);
         sum = sum ? cg_fadd(cg, sum, x) : x;
     }
@@ -281,7 +281,7 @@ static void attend_block(Cg *cg, const Attn *p, const Few *f, LV slot, LV j, LV 
 // Slot b joins slot a, which comes before it.
 static void merge_slots(Cg *cg, const Attn *p, const Few *f, LV a, LV b) {
     LV ma = field(cg, a, f->m), mb = field(cg, b, f->m), m = larger(cg, ma, mb), none = is_minus_inf(cg, mb),
-       ra = keep_of(cg, ma, m), rb = cg_exp(cg, cg_fsub(cg, mb, m)), la = field(cg, a, f->l);
+       ra = keep_of(cg, ma, m), rb = cg_exp_down(cg, cg_fsub(cg, mb, m)), la = field(cg, a, f->l);
     LV l = cg_fma(cg, field(cg, b, f->l), rb, cg_fmul(cg, la, ra));
     put(cg, cg_select(cg, none, la, l), a, f->l);
     put(cg, cg_select(cg, none, ma, m), a, f->m);
@@ -351,7 +351,7 @@ static void finish_queries(Cg *cg, Attn *p, const Few *f) {
         LV sink = lane_vec(cg, p, F32, p->sink, 0), old = m;
         m = larger(cg, old, sink);
         keep = keep_of(cg, old, m);
-        l = cg_fma(cg, l, keep, cg_exp(cg, cg_fsub(cg, sink, m)));
+        l = cg_fma(cg, l, keep, cg_exp_down(cg, cg_fsub(cg, sink, m)));
         put(cg, keep, scratch(cg, f->keep), 0);
     }
     LV none = is_minus_inf(cg, m);

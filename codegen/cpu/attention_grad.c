@@ -202,21 +202,28 @@ static void block_weights(Cg *cg, const Attn *p, const Grad *g, const Part *part
     LV s = scratch(cg, g->s), dp = scratch(cg, g->dp), zero = cg_vec(cg, 0);
     CgLoop row;
     cg_for(cg, &row, cg_int(cg, 0), n, 1);
-    for (int v = 0; v < QUERIES / LANES; v++) {
-        LV at = attention_index(cg, p, row.i, v), seen = NULL, key = cg_add(cg, j, row.i),
-           lse = lane_vec(cg, p, F32, g->lse, v), x = cg_load_vec(cg, F32, s, at, NULL);
-        if (masked) {
-            x = attention_finish(cg, p, x, key, v, &seen);
-            seen = attention_both(cg, seen, LLVMBuildNot(cg->b, is_minus_inf(cg, lse), ""));
+    LV key = cg_add(cg, j, row.i), scale = cg_vec(cg, (float)p->k->node->attr.scale);
+    for (int v = 0; v < QUERIES / LANES; v += 2) {
+        LV at[2], w[2], seen[2] = {NULL, NULL};
+        for (int i = 0; i < 2; i++) {
+            at[i] = attention_index(cg, p, row.i, v + i);
+            LV lse = lane_vec(cg, p, F32, g->lse, v + i), x = cg_load_vec(cg, F32, s, at[i], NULL);
+            if (masked) {
+                x = attention_finish(cg, p, x, key, v + i, &seen[i]);
+                seen[i] = attention_both(cg, seen[i], LLVMBuildNot(cg->b, is_minus_inf(cg, lse), ""));
+            }
+            w[i] = cg_fsub(cg, x, lse);
         }
-        LV w = cg_exp(cg, cg_fsub(cg, x, lse));
-        if (seen) w = cg_select(cg, seen, w, zero);
-        LV ds =
-            cg_fmul(cg, w, cg_fsub(cg, cg_load_vec(cg, F32, dp, at, NULL), lane_vec(cg, p, F32, g->D, v)));
-        if (seen) ds = cg_select(cg, seen, ds, zero);
-        cg_store_vec(cg, F32, w, s, at, NULL);
-        cg_store_vec(cg, F32, cg_fmul(cg, ds, cg_vec(cg, (float)p->k->node->attr.scale)), dp, at, NULL);
-        if (p->bias >= 0 && part->dq) put_dbias(cg, p, q, key, v, ds);
+        cg_exp_two(cg, w);
+        for (int i = 0; i < 2; i++) {
+            if (seen[i]) w[i] = cg_select(cg, seen[i], w[i], zero);
+            LV D = lane_vec(cg, p, F32, g->D, v + i);
+            LV ds = cg_fmul(cg, w[i], cg_fsub(cg, cg_load_vec(cg, F32, dp, at[i], NULL), D));
+            if (seen[i]) ds = cg_select(cg, seen[i], ds, zero);
+            cg_store_vec(cg, F32, w[i], s, at[i], NULL);
+            cg_store_vec(cg, F32, cg_fmul(cg, ds, scale), dp, at[i], NULL);
+            if (p->bias >= 0 && part->dq) put_dbias(cg, p, q, key, v + i, ds);
+        }
     }
     cg_end(cg, &row);
 }

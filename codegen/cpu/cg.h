@@ -160,6 +160,9 @@ LV cg_sqrt(Cg *cg, LV a);
 LV cg_order_key(Cg *cg, LV x);
 // vmath.c: the functions of ir/vmath.h, same operations in the same order.  <16 x float>.
 LV cg_exp(Cg *cg, LV x);
+LV cg_exp_down(Cg *cg, LV x);                        // of x <= 0 or NaN: the same bits
+void cg_exp_two(Cg *cg, LV x[2]);                    // in place; the chains of one hide the latencies of the other
+void cg_exp_down_two(Cg *cg, LV x[2]);
 LV cg_log(Cg *cg, LV x);
 LV cg_log1p(Cg *cg, LV x);
 LV cg_tanh(Cg *cg, LV x);

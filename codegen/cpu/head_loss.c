@@ -243,7 +243,8 @@ static LV lane0(Cg *cg, LV v) { return LLVMBuildExtractElement(cg->b, v, cg_int3
 // log of the sum of exponentials of a row.
 static LV lse_of_row(Cg *cg, const Head *h, LV logits) {
     enum { AT_ONCE = 4 };
-    int64_t whole = h->V / LANES * LANES, fours = whole / (AT_ONCE * LANES) * (AT_ONCE * LANES);
+    int64_t whole = h->V / LANES * LANES, fours = whole / (AT_ONCE * LANES) * (AT_ONCE * LANES),
+            twos = whole / (2 * LANES) * (2 * LANES);
     LV mask = tile_mask(cg, (int)(h->V - whole)), tail = cg_int(cg, whole), most[AT_ONCE], next[AT_ONCE];
     CgLoop l;
     for (int i = 0; i < AT_ONCE; i++) most[i] = cg_vec(cg, -INFINITY);
@@ -259,13 +260,19 @@ static LV lse_of_row(Cg *cg, const Head *h, LV logits) {
     if (whole < h->V)
         most[0] = cg_select(cg, mask, larger(cg, cg_load_vec(cg, F32, logits, tail, mask), most[0]), most[0]);
     LV m = cg_splat(cg, cg_fold_max(cg, most[0])), init = cg_vec(cg, 0);
-    cg_loop_begin(cg, &l, cg_int(cg, 0), tail, LANES, 1, &init);
-    LV sum = cg_fadd(cg, l.carry[0], cg_exp(cg, cg_fsub(cg, cg_load_vec(cg, F32, logits, l.i, NULL), m)));
+    cg_loop_begin(cg, &l, cg_int(cg, 0), cg_int(cg, twos), 2 * LANES, 1, &init);
+    LV e[2], sum = l.carry[0];
+    for (int i = 0; i < 2; i++)
+        e[i] = cg_fsub(cg, cg_load_vec(cg, F32, logits, cg_addi(cg, l.i, i * LANES), NULL), m);
+    cg_exp_down_two(cg, e);
+    for (int i = 0; i < 2; i++) sum = cg_fadd(cg, sum, e[i]);
     cg_loop_end(cg, &l, &sum);
     sum = l.carry[0];
+    if (twos < whole)
+        sum = cg_fadd(cg, sum, cg_exp_down(cg, cg_fsub(cg, cg_load_vec(cg, F32, logits, cg_int(cg, twos), NULL), m)));
     if (whole < h->V) {
-        LV e = cg_exp(cg, cg_fsub(cg, cg_load_vec(cg, F32, logits, tail, mask), m));
-        sum = cg_select(cg, mask, cg_fadd(cg, sum, e), sum);
+        LV last = cg_exp_down(cg, cg_fsub(cg, cg_load_vec(cg, F32, logits, tail, mask), m));
+        sum = cg_select(cg, mask, cg_fadd(cg, sum, last), sum);
     }
     LV total = cg_splat(cg, cg_fold_sum(cg, sum));
     return lane0(cg, cg_fadd(cg, m, cg_log(cg, total)));
@@ -276,11 +283,21 @@ static LV lse_of_row(Cg *cg, const Head *h, LV logits) {
 static void weigh_row(Cg *cg, const Head *h, LV logits, LV lse, LV label, LV dnll) {
     LV lane = cg_rem(cg, label, cg_int(cg, LANES)), at = cg_sub(cg, label, lane);
     LV z = cg_splat(cg, lse), d = cg_splat(cg, dnll), held = cg_load_vec(cg, F32, logits, at, NULL);
+    int64_t odd = parts(h->V, LANES) % 2, whole = up(h->V, LANES) - odd * LANES;
     CgLoop col;
-    cg_for(cg, &col, cg_int(cg, 0), cg_int(cg, h->V), LANES);
-    LV e = cg_exp(cg, cg_fsub(cg, cg_load_vec(cg, F32, logits, col.i, NULL), z));
-    cg_store_vec(cg, h->type, cg_fmul(cg, e, d), logits, col.i, NULL);
+    cg_for(cg, &col, cg_int(cg, 0), cg_int(cg, whole), 2 * LANES);
+    LV x[2];
+    for (int i = 0; i < 2; i++)
+        x[i] = cg_fsub(cg, cg_load_vec(cg, F32, logits, cg_addi(cg, col.i, i * LANES), NULL), z);
+    cg_exp_two(cg, x);
+    for (int i = 0; i < 2; i++)
+        cg_store_vec(cg, h->type, cg_fmul(cg, x[i], d), logits, cg_addi(cg, col.i, i * LANES), NULL);
     cg_end(cg, &col);
+    LV e, last = cg_int(cg, whole);
+    if (odd) {
+        e = cg_exp(cg, cg_fsub(cg, cg_load_vec(cg, F32, logits, last, NULL), z));
+        cg_store_vec(cg, h->type, cg_fmul(cg, e, d), logits, last, NULL);
+    }
     LV is_label = LLVMBuildICmp(cg->b, LLVMIntEQ, cg_lanes(cg),
                                 cg_splat(cg, LLVMBuildTrunc(cg->b, lane, cg->i32, "")), "");
     LV one = cg_select(cg, is_label, cg_vec(cg, 1), cg_vec(cg, 0));

@@ -330,6 +330,14 @@ static void vector_math_stays_within_its_bounds(void **state) {
     }
 }
 
+static void exp_down_is_exp_below_zero(void **state) {
+    for (uint32_t bits = 0x80000000; bits > 2741; bits += 2741) {
+        float x = vm_float((int32_t)bits);
+        assert_int_equal(vm_bits(vm_exp_down(x)), vm_bits(vm_exp(x)));
+    }
+    assert_int_equal(vm_bits(vm_exp_down(0)), vm_bits(1));
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(unary_ops_give_the_evaluators_bits),
@@ -345,6 +353,7 @@ int main(void) {
         cmocka_unit_test(results_lie_where_operands_did),
         cmocka_unit_test(random_bodies_give_the_evaluators_bits),
         cmocka_unit_test(vector_math_stays_within_its_bounds),
+        cmocka_unit_test(exp_down_is_exp_below_zero),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
