@@ -207,10 +207,11 @@ void attention_by_rows(Cg *cg, const Attn *p, const TileSet *set, LV a, LV b, in
 }
 
 void attention_by_columns(Cg *cg, const Attn *p, const TileSet *set, LV a, int64_t columns, LV weights, LV n,
-                          LV acc, LV begins) {
+                          LV acc, LV begins, const Ahead *ahead) {
     TileCut cut = tile_cut(cg, cg_int(cg, columns), tile_size(cg->target).rows);
     CgLoop t;
     cg_for(cg, &t, cg_int(cg, 0), cut.tiles, 1);
+    if (ahead) ahead->ask(ahead->self, cg, t.i);
     LV first = tile_first(cg, &cut, t.i), c = cg_at(cg, F32, acc, cg_muli(cg, first, p->width));
     tile_call(cg, set, tile_height(cg, &cut, t.i),
               &(TileCall){.a = cg_at(cg, F32, a, first),
@@ -276,13 +277,15 @@ LV attention_index(Cg *cg, const Attn *p, LV row, int v) {
     return cg_addi(cg, cg_muli(cg, row, p->width), v * LANES);
 }
 
-void attention_transpose(Cg *cg, const Attn *p, LV from, int64_t columns, LV rows) {
+void attention_transpose(Cg *cg, const Attn *p, LV from, int64_t columns, const LV *scale, LV rows) {
     CgLoop c;
     cg_for(cg, &c, cg_int(cg, 0), cg_int(cg, columns), LANES);
     for (int v = 0; v < p->width / LANES; v++) {
         LV x[LANES];
-        for (int i = 0; i < LANES; i++)
+        for (int i = 0; i < LANES; i++) {
             x[i] = cg_load_vec(cg, F32, from, attention_index(cg, p, cg_addi(cg, c.i, i), v), NULL);
+            if (scale) x[i] = cg_fmul(cg, x[i], scale[v]);
+        }
         tile_transpose(cg, x);
         for (int i = 0; i < LANES; i++)
             cg_store_vec(cg, F32, x[i], rows, cg_addi(cg, c.i, (v * LANES + i) * columns), NULL);
@@ -366,12 +369,16 @@ LV keep_of(Cg *cg, LV old, LV m) {
     return cg_select(cg, is_minus_inf(cg, old), cg_vec(cg, 0), cg_exp_down(cg, cg_fsub(cg, old, m)));
 }
 
-static void new_level(Cg *cg, const Attn *p, const Running *r, LV level, bool clear) {
+// used: keys will join, the first of which begin o.
+static void new_level(Cg *cg, const Attn *p, const Running *r, LV level, LV used) {
     for (int v = 0; v < p->vecs; v++) {
         run_store(cg, minus_inf(cg), level, r->m, v);
         run_store(cg, cg_vec(cg, 0), level, r->l, v);
     }
-    if (clear) cg_memset0(cg, cg_bytes(cg, level, cg_int(cg, r->o)), cg_int(cg, p->V16 * p->lanes * 4));
+    CgIf clear;
+    cg_if(cg, &clear, LLVMBuildNot(cg->b, used, ""));
+    cg_memset0(cg, cg_bytes(cg, level, cg_int(cg, r->o)), cg_int(cg, p->V16 * p->lanes * 4));
+    cg_endif(cg, &clear);
 }
 
 // o *= f[v], all columns.
@@ -441,14 +448,11 @@ static void fill_rows(Cg *cg, const Attn *p, LV s, LV from, LV to, float x) {
 }
 
 // Keys j .. j+n-1 join; begins: no key of this segment has before.
-// ahead: the part of the next block of keys that this tile asks for.
 static void attend_block(Cg *cg, const Attn *p, const Running *r, LV level, LV j, LV n, LV begins,
-                         LV boundary, LV ahead) {
-    int n_ahead = ATTN_BLOCK / (int)((r->task_rows + p->lanes - 1) / p->lanes);
+                         LV boundary, const Ahead *ahead) {
     LV s = scratch(cg, r->s), m[TILE_MAX_VECS], keep[TILE_MAX_VECS], from[TILE_MAX_VECS], same = NULL;
     attention_by_rows(cg, p, &p->score, scratch(cg, p->k_copy), attention_at(cg, p->queries, p->q_panel),
                       p->A, s, n);
-    attention_prefetch(cg, p, false, ahead, n_ahead);
     LV some = LLVMBuildAnd(cg->b, cg_addi(cg, n, ROWS_AT_ONCE - 1), cg_int(cg, -ROWS_AT_ONCE), "");
     fill_rows(cg, p, s, n, some, -INFINITY);
     finish_scores(cg, p, s, j, n, boundary, m);
@@ -479,14 +483,13 @@ static void attend_block(Cg *cg, const Attn *p, const Running *r, LV level, LV j
                   r->l, v);
         run_store(cg, m[v], level, r->m, v);
     }
-    attention_prefetch(cg, p, true, ahead, n_ahead);
     CgIf f;
     LV scale = LLVMBuildNot(cg->b, LLVMBuildOr(cg->b, begins, all_lanes(cg, same), ""), "");
     cg_if(cg, &f, scale);
     scale_o(cg, p, r, level, keep);
     cg_endif(cg, &f);
     attention_by_columns(cg, p, &r->values, scratch(cg, p->v_copy), p->V, s, n,
-                         cg_bytes(cg, level, cg_int(cg, r->o)), begins);
+                         cg_bytes(cg, level, cg_int(cg, r->o)), begins, ahead);
 }
 
 // Level b joins level a, which comes before it.
@@ -544,12 +547,67 @@ static void prefetch_queries(Cg *cg, const Attn *p, LV at, DType t, int64_t colu
     cg_end(cg, &q);
 }
 
+// What lanes know of their queries; lanes without a query repeat the last one.
+static void begin_lanes(Cg *cg, Attn *p, const Tiles *t) {
+    LV G = cg_int(cg, p->G);
+    CgLoop lane;
+    cg_for(cg, &lane, cg_int(cg, 0), cg_int(cg, p->lanes), 1);
+    LV q = cg_min(cg, cg_add(cg, t->first, lane.i), t->last);
+    attention_lane(cg, p, lane.i, cg_div(cg, q, G), cg_add(cg, cg_muli(cg, p->g, p->G), cg_rem(cg, q, G)));
+    cg_end(cg, &lane);
+}
+
+// The panel of a tile's queries.
+static void take_queries(Cg *cg, const Attn *p, const Running *r, const Tiles *t) {
+    LV numbers = scratch(cg, r->numbers), rows = scratch(cg, r->rows), G = cg_int(cg, p->G),
+       zero = cg_int(cg, 0);
+    CgLoop lane;
+    cg_for(cg, &lane, zero, cg_int(cg, p->lanes), 1);
+    LV q = cg_min(cg, cg_add(cg, t->first, lane.i), t->last),
+       h = cg_add(cg, cg_muli(cg, p->g, p->G), cg_rem(cg, q, G)),
+       row = cg_add(cg, cg_muli(cg, cg_div(cg, q, G), p->H), h);
+    cg_store1(cg, I32, LLVMBuildTrunc(cg->b, row, cg->i32, ""), numbers, lane.i);
+    cg_end(cg, &lane);
+    LV source =
+        cg_at(cg, p->q_type->dtype, cg_in(cg, 0), cg_muli(cg, attention_row(cg, p, zero, zero), p->A));
+    copy_numbered_rows(cg, &r->copy_q, rows, source, cg_int(cg, p->lanes), cg_int(cg, p->A),
+                       &(RowNumbers){numbers, cg_muli(cg, p->S_now, p->H)});
+    pack_columns(cg, &r->pack, attention_at(cg, p->queries, p->q_panel), rows, cg_int(cg, p->A),
+                 cg_int(cg, p->A16));
+}
+
+// What is read behind the product that runs: the next tile's queries, or, behind the last tile, the next block of keys.
+typedef struct {
+    const Attn *p;
+    const Running *r;
+    LV first, last; // whether this is the tile's first block; whether it is the last tile
+    LV query, key;  // that come
+} Next;
+
+static void ask_next(const void *self, Cg *cg, LV tile) {
+    const Next *next = self;
+    const Attn *p = next->p;
+    int tiles = (int)((p->V + tile_size(cg->target).rows - 1) / tile_size(cg->target).rows);
+    int keys = (ATTN_BLOCK + tiles - 1) / tiles, queries = (p->lanes + tiles - 1) / tiles;
+    CgIf last, first;
+    cg_if(cg, &last, next->last);
+    for (int values = 0; values < 2; values++)
+        attention_prefetch(cg, p, values, cg_add(cg, next->key, cg_muli(cg, tile, keys)), keys);
+    cg_else(cg, &last);
+    cg_if(cg, &first, next->first);
+    LV from = cg_add(cg, next->query, cg_muli(cg, tile, queries));
+    prefetch_queries(cg, p, cg_in(cg, 0), p->q_type->dtype, p->A, from,
+                     cg_min(cg, cg_addi(cg, from, queries), next->r->end), false);
+    cg_endif(cg, &first);
+    cg_endif(cg, &last);
+}
+
 // Keys lo .. hi-1, all of one segment.
 static void attend_range(Cg *cg, Attn *p, const Running *r, LV level, LV lo, LV hi) {
     CgLoop block;
     Tiles t;
     tiles_begin(cg, p, r, &t);
-    new_level(cg, p, r, level_at(cg, p, r, level), true);
+    new_level(cg, p, r, level_at(cg, p, r, level), cg_lt(cg, cg_max(cg, lo, t.from), cg_min(cg, hi, t.to)));
     cg_end(cg, &t.l);
     cg_for(cg, &block, lo, hi, ATTN_BLOCK);
     attention_copy_keys(cg, p, block.i, cg_min(cg, cg_sub(cg, hi, block.i), cg_int(cg, ATTN_BLOCK)),
@@ -558,16 +616,19 @@ static void attend_range(Cg *cg, Attn *p, const Running *r, LV level, LV lo, LV 
     LV n = cg_min(cg, cg_sub(cg, t.to, block.i), cg_int(cg, ATTN_BLOCK));
     LV meets = LLVMBuildAnd(cg->b, cg_lt(cg, block.i, t.to),
                             LLVMBuildNot(cg->b, cg_lt(cg, block.i, t.from), ""), "");
-    CgIf done; // the place of the results is asked for before they are there
-    cg_if(cg, &done, LLVMBuildNot(cg->b, cg_lt(cg, cg_addi(cg, block.i, ATTN_BLOCK), t.to), ""));
-    prefetch_queries(cg, p, cg_out(cg, 0), p->q_type->dtype, p->V, t.first, cg_addi(cg, t.last, 1), true);
-    cg_endif(cg, &done);
-    LV share = cg_div(cg, cg_muli(cg, cg_sub(cg, t.first, r->start), ATTN_BLOCK), cg_int(cg, r->task_rows));
-    LV ahead = cg_add(cg, cg_addi(cg, block.i, ATTN_BLOCK), share);
-    CgIf f;
+    CgIf f, first;
     cg_if(cg, &f, meets);
+    Next next = {.p = p,
+                 .r = r,
+                 .first = cg_eq(cg, block.i, t.from),
+                 .query = cg_addi(cg, t.last, 1),
+                 .key = cg_addi(cg, block.i, ATTN_BLOCK)};
+    next.last = LLVMBuildAnd(cg->b, cg_eq(cg, next.query, r->end), cg_lt(cg, next.key, t.to), "");
+    cg_if(cg, &first, next.first);
+    take_queries(cg, p, r, &t);
+    cg_endif(cg, &first);
     attend_block(cg, p, r, level_at(cg, p, r, level), block.i, n, cg_eq(cg, block.i, cg_max(cg, lo, t.from)),
-                 attention_boundary(cg, p, block.i, n, t.lo, t.hi), ahead);
+                 attention_boundary(cg, p, block.i, n, t.lo, t.hi), &(Ahead){ask_next, &next});
     cg_endif(cg, &f);
     cg_end(cg, &t.l);
     cg_end(cg, &block);
@@ -587,7 +648,7 @@ static void attend_segments(Cg *cg, Attn *p, const Running *r, LV from, LV to) {
     Tiles t;
     tiles_begin(cg, p, r, &t);
     cg_for(cg, &empty, zero, bits, 1); // segments before the window changed nothing
-    new_level(cg, p, r, level_at(cg, p, r, empty.i), true);
+    new_level(cg, p, r, level_at(cg, p, r, empty.i), cg_bool(cg, false));
     cg_end(cg, &empty);
     cg_end(cg, &t.l);
     cg_for(cg, &seg, first, end, 1);
@@ -624,9 +685,8 @@ static void finish_tile(Cg *cg, const Attn *p, const Running *r, LV r0, LV n) {
                      cg_int(cg, v * LANES), NULL);
     }
     if (p->sinks >= 0) scale_o(cg, p, r, level, keep);
-    scale_o(cg, p, r, level, inverse);
     LV rows = scratch(cg, r->rows);
-    attention_transpose(cg, p, cg_bytes(cg, level, cg_int(cg, r->o)), p->V16, rows);
+    attention_transpose(cg, p, cg_bytes(cg, level, cg_int(cg, r->o)), p->V16, inverse, rows);
     CgLoop lane;
     cg_for(cg, &lane, cg_int(cg, 0), n, 1);
     LV q = cg_add(cg, r0, lane.i), i = cg_div(cg, q, cg_int(cg, p->G)), h = cg_rem(cg, q, cg_int(cg, p->G));
@@ -635,25 +695,6 @@ static void finish_tile(Cg *cg, const Attn *p, const Running *r, LV r0, LV n) {
                         cg_out(cg, 0), cg_muli(cg, row, p->V));
     cg_store1(cg, F32, cg_load1(cg, F32, scratch(cg, r->lse), lane.i), cg_out(cg, 1), row);
     cg_end(cg, &lane);
-}
-
-// Rows, panel and lanes of a tile's queries; lanes without a query repeat the last one.
-static void begin_queries(Cg *cg, Attn *p, const Running *r, const Tiles *t) {
-    LV numbers = scratch(cg, r->numbers), rows = scratch(cg, r->rows), G = cg_int(cg, p->G),
-       zero = cg_int(cg, 0);
-    CgLoop lane;
-    cg_for(cg, &lane, zero, cg_int(cg, p->lanes), 1);
-    LV q = cg_min(cg, cg_add(cg, t->first, lane.i), t->last), i = cg_div(cg, q, G),
-       h = cg_add(cg, cg_muli(cg, p->g, p->G), cg_rem(cg, q, G)), row = cg_add(cg, cg_muli(cg, i, p->H), h);
-    cg_store1(cg, I32, LLVMBuildTrunc(cg->b, row, cg->i32, ""), numbers, lane.i);
-    attention_lane(cg, p, lane.i, i, h);
-    cg_end(cg, &lane);
-    LV source =
-        cg_at(cg, p->q_type->dtype, cg_in(cg, 0), cg_muli(cg, attention_row(cg, p, zero, zero), p->A));
-    copy_numbered_rows(cg, &r->copy_q, rows, source, cg_int(cg, p->lanes), cg_int(cg, p->A),
-                       &(RowNumbers){numbers, cg_muli(cg, p->S_now, p->H)});
-    pack_columns(cg, &r->pack, attention_at(cg, p->queries, p->q_panel), rows, cg_int(cg, p->A),
-                 cg_int(cg, p->A16));
 }
 
 static void emit_many(Cg *cg, const Attn *given) {
@@ -690,16 +731,18 @@ static void emit_many(Cg *cg, const Attn *given) {
     r.all = cg_muli(cg, p.S_now, p.G);
     r.start = cg_muli(cg, back, r.task_rows);
     r.end = cg_min(cg, cg_addi(cg, r.start, r.task_rows), r.all);
-    prefetch_queries(cg, &p, cg_in(cg, 0), p.q_type->dtype, p.A, r.start, r.end, false);
+    prefetch_queries(cg, &p, cg_in(cg, 0), p.q_type->dtype, p.A, r.start,
+                     cg_min(cg, cg_addi(cg, r.start, p.lanes), r.end), false);
     Tiles t;
     tiles_begin(cg, &p, &r, &t);
-    begin_queries(cg, &p, &r, &t);
+    begin_lanes(cg, &p, &t);
     cg_end(cg, &t.l);
     LV shift = cg_sub(cg, p.C_now, p.S_now), G = cg_int(cg, p.G), from, to;
     attention_range(cg, &p, cg_add(cg, cg_div(cg, r.start, G), shift),
                     cg_add(cg, cg_div(cg, cg_addi(cg, r.end, -1), G), shift), &from, &to);
     attend_segments(cg, &p, &r, from, to);
     tiles_begin(cg, &p, &r, &t);
+    prefetch_queries(cg, &p, cg_out(cg, 0), p.q_type->dtype, p.V, t.first, cg_addi(cg, t.last, 1), true);
     finish_tile(cg, &p, &r, t.first, cg_addi(cg, cg_sub(cg, t.last, t.first), 1));
     cg_end(cg, &t.l);
 }

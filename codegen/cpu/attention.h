@@ -57,8 +57,8 @@ LV attention_batch(Cg *cg, const Attn *p, const Type *t, int inner); // which of
 void attention_lane(Cg *cg, const Attn *p, LV lane, LV i, LV h);
 LV lane_vec(Cg *cg, const Attn *p, DType t, int64_t field, int v);
 void lane_put(Cg *cg, const Attn *p, DType t, LV x, int64_t field, int v);
-// [columns][width] -> rows [lane][columns].
-void attention_transpose(Cg *cg, const Attn *p, LV from, int64_t columns, LV rows);
+// [columns][width] -> rows [lane][columns], by a factor for each lane (vectors; NULL: none).
+void attention_transpose(Cg *cg, const Attn *p, LV from, int64_t columns, const LV *scale, LV rows);
 // One row of f32 to `to`, element index `at`, of type t.
 void attention_store_row(Cg *cg, LV row, int64_t columns, DType t, LV to, LV at);
 
@@ -70,10 +70,16 @@ void attention_copy_keys(Cg *cg, const Attn *p, LV j, LV n, LV to);
 void attention_prefetch(Cg *cg, const Attn *p, bool values, LV j, int n); // asks for their rows
 // Scores (or whatever the set computes) of n rows at a with the panel at b: c [n][width].
 void attention_by_rows(Cg *cg, const Attn *p, const TileSet *set, LV a, LV b, int64_t depth, LV c, LV n);
+// Asks for rows that come next while a product runs, before each of its tiles: long before their use they would be
+// thrown out of the cache again.
+typedef struct {
+    void (*ask)(const void *self, Cg *cg, LV tile);
+    const void *self;
+} Ahead;
 // acc [columns][width] continues its chains over n rows a, weighted: [n][width].  init (i1): it doesn't, it
 // begins.
 void attention_by_columns(Cg *cg, const Attn *p, const TileSet *set, LV a, int64_t columns, LV weights, LV n,
-                          LV acc, LV begins);
+                          LV acc, LV begins, const Ahead *ahead);
 // Whether some query at positions lo .. hi may not see some of the keys j .. j+n-1 or has a bias: i1.
 LV attention_boundary(Cg *cg, const Attn *p, LV j, LV n, LV lo, LV hi);
 // The score x of key j for 16 queries, with its bias; *seen: lanes that see the key, NULL: all.

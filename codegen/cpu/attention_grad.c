@@ -10,7 +10,7 @@
 #include "codegen/cpu/attention.h"
 #include <assert.h>
 
-enum { QUERIES = 64, RUN_QUERIES = 256, FEW_TASKS = 4 };
+enum { QUERIES = 64, RUN_QUERIES = 256, FEW_TASKS = 4, CLEAR_AHEAD = 16 };
 
 // Adds weights^T rows into dk or dv: rows are keys, columns those of q or do.
 typedef struct {
@@ -93,10 +93,11 @@ static void key_sums_begin(Cg *cg, const Attn *p, const Grad *g, KeySums *k, int
 // [n_q][columns16].  The first key is seen from query `sees` on, each next one a query later; NULL: from the
 // first.
 static void key_sums(Cg *cg, const Attn *p, const KeySums *k, LV weights, LV rows, LV n_q, LV sees, LV c,
-                     LV n) {
+                     LV n, const Ahead *ahead) {
     TileCut cut = tile_cut(cg, n, tile_size(cg->target).rows);
     CgLoop t, col;
     cg_for(cg, &t, cg_int(cg, 0), cut.tiles, 1);
+    if (ahead) ahead->ask(ahead->self, cg, t.i);
     LV first = tile_first(cg, &cut, t.i), height = tile_height(cg, &cut, t.i),
        a = cg_at(cg, F32, weights, cg_muli(cg, first, QUERIES)), b = rows, depth = n_q,
        to = cg_at(cg, F32, c, cg_muli(cg, first, k->c_row));
@@ -139,8 +140,13 @@ static LV sums_at(Cg *cg, const Attn *p, const Grad *g, const Part *part, bool v
 static void clear_sums(Cg *cg, const Attn *p, const Grad *g, const Part *part) {
     CgLoop j;
     cg_for(cg, &j, part->first_key, part->last_key, 1);
-    for (int values = 0; values < 2; values++)
-        cg_memset0(cg, sums_at(cg, p, g, part, values, j.i), cg_int(cg, (values ? p->V : p->A) * 4));
+    for (int values = 0; values < 2; values++) {
+        int64_t bytes = (values ? p->V : p->A) * 4;
+        LV later = sums_at(cg, p, g, part, values, cg_addi(cg, j.i, CLEAR_AHEAD));
+        for (int64_t line = 0; line < bytes; line += 64)
+            cg_prefetch(cg, cg_bytes(cg, later, cg_int(cg, line)), true, 3);
+        cg_memset0(cg, sums_at(cg, p, g, part, values, j.i), cg_int(cg, bytes));
+    }
     cg_end(cg, &j);
 }
 
@@ -273,7 +279,7 @@ static void begin_queries(Cg *cg, const Attn *p, const Grad *g, Queries *q) {
 static void store_queries(Cg *cg, const Attn *p, const Grad *g, const Queries *q) {
     const Node *node = p->k->node;
     LV rows = scratch(cg, g->rows);
-    attention_transpose(cg, p, scratch(cg, g->dq), p->A16, rows);
+    attention_transpose(cg, p, scratch(cg, g->dq), p->A16, NULL, rows);
     if (p->sinks >= 0)
         for (int v = 0; v < QUERIES / LANES; v++) { // lse's place holds dsinks from here
             LV e = cg_exp(cg, cg_fsub(cg, lane_vec(cg, p, F32, p->sink, v), lane_vec(cg, p, F32, g->lse, v)));
@@ -291,7 +297,8 @@ static void store_queries(Cg *cg, const Attn *p, const Grad *g, const Queries *q
 }
 
 // Keys j .. j+n-1 and the queries of a tile.  A panel of them leaves out keys that come after it.
-static void grad_block(Cg *cg, const Attn *p, const Grad *g, const Part *part, const Queries *q, LV j, LV n) {
+static void grad_block(Cg *cg, const Attn *p, const Grad *g, const Part *part, const Queries *q, LV j, LV n,
+                       const Ahead *ahead) {
     LV s = scratch(cg, g->s), dp = scratch(cg, g->dp), dq = scratch(cg, g->dq), zero = cg_int(cg, 0),
        keys = scratch(cg, p->k_copy), values = scratch(cg, p->v_copy), n_panel[QUERIES / LANES];
     if (g->keep) {
@@ -323,32 +330,52 @@ static void grad_block(Cg *cg, const Attn *p, const Grad *g, const Part *part, c
     if (part->dq)
         for (int i = 0; i * p->lanes < QUERIES; i++)
             attention_by_columns(cg, p, &g->dq_tile, keys, p->A, attention_at(cg, dp, i * p->lanes * 4),
-                                 n_panel[i], attention_at(cg, dq, i * p->lanes * 4), NULL);
+                                 n_panel[i], attention_at(cg, dq, i * p->lanes * 4), NULL,
+                                 part->sums || i ? NULL : ahead);
     if (!part->sums) return;
     LV sees = p->causal ? cg_sub(cg, j, q->lo) : NULL;
-    key_sums(cg, p, &g->keys, dp, scratch(cg, g->q_rows), q->n, sees, sums_at(cg, p, g, part, false, j), n);
-    key_sums(cg, p, &g->values, s, scratch(cg, g->do_rows), q->n, sees, sums_at(cg, p, g, part, true, j), n);
+    key_sums(cg, p, &g->keys, dp, scratch(cg, g->q_rows), q->n, sees, sums_at(cg, p, g, part, false, j), n,
+             NULL);
+    key_sums(cg, p, &g->values, s, scratch(cg, g->do_rows), q->n, sees, sums_at(cg, p, g, part, true, j), n,
+             ahead);
 }
 
-// Asks for the rows of a tile that comes, and for the place of dq of this one.
-static void prefetch_rows(Cg *cg, const Attn *p, const Part *part, LV first, LV h) {
+// What is read and written behind the last block of a tile: the rows of the next one, and dq of this.
+typedef struct {
+    const Attn *p;
+    const Part *part;
+    LV last;              // whether the block is the last
+    LV first, h;          // first query and head of the tile
+    LV next_first, next_h;
+} Next;
+
+static void ask_next(const void *self, Cg *cg, LV tile) {
+    const Next *next = self;
+    const Attn *p = next->p;
     const struct {
-        LV at;
-        int64_t columns, later;
-    } what[4] = {{cg_in(cg, 0), p->A, QUERIES},
-                 {cg_in(cg, p->after), p->V, QUERIES},
-                 {cg_in(cg, p->after + 2), p->V, QUERIES},
-                 {cg_out(cg, 0), p->A, 0}};
+        LV at, first, h;
+        int64_t columns;
+        bool write;
+    } what[4] = {{cg_in(cg, 0), next->next_first, next->next_h, p->A, false},
+                 {cg_in(cg, p->after), next->next_first, next->next_h, p->V, false},
+                 {cg_in(cg, p->after + 2), next->next_first, next->next_h, p->V, false},
+                 {cg_out(cg, 0), next->first, next->h, p->A, true}};
+    int64_t of = next->part->sums ? ATTN_BLOCK : p->A, size = tile_size(cg->target).rows,
+            tiles = (of + size - 1) / size, n = (QUERIES + tiles - 1) / tiles;
+    CgIf last;
     CgLoop i;
-    cg_for(cg, &i, cg_int(cg, 0), cg_int(cg, QUERIES), 1);
-    for (int w = 0; w < (part->dq ? 4 : 3); w++) {
+    cg_if(cg, &last, next->last);
+    LV from = cg_muli(cg, tile, n), to = cg_min(cg, cg_addi(cg, from, n), cg_int(cg, QUERIES));
+    cg_for(cg, &i, from, to, 1);
+    for (int w = 0; w < (next->part->dq ? 4 : 3); w++) {
         int64_t bytes = what[w].columns * dtype_bytes(p->q_type->dtype);
-        LV row = attention_row(cg, p, cg_addi(cg, cg_add(cg, first, i.i), what[w].later), h);
+        LV row = attention_row(cg, p, cg_add(cg, what[w].first, i.i), what[w].h);
         for (int64_t line = 0; line < bytes; line += 64)
-            cg_prefetch(cg, cg_bytes(cg, what[w].at, cg_addi(cg, cg_muli(cg, row, bytes), line)),
-                        what[w].later == 0, 2);
+            cg_prefetch(cg, cg_bytes(cg, what[w].at, cg_addi(cg, cg_muli(cg, row, bytes), line)), what[w].write,
+                        2);
     }
     cg_end(cg, &i);
+    cg_endif(cg, &last);
 }
 
 static void grad_part(Cg *cg, const Attn *p, const Grad *g, const Part *part) {
@@ -362,7 +389,6 @@ static void grad_part(Cg *cg, const Attn *p, const Grad *g, const Part *part) {
     Queries q = {.h = head.i, .first = tile.i};
     q.n = cg_min(cg, cg_sub(cg, part->last_query, tile.i), cg_int(cg, QUERIES));
     begin_queries(cg, p, g, &q);
-    prefetch_rows(cg, p, part, tile.i, head.i);
     if (part->dq) {
         cg_memset0(cg, scratch(cg, g->dq), cg_int(cg, p->A16 * QUERIES * 4));
         if (p->bias >= 0)
@@ -373,8 +399,17 @@ static void grad_part(Cg *cg, const Attn *p, const Grad *g, const Part *part) {
     LV from, to;
     attention_range(cg, p, q.lo, q.hi, &from, &to);
     to = cg_min(cg, to, part->last_key);
+    LV after = cg_addi(cg, tile.i, QUERIES), more = cg_lt(cg, after, part->last_query);
+    Next next = {.p = p,
+                 .part = part,
+                 .first = tile.i,
+                 .h = head.i,
+                 .next_first = cg_select(cg, more, after, part->first_query),
+                 .next_h = cg_select(cg, more, head.i, cg_addi(cg, head.i, 1))};
     cg_for(cg, &block, cg_max(cg, from, part->first_key), to, ATTN_BLOCK);
-    grad_block(cg, p, g, part, &q, block.i, cg_min(cg, cg_sub(cg, to, block.i), cg_int(cg, ATTN_BLOCK)));
+    LV left = cg_sub(cg, to, block.i);
+    next.last = cg_lt(cg, left, cg_int(cg, ATTN_BLOCK + 1));
+    grad_block(cg, p, g, part, &q, block.i, cg_min(cg, left, cg_int(cg, ATTN_BLOCK)), &(Ahead){ask_next, &next});
     cg_end(cg, &block);
     if (part->dq) store_queries(cg, p, g, &q);
     cg_end(cg, &tile);
