@@ -59,6 +59,7 @@ typedef struct {
     char *consts;
     size_t n_consts, cap_consts;
     int64_t persistent;
+    int32_t n_exchanges;
     Prog *prog;            // being emitted
 } Plan;
 
@@ -218,6 +219,9 @@ static int named_tensor(Plan *p, const Type *t, const char *name, RtRole role, c
         x.experts = n->attr.group && !strcmp(n->attr.group, "expert") && t->ndim > 1;
         if (x.init == RT_INIT_COPY) x.init_from = x.init_name = add_text(p, n->attr.init_from);
     }
+    RtGroup group;
+    bool is_cut = (n->op == OP_PARAM || n->op == OP_STATE || n->op == OP_ACCUMULATE) && exchange_group(n, &group);
+    if (is_cut) x.shard = (uint8_t)(1 + group);
     x.offset = add_persistent(p, x.bytes);
     TensorSlot slot = {x, name, 0};
     vec_push(p->a, &p->tensors, slot);
@@ -465,6 +469,18 @@ RtWorkKind node_work(const Node *n) {
 
 static uint64_t key_hash(const char *key) { return str_hash(key, strlen(key), 0xcbf29ce484222325u); }
 
+// The kernel of a key: the one that is there, or a new one.  data: its constant block, or NULL.
+static int kernel_named(Plan *p, PlanKernel new, int n_rounds, const void *data, size_t bytes) {
+    int64_t there = map_get(&p->keys, new.key, -1);
+    if (there >= 0) return (int)there;
+    map_put(p->a, &p->keys, new.key, p->kernels.n);
+    RtKernel rt = {.symbol = add_text(p, new.symbol), .n_phases = (uint16_t)new.n_phases, .n_rounds = (uint16_t)n_rounds};
+    if (data) rt.data = (RtSpan){(uint32_t)add_const_bytes(p, data, bytes), (uint32_t)bytes};       // moved by finish
+    vec_push(p->a, &p->kernels, new);
+    vec_push(p->a, &p->rt_kernels, rt);
+    return p->kernels.n - 1;
+}
+
 // The kernel of a node: an equal one that is there, or a new one.  desc is filled in both cases.
 static int kernel_of(Plan *p, KernelNode *k, KernelDesc *desc) {
     const Node *n = k->node;
@@ -502,21 +518,43 @@ static int kernel_of(Plan *p, KernelNode *k, KernelDesc *desc) {
         str_printf(key, " ref %016llx", (unsigned long long)str_hash(data, bytes, 0));
     }
     const char *text = intern(key->text);
-    int64_t there = map_get(&p->keys, text, -1);
-    if (there >= 0) return (int)there;
-    map_put(p->a, &p->keys, text, p->kernels.n);
     const char *symbol =
         t ? arena_printf(p->a, "moec_%s_%016llx", op_info[n->op].name, (unsigned long long)key_hash(text))
           : REF_KERNEL_SYMBOL;
     PlanKernel kernel = {.key = text, .symbol = symbol, .made_by = t, .node = *k, .n_phases = desc->n_phases};
-    RtKernel rt = {.symbol = add_text(p, symbol),
-                   .n_phases = (uint16_t)desc->n_phases,
-                   .n_rounds = (uint16_t)desc->n_rounds};
-    if (data)
-        rt.data = (RtSpan){(uint32_t)add_const_bytes(p, data, bytes), (uint32_t)bytes}; // moved by finish
-    vec_push(p->a, &p->kernels, kernel);
-    vec_push(p->a, &p->rt_kernels, rt);
-    return p->kernels.n - 1;
+    return kernel_named(p, kernel, desc->n_rounds, data, bytes);
+}
+
+// Exchanges are the runtime's: what they need to know stands in a block of their own.
+static int exchange_kernel(Plan *p, KernelNode *k, KernelDesc *desc) {
+    static const int kind[N_OPS] = {[OP_TREE_ALL_REDUCE] = RT_TREE_ALL_REDUCE, [OP_TREE_REDUCE_SCATTER] = RT_TREE_REDUCE_SCATTER,
+                                    [OP_ALL_GATHER] = RT_ALL_GATHER,           [OP_SHARD] = RT_SHARD,
+                                    [OP_EXCHANGE_OFFSETS] = RT_EXCHANGE_OFFSETS, [OP_EXCHANGE_ROWS] = RT_EXCHANGE_ROWS,
+                                    [OP_RETURN_ROWS] = RT_RETURN_ROWS};
+    const Node *n = k->node;
+    const Type *x = &n->in[0]->type;
+    const Sym *rows = n->op == OP_EXCHANGE_ROWS ? type_ragged(x) : n->op == OP_RETURN_ROWS ? n->attr.sym : NULL;
+    RtGroup group = RT_GROUP_DATA;
+    exchange_group(n, &group);
+    RtExchange e = {.kind = kind[n->op], .group = (int32_t)group, .dtype = (int32_t)x->dtype, .sequence = (uint32_t)p->n_exchanges++,
+                    .elements = type_bound_elements(x)};
+    int line = 0, column = 0;
+    if (n->at.file) diag_line_column(p->d, n->at, &line, &column);
+    e.where = add_text(p, arena_printf(p->a, "%s %s (%s:%d)", op_info[n->op].name, n->path ? n->path : "",
+                                       n->at.file ? diag_file_name(p->d, n->at.file) : "", line));
+    if (rows) {
+        e.experts = rows->groups;
+        e.leaves = rows->leaves;
+        e.elements /= x->dim[0].sym->bound ? x->dim[0].sym->bound : 1;
+    } else if (n->op == OP_EXCHANGE_OFFSETS) {
+        e.experts = (int32_t)n->attr.experts;
+        e.leaves = (int32_t)((x->dim[0].n - 1) / n->attr.experts);
+    }
+    *desc = (KernelDesc){.key = {.arena = p->a}, .n_phases = 1, .n_rounds = 1};
+    for (int i = 0; i < RT_MAX_PHASES; i++) desc->tasks[i] = tasks_fixed(1);
+    PlanKernel kernel = {.key = intern(arena_printf(p->a, "%s %u", op_info[n->op].name, e.sequence)),
+                         .symbol = EXCHANGE_SYMBOL, .node = *k, .n_phases = 1, .is_exchange = true};
+    return kernel_named(p, kernel, 1, &e, sizeof e);
 }
 
 static RtTasks rt_tasks(Plan *p, TaskCount t) {
@@ -603,7 +641,7 @@ static void add_step(Plan *p, const Node *n, const Loc *loc) {
     k->bytes = step.bytes;
     k->in_place = results_in_place(n, loc);
     KernelDesc desc;
-    step.kernel = (uint32_t)kernel_of(p, k, &desc);
+    step.kernel = (uint32_t)(op_is(n->op, COMM) ? exchange_kernel(p, k, &desc) : kernel_of(p, k, &desc));
     step.flops = desc.flops;
     for (int i = 0; i < kernel_n_args(k); i++) push_arg(p, loc[i]);
     for (int i = 0; i < k->n_ragged; i++) push_arg(p, loc_of(p, k->ragged[i]->extent));
@@ -893,7 +931,7 @@ static size_t layout(Plan *p, RtPlan *r, const RtTensor *tensors, char *block) {
 }
 
 static RtPlan *finish(Plan *p, Graph *const *programs, int n) {
-    RtPlan r = {.magic = RT_PLAN_MAGIC, .version = RT_PLAN_VERSION, .mesh = {1, 1, 1, 0},
+    RtPlan r = {.magic = RT_PLAN_MAGIC, .version = RT_PLAN_VERSION, .mesh = programs[0]->mesh,
                 .persistent_bytes = p->persistent};
     r.arithmetic = add_text(p, p->opts->arithmetic);
     r.info = add_text(p, p->opts->info_json ? p->opts->info_json : "{}");

@@ -21,6 +21,7 @@ typedef struct {
     const KernelTemplate *made_by;  // NULL: ref_kernel (interp/ref_kernel.h), all meaning in the data block
     KernelNode node;                // a node that asked for it
     int n_phases;
+    bool is_exchange;               // the runtime's own (EXCHANGE_SYMBOL), whatever the target
 } PlanKernel;
 
 typedef struct {

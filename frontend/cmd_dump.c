@@ -82,6 +82,18 @@ static void name_kernels(Html *h, const Graph *g, const RtPlan *plan, const char
     }
 }
 
+// The program of each rank, where the parallel block asks for several and the lanes can be dealt to them.
+static void share(Session *s) {
+    const Settings *t = s->settings;
+    RtMesh m = {.dp = (int32_t)(t->parallel.dp ? t->parallel.dp : 1), .ep = (int32_t)t->parallel.ep, .tp = 1,
+                .zero = (int32_t)t->parallel.zero};
+    int ranks = rt_mesh_ranks(m);
+    if (ranks == 1) return;
+    if (t->train.lanes % ranks == 0) s->train.mesh = m;
+    else diag_warning(s->diag, (Span){0}, "this is the program of one rank: train.lanes = %lld can't be dealt to %d ranks",
+                      (long long)t->train.lanes, ranks);
+}
+
 static int dump_html(Session *s, const char *path) {
     Arena *a = s->arena;
     Html *h = html_new(a, s->diag, program_model_name(s->program), program_main(s->program)->path);
@@ -94,7 +106,7 @@ static int dump_html(Session *s, const char *path) {
     Programs p = {0};
     Graph *list[4];
     int n = 0;
-    ElabOpts o = program_train_opts(s->program);
+    ElabOpts o = session_train_opts(s);
     html_program(h, "pass");
     p.pass = program_elaborate(s->program, a, &o);
     if (!p.pass || !session_passes(s, &p.pass, pipeline_train, &p.update)) return EXIT_WRONG;
@@ -201,6 +213,7 @@ int cmd_dump(Cli *c) {
         return dump_ir(c, &s);
     }
     if (!session_open(&s, c, path, 0, NULL)) return cli_finish(c, EXIT_WRONG);
+    share(&s);
     s.run = run;
     int status = EXIT_WRONG;
     if (cli_value(c, "html")) {
@@ -220,7 +233,7 @@ int cmd_dump(Cli *c) {
         if (after && strcmp(after, "input") != 0 && !in_list(pipeline, after) && !in_list(pipeline_update, after))
             return cli_fail(c, "pass '%s' is not in the pipeline of @%s", after, want);
         if (after && strcmp(want, "update") != 0) pipeline = cut_pipeline(c->arena, pipeline, after);
-        ElabOpts o = program_train_opts(s.program);
+        ElabOpts o = session_train_opts(&s);
         if (!strcmp(want, "eval")) o.kind = ELAB_EVAL, o.labels = true;
         if (!strcmp(want, "run")) o = (ElabOpts){.kind = ELAB_RUN, .leaves = 1, .B = 1, .S = s.settings->generate.batch_tokens, .context = s.settings->generate.context};
         Graph *g = program_elaborate(s.program, c->arena, &o), *update = NULL;

@@ -153,9 +153,18 @@ bool session_run_passes(Session *s, Graph **g, const char *const *pipeline) {
     return ok;
 }
 
+ElabOpts session_train_opts(Session *s) {
+    ElabOpts o = program_train_opts(s->program);
+    if (rt_mesh_ranks(s->train.mesh) > 1) {
+        o.mesh = s->train.mesh;
+        o.leaves /= rt_group_size(o.mesh, RT_GROUP_DATA);
+    }
+    return o;
+}
+
 bool session_programs(Session *s, int want, Programs *out) {
     *out = (Programs){0};
-    ElabOpts o = program_train_opts(s->program);
+    ElabOpts o = session_train_opts(s);
     s->own_parameters = want == WANT_EVAL || want == WANT_RUN;
     if (want & WANT_TRAIN) {
         out->pass = program_elaborate(s->program, s->arena, &o);

@@ -45,6 +45,8 @@ typedef struct { Graph *pass, *update, *eval, *run; } Programs;
 enum { WANT_TRAIN = 1, WANT_EVAL = 2, WANT_RUN = 4 };
 
 // Elaborates and runs the passes.  Programs not wanted stay NULL.
+// Of a step, as s->train says; with several ranks each has its share of the leaves (which must divide).
+ElabOpts session_train_opts(Session *s);
 bool session_programs(Session *s, int want, Programs *out);
 // Passes over one graph with this session's options.  update: where optimizer leaves @update, or NULL.
 bool session_passes(Session *s, Graph **g, const char *const *pipeline, Graph **update);

@@ -11,7 +11,7 @@ Lower *lower_new(Program *p, Arena *a, Graph *g, const ElabOpts *opts) {
                   .g = g,
                   .interp = in,
                   .float_type = F32,
-                  .n_leaves = opts->leaves,
+                  .n_leaves = g ? graph_lanes(g) : opts->leaves,
                   .n_waves = opts->waves > 0 ? opts->waves : 1,
                   .training = opts->kind == ELAB_TRAIN,
                   .inference = opts->kind == ELAB_RUN};
@@ -171,6 +171,7 @@ static void keep_what_was_found(Lower *lw, Program *p) {
 static Graph *new_graph(Arena *a, const ElabOpts *o) {
     static const char *const names[] = {[ELAB_TRAIN] = "pass", [ELAB_EVAL] = "eval", [ELAB_RUN] = "run"};
     Graph *g = graph_new(a, names[o->kind]);
+    if (rt_mesh_ranks(o->mesh) > 1) g->mesh = o->mesh;
     if (o->kind == ELAB_RUN) {
         graph_add_sym(g, "S", SYM_PLAIN, o->S, 0, 0);
         graph_add_sym(g, "C", SYM_PLAIN, o->context, 0, 0);

@@ -59,7 +59,8 @@ const char *program_val_text(Program *p, const Val *v); // "silu", 3, [1, 2]: fo
 
 typedef struct {
     enum { ELAB_TRAIN, ELAB_EVAL, ELAB_RUN } kind;
-    int64_t leaves, B, S;            // RUN: S is the bound of the rows
+    RtMesh  mesh;                    // {0} is one rank
+    int64_t leaves, B, S;            // leaves of one rank.  RUN: S is the bound of the rows
     int64_t source;                  // length of other sequences than tokens, an encoder's; 0: S
     int64_t waves;                   // passes of a step; 0: 1
     int64_t context;                 // RUN: bound of the cache

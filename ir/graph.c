@@ -99,6 +99,7 @@ Graph *graph_new(Arena *a, const char *name) {
     Graph *g = arena_new(a, Graph);
     g->arena = a;
     g->name = intern(name);
+    g->mesh = (RtMesh){1, 1, 1, 0};
     return g;
 }
 
@@ -248,6 +249,7 @@ static Graph *copy_graph(Arena *a, const Graph *g, const Copy *outer) {
     }
     Copy c = {a, g, to, NULL, outer};
     to->leaf = copy_sym(&c, g->leaf);
+    to->mesh = g->mesh;
     Arena *scratch = arena_create();
     int n_values = graph_number((Graph *)g); // ids are scratch: numbering changes nothing anybody may rely on
     c.value = arena_array(scratch, Value *, n_values + 1);

@@ -109,7 +109,7 @@ typedef enum { A_INT, A_REAL, A_NAME, A_INTS, A_DIMS, A_DATA, A_SYM, A_GRAPH } A
 typedef struct { const char *name, *doc; AttrKind kind; size_t offset; } AttrInfo;
 extern const AttrInfo attr_info[ATTR_COUNT];
 
-enum { PURE = 1, COMMUTES = 2, EFFECT = 4, SOURCE = 8, ELEMENTWISE = 16, ROW_LOCAL = 32, VIEW = 64, PRODUCTS = 128 };   // traits, see ops.def
+enum { PURE = 1, COMMUTES = 2, EFFECT = 4, SOURCE = 8, ELEMENTWISE = 16, ROW_LOCAL = 32, VIEW = 64, PRODUCTS = 128, COMM = 256 };   // traits, see ops.def
 
 // What an operand or result may be: a class of element types, or "the same as operand i".
 typedef enum { K_NONE, K_ANY, K_NUMBER, K_FLOAT, K_INT, K_BOOL, K_F32, K_I32, K_SAME = 16 } ValueKind;
@@ -134,7 +134,7 @@ typedef struct {
     const char *ref_name, *grad_name;
     ValueInfo  ins[MAX_NAMED], outs[MAX_NAMED];
     int        variadic;          // 1: the last operand row may repeat
-    int        attrs[12];         // ATTR_x + 1, zero-terminated
+    int        attrs[16];         // ATTR_x + 1, zero-terminated
     int        traits;
 } OpInfo;
 extern const OpInfo op_info[N_OPS];
@@ -193,6 +193,9 @@ typedef struct {
 // Of scatter_add_rows: the operand that tells which source rows each result row gets (i32[.., k]), or NULL.
 const Value *scatter_inverse(const Node *n);
 bool        op_is_contraction(Op op);
+// The group an exchange runs over; false: its `over` is none.
+bool        exchange_group(const Node *n, RtGroup *group);
+extern const char *const exchange_group_name[RT_GROUPS];
 bool        has_attachments(const Node *n);
 Contraction contraction_of(const Node *n);               // n as node_check wants it
 
@@ -208,9 +211,15 @@ struct Graph {
     Sym  **sym;
     int    n_syms, cap_syms;
     Graph *parent;       // regions: the graph that holds the node
-    Sym   *leaf;         // the leaf axis, or NULL (inference, @update)
+    Sym   *leaf;         // the leaf axis, or NULL (inference, @update); of several ranks, one rank's leaves
+    RtMesh mesh;         // the ranks that run it, each on its leaves
     int64_t arena_bytes, lower_bound_bytes;   // after plan-memory
 };
+
+// Leaves of a pass on all ranks.
+static inline int64_t graph_lanes(const Graph *g) {
+    return g->leaf ? g->leaf->bound * rt_group_size(g->mesh, RT_GROUP_DATA) : 1;
+}
 
 Graph *graph_new(Arena *a, const char *name);
 Sym   *graph_add_sym(Graph *g, const char *name, SymKind kind, int64_t bound, int groups, int leaves);

@@ -542,6 +542,17 @@ static void read_rows(Parser *p, Graph *g, Extents *extents) {
     vec_push(p->scratch, extents, e);
 }
 
+static void read_mesh(Parser *p, RtMesh *m) {
+    struct { const char *name; int32_t *at; int64_t least; } number[] = {
+        {"dp", &m->dp, 1}, {"ep", &m->ep, 1}, {"tp", &m->tp, 1}, {"zero", &m->zero, 0}};
+    for (int i = 0; i < 4; i++) {
+        if (!accept_word(p, number[i].name)) continue;
+        int64_t n = need_int(p);
+        if (n < number[i].least || n > 1 << 16) fail(p, "not a number of ranks: ", number[i].name);
+        else *number[i].at = (int32_t)n;
+    }
+}
+
 static Graph *read_graph(Parser *p) {
     expect(p, "@");
     Graph *g = graph_new(p->arena, need_word(p, "the name of a graph"));
@@ -552,6 +563,7 @@ static Graph *read_graph(Parser *p) {
         if (i == STAGE_COUNT) fail(p, "not a stage: ", stage);
         else g->stage = (Stage)i;
     }
+    read_mesh(p, &g->mesh);
     expect(p, "{");
     Extents extents = {0};
     while (!p->failed) {

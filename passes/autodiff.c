@@ -117,8 +117,8 @@ static Value *is_running(Autodiff *ad, double until) {
 static void seed(Autodiff *ad, const Node *loss) {
     const Value *x = loss->in[0];
     bool leafy = type_is_leafy(&x->type);
-    Sym *leaf = ad->g->leaf;
-    double weight = loss->attr.weight * (leafy || !leaf ? 1 : (double)leaf->bound);
+    double lanes = (double)graph_lanes(ad->g);
+    double weight = loss->attr.weight * (leafy ? 1 : lanes);
     Builder *b = &ad->b;
     Value *d = build_const(b, weight, F32);
     if (loss->attr.until > 0) d = build_binary(b, OP_MUL, d, is_running(ad, loss->attr.until));
@@ -128,7 +128,7 @@ static void seed(Autodiff *ad, const Node *loss) {
         if (!count) return;
         if (!leafy) {     // all labels of the pass; the weight holds the factor `leaves` no more
             Value *all = build_reshape(b, build_sum(b, count, &(Ints){1, {0}}), &(Dims){0});
-            d = build_binary(b, OP_MUL, build_scale(b, d, 1.0 / (leaf ? (double)leaf->bound : 1)), all);
+            d = build_binary(b, OP_MUL, build_scale(b, d, 1.0 / lanes), all);
         } else {
             d = build_binary(b, OP_MUL, build_reshape(b, count, &dims), d);
         }

@@ -175,6 +175,7 @@ bool pass_optimizer(Graph *g, PassCtx *cx) {
         return false;
     }
     Optimizer o = {.pass = g, .update = graph_new(g->arena, "update"), .cx = cx};
+    o.update->mesh = g->mesh;
     o.b = builder_end(o.update, cx->diag);
     o.lr = scalar_input(&o, "lr");
     o.scale = scalar_input(&o, "grad_scale");

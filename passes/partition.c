@@ -1,9 +1,360 @@
-// Each rank's program.  One rank holds all leaves, all experts and all parameters, so its program is the
-// graph as it is, and every value is where it is needed.
-#include "passes/pass.h"
+// Each rank's program.  The graph comes with the leaves of one rank; what partition adds is what ranks owe each other:
+//
+//     sums over leaves      a rank has those of its own            tree_all_reduce over the data ranks
+//     tensors of experts    a rank holds some, whole               rows travel to them and back
+//     optimizer states      (zero) a rank holds a part of each     parts of the gradient, parts of the new weights
+//
+//     %r = gather_rows %x, %i : f32[R,D]               %r  = gather_rows %x, %i : f32[R,D]
+//     %y = grouped_matmul %r, %w, %off          =>     %r' = exchange_rows %r, %off, %off' : f32[R.far,D]
+//     %z = scatter_add_rows %y, %i                     %y' = grouped_matmul %r', %w', %off' : f32[R.far,H]
+//                                                      %y  = return_rows %y', %off, %off' : f32[R,H]
+//                                                      %z  = scatter_add_rows %y, %i
+//
+// One walk in list order.  Values have places (placement.h), ops say where they want their operands, and a value that is
+// elsewhere is taken there once.  It runs on the whole step, so backward needs no rules of its own.
+//
+// The same bits on every layout: leaves are dealt in order, so one's own leaves are a subtree of the leaf tree and the
+// ranks' sums meet at its upper nodes; a sum over a tensor's parts is cut where it still is one per row, and the rows are
+// gathered; a row's result never depends on where it is computed, and at its expert rows are sorted by (expert, leaf) as at
+// home.
+//
+// The group of every exchange is written in the graph, no rank number is: one text for all ranks.
+#include <string.h>
+
+#include "passes/placement.h"
+
+static const Place at_home = {HOME, RT_GROUP_DATA}, at_experts = {AT_EXPERTS, RT_GROUP_EXP};
+
+typedef struct {
+    Placement p;
+    PtrMap params;             // PARAM nodes by name
+    bool   ok;
+} Partition;
+
+static void refuse(Partition *q, const Node *n, const char *what) {
+    diag_error(q->p.cx->diag, n->at, "%s %s: this can't be computed on several ranks", op_info[n->op].name, what);
+    q->ok = false;
+}
+
+// ---- tensors -----------------------------------------------------------------------------------------------------
+
+static bool is_of_experts(const Node *param) {
+    return param->attr.group && !strcmp(param->attr.group, "expert") && param->attr.dims.n > 1;
+}
+
+static bool same_dims(const Dims *a, const Dims *b) {
+    if (a->n != b->n) return false;
+    for (int i = 0; i < a->n; i++)
+        if (!dim_eq(a->at[i], b->at[i])) return false;
+    return true;
+}
+
+// Where the tensor of this name and shape lies: PARAM itself; grad/PARAM and the optimizer's states of it.
+static Place tensor_place(const Partition *q, Name name, const Dims *whole) {
+    const char *slash = strchr(name, '/');
+    const Node *param = map_get(&q->params, slash ? intern(slash + 1) : name);
+    if (!param) param = map_get(&q->params, name);
+    if (!param || !same_dims(whole, &param->attr.dims)) return at_home;
+    const RtMesh *m = &q->p.g->mesh;
+    if (is_of_experts(param) && m->ep > 1) return (Place){PART, RT_GROUP_EXP};
+    bool is_state = slash && strncmp(name, "grad/", 5), is_gradient = slash && !is_state;
+    bool cut = (is_state && m->zero >= 1) || (is_gradient && m->zero >= 2);
+    int64_t parts = group_size(&q->p, RT_GROUP_DATA);
+    return cut && parts > 1 && whole->n > 1 && whole->at[0].n % parts == 0 ? (Place){PART, RT_GROUP_DATA} : at_home;
+}
+
+static void cut_source(Partition *q, Node *n) {
+    Place place = tensor_place(q, n->attr.name, &n->attr.dims);
+    if (place.kind != PART) return;
+    int64_t parts = group_size(&q->p, place.group);
+    Dim *first = &n->attr.dims.at[0];
+    if (first->n % parts) {
+        diag_error(q->p.cx->diag, n->at, "%s has %lld experts, which %lld ranks (parallel.ep) can't share evenly", n->attr.name,
+                   (long long)first->n, (long long)parts);
+        q->ok = false;
+        return;
+    }
+    first->n /= parts;
+    n->attr.over = intern(exchange_group_name[place.group]);
+    n->out[0].type.dim[0] = *first;
+    place_set(&q->p, &n->out[0], place);
+}
+
+// ---- operands ----------------------------------------------------------------------------------------------------
+
+static void want(Partition *q, Node *n, int i, Place place) {
+    Value *v = placed(&q->p, n->in[i], place, n);
+    if (v != n->in[i]) replace_operand(n, i, v);
+}
+
+static void want_all_home(Partition *q, Node *n) {
+    for (int i = 0; i < n->n_in; i++) want(q, n, i, at_home);
+}
+
+// Results follow from operands again.
+static void shape_again(Partition *q, Node *n, Place place) {
+    Type types[MAX_NAMED];
+    if (!op_info[n->op].shape(n, types, q->p.cx->diag)) {
+        q->ok = false;
+        return;
+    }
+    for (int i = 0; i < n->n_out; i++) {
+        n->out[i].type = types[i];
+        place_set(&q->p, &n->out[i], place);
+    }
+}
+
+static FarRows *rows_of(Partition *q, const Value *v) {
+    Sym *s = type_ragged(&v->type);
+    return s ? rows_known(&q->p, s) : NULL;
+}
+
+// Everything that has rows is at the experts; offsets are those there.
+static void want_at_experts(Partition *q, Node *n) {
+    FarRows *r = NULL;
+    for (int i = 0; i < n->n_in; i++) {
+        if (!rows_of(q, n->in[i])) continue;
+        r = rows_of(q, n->in[i]);
+        want(q, n, i, at_experts);
+    }
+    for (int i = 0; i < n->n_in; i++)
+        if (r && n->in[i] == r->near_offsets) replace_operand(n, i, r->far_offsets);
+    for (int i = 0; r && i < n->attr.dims.n; i++)
+        if (n->attr.dims.at[i].sym == r->near) n->attr.dims.at[i].sym = r->far;
+}
+
+static bool any(const Partition *q, const Node *n, PlaceKind kind, Place *which) {
+    for (int i = 0; i < n->n_in; i++) {
+        Place place = place_of(&q->p, n->in[i]);
+        if (place.kind != kind) continue;
+        if (which) *which = place;
+        return true;
+    }
+    return false;
+}
+
+// ---- ops ---------------------------------------------------------------------------------------------------------
+
+// x by w: rows go where the matrices are.
+static void place_grouped_matmul(Partition *q, Node *n) {
+    Place w = place_of(&q->p, n->in[1]);
+    if (w.kind != PART || !rows_far(&q->p, type_ragged(&n->in[0]->type))) {
+        want_all_home(q, n);
+        return;
+    }
+    want_at_experts(q, n);
+    shape_again(q, n, at_experts);
+}
+
+// Gradients of tensors of experts: summed where they lie.
+static void place_grouped_sum(Partition *q, Node *n) {
+    Sym *rows = type_ragged(&n->in[0]->type);
+    FarRows *r = rows ? rows_known(&q->p, rows) : NULL;
+    if (!r) {
+        want_all_home(q, n);
+        return;
+    }
+    want_at_experts(q, n);
+    n->attr.leaves = r->far->leaves;
+    shape_again(q, n, (Place){PART, RT_GROUP_EXP});
+}
+
+static void place_gather_rows(Partition *q, Node *n) {
+    Place x = place_of(&q->p, n->in[0]);
+    bool by_expert = x.kind == PART && x.group == RT_GROUP_EXP && rows_of(q, n->in[1]);
+    if (by_expert && n->in[1]->node->op == OP_ROW_GROUP) {          // biases of experts, by their own numbers
+        want(q, n, 1, at_experts);
+        shape_again(q, n, at_experts);
+        return;
+    }
+    want_all_home(q, n);
+}
+
+// Dimension 0 of the operands that have it whole, and of the result.
+static bool keeps_axis_0(const Node *n, int64_t whole) {
+    int64_t first = n->attr.dims.n ? n->attr.dims.at[0].n : 0;
+    switch (n->op) {
+    case OP_SUM:       return n->attr.axes.n && n->attr.axes.at[0] > 0;
+    case OP_REDUCE_MAX: case OP_SLICE: case OP_CUMSUM: case OP_CONCAT: case OP_UNSLICE: return n->attr.axis > 0;
+    case OP_PERMUTE:   return n->attr.perm.n && n->attr.perm.at[0] == 0;
+    case OP_RESHAPE:   return first && first % whole == 0;
+    case OP_BROADCAST: return n->attr.dims.n == n->in[0]->type.ndim && first == whole;
+    case OP_SOFTMAX: case OP_LOGSUMEXP: return n->in[0]->type.ndim > 1;
+    default:           return op_is(n->op, ELEMENTWISE) || n->op == OP_COPY;
+    }
+}
+
+static void place_part(Partition *q, Node *n, Place place) {
+    int64_t parts = group_size(&q->p, place.group), whole = 0;
+    int ndim = 0;
+    for (int i = 0; i < n->n_in; i++) {
+        const Type *t = &n->in[i]->type;
+        if (t->ndim > ndim) ndim = t->ndim;
+        if (place_of(&q->p, n->in[i]).kind == PART) whole = t->dim[0].n * parts;
+    }
+    bool keeps = keeps_axis_0(n, whole);
+    for (int i = 0; i < n->n_in; i++) {
+        Place is = place_of(&q->p, n->in[i]);
+        if (is.kind == PART && (is.group != place.group || n->in[i]->type.ndim != ndim)) keeps = false;
+    }
+    if (!keeps) {
+        want_all_home(q, n);
+        return;
+    }
+    for (int i = 0; i < n->n_in; i++) {
+        const Type *t = &n->in[i]->type;
+        if (t->ndim == ndim && (place_of(&q->p, n->in[i]).kind == PART || t->dim[0].n == whole)) want(q, n, i, place);
+    }
+    if (n->attr.dims.n) n->attr.dims.at[0].n /= parts;
+    shape_again(q, n, place);
+}
+
+static void place_effect(Partition *q, Node *n) {
+    if (n->op != OP_UPDATE && n->op != OP_ACCUMULATE) {
+        want_all_home(q, n);
+        return;
+    }
+    Name name = n->op == OP_UPDATE ? n->attr.name : intern(arena_printf(q->p.cx->scratch, "grad/%s", n->attr.name));
+    const Node *param = map_get(&q->params, n->op == OP_ACCUMULATE ? n->attr.name : strchr(name, '/') ? intern(strchr(name, '/') + 1) : name);
+    Place place = param ? tensor_place(q, name, &param->attr.dims) : at_home;
+    want(q, n, 0, place);
+    if (place.kind == PART && n->op == OP_ACCUMULATE) n->attr.over = intern(exchange_group_name[place.group]);
+}
+
+static void place_node(Partition *q, Node *n) {
+    Place part;
+    switch (n->op) {
+    case OP_PARAM: case OP_STATE: cut_source(q, n); return;
+    case OP_GROUPED_MATMUL: place_grouped_matmul(q, n); return;
+    case OP_GROUPED_DW: case OP_GROUPED_SUM: place_grouped_sum(q, n); return;
+    case OP_GATHER_ROWS: place_gather_rows(q, n); return;
+    case OP_SCATTER_ADD_ROWS: case OP_ROW_GROUP: want_all_home(q, n); return;
+    default: break;
+    }
+    if (op_is(n->op, EFFECT) && n->op != OP_CACHE) {
+        place_effect(q, n);
+    } else if (any(q, n, AT_EXPERTS, NULL) && !n->attr.body) {
+        want_at_experts(q, n);
+        shape_again(q, n, at_experts);
+    } else if (any(q, n, PART, &part)) {
+        place_part(q, n, part);
+    }
+}
+
+// ---- sums over leaves --------------------------------------------------------------------------------------------
+
+static bool has_leaves(const Type *t) { return type_is_leafy(t) || type_ragged(t); }
+
+// The result that is a sum over leaves; -1: none.
+static int sum_over_leaves(Partition *q, const Node *n) {
+    bool reads = false;
+    for (int i = 0; i < n->n_in; i++) reads |= has_leaves(&n->in[i]->type);
+    if (!reads || n->op == OP_ROUTE || n->op == OP_GATE || op_is(n->op, COMM) || op_is(n->op, EFFECT)) return -1;
+    if (n->op == OP_CUMSUM && n->attr.axis == 0) refuse(q, n, "runs over leaves");
+    for (int i = 0; i < n->n_out; i++) {
+        if (has_leaves(&n->out[i].type)) continue;
+        switch (n->op) {
+        case OP_SUM: case OP_REDUCE_MAX:
+            if (!type_is_leafy(&n->in[0]->type)) refuse(q, n, "over all rows of a route");
+            return i;
+        case OP_MATMUL_DW:
+            if (!type_is_leafy(&n->in[0]->type)) refuse(q, n, "over all rows of a route");
+            return i;
+        case OP_GROUPED_DW: case OP_GROUPED_SUM: case OP_SCATTER_ADD_ROWS:
+        case OP_HEAD_LOSS_GRAD: case OP_HEAD_LOSS_AND_GRAD:
+            return i;
+        default: refuse(q, n, "brings leaves together");
+        }
+    }
+    return -1;
+}
+
+static void read_instead(Graph *g, Value *old, Value *new, const Node *except) {
+    for_each_node(g, m)
+        for (int i = 0; m != except && i < m->n_in; i++)
+            if (m->in[i] == old) replace_operand(m, i, new);
+}
+
+static void reduce_over_ranks(Partition *q, Node *n, int result) {
+    Value *v = &n->out[result];
+    Place place = place_of(&q->p, v);
+    RtGroup group = place.kind == PART ? RT_GROUP_EDP : RT_GROUP_DATA;
+    if (group_size(&q->p, group) == 1) return;
+    Builder b = builder_after(q->p.g, n);
+    Name over = intern(exchange_group_name[group]);
+    Value *y;
+    Node *first;
+    if (n->op == OP_REDUCE_MAX) {
+        y = make(&b, OP_ALL_GATHER, INS(v), .over = over);
+        first = y->node;
+        y = make(&b, OP_REDUCE_MAX, INS(y), .axis = 0);
+    } else {
+        y = make(&b, OP_TREE_ALL_REDUCE, INS(v), .over = over);
+        first = y->node;
+    }
+    place_set(&q->p, y, place);
+    read_instead(q->p.g, v, y, first);
+    q->p.n_exchanges++;
+    q->p.bytes += (double)type_bytes(&v->type);
+}
+
+// Draws of a rank are its part of those of all.
+static void place_random(Partition *q, Node *n, Value **part) {
+    const Type *t = &n->out[0].type;
+    if (type_ragged(t)) refuse(q, n, "draws for rows of a route");
+    if (!type_is_leafy(t)) return;
+    if (type_bound_elements(t) % 4) refuse(q, n, "draws numbers that are no multiple of four per rank");
+    Builder b = builder_before(q->p.g, n);
+    if (!*part) {
+        Builder first = builder_before(q->p.g, q->p.g->first);
+        *part = make(&first, OP_INPUT, INS(NULL), .name = intern("data_rank"), .dtype = I32, .dims = {0});
+    }
+    Value *y = make(&b, OP_RANDOM, INS(n->in[0], *part), .stream = n->attr.stream, .dtype = n->attr.dtype, .dims = n->attr.dims);
+    replace_all_uses(q->p.g, &n->out[0], y);
+    graph_remove(n);
+}
+
+// A part of a sum needs no whole one.
+static void scatter_sums(Graph *g) {
+    for_each_node(g, n) {
+        if (n->op != OP_SHARD) continue;
+        Node *sum = n->in[0]->node;
+        if (sum->op != OP_TREE_ALL_REDUCE || sum->attr.over != n->attr.over || sum->out[0].n_uses != 1) continue;
+        Builder b = builder_before(g, n);
+        Value *y = make(&b, OP_TREE_REDUCE_SCATTER, INS(sum->in[0]), .over = n->attr.over);
+        replace_all_uses(g, &n->out[0], y);
+        graph_remove(n);
+        graph_remove(sum);
+    }
+}
 
 bool pass_partition(Graph *g, PassCtx *cx) {
-    (void)g;
-    TRACE(cx, "partition: one rank\n");
-    return false;
+    if (rt_mesh_ranks(g->mesh) == 1) {
+        TRACE(cx, "partition: one rank\n");
+        return false;
+    }
+    Arena *a = cx->scratch;
+    Partition q = {.p = {.g = g, .cx = cx, .twins = {.arena = a}, .far_of = {.arena = a}, .near_of = {.arena = a}},
+                   .params = {.arena = a},
+                   .ok = true};
+    for_each_node(g, n)
+        if (n->op == OP_PARAM) {
+            Node *whole = arena_new(a, Node);            // as it was: n's own dims are cut
+            *whole = *n;
+            map_put(&q.params, n->attr.name, whole);
+        }
+    Value *part = NULL;
+    for_each_node(g, n) {
+        if (n->op == OP_RANDOM) {
+            place_random(&q, n, &part);
+            continue;
+        }
+        place_node(&q, n);
+        int sum = q.ok ? sum_over_leaves(&q, n) : -1;
+        if (!q.ok) return true;
+        if (sum >= 0) reduce_over_ranks(&q, n, sum);
+    }
+    scatter_sums(g);
+    WON(cx, "%d exchanges, %.1f MB sent at most", q.p.n_exchanges, q.p.bytes / 1e6);
+    return true;
 }

@@ -133,7 +133,8 @@ typedef struct {
     int32_t dtype;
     int32_t experts;        // RT_EXCHANGE_*: of all ranks
     int32_t leaves;         // RT_EXCHANGE_*: of one rank
-    int32_t sequence;       // number of this exchange in its program
+    uint32_t sequence;      // number of this exchange in the plan
+    uint32_t where, pad;    // text offset: instance and line, for messages
     int64_t elements;       // of x; of a row, where x has rows
 } RtExchange;
 

@@ -13,6 +13,7 @@
 // the threads use two in turn, and whoever is in phase j has passed the barrier behind phase j - 1.
 #include "runtime/exec.h"
 
+#include "runtime/ranks.h"
 #include "runtime/team.h"
 #include "runtime/trace.h"
 
@@ -45,7 +46,7 @@ static void run_thread(RtPlanInstance *p, uint32_t first, uint32_t n_steps, int 
     bool alone = false;                      // thread 0 has worked alone since the last barrier
     for (uint32_t i = first; i < first + n_steps; i++) {
         const RtStep *step = &p->step[i];
-        RtKernelFn *run = p->kernel[step->kernel];
+        RtKernelFn *run = p->kernel[step->kernel] ? p->kernel[step->kernel] : moec_exchange;
         call.arg = p->arg + step->first_arg;
         call.data = p->kernel_data[step->kernel];
         uint32_t n_phases = kernel[step->kernel].n_phases;

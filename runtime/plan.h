@@ -11,7 +11,7 @@ struct RtTeam;
 
 typedef struct RtPlanInstance {
     const RtPlan      *plan;            // borrowed: must live as long
-    RtKernelFn *const *kernel;          // borrowed; one per plan kernel
+    RtKernelFn *const *kernel;          // borrowed; one per plan kernel.  NULL: an exchange, the runtime's own
     const RtTensor    *tensor;
     const RtStep      *step;
     const RtProgram   *program;

@@ -1,4 +1,4 @@
-// A rank among others: what a plan's exchanges and the loops around them need.
+// A rank among others: the group numbers, buffers and messages of a plan's exchanges.
 #ifndef RUNTIME_RANKS_H
 #define RUNTIME_RANKS_H
 #include "runtime/comm.h"
@@ -6,11 +6,17 @@
 
 typedef struct RtRanks {
     RtComm  *comm;             // borrowed
+    const RtPlan *plan;
     int      rank, n;
     RtMesh   mesh;
     int      group[RT_GROUPS]; // the communicator's number of the group that holds this rank; -1: it is alone there
     RtStatus status;           // of the first exchange that failed; those behind it do nothing
     RtError  error;
+    // for the exchange that runs:
+    unsigned char *work;       // what it adds, gathers or counts
+    size_t   work_bytes;
+    RtCommPart *send, *recv;   // [experts]
+    int64_t *cut;              // [ranks + 1]
 } RtRanks;
 
 // Called by all ranks with the same plan: opens its groups and gives the instance its rank.  The mesh must have as many
@@ -19,8 +25,7 @@ typedef struct RtRanks {
 RtStatus rt_ranks_open(RtPlanInstance *p, RtComm *comm, RtRanks **out, RtError *e);
 void     rt_ranks_close(RtRanks *r);                     // NULL is fine
 
-// The kernel of all exchanges (EXCHANGE_SYMBOL): one task, thread 0's.  Waits for the others; a failure is kept in
-// call->ranks.
+// The kernel of all exchanges (EXCHANGE_SYMBOL): one task, thread 0's.  Waits for the others.
 RtKernelFn moec_exchange;
 
 #endif

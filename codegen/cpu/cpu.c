@@ -352,7 +352,7 @@ static Compiled *compile(Graph *const *programs, int n, const CompileOpts *opts,
         return NULL;
     }
     for (int i = 0; i < e->n_kernels; i++)
-        if (!e->kernel[i].made_by) c->fn[i] = moec_ref_kernel;
+        if (!e->kernel[i].made_by) c->fn[i] = e->kernel[i].is_exchange ? NULL : moec_ref_kernel;
     c->stats.seconds = now() - start;
     return c;
 }

@@ -49,9 +49,11 @@ void emit_random(Cg *cg, const KernelNode *k) {
     LV rng[4], n = cg_elements(cg, &k->node->out[0].type);
     for (int i = 0; i < 4; i++) rng[i] = cg_splat(cg, cg_load1(cg, I32, cg_in(cg, 0), cg_int(cg, i)));
     LV lo = cg_muli(cg, cg->task, RUN), hi = cg_min(cg, cg_addi(cg, lo, RUN), n);
+    LV before = cg_int(cg, 0);               // elements of the whole tensor in front of these: blocks of four
+    if (k->node->n_in > 1) before = cg_mul(cg, cg_i64(cg, cg_load1(cg, I32, cg_in(cg, 1), cg_int(cg, 0))), n);
     CgLoop l;
     cg_for(cg, &l, lo, hi, LANES);
-    LV block = LLVMBuildTrunc(cg->b, LLVMBuildLShr(cg->b, l.i, cg_int(cg, 2), ""), cg->i32, "");
+    LV block = LLVMBuildTrunc(cg->b, LLVMBuildLShr(cg->b, cg_add(cg, before, l.i), cg_int(cg, 2), ""), cg->i32, "");
     LV counter[4] = {
         cg_add(cg, cg_splat(cg, block), LLVMBuildLShr(cg->b, cg_lanes(cg), cg_vec_int(cg, 2), "")), rng[3],
         cg_vec_int(cg, (int32_t)k->node->attr.stream), rng[2]};

@@ -31,7 +31,7 @@ static Compiled *compile(Graph *const *programs, int n, const CompileOpts *opts,
     }
     Compiled *c = arena_new(a, Compiled);
     *c = (Compiled){.arena = a, .emitted = e, .fn = arena_array(a, RtKernelFn *, e->n_kernels)};
-    for (int i = 0; i < e->n_kernels; i++) c->fn[i] = moec_ref_kernel;
+    for (int i = 0; i < e->n_kernels; i++) c->fn[i] = e->kernel[i].is_exchange ? NULL : moec_ref_kernel;
     c->stats = (CompileStats){.kernels = e->n_kernels, .reference = e->n_kernels, .seconds = now() - start};
     return c;
 }

@@ -71,7 +71,8 @@ bool check_source(const Node *n, Diag *d) {
 // seed, wave and step: four numbers.
 bool check_random(const Node *n, Diag *d) {
     const Type *t = &n->in[0]->type;
-    if (t->dtype == I32 && t->ndim == 1 && dim_eq(t->dim[0], dim_n(4))) return true;
+    bool has_part = n->n_in == 1 || (n->n_in == 2 && !n->in[1]->type.ndim);
+    if (t->dtype == I32 && t->ndim == 1 && dim_eq(t->dim[0], dim_n(4)) && has_part) return true;
     diag_error(d, n->at, "random draws from i32[4], not %s", type_text(n->graph->arena, t));
     return false;
 }

@@ -73,8 +73,9 @@ MEANING(iota) {
 
 MEANING(random) {
     UNUSED;
-    for (int64_t i = 0, n = n_elements(out); i < n; i++)
-        reals(out)[i] = philox_element(ints(&in[0]), (uint32_t)attr->stream, (uint64_t)i);
+    int64_t n = n_elements(out), before = n_in > 1 ? ints(&in[1])[0] * n : 0;
+    for (int64_t i = 0; i < n; i++)
+        reals(out)[i] = philox_element(ints(&in[0]), (uint32_t)attr->stream, (uint64_t)(before + i));
 }
 
 // ---- arithmetic -----------------------------------------------------------------------------------------

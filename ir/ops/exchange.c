@@ -1,0 +1,87 @@
+// Shapes and checks of exchanges between ranks.  What they do: runtime/ranks.c; who puts them there: passes/partition.c.
+#include <string.h>
+
+#include "ir/ops/rules.h"
+
+bool exchange_group(const Node *n, RtGroup *group) {
+    for (int i = 0; i < RT_GROUPS; i++)
+        if (n->attr.over && !strcmp(n->attr.over, exchange_group_name[i])) {
+            *group = (RtGroup)i;
+            return true;
+        }
+    return false;
+}
+
+const char *const exchange_group_name[RT_GROUPS] = {"data", "exp", "edp", "tp"};
+
+static int64_t parts_of(const Node *n) {
+    RtGroup group;
+    return exchange_group(n, &group) ? rt_group_size(n->graph->mesh, group) : 1;
+}
+
+bool check_exchange(const Node *n, Diag *d) {
+    RtGroup group;
+    if (exchange_group(n, &group)) return true;
+    diag_error(d, n->at, "%s needs over = data, exp, edp or tp, but has '%s'", op_info[n->op].name,
+               n->attr.over ? n->attr.over : "");
+    return false;
+}
+
+bool shape_part(const Node *n, Type *out, Diag *d) {
+    int64_t parts = parts_of(n);
+    out[0] = n->in[0]->type;
+    if (out[0].ndim && !out[0].dim[0].sym && out[0].dim[0].n % parts == 0) {
+        out[0].dim[0].n /= parts;
+        return true;
+    }
+    diag_error(d, n->at, "%s over %s cuts axis 0 in %lld parts, which %s does not allow", op_info[n->op].name,
+               n->attr.over ? n->attr.over : "", (long long)parts, rule_type(n, &n->in[0]->type));
+    return false;
+}
+
+// Leaves of all ranks are no leaf axis any more: a number.
+bool shape_parts(const Node *n, Type *out, Diag *d) {
+    const Sym *s = n->in[0]->type.ndim ? n->in[0]->type.dim[0].sym : NULL;
+    out[0] = n->in[0]->type;
+    if (out[0].ndim && (!s || s->kind == SYM_LEAF)) {
+        out[0].dim[0] = dim_n(dim_bound(out[0].dim[0]) * parts_of(n));
+        return true;
+    }
+    diag_error(d, n->at, "all_gather needs an axis 0 of constant size, but got %s", rule_type(n, &n->in[0]->type));
+    return false;
+}
+
+bool shape_exchange_offsets(const Node *n, Type *out, Diag *d) {
+    int64_t parts = parts_of(n), experts = n->attr.experts;
+    const Sym *rows = n->attr.sym;
+    const Type *home = &n->in[0]->type;
+    int64_t leaves = experts > 0 && home->ndim == 1 ? (home->dim[0].n - 1) / experts : 0;
+    if (leaves < 1 || home->dim[0].sym || home->dim[0].n != experts * leaves + 1 || experts % parts || !rows ||
+        rows->groups != experts / parts || rows->leaves != leaves * parts) {
+        diag_error(d, n->at,
+                   "exchange_offsets of %s for %lld experts on %lld ranks defines rows by %lld leaves %lld, not by %d "
+                   "leaves %d",
+                   rule_type(n, home), (long long)experts, (long long)parts, (long long)(experts / parts),
+                   (long long)(leaves * parts), rows ? rows->groups : 0, rows ? rows->leaves : 0);
+        return false;
+    }
+    out[0] = type_make(I32, 1, &(Dim){(int64_t)rows->groups * rows->leaves + 1, NULL});
+    return true;
+}
+
+bool shape_exchange_rows(const Node *n, Type *out, Diag *d) {
+    const Sym *from = type_ragged(&n->in[0]->type);
+    bool back = n->op == OP_RETURN_ROWS;
+    const Type *home = &n->in[1]->type, *experts = &n->in[2]->type;
+    const Sym *near = back ? n->attr.sym : from, *far = back ? from : n->attr.sym;
+    if (!from || !n->attr.sym || n->attr.sym->kind != SYM_RAGGED || home->ndim != 1 || experts->ndim != 1 ||
+        home->dim[0].n != (int64_t)near->groups * near->leaves + 1 ||
+        experts->dim[0].n != (int64_t)far->groups * far->leaves + 1) {
+        diag_error(d, n->at, "%s needs rows of a route, their offsets and those of the other side, but got %s, %s and %s",
+                   op_info[n->op].name, rule_type(n, &n->in[0]->type), rule_type(n, home), rule_type(n, experts));
+        return false;
+    }
+    out[0] = n->in[0]->type;
+    out[0].dim[0].sym = n->attr.sym;
+    return true;
+}

@@ -1,0 +1,91 @@
+// Places, and the exchanges between them.
+//
+//     HOME   -> PART         shard            PART       -> HOME     all_gather
+//     HOME   -> AT_EXPERTS   exchange_rows    AT_EXPERTS -> HOME     return_rows
+//
+// Each is the other's transpose, so what goes one way in forward comes back the other way in backward without a rule of
+// its own.
+#include "passes/placement.h"
+
+// Where a value is, and as what it was taken elsewhere.
+typedef struct {
+    Place  place;
+    Value *home, *experts, *part[RT_GROUPS];
+} Twins;
+
+int64_t group_size(const Placement *p, RtGroup group) { return rt_group_size(p->g->mesh, group); }
+
+static Twins *twins_of(Placement *p, const Value *v) {
+    Twins *t = map_get(&p->twins, v);
+    if (t) return t;
+    t = arena_new(p->cx->scratch, Twins);
+    map_put(&p->twins, v, t);
+    return t;
+}
+
+Place place_of(const Placement *p, const Value *v) {
+    const Twins *t = map_get(&p->twins, v);
+    return t ? t->place : (Place){HOME, RT_GROUP_DATA};
+}
+
+void place_set(Placement *p, Value *v, Place place) { twins_of(p, v)->place = place; }
+
+static Value **slot(Twins *t, Place place) {
+    return place.kind == HOME ? &t->home : place.kind == PART ? &t->part[place.group] : &t->experts;
+}
+
+FarRows *rows_known(const Placement *p, Sym *s) {
+    FarRows *r = map_get(&p->far_of, s);
+    return r ? r : map_get(&p->near_of, s);
+}
+
+FarRows *rows_far(Placement *p, Sym *near) {
+    FarRows *r = rows_known(p, near);
+    int64_t ep = group_size(p, RT_GROUP_EXP);
+    if (r || ep == 1 || !near->extent) return r;
+    r = arena_new(p->cx->scratch, FarRows);
+    // at worst, all rows of all ranks are for the experts of one
+    *r = (FarRows){.near = near, .near_offsets = near->extent};
+    r->far = graph_add_sym(p->g, arena_printf(p->g->arena, "%s.far", near->name), SYM_RAGGED, near->bound * ep,
+                           near->groups / (int)ep, near->leaves * (int)ep);
+    Builder b = builder_after(p->g, near->extent->node);
+    r->far_offsets = make(&b, OP_EXCHANGE_OFFSETS, INS(near->extent), .experts = near->groups, .sym = r->far,
+                          .over = intern(exchange_group_name[RT_GROUP_EXP]));
+    r->far->extent = r->far_offsets;
+    p->n_exchanges++;
+    map_put(&p->far_of, near, r);
+    map_put(&p->near_of, r->far, r);
+    return r;
+}
+
+static Value *sent(Placement *p, Builder *b, Value *v, Place place) {
+    Place from = place_of(p, v);
+    RtGroup group = place.kind == PART ? place.group : from.kind == PART ? from.group : RT_GROUP_EXP;
+    Name over = intern(exchange_group_name[group]);
+    if (from.kind == PART) return make(b, OP_ALL_GATHER, INS(v), .over = over);
+    if (place.kind == PART) return make(b, OP_SHARD, INS(v), .over = over);
+    FarRows *r = rows_known(p, type_ragged(&v->type));
+    if (place.kind == HOME)
+        return make(b, OP_RETURN_ROWS, INS(v, r->near_offsets, r->far_offsets), .sym = r->near, .over = over);
+    if (v->node->op == OP_ROW_GROUP) return make(b, OP_ROW_GROUP, INS(r->far_offsets), .sym = r->far);
+    return make(b, OP_EXCHANGE_ROWS, INS(v, r->near_offsets, r->far_offsets), .sym = r->far, .over = over);
+}
+
+Value *placed(Placement *p, Value *v, Place place, Node *before) {
+    Place from = place_of(p, v);
+    bool same = from.kind == place.kind && (from.kind != PART || from.group == place.group);
+    if (same) return v;
+    if (from.kind == PART && place.kind == PART) return placed(p, placed(p, v, (Place){HOME, 0}, before), place, before);
+    Value **there = slot(twins_of(p, v), place);
+    if (*there) return *there;
+    Builder b = builder_before(p->g, before);
+    Value *to = sent(p, &b, v, place);
+    *slot(twins_of(p, v), place) = to;
+    place_set(p, to, place);
+    *slot(twins_of(p, to), from) = v;
+    if (to->node->op != OP_SHARD && to->node->op != OP_ROW_GROUP) {
+        p->n_exchanges++;
+        p->bytes += (double)type_bytes(&v->type);
+    }
+    return to;
+}

@@ -1,0 +1,37 @@
+// Where the values of a rank's program are, and how one gets from one place to another.  Of partition only.
+#ifndef PASSES_PLACEMENT_H
+#define PASSES_PLACEMENT_H
+#include "passes/util.h"
+
+typedef enum {
+    HOME,            // whole on each rank; what has leaves or rows: one's own leaves, all their rows
+    PART,            // a part of axis 0, over a group
+    AT_EXPERTS       // rows, on the ranks of their experts
+} PlaceKind;
+
+typedef struct { PlaceKind kind; RtGroup group; } Place;
+
+// The rows of a route, seen by the ranks of its experts.
+typedef struct {
+    Sym   *near, *far;
+    Value *near_offsets, *far_offsets;
+} FarRows;
+
+typedef struct {
+    Graph  *g;
+    PassCtx *cx;
+    PtrMap  twins;             // of values: where they are and have been taken
+    PtrMap  far_of, near_of;   // from symbols to FarRows
+    int     n_exchanges;
+    double  bytes;             // that a rank sends, at bound
+} Placement;
+
+Place place_of(const Placement *p, const Value *v);
+void  place_set(Placement *p, Value *v, Place place);
+// v in another place: made in front of `before`, or an earlier one.
+Value *placed(Placement *p, Value *v, Place place, Node *before);
+// The rows of a symbol at their experts; made at the first call.  NULL: its experts are on every rank.
+FarRows *rows_far(Placement *p, Sym *near);
+FarRows *rows_known(const Placement *p, Sym *s);      // whichever side s is; NULL if nobody sent them
+int64_t  group_size(const Placement *p, RtGroup group);
+#endif
