@@ -11,6 +11,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "runtime/comm_priv.h"
 #include "runtime/comm_rounds.h"
@@ -447,6 +448,37 @@ int rt_comm_world_size(void) {
     return size && atoi(size) > 1 ? atoi(size) : 1;
 }
 
+// moec_mpi.so lies beside the program, or where `cmake --install` puts it, or where the system looks for libraries.
+static void *load_mpi(char *why, size_t why_bytes) {
+    static const char *const places[] = {"%s/moec_mpi.so", "%s/../lib/moec/moec_mpi.so"};
+    char program[4000], path[4096];
+    ssize_t n = readlink("/proc/self/exe", program, sizeof program - 1);
+    program[n > 0 ? n : 0] = 0;
+    char *slash = strrchr(program, '/');
+    if (slash) *slash = 0;
+    const char *given = getenv("MOEC_MPI_LIBRARY"), *found = given ? given : "moec_mpi.so";
+    for (int i = 0; !given && i < 2; i++) {
+        snprintf(path, sizeof path, places[i], program);
+        if (access(path, R_OK) != 0) continue;
+        found = path;
+        break;
+    }
+    void *library = dlopen(found, RTLD_NOW | RTLD_GLOBAL);     // global: Open MPI loads parts that look for it
+    if (!library) snprintf(why, why_bytes, "%s", dlerror());
+    return library;
+}
+
+static RtStatus find_transport(const RtCommConfig *cf, const RtTransportOps **out, RtError *e) {
+    *out = &rt_transport_local;
+    if (cf->world) return RT_OK;
+    char why[512] = "";
+    void *library = load_mpi(why, sizeof why);
+    *out = library ? dlsym(library, RT_TRANSPORT_MPI) : NULL;
+    if (*out) return RT_OK;
+    return rt_fail(e, RT_COMM, "more than one rank needs MPI, and there is none: %s (moec is built with it where "
+                   "libopenmpi-dev is, and runs with it where libopenmpi3 is)", why);
+}
+
 static RtStatus open_run(RtComm *c, RtError *e) {
     int *all = malloc((size_t)c->ranks * sizeof *all);
     void **page = calloc((size_t)c->ranks, sizeof *page);
@@ -474,8 +506,8 @@ RtStatus rt_comm_open(const RtCommConfig *cf, RtComm **out, RtError *e) {
     if (!c) return rt_fail(e, RT_NO_MEMORY, "no memory for a communicator");
     c->silence_ns = cf->silence_ns ? cf->silence_ns : 30000000000;
     c->faults = cf->faults;
-    c->ops = &rt_transport_local;
-    RtStatus s = c->ops->open(cf, &c->transport, e);
+    RtStatus s = find_transport(cf, &c->ops, e);
+    if (s == RT_OK) s = c->ops->open(cf, &c->transport, e);
     if (s == RT_OK) {
         c->rank = c->ops->rank(c->transport);
         c->ranks = c->ops->ranks(c->transport);

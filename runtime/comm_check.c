@@ -27,12 +27,12 @@ uint32_t rt_comm_tag(const RtCommOp *op, int64_t in_group) {
 
 // ---- pages ----------------------------------------------------------------------------------------------
 
+// Whoever reads a word of the new record finds number 0, or the new one, afterwards.
 static void write_record(_Atomic int64_t *page, const RtCommRecord *r) {
     int64_t word[RT_RECORD_WORDS];
     memcpy(word, r, sizeof word);
     atomic_store_explicit(&page[0], 0, memory_order_relaxed);
-    atomic_thread_fence(memory_order_release);
-    for (int i = 1; i < RT_RECORD_WORDS; i++) atomic_store_explicit(&page[i], word[i], memory_order_relaxed);
+    for (int i = 1; i < RT_RECORD_WORDS; i++) atomic_store_explicit(&page[i], word[i], memory_order_release);
     atomic_store_explicit(&page[0], word[0], memory_order_release);
 }
 
@@ -40,8 +40,7 @@ static void write_record(_Atomic int64_t *page, const RtCommRecord *r) {
 static RtCommRecord read_record(_Atomic int64_t *page) {
     int64_t word[RT_RECORD_WORDS];
     word[0] = atomic_load_explicit(&page[0], memory_order_acquire);
-    for (int i = 1; i < RT_RECORD_WORDS; i++) word[i] = atomic_load_explicit(&page[i], memory_order_relaxed);
-    atomic_thread_fence(memory_order_acquire);
+    for (int i = 1; i < RT_RECORD_WORDS; i++) word[i] = atomic_load_explicit(&page[i], memory_order_acquire);
     if (atomic_load_explicit(&page[0], memory_order_relaxed) != word[0]) word[0] = 0;
     RtCommRecord r;
     memcpy(&r, word, sizeof r);

@@ -284,7 +284,7 @@ static void make(Job *job, Rank *r, RtCommKind kind, int group, const int *ranks
 static void start(Job *job, Rank *r) {
     long before = n_mallocs;
     works(r, rt_comm_start(r->c, &job->op, &job->ticket, &r->error));
-    check(r, n_mallocs == before);
+    check(r, the_comm || n_mallocs == before);         // but MPI may
 }
 
 static bool sum_is(const Job *job, int64_t i, Order *order) {
@@ -364,7 +364,7 @@ static void check_result(Job *job, Rank *r) {
 static void finish(Job *job, Rank *r) {
     long before = n_mallocs;
     works(r, rt_comm_done(r->c, job->ticket, &r->error));
-    check(r, n_mallocs == before);
+    check(r, the_comm || n_mallocs == before);         // but MPI may
     if (!r->wrong[0]) check_result(job, r);
     free(job->buf);
     free(job->scratch);
@@ -396,7 +396,7 @@ static void each_size_of(Rank *r) {
     static const int64_t sizes[] = {0, 1, 15, 16, 17, 1023, 1024, 1025, 4096, 262143, 262144, 262145};
     for (int kind = 0; kind < RT_COMM_KINDS; kind++)
         for (int s = 0; s < 12 && is_legal(kind, r->ranks); s++)
-            for (uint64_t seed = (uint64_t)s; seed < (uint64_t)s + (is_long ? 10 : sizes[s] > 4096 ? 1 : 4); seed++)
+            for (uint64_t seed = (uint64_t)s; seed < (uint64_t)s + (sizes[s] > 4096 ? 1 : is_long ? 10 : 4); seed++)
                 do_one(r, kind, sizes[s], some_dtype(kind, seed), seed);
     if (is_legal(RT_COMM_TREE_REDUCE, r->ranks) && is_long) do_one(r, RT_COMM_TREE_REDUCE, 5 << 20, F32, 1);
 }
@@ -526,7 +526,7 @@ static void runs_programs(Rank *r) {
     Group own[FAMILIES];
     const Group *g = the_comm ? groups_of(r) : own;
     if (!the_comm) open_groups(r, own);
-    int programs = is_long ? 1500 : 20;
+    int programs = is_long ? 300 : 20;
     for (int p = 0; p < programs && !r->wrong[0]; p++) run_program(r, g, r->seed + (uint64_t)p);
 }
 
@@ -776,7 +776,9 @@ static void a_steps_hash_finds_what_no_message_shows(void **state) { on_all(0, d
 // Each of these ends the run for all ranks; under MPI each is a job of its own.
 
 static void ends(Rank *r, RtStatus s) {
-    if (s != RT_OK) rt_comm_abort(r->c, &r->error);
+    if (s == RT_OK) return;
+    if (the_comm) fprintf(stderr, "%s\n", r->error.text);
+    rt_comm_abort(r->c, &r->error);
 }
 
 static RtStatus reduce(Rank *r, uint32_t node, int64_t n) {
@@ -816,8 +818,7 @@ static void one_is_absent(Rank *r) {
 
 static void one_aborts(Rank *r) {
     if (r->rank == 1) {
-        rt_fail(&r->error, RT_IO, "the disk of rank 1 is full");
-        rt_comm_abort(r->c, &r->error);
+        ends(r, rt_fail(&r->error, RT_IO, "the disk of rank 1 is full"));
     } else {
         ends(r, reduce(r, 1, 4999));
     }
@@ -898,6 +899,7 @@ static int end_in_trouble(const char *name) {
 
 int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(a_steps_hash_finds_what_no_message_shows),      // others don't run the same on all ranks
         cmocka_unit_test(every_kind_and_size),
         cmocka_unit_test(other_orders_have_other_bits),
         cmocka_unit_test(many_are_open_at_once),
@@ -909,7 +911,6 @@ int main(int argc, char **argv) {
         cmocka_unit_test(scalars_know_no_layout),
         cmocka_unit_test(bad_ops_are_refused),
         cmocka_unit_test(facts_that_differ_are_named),
-        cmocka_unit_test(a_steps_hash_finds_what_no_message_shows),
     };
     const struct CMUnitTest of_one_process[] = {
         cmocka_unit_test(traffic_by_hand),
