@@ -56,9 +56,6 @@ static bool can_share(Session *s) {
     if (t->parallel.zero > 2)
         return WRONG("parallel.zero is %lld: it would gather parameters anew for every layer of every pass, which this "
                      "version does not do", (long long)t->parallel.zero);
-    if (t->parallel.zero > 0)
-        return WRONG("parallel.zero is %lld: in this version each rank that has a parameter keeps its moments",
-                     (long long)t->parallel.zero);
     if (t->parallel.etp > 1)
         return WRONG("parallel.etp is %lld: this version keeps experts whole", (long long)t->parallel.etp);
     if (t->parallel.rebalance.unit) return WRONG("parallel.rebalance: in this version experts stay where they are");
@@ -94,7 +91,7 @@ bool ranks_mesh(Session *s, const Ranks *r, RtMesh *out) {
     if (!is_power_of_two(r->n) || !is_power_of_two(ep))
         return WRONG("%d ranks, parallel.ep = %lld: both must be powers of two, for sums over ranks are trees", r->n,
                      (long long)ep);
-    *out = (RtMesh){.dp = (int32_t)dp, .ep = (int32_t)ep, .tp = 1, .zero = 0};
+    *out = (RtMesh){.dp = (int32_t)dp, .ep = (int32_t)ep, .tp = 1, .zero = (int32_t)s->settings->parallel.zero};
     return can_deal_lanes(s, r->n);
 }
 

@@ -4,7 +4,7 @@
 // interrupted leaves a folder .tmp-step-N, which nobody reads and the next save removes.
 //
 // Where there are several ranks, each writes tensors into files of its own: its experts, and a share of what many
-// hold.  Names and hashes don't tell who wrote, so any other number of ranks can read it.
+// hold, whole or in parts, which are put together first.  Names and hashes don't tell who wrote, so any other number of ranks can read it.
 #include "runtime/checkpoint.h"
 
 #include <ctype.h>
@@ -43,6 +43,9 @@ char *rt_expert_name(const char *name, int64_t expert) {
     return rt_path("%.*s%lld.%s", (int)(last - name), name, (long long)expert, last);
 }
 
+// In parts that are no tensors by themselves, as experts are.
+static bool is_cut(const RtPlanInstance *p, const RtTensor *t) { return rt_tensor_parts(p, t) > 1 && !t->experts; }
+
 // The pieces a plan tensor has in a checkpoint: one, or one per expert; of this rank's part.
 static int64_t n_pieces(const RtTensor *t) { return t->experts ? t->dim[0] : 1; }
 
@@ -52,6 +55,7 @@ static StWrite piece(const RtPlanInstance *p, const RtTensor *t, int64_t k, char
     StWrite w = {
         .name = *name, .dtype = st_dtype_of((DType)t->dtype), .ndim = t->ndim - (t->experts ? 1 : 0)};
     for (int i = 0; i < w.ndim; i++) w.dim[i] = t->dim[i + (t->experts ? 1 : 0)];
+    if (is_cut(p, t)) w.dim[0] *= rt_tensor_parts(p, t);
     int64_t bytes = t->experts && t->dim[0] ? t->bytes / t->dim[0] : t->bytes;
     w.data = (const char *)rt_tensor_data(p, t) + k * bytes;
     return w;
@@ -122,11 +126,13 @@ typedef struct {
     const RtCkptInfo *info;
     const char *dir;
     json_t *files, *tensors;
+    char **whole;                   // [n_tensors]: of those that are cut, put together where this rank writes them
 } Saver;
 
-// Ranks that hold the same take turns: does this one write piece k of tensor i?
+// Ranks that hold the same, or parts of it, take turns: does this one write piece k of tensor i?
 static bool is_writer(const RtPlanInstance *p, int i, int64_t k) {
     const RtTensor *t = &p->tensor[i];
+    if (is_cut(p, t)) return i % rt_tensor_parts(p, t) == rt_tensor_part(p, t);
     int64_t holders = 0, own = 0;
     for (int rank = 0; rank < rt_n_ranks(p->ranks); rank++) {
         bool other_part = t->shard && p->ranks &&
@@ -210,7 +216,7 @@ static RtStatus save_role(Saver *s, RtRole role, RtError *e) {
         if (t && (!is_saved(p, t) || t->role != role)) continue;
         for (int64_t k = 0; k < (t ? n_pieces(t) : 1) && status == RT_OK; k++) {
             if (t && !is_writer(p, i, k)) continue;
-            int64_t more = t ? t->bytes / (n_pieces(t) ? n_pieces(t) : 1) : 0;
+            int64_t more = !t ? 0 : is_cut(p, t) ? t->bytes * rt_tensor_parts(p, t) : t->bytes / n_pieces(t);
             if (n && (!t || bytes + more > MAX_FILE)) {
                 char *name = file_name(p->ranks, role, number++);
                 status = save_file(s, name, w, n, e);
@@ -221,6 +227,7 @@ static RtStatus save_role(Saver *s, RtRole role, RtError *e) {
             if (!t) continue;
             char *name;
             w[n++] = piece(p, t, k, &name);
+            if (is_cut(p, t)) w[n - 1].data = s->whole[i];
             bytes += more;
         }
     }
@@ -388,16 +395,10 @@ static RtStatus save_rest(Saver *s, RtError *e) {
 
 // Files hold rows; programs that only read their parameters have them otherwise, and save nothing.
 static RtStatus can_be_saved(const RtPlanInstance *p, RtError *e) {
-    for (int i = 0; i < p->n_tensors; i++) {
-        const RtTensor *t = &p->tensor[i];
-        if (!is_saved(p, t)) continue;
-        if (t->layout != LAYOUT_ROWS)
+    for (int i = 0; i < p->n_tensors; i++)
+        if (is_saved(p, &p->tensor[i]) && p->tensor[i].layout != LAYOUT_ROWS)
             return rt_fail(e, RT_BAD_PLAN, "'%s' lies in panels: programs made to be read from can't be saved",
-                           rt_tensor_name(p, t));
-        if (t->shard && !t->experts)
-            return rt_fail(e, RT_BAD_PLAN, "'%s' is cut over ranks, but not by experts: this version can't save it",
-                           rt_tensor_name(p, t));
-    }
+                           rt_tensor_name(p, &p->tensor[i]));
     return RT_OK;
 }
 
@@ -428,11 +429,36 @@ static RtStatus together(const Saver *s, RtStatus own, RtError *e) {
     return rt_agree(s->p->ranks, own, e);
 }
 
+static RtStatus make_room(Saver *s, RtError *e) {
+    const RtPlanInstance *p = s->p;
+    s->whole = calloc((size_t)p->n_tensors + 1, sizeof *s->whole);
+    for (int i = 0; s->whole && i < p->n_tensors; i++) {
+        const RtTensor *t = &p->tensor[i];
+        if (!is_saved(p, t) || !is_cut(p, t) || !is_writer(p, i, 0)) continue;
+        s->whole[i] = malloc((size_t)(t->bytes * rt_tensor_parts(p, t)) + 1);
+        if (!s->whole[i]) return rt_fail(e, RT_NO_MEMORY, "no memory to put '%s' together", rt_tensor_name(p, t));
+    }
+    return s->whole ? RT_OK : rt_fail(e, RT_NO_MEMORY, "no memory for a list of tensors");
+}
+
+static RtStatus put_together(Saver *s, RtError *e) {
+    const RtPlanInstance *p = s->p;
+    for (int i = 0; i < p->n_tensors; i++) {
+        const RtTensor *t = &p->tensor[i];
+        if (!is_saved(p, t) || !is_cut(p, t)) continue;
+        RT_TRY(rt_gather_at(p->ranks, (RtGroup)(t->shard - 1), i % rt_tensor_parts(p, t), rt_tensor_data(p, t), t->bytes,
+                            s->whole[i], e));
+    }
+    return RT_OK;
+}
+
 static RtStatus save_as(Saver *s, const char *ckpt, const char *name, int64_t keep, RtError *e) {
     bool first = rt_rank(s->p->ranks) == 0;
     RtStatus status = can_be_saved(s->p, e);
+    if (status == RT_OK) status = make_room(s, e);
     if (status == RT_OK && first) status = begin_folder(s, ckpt, e);
     RT_TRY(together(s, status, e));
+    RT_TRY(put_together(s, e));
     RT_TRY(together(s, save_tensors(s, e), e));
     status = take_over_all(s, e);
     if (status == RT_OK && first) status = save_rest(s, e);
@@ -450,6 +476,8 @@ RtStatus rt_ckpt_save(const char *run, const RtPlanInstance *p, const RtCkptInfo
     if (status == RT_OK && dir) *dir = rt_path("%s/%s", ckpt, name);
     json_decref(s.files);
     json_decref(s.tensors);
+    for (int i = 0; s.whole && i < p->n_tensors; i++) free(s.whole[i]);
+    free(s.whole);
     free(ckpt);
     free(name);
     free(tmp);
@@ -656,7 +684,9 @@ static RtStatus load_piece(const Loader *l, const RtPlanInstance *p, const RtTen
     } else {
         DType dtype = (DType)t->dtype;
         st_dtype_to(from->dtype, &dtype);
-        rt_tensor_put(p, t, k * from->elements, from->elements, from->data, dtype);
+        int64_t n = is_cut(p, t) ? from->elements / rt_tensor_parts(p, t) : from->elements,
+                begin = is_cut(p, t) ? rt_tensor_part(p, t) * n : 0;
+        rt_tensor_put(p, t, k * from->elements, n, from->data + begin * dtype_bytes(dtype), dtype);
         st_drop(from);
     }
     free(block);

@@ -50,6 +50,22 @@ RtStatus rt_gather(RtRanks *r, const void *own, int64_t bytes, void *all, RtErro
     return rt_ranks_status(r, e);
 }
 
+RtStatus rt_gather_at(RtRanks *r, RtGroup g, int root, void *own, int64_t bytes, void *all, RtError *e) {
+    int n = rt_group_size(r->mesh, g), i = rt_group_rank(r->mesh, g, r->rank);
+    if (n == 1) {
+        memcpy(all, own, (size_t)bytes);
+        return RT_OK;
+    }
+    RtCommPart send = {own, bytes, root}, *recv = calloc((size_t)n, sizeof *recv);
+    if (!recv) return rt_fail(e, RT_NO_MEMORY, "no memory for a list of ranks");
+    for (int k = 0; k < n && i == root; k++) recv[k] = (RtCommPart){(char *)all + k * bytes, bytes, k};
+    RtCommOp op = {.kind = RT_COMM_MOVE, .group = r->group[g], .dtype = U8, .send = &send, .recv = recv, .n_send = 1,
+                   .n_recv = i == root ? n : 0};
+    RtStatus s = run(r, &op, n, e);
+    free(recv);
+    return s;
+}
+
 static RtStatus broadcast(RtRanks *r, int root, void *data, int64_t bytes, RtError *e) {
     RtCommOp op = {.kind = RT_COMM_BCAST, .dtype = U8, .root = root, .n = bytes, .buf = data};
     return run(r, &op, r->n, e);

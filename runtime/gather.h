@@ -13,6 +13,8 @@ static inline int rt_data_ranks(const RtRanks *r) { return r ? rt_group_size(r->
 RtStatus rt_ranks_status(const RtRanks *r, RtError *e);
 // own[bytes] of every data rank, in their order: all[rt_data_ranks * bytes].
 RtStatus rt_gather(RtRanks *r, const void *own, int64_t bytes, void *all, RtError *e);
+// own[bytes] of every rank of a group, in their order, on the group's rank `root`: all[group size * bytes]; NULL elsewhere.
+RtStatus rt_gather_at(RtRanks *r, RtGroup g, int root, void *own, int64_t bytes, void *all, RtError *e);
 // data[bytes] becomes what it is on the first rank.
 RtStatus rt_from_first(RtRanks *r, void *data, int64_t bytes, RtError *e);
 // *x becomes its sum over data ranks.

@@ -96,7 +96,7 @@ static void pass(const RtCall *c) {
 // Of its own, so that compilers contract it in one way whatever the loop around it.
 static __attribute__((noinline)) float moment(float m, float g) { return 0.9f * m + 0.1f * g; }
 
-// args: w, u, grad, adam.m/u, lr, grad_scale, grad_norm
+// args: w, u, grad, adam.m/u, lr, grad_scale, grad_norm, adam.m/w (with zero: a part of it)
 static void update(const RtCall *c) {
     float *w = c->arg[0], *u = c->arg[1], *grad = c->arg[2], *m = c->arg[3], norm = 0;
     float lr = *(float *)c->arg[4], scale = *(float *)c->arg[5];
@@ -108,6 +108,9 @@ static void update(const RtCall *c) {
         m[i] = moment(m[i], own[i] * scale);
         u[i] -= lr * m[i];
     }
+    int parts = c->ranks && c->ranks->mesh.zero ? rt_data_ranks(c->ranks) : 1;
+    const float *part = grad + (parts > 1 ? V / parts * rt_data_rank(c->ranks) : 0);
+    for (int i = 0; i < V / parts; i++) ((float *)c->arg[7])[i] = moment(((float *)c->arg[7])[i], part[i] * scale);
 }
 
 // args: tokens, labels, w, u, ce
@@ -131,6 +134,9 @@ static RtPlan *make_plan(PlanBuilder *b, RtMesh mesh) {
     RtTensor *grad = pb_tensor(b, "grad/all", RT_GRAD, F32, V + E * V, 0, 0), *ce = pb_tensor(b, "ce", RT_OUTPUT, F32, n, 0, 0);
     RtTensor *load = pb_tensor(b, "load.ffn", RT_OUTPUT, I32, n, E, 0), *step = pb_tensor(b, "step", RT_INPUT, F32, 0, 0, 0);
     RtTensor *lr = pb_tensor(b, "lr", RT_INPUT, F32, 0, 0, 0), *scale = pb_tensor(b, "grad_scale", RT_INPUT, F32, 0, 0, 0);
+    int parts = mesh.zero ? mesh.dp * mesh.ep : 1;
+    RtTensor *moments = pb_tensor(b, "adam.m/w", RT_STATE, F32, V / parts, 0, 0);
+    if (parts > 1) moments->shard = 1 + RT_GROUP_DATA;
     RtTensor *norm = pb_tensor(b, "grad_norm", RT_OUTPUT, F32, 0, 0, 0);
     w->init = u->init = RT_INIT_NORMAL;
     w->init_a = u->init_a = 1;
@@ -141,7 +147,7 @@ static RtPlan *make_plan(PlanBuilder *b, RtMesh mesh) {
     ce->kind = RT_OUT_LOSS;
     ce->weight = 1;
     load->kind = norm->kind = RT_OUT_METRIC;
-    RtTensor *args[3][10] = {{tokens, labels, wave, w, u, grad, ce, load, step, number}, {w, u, grad, m, lr, scale, norm},
+    RtTensor *args[3][10] = {{tokens, labels, wave, w, u, grad, ce, load, step, number}, {w, u, grad, m, lr, scale, norm, moments},
                              {tokens, labels, w, u, ce}};
     static const char *const name[] = {"pass", "update", "eval"};
     RtKernelFn *const run[] = {pass, update, eval};
@@ -221,18 +227,21 @@ static void *train_rank(void *arg) {
     return NULL;
 }
 
-// dp 0: one rank, without a communicator.  The caller frees what comes back, one for each rank.
-static Rank *train(const char *name, int dp, int ep, Rank like) {
-    int n = dp ? dp * ep : 1;
+typedef struct { int dp, ep, zero; } Mesh;          // dp 0: one rank, without a communicator
+static const Mesh alone = {0, 1, 0};
+
+// The caller frees what comes back, one for each rank.
+static Rank *train(const char *name, Mesh l, Rank like) {
+    int n = l.dp ? l.dp * l.ep : 1;
     Rank *r = calloc((size_t)n, sizeof *r);
     pthread_t thread[MOST];
     RtError e;
     char *run = rt_path("%s/%s", dir, name);
     RtLocalWorld *world = NULL;
-    if (dp && rt_local_open(n, 0, &world, &e) != RT_OK) fail_msg("%s", e.text);
+    if (l.dp && rt_local_open(n, 0, &world, &e) != RT_OK) fail_msg("%s", e.text);
     for (int i = 0; i < n; i++) {
         r[i] = like;
-        r[i].mesh = (RtMesh){dp ? dp : 1, ep, 1, 0};
+        r[i].mesh = (RtMesh){l.dp ? l.dp : 1, l.ep, 1, l.zero};
         r[i].rank = i;
         r[i].run = run;
         r[i].world = world;
@@ -245,10 +254,10 @@ static Rank *train(const char *name, int dp, int ep, Rank like) {
     return r;
 }
 
-static void must_train(const char *name, int dp, int ep, const char *more, bool resume) {
-    Rank *r = train(name, dp, ep, (Rank){.more = more, .resume = resume});
-    for (int i = 0; i < (dp ? dp * ep : 1); i++)
-        if (r[i].status != RT_OK) fail_msg("%s, dp %d, ep %d, rank %d: %s", name, dp, ep, i, r[i].error.text);
+static void must_train(const char *name, Mesh l, const char *more, bool resume) {
+    Rank *r = train(name, l, (Rank){.more = more, .resume = resume});
+    for (int i = 0; i < (l.dp ? l.dp * l.ep : 1); i++)
+        if (r[i].status != RT_OK) fail_msg("%s, dp %d, ep %d, rank %d: %s", name, l.dp, l.ep, i, r[i].error.text);
     free(r);
 }
 
@@ -308,14 +317,15 @@ static void same_run(const char *a, const char *b) {
     same_weights(a, b);
 }
 
-static const struct { const char *name; int dp, ep; } layouts[] = {{"dp1", 1, 1}, {"dp2", 2, 1}, {"ep2", 1, 2},
-                                                                     {"dp4", 4, 1}, {"ep4", 1, 4}, {"dp2ep2", 2, 2}};
+static const struct { const char *name; Mesh mesh; } layouts[] = {
+    {"dp1", {1, 1, 0}}, {"dp2", {2, 1, 0}},    {"ep2", {1, 2, 0}},      {"dp4", {4, 1, 0}},
+    {"ep4", {1, 4, 0}}, {"dp2ep2", {2, 2, 0}}, {"dp4zero", {4, 1, 1}}, {"dp2ep2zero", {2, 2, 1}}};
 enum { N_LAYOUTS = sizeof layouts / sizeof *layouts };
 
 static void every_layout_has_the_same_numbers_and_weights(void **state) {
-    must_train("alone", 0, 1, "", false);
+    must_train("alone", alone, "", false);
     for (int i = 0; i < N_LAYOUTS; i++) {
-        must_train(layouts[i].name, layouts[i].dp, layouts[i].ep, "", false);
+        must_train(layouts[i].name, layouts[i].mesh, "", false);
         same_run("alone", layouts[i].name);
     }
     json_t *m = manifest("dp2ep2", 12), *layout = json_object_get(m, "layout");
@@ -325,26 +335,26 @@ static void every_layout_has_the_same_numbers_and_weights(void **state) {
 
 static void labels_count_the_same_too(void **state) {
     static const char by_token[] = ", \"average\": \"token\"";
-    must_train("tokens", 0, 1, by_token, false);
-    must_train("tokens4", 2, 2, by_token, false);
+    must_train("tokens", alone, by_token, false);
+    must_train("tokens4", (Mesh){2, 2, 0}, by_token, false);
     same_run("tokens", "tokens4");
 }
 
 static void any_layout_goes_on_with_any_other(void **state) {
-    must_train("straight", 0, 1, "", false);
+    must_train("straight", alone, "", false);
     for (int i = 0; i < N_LAYOUTS; i++) {
         int j = (i + 1) % N_LAYOUTS, k = (i + 3) % N_LAYOUTS;
         char *name = rt_path("chain%d", i);
-        must_train(name, layouts[i].dp, layouts[i].ep, ", \"stop\": 3", false);
-        must_train(name, layouts[j].dp, layouts[j].ep, ", \"stop\": 8", true);
-        must_train(name, i % 2 ? layouts[k].dp : 0, i % 2 ? layouts[k].ep : 1, "", true);
+        must_train(name, layouts[i].mesh, ", \"stop\": 3", false);
+        must_train(name, layouts[j].mesh, ", \"stop\": 8", true);
+        must_train(name, i % 2 ? layouts[k].mesh : alone, "", true);
         same_run("straight", name);
         free(name);
     }
 }
 
 static void each_rank_writes_its_part_and_reads_no_other(void **state) {
-    must_train("parts", 1, 4, "", false);
+    must_train("parts", (Mesh){1, 4, 0}, "", false);
     json_t *m = manifest("parts", 12), *entry;
     const char *tensor;
     json_object_foreach(json_object_get(m, "tensors"), tensor, entry) {
@@ -365,7 +375,7 @@ static void an_error_of_one_rank_ends_all_and_names_it(void **state) {
     static const struct { int batch, seed; const char *rank, *what; } odd[] = {
         {13, 0, "rank 2: ", "train.batch is 13"}, {32, 0, "rank", "train.batch"}, {0, 8, "rank", "train.seed"}};
     for (int k = 0; k < 3; k++) {
-        Rank *r = train("odd", 2, 2, (Rank){.odd_batch = odd[k].batch, .odd_seed = odd[k].seed});
+        Rank *r = train("odd", (Mesh){2, 2, 0}, (Rank){.odd_batch = odd[k].batch, .odd_seed = odd[k].seed});
         for (int i = 0; i < 4; i++) {
             assert_int_not_equal(r[i].status, RT_OK);
             if (!strstr(r[i].error.text, odd[k].rank) || !strstr(r[i].error.text, odd[k].what)) fail_msg("%s", r[i].error.text);
@@ -379,25 +389,25 @@ static void an_error_of_one_rank_ends_all_and_names_it(void **state) {
 
 static void a_signal_to_one_rank_stops_all_after_the_same_step(void **state) {
     raise_at = 6;
-    Rank *r = train("signal", 2, 2, (Rank){0});
+    Rank *r = train("signal", (Mesh){2, 2, 0}, (Rank){0});
     raise_at = 0;
     for (int i = 0; i < 4; i++) {
         if (r[i].status != RT_STOPPED) fail_msg("rank %d: %s", i, r[i].error.text);
         assert_int_equal(r[i].result.step, 6);
     }
     free(r);
-    must_train("signal", 1, 2, "", true);
-    must_train("unstopped", 0, 1, "", false);
+    must_train("signal", (Mesh){1, 2, 0}, "", true);
+    must_train("unstopped", alone, "", false);
     same_weights("unstopped", "signal");
 }
 
 static void a_full_disk_costs_a_checkpoint_but_the_last(void **state) {
-    must_train("roomy", 1, 2, ", \"stop\": 1", false);                    // makes the cache
+    must_train("roomy", (Mesh){1, 2, 0}, ", \"stop\": 1", false);                    // makes the cache
     struct rlimit was;
     getrlimit(RLIMIT_FSIZE, &was);
     signal(SIGXFSZ, SIG_IGN);
     setrlimit(RLIMIT_FSIZE, &(struct rlimit){4000, was.rlim_max});        // less than the states of two experts
-    Rank *r = train("full", 1, 2, (Rank){.more = ", \"stop\": 6"});
+    Rank *r = train("full", (Mesh){1, 2, 0}, (Rank){.more = ", \"stop\": 6"});
     setrlimit(RLIMIT_FSIZE, &was);
     for (int i = 0; i < 2; i++) {
         assert_int_equal(r[i].status, RT_IO);
@@ -412,7 +422,7 @@ static void a_full_disk_costs_a_checkpoint_but_the_last(void **state) {
 }
 
 static void a_damaged_part_sends_all_to_the_checkpoint_before(void **state) {
-    must_train("damaged", 1, 4, ", \"stop\": 8", false);
+    must_train("damaged", (Mesh){1, 4, 0}, ", \"stop\": 8", false);
     char *path = rt_path("%s/damaged/ckpt/step-00000008/state-0003-00000.safetensors", dir);
     FILE *f = fopen(path, "r+");
     assert_non_null(f);
@@ -420,19 +430,19 @@ static void a_damaged_part_sends_all_to_the_checkpoint_before(void **state) {
     fputc(0x77, f);
     fclose(f);
     free(path);
-    must_train("damaged", 1, 4, "", true);
-    must_train("undamaged", 0, 1, "", false);
+    must_train("damaged", (Mesh){1, 4, 0}, "", true);
+    must_train("undamaged", alone, "", false);
     same_run("undamaged", "damaged");
 }
 
 // ---- first values, batches ------------------------------------------------------------------------------------
 
 static void parts_begin_as_the_whole_does(void **state) {
-    Rank *alone = train("first", 0, 1, (Rank){.more = ", \"stop\": 1"});
-    Rank *four = train("first4", 1, 4, (Rank){.more = ", \"stop\": 1"});
-    for (int i = 0; i < 4; i++) assert_memory_equal(alone->u[i], four[i].u[0], V * sizeof(float));
-    assert_memory_not_equal(alone->u[0], alone->u[1], V * sizeof(float));
-    free(alone), free(four);
+    Rank *whole = train("first", alone, (Rank){.more = ", \"stop\": 1"});
+    Rank *four = train("first4", (Mesh){1, 4, 0}, (Rank){.more = ", \"stop\": 1"});
+    for (int i = 0; i < 4; i++) assert_memory_equal(whole->u[i], four[i].u[0], V * sizeof(float));
+    assert_memory_not_equal(whole->u[0], whole->u[1], V * sizeof(float));
+    free(whole), free(four);
 }
 
 int main(void) {
