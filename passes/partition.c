@@ -28,6 +28,7 @@ static const Place at_home = {HOME, RT_GROUP_DATA}, at_experts = {AT_EXPERTS, RT
 typedef struct {
     Placement p;
     PtrMap params;             // PARAM nodes by name
+    Value *data_rank;          // the input of this name, made when somebody draws
     bool   ok;
 } Partition;
 
@@ -298,20 +299,45 @@ static void reduce_over_ranks(Partition *q, Node *n, int result) {
     q->p.bytes += (double)type_bytes(&v->type);
 }
 
-// Draws of a rank are its part of those of all.
-static void place_random(Partition *q, Node *n, Value **part) {
+// Draws of a rank are its part of those of all: n is replaced by one that knows which, from `part` on in its graph.
+static void place_random(Partition *q, Node *n, Value *part) {
     const Type *t = &n->out[0].type;
     if (type_ragged(t)) refuse(q, n, "draws for rows of a route");
-    if (!type_is_leafy(t)) return;
-    if (type_bound_elements(t) % 4) refuse(q, n, "draws numbers that are no multiple of four per rank");
-    Builder b = builder_before(q->p.g, n);
-    if (!*part) {
-        Builder first = builder_before(q->p.g, q->p.g->first);
-        *part = make(&first, OP_INPUT, INS(NULL), .name = intern("data_rank"), .dtype = I32, .dims = {0});
-    }
-    Value *y = make(&b, OP_RANDOM, INS(n->in[0], *part), .stream = n->attr.stream, .dtype = n->attr.dtype, .dims = n->attr.dims);
-    replace_all_uses(q->p.g, &n->out[0], y);
+    else if (type_is_leafy(t) && type_bound_elements(t) % 4) refuse(q, n, "draws numbers that are no multiple of four per rank");
+    if (!type_is_leafy(t) || !q->ok) return;
+    Builder b = builder_before(n->graph, n);
+    Value *y = make(&b, OP_RANDOM, INS(n->in[0], part), .stream = n->attr.stream, .dtype = n->attr.dtype, .dims = n->attr.dims);
+    replace_all_uses(n->graph, &n->out[0], y);
     graph_remove(n);
+}
+
+static Value *data_rank(Partition *q) {
+    if (q->data_rank) return q->data_rank;
+    Builder first = builder_before(q->p.g, q->p.g->first);
+    return q->data_rank = make(&first, OP_INPUT, INS(NULL), .name = intern("data_rank"), .dtype = I32);
+}
+
+static void add_operand(Node *n, Value *v) {
+    Value **in = arena_array(n->graph->arena, Value *, n->n_in + 1);
+    if (n->n_in) memcpy(in, n->in, sizeof *in * (size_t)n->n_in);
+    in[n->n_in++] = v;
+    n->in = in;
+    v->n_uses++;
+}
+
+// Routers draw inside their gate.
+static void place_random_in(Partition *q, Node *gate) {
+    Graph *body = gate->attr.body;
+    Value *part = NULL;
+    for_each_node(body, n) {
+        if (n->op != OP_RANDOM) continue;
+        if (!part) {
+            Builder first = builder_before(body, body->first);
+            add_operand(gate, data_rank(q));
+            part = make(&first, OP_ARG, INS(NULL), .k = gate->n_in - 1, .dtype = I32);
+        }
+        place_random(q, n, part);
+    }
 }
 
 // A part of a sum needs no whole one.
@@ -343,12 +369,13 @@ bool pass_partition(Graph *g, PassCtx *cx) {
             *whole = *n;
             map_put(&q.params, n->attr.name, whole);
         }
-    Value *part = NULL;
     for_each_node(g, n) {
         if (n->op == OP_RANDOM) {
-            place_random(&q, n, &part);
+            place_random(&q, n, data_rank(&q));
+            if (!q.ok) return true;
             continue;
         }
+        if (n->op == OP_GATE) place_random_in(&q, n);
         place_node(&q, n);
         int sum = q.ok ? sum_over_leaves(&q, n) : -1;
         if (!q.ok) return true;
