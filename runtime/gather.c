@@ -1,6 +1,7 @@
 // Small messages between the ranks of a run.
 #include "runtime/gather.h"
 
+#include <assert.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -81,11 +82,18 @@ RtStatus rt_sum(RtRanks *r, int64_t *x, RtError *e) {
     return run(r, &op, rt_data_ranks(r), e);
 }
 
+// With the words that tell whether all ranks have run the same exchanges so far.
 RtStatus rt_any(RtRanks *r, int32_t *flag, int n, RtError *e) {
+    enum { MOST = 12 };
+    int64_t word[MOST + RT_CHECK_WORDS];
+    assert(n <= MOST);
     if (!r) return RT_OK;
-    RtCommOp op = {.kind = RT_COMM_EXACT, .dtype = I32, .n = n, .buf = flag};
+    for (int i = 0; i < n; i++) word[i] = flag[i];
+    rt_comm_check_words(r->comm, word + n);
+    RtCommOp op = {.kind = RT_COMM_EXACT, .dtype = I64, .n = n + RT_CHECK_WORDS, .buf = word};
     RT_TRY(run(r, &op, r->n, e));
-    for (int i = 0; i < n; i++) flag[i] = flag[i] != 0;
+    RT_TRY(rt_comm_check(r->comm, word + n, e));
+    for (int i = 0; i < n; i++) flag[i] = word[i] != 0;
     return RT_OK;
 }
 

@@ -19,7 +19,7 @@ RtStatus rt_gather_at(RtRanks *r, RtGroup g, int root, void *own, int64_t bytes,
 RtStatus rt_from_first(RtRanks *r, void *data, int64_t bytes, RtError *e);
 // *x becomes its sum over data ranks.
 RtStatus rt_sum(RtRanks *r, int64_t *x, RtError *e);
-// flag[n], each 0 or 1, become 1 where any rank has 1.
+// flag[n], each 0 or 1, become 1 where any rank has 1.  RT_COMM where ranks have run different exchanges before.
 RtStatus rt_any(RtRanks *r, int32_t *flag, int n, RtError *e);
 // The texts of all ranks, one after the other, each with its zero; NULL counts as "".  The caller frees it.
 RtStatus rt_gather_texts(RtRanks *r, const char *own, char **all, RtError *e);

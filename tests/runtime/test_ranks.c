@@ -445,6 +445,43 @@ static void parts_begin_as_the_whole_does(void **state) {
     free(whole), free(four);
 }
 
+// The second rank makes an exchange more, alone, so that no message shows it.
+static void *decide(void *arg) {
+    RtCommConfig *config = arg;
+    RtError *e = calloc(1, sizeof *e);
+    RtRanks r = {.n = 2, .rank = config->rank};
+    int alone;
+    int32_t flag[2] = {config->rank == 1, 0};
+    if (rt_comm_open(config, &r.comm, e) != RT_OK) return e;
+    RtStatus s = rt_comm_group(r.comm, &r.rank, 1, &alone, e);
+    if (s == RT_OK) s = rt_any(&r, flag, 2, e);
+    if (s == RT_OK && (flag[0] != 1 || flag[1] != 0)) s = rt_fail(e, RT_BAD_PLAN, "%d %d", flag[0], flag[1]);
+    RtCommOp op = {.kind = RT_COMM_ROWS, .group = alone, .tag = {.node = 9, .where = "m.moe:31"}};
+    if (s == RT_OK && r.rank == 1) s = rt_comm_run(r.comm, &op, e);
+    if (s == RT_OK) rt_any(&r, flag, 2, e);
+    rt_comm_close(r.comm);
+    return e;
+}
+
+static void decisions_find_ranks_that_differ(void **state) {
+    RtLocalWorld *world;
+    pthread_t thread[2];
+    RtCommConfig config[2];
+    assert_int_equal(rt_local_open(2, 0, &world, NULL), RT_OK);
+    for (int i = 0; i < 2; i++) {
+        config[i] = (RtCommConfig){.world = world, .rank = i};
+        pthread_create(&thread[i], NULL, decide, &config[i]);
+    }
+    for (int i = 0; i < 2; i++) {
+        void *e;
+        pthread_join(thread[i], &e);
+        assert_int_equal(((RtError *)e)->code, RT_COMM);
+        assert_non_null(strstr(((RtError *)e)->text, "rank 1: rows (m.moe:31; node 9; #1 of group 1)"));
+        free(e);
+    }
+    rt_local_close(world);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_layout_has_the_same_numbers_and_weights),
@@ -456,6 +493,7 @@ int main(void) {
         cmocka_unit_test(a_full_disk_costs_a_checkpoint_but_the_last),
         cmocka_unit_test(a_damaged_part_sends_all_to_the_checkpoint_before),
         cmocka_unit_test(parts_begin_as_the_whole_does),
+        cmocka_unit_test(decisions_find_ranks_that_differ),
     };
     return cmocka_run_group_tests(tests, make_dir, remove_dir);
 }
