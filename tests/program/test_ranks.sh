@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# Training on several ranks has the bits of training on one, whatever the layout, and any layout goes on with any other.
+. "$(dirname "$0")/common.sh"
+steps=(--set 'train.length=6 steps' --set 'train.eval_every=3 steps' --threads 1)
+
+# Names and hashes of all tensors, not where they lie.
+tensors() {
+    sed -nE '/^ "tensors": \{$/,/^ \}/ { s/^  "(.*)": \{$/\1/p; s/^   "hash": "(.*)",$/\1/p }' "$(newest "$1")/manifest.json" |
+        paste - - | sort
+}
+same_tensors() {
+    [ -n "$(newest "$1")" ] && [ "$(basename "$(newest "$1")")" = "$(basename "$(newest "$2")")" ] &&
+        [ "$(tensors "$1" | wc -l)" -gt 20 ] && diff <(tensors "$1") <(tensors "$2")
+}
+
+# alike NAME OPTION...: a run on several ranks has the numbers and tensors of $work/one
+alike() {
+    local name=$1
+    shift
+    claim "$name: trained" train "$work/$name" "${steps[@]}" "$@"
+    claim "$name: losses, norms and evaluations of one rank" same_numbers "$work/one" "$work/$name"
+    claim "$name: weights and moments of one rank" same_tensors "$work/one" "$work/$name"
+}
+
+claim 'one rank' train "$work/one" "${steps[@]}"
+alike dp1 --local 1
+alike dp2 --local 2
+alike ep2 --local 2 --set parallel.ep=2
+alike dp4-zero --local 4 --set parallel.zero=1
+alike dp2-ep2 --local 4 --set parallel.dp=2 --set parallel.ep=2
+alike ep4-zero --local 4 --set parallel.ep=4 --set parallel.zero=2
+
+# from one layout to another, and back to one rank
+claim 'two steps on two ranks' train "$work/moved" "${steps[@]}" --local 2 --set parallel.ep=2 --set 'train.stop=2 steps'
+claim 'two more on four' train "$work/moved" "${steps[@]}" --local 4 --set parallel.zero=1 --set 'train.stop=4 steps' --resume
+claim 'the rest on one' train "$work/moved" "${steps[@]}" --resume
+claim 'with the tensors of one go' same_tensors "$work/one" "$work/moved"
+claim 'and every step once' diff <(seq 6) <(steps_of "$work/moved")
+claim 'eval reads what four ranks wrote' "$MOEC" eval "$work/dp2-ep2" --quiet
+
+# a signal, a full disk
+begin train "$model" "${tiny[@]}" --threads 1 --local 2 --set 'train.length=90000 steps' --out "$work/TERM"
+wait_for 60 has_lines "$work/TERM/metrics.jsonl" 3
+kill -TERM $pid
+wait $pid
+claim 'SIGTERM gives exit status 75' test $? = 75
+last=$(steps_of "$work/TERM" | tail -n 1)
+claim "and a checkpoint of the last step" test -f "$work/TERM/ckpt/step-$(printf %08d "$last")/manifest.json"
+claim 'nothing half-written is left' test -z "$(find "$work/TERM" -name '*.tmp*' -o -name '.tmp*')"
+full() { (ulimit -f 100; trap '' XFSZ; train "$work/full" "${steps[@]}" --local 2 --set 'train.save_every=2 steps'); }
+exits 1 'the disk is full each time' full
+says 'checkpoint of step 2: cannot write.*training goes on' 'training goes on'
+says 'error: rank [01]: checkpoint of step 6' 'until the last checkpoint can not be written either'
+claim 'nothing half-written is left of it' test -z "$(find "$work/full" -name '*tmp*')"
+
+# what can't be
+refused() { # PATTERN TEXT OPTION...
+    local pattern=$1 text=$2
+    shift 2
+    exits 1 "$text" train "$work/none" "$@"
+    says "$pattern" "$text: said so"
+    claim "$text: nothing is made" test ! -e "$work/none"
+}
+refused 'asks for 2 ranks, but there is one' 'ep=2 on one rank' --set parallel.ep=2
+says 'help:.*--local 2' 'with help'
+refused 'parallel.dp = 1 times parallel.ep = 2 makes 2' 'a mesh of other size' --local 4 --set parallel.ep=2 --set parallel.dp=1
+refused 'must be powers of two' 'three ranks' --local 3
+refused 'can.t be dealt to 2 ranks' 'one lane for two ranks' --local 2 --set train.lanes=1
+says 'help: --set train.lanes=2' 'with help'
+refused 'no power of two' 'six lanes' --local 2 --set train.batch=12 --set train.lanes=6
+refused 'ffn.*12 experts.*8 ranks|E.*12' '12 experts on 8 ranks' --local 8 --set parallel.ep=8 --set E=12
+refused 'parallel.tp is 2' 'tensor parallelism' --local 2 --set parallel.tp=2
+refused 'parallel.pp is 2' 'pipelines' --local 2 --set parallel.pp=2
+refused 'parallel.zero is 3' 'zero 3' --local 2 --set parallel.zero=3
+finish
