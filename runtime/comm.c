@@ -443,8 +443,11 @@ RtStatus rt_comm_group(RtComm *c, const int *ranks, int n, int *group, RtError *
     return c->ops->group(c->transport, *group, copy, n, e);
 }
 
+// What mpirun of Open MPI, those of others, and srun --mpi=pmix tell their processes.
 int rt_comm_world_size(void) {
     const char *size = getenv("OMPI_COMM_WORLD_SIZE");
+    if (!size) size = getenv("PMI_SIZE");
+    if (!size && getenv("PMIX_RANK")) size = getenv("SLURM_STEP_NUM_TASKS");
     return size && atoi(size) > 1 ? atoi(size) : 1;
 }
 
@@ -500,6 +503,14 @@ static RtStatus open_run(RtComm *c, RtError *e) {
     return s;
 }
 
+// A launcher of another MPI starts ranks that don't know each other: each would train by itself into the same folder.
+static RtStatus check_size(const RtCommConfig *cf, int ranks, RtError *e) {
+    int started = rt_comm_world_size();
+    if (cf->world || started == ranks || started == 1) return RT_OK;
+    return rt_fail(e, RT_COMM, "started as one of %d ranks, but MPI knows %d: was it the launcher of another MPI?", started,
+                   ranks);
+}
+
 RtStatus rt_comm_open(const RtCommConfig *cf, RtComm **out, RtError *e) {
     RtComm *c = calloc(1, sizeof *c);
     *out = NULL;
@@ -511,10 +522,15 @@ RtStatus rt_comm_open(const RtCommConfig *cf, RtComm **out, RtError *e) {
     if (s == RT_OK) {
         c->rank = c->ops->rank(c->transport);
         c->ranks = c->ops->ranks(c->transport);
-        s = open_run(c, e);
+        s = check_size(cf, c->ranks, e);
     }
-    if (s == RT_OK) *out = c;
-    else rt_comm_close(c);
+    if (s == RT_OK) s = open_run(c, e);
+    if (s == RT_OK) {
+        *out = c;
+    } else {
+        c->error.code = s;
+        rt_comm_close(c);
+    }
     return s;
 }
 

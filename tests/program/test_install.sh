@@ -19,6 +19,10 @@ mkdir "$work/elsewhere"
 cd "$work/elsewhere" || exit 1
 model="$models/tiny_mixtral.moe"
 claim 'train' train run --set 'train.length=3 steps'
+if [ -f "$root/lib/moec/moec_mpi.so" ] && command -v mpirun >/dev/null; then
+    export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+    claim 'train on two ranks' mpirun --oversubscribe -n 2 "$MOEC" train "$model" "${tiny[@]}" --set 'train.length=3 steps' --out ranks
+fi
 exits 0 'generate' "$MOEC" generate run --prompt 'And God' --set generate.max_tokens=10
 exits 0 'build' "$MOEC" build "$model" "${tiny[@]}" --set 'train.length=3 steps' -o "it's a trainer"
 exits 0 'its trainer trains' "./it's a trainer" train --out built

@@ -23,6 +23,9 @@ done
 claim '4 ranks over TCP' ranks --mca btl tcp,self --mca btl_tcp_if_include lo -n 4 "$test_comm" mpi
 claim '2 ranks, at length' ranks -n 2 "$test_comm" mpi long
 
+exits 77 'a launcher of another MPI' env PMI_SIZE=3 "$test_comm" mpi
+says 'started as one of 3 ranks, but MPI knows 1' 'is noticed'
+
 exits 1 'a rank runs another program' ranks -n 4 "$test_comm" mpi differs
 says 'tree_reduce \(layer 3, m.moe:12; node 2; #2 of group 0\)' 'what one does ..'
 says 'rank 1: tree_reduce \(layer 3, m.moe:12; node 3; #2 of group 0\)' '.. and the other'
