@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include "ir/base/str.h"
+#include "runtime/comm.h"
 
 #define SET {"set", "KEY=VALUE", "override a hyper-parameter (D=256) or a block's key (train.lr=1e-3); repeatable"}
 #define COMMON                                                                  \
@@ -253,6 +254,12 @@ static int parse_option(Cli *c, char **word) {
     return 0;
 }
 
+static bool runs_on_ranks(const Command *c) {
+    const Option *o = c->options;
+    while (o->name && strcmp(o->name, "local") != 0) o++;
+    return o->name != NULL;
+}
+
 static bool choose_color(const char *when) {
     if (when && !strcmp(when, "always")) return true;
     if (when && !strcmp(when, "never")) return false;
@@ -304,6 +311,8 @@ static int run(Cli *c, int argc, char **argv) {
     if (c->args.n < c->command->least || c->args.n > c->command->most)
         return cli_usage(c, "moec %s takes %s%s, %d given; moec %s --help tells more", c->command->name,
                          c->command->most ? "one argument: " : "no argument", c->command->args, c->args.n, c->command->name);
+    if (rt_comm_world_size() > 1 && !runs_on_ranks(c->command))
+        return cli_usage(c, "moec %s runs on one rank, but mpirun started %d", c->command->name, rt_comm_world_size());
     const char *when = cli_value(c, "color");
     if (when && strcmp(when, "auto") && strcmp(when, "always") && strcmp(when, "never"))
         return cli_usage(c, "--color is one of auto, always, never, not '%s'", when);

@@ -127,31 +127,41 @@ static bool names_its_rank(const RtError *e) {
     return sscanf(e->text, "rank %d%n", &rank, &n) == 1 && e->text[n] == ':';
 }
 
-RtStatus rt_first_failed(RtRanks *r, RtStatus own, int *first, RtError *e) {
+// *first: the first rank whose status isn't RT_OK, or the number of ranks; *alike: all failed, with the same status.
+static RtStatus look_for_failures(RtRanks *r, RtStatus own, int *first, bool *alike, RtError *e) {
     int32_t code = (int32_t)own, *all = malloc((size_t)r->n * sizeof *all);
     if (!all) return rt_fail(e, RT_NO_MEMORY, "no memory for a list of ranks");
     RtStatus s = gather(r, 0, r->rank, r->n, &code, sizeof code, all, e);
     *first = 0;
+    *alike = true;
+    for (int i = 0; i < r->n && s == RT_OK; i++) *alike &= all[i] == all[0];
     while (s == RT_OK && *first < r->n && all[*first] == RT_OK) ++*first;
     free(all);
     return s;
+}
+
+RtStatus rt_first_failed(RtRanks *r, RtStatus own, int *first, RtError *e) {
+    bool alike;
+    return look_for_failures(r, own, first, &alike, e);
 }
 
 RtStatus rt_agree(RtRanks *r, RtStatus own, RtError *e) {
     if (!r) return own;
     RtError none = {RT_OK, ""}, said = e ? *e : none;
     int first;
-    if (own != RT_OK && !names_its_rank(&said)) rt_add_context(&said, own, "rank %d", r->rank);
-    RT_TRY(rt_first_failed(r, own, &first, e));
+    bool alike;
+    RT_TRY(look_for_failures(r, own, &first, &alike, e));
     if (first == r->n) return RT_OK;
-    said.code = first == r->rank ? own : RT_OK;
+    said.code = own;
+    if (first == r->rank && !alike && !names_its_rank(&said)) rt_add_context(&said, own, "rank %d", r->rank);
     RT_TRY(broadcast(r, first, &said, sizeof said, e));
+    r->agreed = said;
     if (e) *e = said;
     return said.code;
 }
 
 void rt_give_up(RtRanks *r, RtError *e) {
-    if (!r) return;
+    if (!r || !strcmp(e->text, r->agreed.text)) return;
     if (!names_its_rank(e)) rt_add_context(e, e->code, "rank %d", r->rank);
     rt_comm_abort(r->comm, e);
 }

@@ -26,9 +26,11 @@ RtStatus rt_gather_texts(RtRanks *r, const char *own, char **all, RtError *e);
 
 // The first rank whose status isn't RT_OK; the number of ranks: there is none.
 RtStatus rt_first_failed(RtRanks *r, RtStatus own, int *first, RtError *e);
-// RT_OK if all ranks say so; otherwise every rank gets what the first of the others has to say.
+// RT_OK if all ranks say so; otherwise every rank gets what the first of the others has to say, with its number unless
+// all have failed alike.
 RtStatus rt_agree(RtRanks *r, RtStatus own, RtError *e);
-// The run is over: whoever waits for this rank gets e, with the rank's number in front.
+// The run is over: whoever waits for this rank gets e, with the rank's number in front.  Nothing happens if all ranks
+// agreed on e.
 void     rt_give_up(RtRanks *r, RtError *e);
 
 #endif

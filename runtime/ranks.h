@@ -12,6 +12,7 @@ typedef struct RtRanks {
     int      group[RT_GROUPS]; // the communicator's number of the group that holds this rank; -1: it is alone there
     RtStatus status;           // of the first exchange that failed; those behind it do nothing
     RtError  error;
+    RtError  agreed;           // the last error of rt_agree, which all ranks have
     // for the exchange that runs:
     unsigned char *work;       // what it adds, gathers or counts
     size_t   work_bytes;

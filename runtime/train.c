@@ -75,7 +75,6 @@ static bool first_on_node(const RtRanks *r) {
 
 static RtStatus open_data(Run *r, RtError *e) {
     const RtSettings *s = r->s;
-    RT_TRY(rt_open_tokenizer(s, &r->tokenizer, e));
     // one after the other until a cache is there: the first rank, the first of each other node, the rest
     int turn = first_on_node(r->ranks) ? !r->first_rank : 2;
     for (int i = 0; i < 3; i++) {
@@ -255,20 +254,29 @@ static RtStatus check_same_everywhere(Run *r, RtError *e) {
     return rt_comm_same(r->ranks->comm, fact, sizeof fact / sizeof *fact, e);
 }
 
-static RtStatus open_run(Run *r, RtError *e) {
+static RtStatus open_work(Run *r, RtError *e) {
     RT_TRY(rt_work_open(r->p, r->s, &r->work, e));
     r->eval = rt_program(r->p, "eval");
     if (r->first_rank && !r->o->resume && holds_a_run(r->o->run_dir))
         return rt_fail(e, RT_BAD_SETTING,
                        "%s already holds a run: go on with --resume, or choose another folder",
                        r->o->run_dir);
-    RT_TRY(open_data(r, e));
-    RT_TRY(check_same_everywhere(r, e));
-    RT_TRY(plan_steps(r, e));
-    rt_progress_open(&r->progress, r->o->quiet || !r->first_rank ? NULL : r->o->out, 1, r->last_step);
+    return rt_open_tokenizer(r->s, &r->tokenizer, e);
+}
+
+static RtStatus begin(Run *r, RtError *e) {
     RT_TRY(r->o->resume ? resume(r, e) : first_values(r, e));
     r->first_step = r->progress.first_step = r->step + 1;
-    RT_TRY(open_outputs(r, e));
+    return open_outputs(r, e);
+}
+
+static RtStatus open_run(Run *r, RtError *e) {
+    RT_TRY(rt_agree(r->ranks, open_work(r, e), e));
+    RT_TRY(open_data(r, e));
+    RT_TRY(check_same_everywhere(r, e));
+    RT_TRY(rt_agree(r->ranks, plan_steps(r, e), e));
+    rt_progress_open(&r->progress, r->o->quiet || !r->first_rank ? NULL : r->o->out, 1, r->last_step);
+    RT_TRY(rt_agree(r->ranks, begin(r, e), e));
     say_start(r);
     rt_stop_open();
     r->notes_signals = true;

@@ -257,6 +257,8 @@ static RtStatus mpi_open(const RtCommConfig *cf, RtTransport **out, RtError *e) 
 
 static void mpi_abort(RtTransport *t, const RtError *e) {
     (void)t;
+    fprintf(stderr, "moec: error: %s\n", e->text);         // the last words: nobody returns from here
+    fflush(NULL);
     MPI_Abort(MPI_COMM_WORLD, rt_exit_status(e->code));
 }
 
