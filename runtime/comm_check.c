@@ -247,7 +247,8 @@ static void tell_stray(RtComm *c, int group, int64_t in_group, int rank, uint32_
     if (here.kind == there.kind && here.node == there.node && here.chunk == there.chunk) say(&t, ", of another size");
 }
 
-// Is this the tag of something else than what the group's collective of that number is here?
+// Is this the tag of something else than what the group's collective of that number is here?  (A rank that is 960
+// collectives ahead would look so; whatever sums or gathers keeps ranks nearer.)
 static bool is_stray(const RtCommGroup *g, uint32_t tag, int64_t *in_group) {
     int64_t back = (g->started - (tag >> NUMBER_BIT)) & (NUMBERS - 1);
     *in_group = g->started - back;

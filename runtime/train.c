@@ -29,6 +29,9 @@
 #include "runtime/stop.h"
 #include "runtime/trace.h"
 
+// How long a rank may be waited for: memory is touched first in the first step, files are read.
+static const int64_t FIRST_SILENCE_NS = 600000000000, SILENCE_NS = 30000000000;
+
 enum {
     RECENT = 20,                               // steps that the rate shown is the mean of
     SKIPS_SAID = 3                             // skipped steps in a row that are told one by one
@@ -372,7 +375,10 @@ static RtStatus do_step(Run *r, RtError *e) {
     if (trace) RT_TRY(rt_trace_begin(r->p, (int)r->work.waves + 1, e));
     int64_t begin_ns = rt_now_ns();
     double lr = rt_schedule_lr(&r->schedule, step);
-    if (r->ranks) rt_comm_step(r->ranks->comm, step);
+    if (r->ranks) {
+        rt_comm_step(r->ranks->comm, step);
+        rt_comm_silence(r->ranks->comm, step == r->first_step ? FIRST_SILENCE_NS : SILENCE_NS);
+    }
     RT_TRY(rt_work_step(&r->work, (RtStepNumbers){step, step - r->skipped, r->tokens, lr}, next_batch, r, e));
     double seconds = (double)(rt_now_ns() - begin_ns) / 1e9;
 

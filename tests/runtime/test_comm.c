@@ -398,10 +398,21 @@ static void each_size_of(Rank *r) {
         for (int s = 0; s < 12 && is_legal(kind, r->ranks); s++)
             for (uint64_t seed = (uint64_t)s; seed < (uint64_t)s + (sizes[s] > 4096 ? 1 : is_long ? 10 : 4); seed++)
                 do_one(r, kind, sizes[s], some_dtype(kind, seed), seed);
-    if (is_legal(RT_COMM_TREE_REDUCE, r->ranks) && is_long) do_one(r, RT_COMM_TREE_REDUCE, 5 << 20, F32, 1);
+}
+
+// More pieces than are on the way at once.
+static void many_pieces_of(Rank *r) {
+    enum { BYTES = 11 << 18 };
+    if (r->ranks <= 3) do_one(r, RT_COMM_ROWS, BYTES, U8, 0);             // even
+    do_one(r, RT_COMM_BACK, BYTES, U8, 1);                                // all to one
+    do_one(r, RT_COMM_BCAST, BYTES, U8, 2);
+    if (!is_power_of_two(r->ranks)) return;
+    do_one(r, RT_COMM_TREE_REDUCE, is_long ? 5 << 20 : BYTES, F32, 1);
+    do_one(r, RT_COMM_TREE_SCATTER, BYTES, BF16, 1);
 }
 
 static void every_kind_and_size(void **state) { on_all(0, each_size_of); }
+static void any_number_of_pieces(void **state) { on_all(0, many_pieces_of); }
 
 static void tells_orders_apart(Rank *r) {
     if (!is_power_of_two(r->ranks) || r->ranks < 4) return;
@@ -865,6 +876,18 @@ static void troubles_are_told_to_all(void **state) {
         for (int n = 2; n <= 4; n *= 2) run_trouble(&troubles[t], n);
 }
 
+// Rank 1 is later than the bound, but not than is expected.
+static void is_slow(Rank *r) {
+    char byte = 1;
+    if (r->rank == 1) usleep(1200000);
+    RtCommOp op = {.kind = RT_COMM_BCAST, .dtype = U8, .n = 1, .buf = &byte, .root = 1, .expected_ns = 300000000};
+    works(r, rt_comm_run(r->c, &op, &r->error));
+}
+
+static void a_predicted_time_lengthens_the_bound(void **state) {
+    run_threads(2, (RtCommConfig){.silence_ns = 500000000}, 0, is_slow);
+}
+
 // All of the process stands still for twice the bound: nobody was silent.
 static void is_stopped_for_a_while(Rank *r) {
     if (r->rank == 1) {
@@ -901,6 +924,7 @@ int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_steps_hash_finds_what_no_message_shows),      // others don't run the same on all ranks
         cmocka_unit_test(every_kind_and_size),
+        cmocka_unit_test(any_number_of_pieces),
         cmocka_unit_test(other_orders_have_other_bits),
         cmocka_unit_test(many_are_open_at_once),
         cmocka_unit_test(random_programs),
@@ -916,6 +940,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(traffic_by_hand),
         cmocka_unit_test(cuts_are_at_borders),
         cmocka_unit_test(troubles_are_told_to_all),
+        cmocka_unit_test(a_predicted_time_lengthens_the_bound),
         cmocka_unit_test(a_stopped_process_goes_on),
     };
     bool is_mpi = argc > 1 && strcmp(argv[1], "mpi") == 0;
