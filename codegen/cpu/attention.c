@@ -211,7 +211,7 @@ void attention_by_columns(Cg *cg, const Attn *p, const TileSet *set, LV a, int64
     TileCut cut = tile_cut(cg, cg_int(cg, columns), tile_size(cg->target).rows);
     CgLoop t;
     cg_for(cg, &t, cg_int(cg, 0), cut.tiles, 1);
-    if (ahead) ahead->ask(ahead->self, cg, t.i);
+    ahead->ask(ahead->self, cg, cg_addi(cg, t.i, ahead->first));
     LV first = tile_first(cg, &cut, t.i), c = cg_at(cg, F32, acc, cg_muli(cg, first, p->width));
     tile_call(cg, set, tile_height(cg, &cut, t.i),
               &(TileCall){.a = cg_at(cg, F32, a, first),
@@ -584,7 +584,7 @@ typedef struct {
     LV query, key;  // that come
 } Next;
 
-static void ask_next(const void *self, Cg *cg, LV tile) {
+static void ask_next(const void *self, Cg *cg, LV part) {
     const Next *next = self;
     const Attn *p = next->p;
     int tiles = (int)((p->V + tile_size(cg->target).rows - 1) / tile_size(cg->target).rows);
@@ -592,10 +592,10 @@ static void ask_next(const void *self, Cg *cg, LV tile) {
     CgIf last, first;
     cg_if(cg, &last, next->last);
     for (int values = 0; values < 2; values++)
-        attention_prefetch(cg, p, values, cg_add(cg, next->key, cg_muli(cg, tile, keys)), keys);
+        attention_prefetch(cg, p, values, cg_add(cg, next->key, cg_muli(cg, part, keys)), keys);
     cg_else(cg, &last);
     cg_if(cg, &first, next->first);
-    LV from = cg_add(cg, next->query, cg_muli(cg, tile, queries));
+    LV from = cg_add(cg, next->query, cg_muli(cg, part, queries));
     prefetch_queries(cg, p, cg_in(cg, 0), p->q_type->dtype, p->A, from,
                      cg_min(cg, cg_addi(cg, from, queries), next->r->end), false);
     cg_endif(cg, &first);
@@ -628,7 +628,7 @@ static void attend_range(Cg *cg, Attn *p, const Running *r, LV level, LV lo, LV 
     take_queries(cg, p, r, &t);
     cg_endif(cg, &first);
     attend_block(cg, p, r, level_at(cg, p, r, level), block.i, n, cg_eq(cg, block.i, cg_max(cg, lo, t.from)),
-                 attention_boundary(cg, p, block.i, n, t.lo, t.hi), &(Ahead){ask_next, &next});
+                 attention_boundary(cg, p, block.i, n, t.lo, t.hi), &(Ahead){ask_next, &next, 0});
     cg_endif(cg, &f);
     cg_end(cg, &t.l);
     cg_end(cg, &block);

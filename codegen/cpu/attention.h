@@ -73,8 +73,9 @@ void attention_by_rows(Cg *cg, const Attn *p, const TileSet *set, LV a, LV b, in
 // Asks for rows that come next while a product runs, before each of its tiles: long before their use they would be
 // thrown out of the cache again.
 typedef struct {
-    void (*ask)(const void *self, Cg *cg, LV tile);
+    void (*ask)(const void *self, Cg *cg, LV part);
     const void *self;
+    int first; // part of the first tile, each next one has the next
 } Ahead;
 // acc [columns][width] continues its chains over n rows a, weighted: [n][width].  init (i1): it doesn't, it
 // begins.

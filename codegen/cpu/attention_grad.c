@@ -97,7 +97,7 @@ static void key_sums(Cg *cg, const Attn *p, const KeySums *k, LV weights, LV row
     TileCut cut = tile_cut(cg, n, tile_size(cg->target).rows);
     CgLoop t, col;
     cg_for(cg, &t, cg_int(cg, 0), cut.tiles, 1);
-    if (ahead) ahead->ask(ahead->self, cg, t.i);
+    ahead->ask(ahead->self, cg, cg_addi(cg, t.i, ahead->first));
     LV first = tile_first(cg, &cut, t.i), height = tile_height(cg, &cut, t.i),
        a = cg_at(cg, F32, weights, cg_muli(cg, first, QUERIES)), b = rows, depth = n_q,
        to = cg_at(cg, F32, c, cg_muli(cg, first, k->c_row));
@@ -296,9 +296,48 @@ static void store_queries(Cg *cg, const Attn *p, const Grad *g, const Queries *q
     cg_end(cg, &lane);
 }
 
+// What is read and written behind the last block of a tile: the rows of the next one, and dq of this.
+typedef struct {
+    const Attn *p;
+    LV last; // whether the block is the last
+    LV first, h; // first query and head of the tile
+    LV next_first, next_h;
+} Next;
+
+// Some of these arrays are asked for while a product runs, in that many parts.
+enum { NEXT_Q, NEXT_O, NEXT_DO, THIS_DQ, N_ARRAYS };
+typedef struct {
+    const Next *next;
+    int from, to; // arrays
+    int64_t parts;
+} Share;
+
+static void ask_share(const void *self, Cg *cg, LV part) {
+    const Share *share = self;
+    const Next *next = share->next;
+    const Attn *p = next->p;
+    CgIf last;
+    CgLoop i;
+    cg_if(cg, &last, next->last);
+    int64_t n = (QUERIES + share->parts - 1) / share->parts;
+    LV from = cg_muli(cg, part, n);
+    cg_for(cg, &i, from, cg_min(cg, cg_addi(cg, from, n), cg_int(cg, QUERIES)), 1);
+    for (int w = share->from; w < share->to; w++) {
+        bool write = w == THIS_DQ;
+        LV at = write ? cg_out(cg, 0) : cg_in(cg, w == NEXT_Q ? 0 : w == NEXT_O ? p->after : p->after + 2);
+        LV row = attention_row(cg, p, cg_add(cg, write ? next->first : next->next_first, i.i),
+                               write ? next->h : next->next_h);
+        int64_t bytes = (w == NEXT_Q || write ? p->A : p->V) * dtype_bytes(p->q_type->dtype);
+        for (int64_t line = 0; line < bytes; line += 64)
+            cg_prefetch(cg, cg_bytes(cg, at, cg_addi(cg, cg_muli(cg, row, bytes), line)), write, 2);
+    }
+    cg_end(cg, &i);
+    cg_endif(cg, &last);
+}
+
 // Keys j .. j+n-1 and the queries of a tile.  A panel of them leaves out keys that come after it.
 static void grad_block(Cg *cg, const Attn *p, const Grad *g, const Part *part, const Queries *q, LV j, LV n,
-                       const Ahead *ahead) {
+                       const Next *next) {
     LV s = scratch(cg, g->s), dp = scratch(cg, g->dp), dq = scratch(cg, g->dq), zero = cg_int(cg, 0),
        keys = scratch(cg, p->k_copy), values = scratch(cg, p->v_copy), n_panel[QUERIES / LANES];
     if (g->keep) {
@@ -327,55 +366,24 @@ static void grad_block(Cg *cg, const Attn *p, const Grad *g, const Part *part, c
     cg_else(cg, &f);
     block_weights(cg, p, g, part, j, n, q, false);
     cg_endif(cg, &f);
-    if (part->dq)
-        for (int i = 0; i * p->lanes < QUERIES; i++)
+    int panels = QUERIES / p->lanes, rows = tile_size(cg->target).rows;
+    if (part->dq) {
+        int tiles = ((int)p->A + rows - 1) / rows;
+        Share share = {next, 0, part->sums ? NEXT_Q + 1 : N_ARRAYS, panels * tiles};
+        for (int i = 0; i < panels; i++)
             attention_by_columns(cg, p, &g->dq_tile, keys, p->A, attention_at(cg, dp, i * p->lanes * 4),
                                  n_panel[i], attention_at(cg, dq, i * p->lanes * 4), NULL,
-                                 part->sums || i ? NULL : ahead);
+                                 &(Ahead){ask_share, &share, i * tiles});
+    }
     if (!part->sums) return;
     LV sees = p->causal ? cg_sub(cg, j, q->lo) : NULL;
+    int tiles = (ATTN_BLOCK + rows - 1) / rows;
+    Share in_dk = {next, part->dq ? NEXT_O : NEXT_Q, NEXT_DO, tiles},
+          in_dv = {next, NEXT_DO, part->dq ? N_ARRAYS : THIS_DQ, tiles};
     key_sums(cg, p, &g->keys, dp, scratch(cg, g->q_rows), q->n, sees, sums_at(cg, p, g, part, false, j), n,
-             NULL);
+             &(Ahead){ask_share, &in_dk, 0});
     key_sums(cg, p, &g->values, s, scratch(cg, g->do_rows), q->n, sees, sums_at(cg, p, g, part, true, j), n,
-             ahead);
-}
-
-// What is read and written behind the last block of a tile: the rows of the next one, and dq of this.
-typedef struct {
-    const Attn *p;
-    const Part *part;
-    LV last;              // whether the block is the last
-    LV first, h;          // first query and head of the tile
-    LV next_first, next_h;
-} Next;
-
-static void ask_next(const void *self, Cg *cg, LV tile) {
-    const Next *next = self;
-    const Attn *p = next->p;
-    const struct {
-        LV at, first, h;
-        int64_t columns;
-        bool write;
-    } what[4] = {{cg_in(cg, 0), next->next_first, next->next_h, p->A, false},
-                 {cg_in(cg, p->after), next->next_first, next->next_h, p->V, false},
-                 {cg_in(cg, p->after + 2), next->next_first, next->next_h, p->V, false},
-                 {cg_out(cg, 0), next->first, next->h, p->A, true}};
-    int64_t of = next->part->sums ? ATTN_BLOCK : p->A, size = tile_size(cg->target).rows,
-            tiles = (of + size - 1) / size, n = (QUERIES + tiles - 1) / tiles;
-    CgIf last;
-    CgLoop i;
-    cg_if(cg, &last, next->last);
-    LV from = cg_muli(cg, tile, n), to = cg_min(cg, cg_addi(cg, from, n), cg_int(cg, QUERIES));
-    cg_for(cg, &i, from, to, 1);
-    for (int w = 0; w < (next->part->dq ? 4 : 3); w++) {
-        int64_t bytes = what[w].columns * dtype_bytes(p->q_type->dtype);
-        LV row = attention_row(cg, p, cg_add(cg, what[w].first, i.i), what[w].h);
-        for (int64_t line = 0; line < bytes; line += 64)
-            cg_prefetch(cg, cg_bytes(cg, what[w].at, cg_addi(cg, cg_muli(cg, row, bytes), line)), what[w].write,
-                        2);
-    }
-    cg_end(cg, &i);
-    cg_endif(cg, &last);
+             &(Ahead){ask_share, &in_dv, 0});
 }
 
 static void grad_part(Cg *cg, const Attn *p, const Grad *g, const Part *part) {
@@ -401,7 +409,6 @@ static void grad_part(Cg *cg, const Attn *p, const Grad *g, const Part *part) {
     to = cg_min(cg, to, part->last_key);
     LV after = cg_addi(cg, tile.i, QUERIES), more = cg_lt(cg, after, part->last_query);
     Next next = {.p = p,
-                 .part = part,
                  .first = tile.i,
                  .h = head.i,
                  .next_first = cg_select(cg, more, after, part->first_query),
@@ -409,7 +416,7 @@ static void grad_part(Cg *cg, const Attn *p, const Grad *g, const Part *part) {
     cg_for(cg, &block, cg_max(cg, from, part->first_key), to, ATTN_BLOCK);
     LV left = cg_sub(cg, to, block.i);
     next.last = cg_lt(cg, left, cg_int(cg, ATTN_BLOCK + 1));
-    grad_block(cg, p, g, part, &q, block.i, cg_min(cg, left, cg_int(cg, ATTN_BLOCK)), &(Ahead){ask_next, &next});
+    grad_block(cg, p, g, part, &q, block.i, cg_min(cg, left, cg_int(cg, ATTN_BLOCK)), &next);
     cg_end(cg, &block);
     if (part->dq) store_queries(cg, p, g, &q);
     cg_end(cg, &tile);
