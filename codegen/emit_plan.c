@@ -558,7 +558,7 @@ static int exchange_kernel(Plan *p, KernelNode *k, KernelDesc *desc) {
 }
 
 static RtTasks rt_tasks(Plan *p, TaskCount t) {
-    RtTasks r = {.n = t.n, .grain = t.grain, .times = t.times, .sym = -1};
+    RtTasks r = {.n = t.n, .grain = t.grain, .times = t.times, .sym = -1, .extra = t.extra};
     if (t.sym && t.sym->kind == SYM_LEAF) r.n *= t.sym->bound;
     else if (t.sym) r.sym = sym_index(p, t.sym);
     return r;

@@ -9,7 +9,7 @@ int64_t dims_bound(const Type *t, int lo, int hi) {
 }
 
 TaskCount tasks_of_dims(const Type *t, int lo, int hi, int64_t grain) {
-    TaskCount c = {1, grain, 1, NULL};
+    TaskCount c = {1, grain, 1, NULL, 0};
     for (int i = lo; i < hi; i++) {
         const Sym *s = t->dim[i].sym;
         c.n *= t->dim[i].n;

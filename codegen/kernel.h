@@ -30,8 +30,8 @@ typedef struct KernelNode {
     const CpuTarget *target;                 // whose code it is (cpu/cg.h); NULL: a target without templates
 } KernelNode;
 
-// How many tasks a phase has: ceil(n * value of sym / grain) * times.  sym NULL: n alone.
-typedef struct { int64_t n, grain, times; const Sym *sym; } TaskCount;
+// How many tasks a phase has: as RtTasks (runtime/abi.h) says; sym NULL: n alone.
+typedef struct { int64_t n, grain, times; const Sym *sym; int extra; } TaskCount;
 
 typedef struct KernelDesc {
     Str       key;                  // canonical text; op, types and attributes are already in it
@@ -65,7 +65,7 @@ TaskCount tasks_of_rows(const Type *t, int64_t grain);
 // Over dimensions lo .. hi - 1 of t; of their symbols one counts, the others are taken at their bound.
 TaskCount tasks_of_dims(const Type *t, int lo, int hi, int64_t grain);
 int64_t dims_bound(const Type *t, int lo, int hi);    // their product at bound
-static inline TaskCount tasks_fixed(int64_t n) { return (TaskCount){n, 1, 1, NULL}; }
+static inline TaskCount tasks_fixed(int64_t n) { return (TaskCount){n, 1, 1, NULL, 0}; }
 int64_t rows_bound(const Type *t);                    // product of all dimensions but the last, at bound
 // Rows so that a task touches about 64 KiB; from sizes only.
 int64_t rows_grain(const Type *t, int64_t bytes_per_row);

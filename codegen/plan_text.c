@@ -14,6 +14,7 @@ static void print_tasks(const RtPlan *p, RtTasks t, Str *out) {
     str_printf(out, " %lld", (long long)t.n);
     if (t.sym >= 0) str_printf(out, "*%s", RT_TEXT(p, syms[t.sym].name));
     if (t.grain != 1) str_printf(out, "/%lld", (long long)t.grain);
+    if (t.extra) str_printf(out, "+%d", t.extra);
     if (t.times != 1) str_printf(out, "*%lld", (long long)t.times);
 }
 

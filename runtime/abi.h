@@ -148,8 +148,13 @@ typedef struct { uint32_t offset, n; } RtSpan;   // n entries (bytes for text) a
 
 typedef enum { RT_PERSISTENT, RT_STEP, RT_CONST, RT_ARENAS } RtArenaKind;
 
-// How many tasks a phase has: ceil(n * (sym < 0 ? 1 : value of sym) / grain) * times
-typedef struct { int64_t n, grain, times; int32_t sym, pad; } RtTasks;
+// How many tasks a phase has: times * (ceil(rows / grain) + extra), or times * rows if that is less;
+// rows = n * (sym < 0 ? 1 : value of sym).  extra: rows that come in groups are cut at the groups' borders, too.
+typedef struct { int64_t n, grain, times; int32_t sym, extra; } RtTasks;
+static inline int64_t rt_count_tasks(const RtTasks *t, const int64_t *sym) {
+    int64_t rows = t->sym < 0 ? t->n : t->n * sym[t->sym], cut = (rows + t->grain - 1) / t->grain + t->extra;
+    return (cut < rows ? cut : rows) * t->times;
+}
 
 typedef struct {
     uint32_t name;          // text offset

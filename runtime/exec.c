@@ -17,11 +17,6 @@
 #include "runtime/team.h"
 #include "runtime/trace.h"
 
-static int64_t count_tasks(const RtPlanInstance *p, const RtTasks *t) {
-    int64_t n = t->sym < 0 ? t->n : t->n * p->sym[t->sym];
-    return (n + t->grain - 1) / t->grain * t->times;
-}
-
 static void run_alone(RtPlanInstance *p, RtCall *call, uint32_t step, RtKernelFn *run) {
     RtTraceEvent event = {.step = (int32_t)step, .phase = call->phase, .tasks = 1};
     if (p->trace) {
@@ -51,7 +46,7 @@ static void run_thread(RtPlanInstance *p, uint32_t first, uint32_t n_steps, int 
         call.data = p->kernel_data[step->kernel];
         uint32_t n_phases = kernel[step->kernel].n_phases;
         for (uint32_t phase = 0; phase < n_phases * kernel[step->kernel].n_rounds; phase++) {
-            int64_t n = count_tasks(p, &step->tasks[phase % n_phases]);
+            int64_t n = rt_count_tasks(&step->tasks[phase % n_phases], p->sym);
             if (n == 0) continue;
             call.phase = (int32_t)phase;
             call.n_tasks = (int32_t)n;

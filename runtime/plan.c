@@ -123,7 +123,7 @@ static RtStatus check_steps(const RtPlan *plan, RtError *e) {
         uint32_t n_phases = RT_TABLE(plan, RtKernel, kernels)[s[i].kernel].n_phases;
         for (uint32_t k = 0; k < n_phases; k++) {
             const RtTasks *t = &s[i].tasks[k];
-            if (t->grain < 1 || t->n < 0 || t->times < 0 || t->sym >= (int64_t)plan->syms.n)
+            if (t->grain < 1 || t->n < 0 || t->times < 0 || t->extra < 0 || t->sym >= (int64_t)plan->syms.n)
                 return BAD("step %u: the number of tasks of phase %u", i, k);
         }
         if (s[i].defines_sym >= (int64_t)plan->syms.n)

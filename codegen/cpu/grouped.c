@@ -1,7 +1,7 @@
 // grouped_matmul, grouped_dw and grouped_sum: rows sorted by (expert, leaf); offsets say where each segment
 // begins.
 //
-//     grouped_matmul   task = (run of rows, whatever experts it touches; group of panels)
+//     grouped_matmul   task = (expert, run of its rows; group of panels)
 //     grouped_dw       task = (expert, run of rows of its matrix, group of panels); leaves are summed inside
 //     a task grouped_sum      task = (expert, 64 columns)
 #include "codegen/cpu/product.h"
@@ -9,6 +9,8 @@
 static LV offset_at(Cg *cg, LV offsets, LV i) { return cg_i64(cg, cg_load1(cg, I32, offsets, i)); }
 
 // ---- grouped_matmul -----------------------------------------------------------------------------
+
+enum { EXPERT_RUN = 504 };       // rows of an expert that a task takes: a matrix is packed once for so many
 
 typedef struct {
     int64_t experts, leaves, bound, groups;
@@ -33,8 +35,9 @@ static bool grouped_of(const KernelNode *k, GroupedMatmul *g) {
                   .K = type_cols(x),
                   .N = type_cols(y),
                   .y_row = type_cols(y),
-                  .max_rows = g->bound < ROWS_RUN ? g->bound : ROWS_RUN};
-    g->groups = rows_groups((g->bound + ROWS_RUN - 1) / ROWS_RUN, g->r.max_rows, g->r.K, g->r.N, true);
+                  .max_rows = g->bound < EXPERT_RUN ? g->bound : EXPERT_RUN};
+    int64_t runs = (g->bound + EXPERT_RUN - 1) / EXPERT_RUN, busy = g->bound < g->experts ? g->bound : g->experts;
+    g->groups = rows_groups(runs > busy ? runs : busy, g->r.max_rows, g->r.K, g->r.N, true);
     g->parts = rows_parts(&g->r, g->groups);
     return rows_possible(&g->r);
 }
@@ -47,11 +50,34 @@ bool grouped_takes_panels(const KernelNode *k) {
 bool describe_grouped_matmul(const KernelNode *k, KernelDesc *d) {
     GroupedMatmul g;
     if (!grouped_of(k, &g)) return false;
-    d->tasks[0] = tasks_of_rows(&k->node->out[0].type, ROWS_RUN);
+    d->tasks[0] = tasks_of_rows(&k->node->out[0].type, EXPERT_RUN);
+    d->tasks[0].extra = (int)g.experts;
     d->tasks[0].times *= g.groups * g.parts;
     str_printf(&d->key, " groups %d%s", (int)g.groups, g.bound <= TILE_MAX_ROWS ? " few" : "");
+    product_key(k, d);
     d->flops = 2.0 * (double)g.bound * (double)g.r.K * (double)g.r.N * (k->node->attr.pair ? 2 : 1);
     return true;
+}
+
+// Run number `run` of all experts' runs; experts without rows have none.  n is 0 behind the last.
+typedef struct { LV expert, begin, n; } Run;
+
+static Run run_of_expert(Cg *cg, const GroupedMatmul *g, LV offsets, LV run) {
+    enum { LEFT, EXPERT, BEGIN, ROWS, N };
+    LV zero = cg_int(cg, 0), carry[N] = {run, zero, zero, zero};
+    CgLoop l;
+    cg_loop_begin(cg, &l, zero, cg_int(cg, g->experts), 1, N, carry);
+    LV at = cg_muli(cg, l.i, g->leaves), begin = offset_at(cg, offsets, at), left = l.carry[LEFT];
+    LV rows = cg_sub(cg, offset_at(cg, offsets, cg_addi(cg, at, g->leaves)), begin);
+    LV runs = cg_div(cg, cg_addi(cg, rows, EXPERT_RUN - 1), cg_int(cg, EXPERT_RUN));
+    LV each = cg_div(cg, cg_add(cg, rows, cg_addi(cg, runs, -1)), cg_max(cg, runs, cg_int(cg, 1)));
+    LV first = cg_mul(cg, left, each), here = LLVMBuildICmp(cg->b, LLVMIntULT, left, runs, "");
+    carry[LEFT] = cg_sub(cg, left, runs);
+    carry[EXPERT] = cg_select(cg, here, l.i, l.carry[EXPERT]);
+    carry[BEGIN] = cg_select(cg, here, cg_add(cg, begin, first), l.carry[BEGIN]);
+    carry[ROWS] = cg_select(cg, here, cg_min(cg, each, cg_sub(cg, rows, first)), l.carry[ROWS]);
+    cg_loop_end(cg, &l, carry);
+    return (Run){l.carry[EXPERT], l.carry[BEGIN], l.carry[ROWS]};
 }
 
 void emit_grouped_matmul(Cg *cg, const KernelNode *k) {
@@ -59,7 +85,7 @@ void emit_grouped_matmul(Cg *cg, const KernelNode *k) {
     Epilogue e;
     grouped_of(k, &g);
     Rows *r = &g.r;
-    r->max_rows = g.bound <= TILE_MAX_ROWS ? g.bound : ROWS_RUN; // as far as the key says it
+    r->max_rows = g.bound <= TILE_MAX_ROWS ? g.bound : EXPERT_RUN; // as far as the key says it
     r->heights = tile_all_heights(rows_tile(cg->target, r));
     rows_begin(cg, r);
     epilogue_begin(cg, &e);
@@ -68,24 +94,17 @@ void emit_grouped_matmul(Cg *cg, const KernelNode *k) {
     LV run = cg_div(cg, task, cg_int(cg, g.groups)), group = cg_rem(cg, task, cg_int(cg, g.groups));
     int panels = rows_panels(cg->target, r->N);
     int64_t each = (panels + g.groups - 1) / g.groups;
-    LV rows = cg_rows(cg, &k->node->out[0].type), lo = cg_muli(cg, run, ROWS_RUN);
-    LV hi = cg_min(cg, cg_addi(cg, lo, ROWS_RUN), rows), p0 = cg_muli(cg, group, each);
-    LV p1 = cg_min(cg, cg_addi(cg, p0, each), cg_int(cg, panels));
-    CgLoop expert;
-    cg_for(cg, &expert, cg_int(cg, 0), cg_int(cg, g.experts), 1);
-    LV at = cg_muli(cg, expert.i, g.leaves);
-    LV begin = cg_max(cg, lo, offset_at(cg, offsets, at));
-    LV end = cg_min(cg, hi, offset_at(cg, offsets, cg_addi(cg, at, g.leaves)));
-    RowsRun u = {.a = r->numbered ? x : cg_at(cg, r->a_type, x, cg_muli(cg, begin, r->K)),
-                 .n = cg_sub(cg, end, begin),
+    LV p0 = cg_muli(cg, group, each);
+    Run at = run_of_expert(cg, &g, offsets, run);
+    RowsRun u = {.a = r->numbered ? x : cg_at(cg, r->a_type, x, cg_muli(cg, at.begin, r->K)),
+                 .n = at.n,
                  .k = cg_int(cg, r->K),
                  .lo = p0,
-                 .hi = p1,
-                 .row = begin};
-    if (r->numbered) u.rows = row_numbers(cg, &e.c, 0, begin);
-    rows_part(cg, r, &u, cg_sub(cg, hi, lo), group, part, (int)g.groups, g.parts);
-    rows_attached(cg, r, u, &e, cg_muli(cg, expert.i, rows_matrix(r)), cg_muli(cg, begin, r->N));
-    cg_end(cg, &expert);
+                 .hi = cg_min(cg, cg_addi(cg, p0, each), cg_int(cg, panels)),
+                 .row = at.begin};
+    if (r->numbered) u.rows = row_numbers(cg, &e.c, 0, at.begin);
+    rows_part(cg, r, &u, at.n, group, part, (int)g.groups, g.parts);
+    rows_attached(cg, r, u, &e, cg_muli(cg, at.expert, rows_matrix(r)), cg_muli(cg, at.begin, r->N));
 }
 
 // ---- grouped_dw ---------------------------------------------------------------------------------

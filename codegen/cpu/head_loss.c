@@ -147,6 +147,7 @@ bool describe_head_loss(const KernelNode *k, KernelDesc *d) {
     Head h;
     if (!head_of(k, &h)) return false;
     if (h.vary) str_printf(&d->key, " at most %lld", (long long)h.rows);
+    product_key(k, d);
     d->n_phases = h.grad ? 3 : 2;
     d->n_rounds = h.rounds;
     d->tasks[0] = tasks_fixed(h.runs * h.groups);

@@ -98,6 +98,7 @@ bool describe_matmul(const KernelNode *k, KernelDesc *d) {
         d->tasks[0] = (TaskCount){m.batch.n, 1, m.runs * m.groups * m.parts, m.batch.sym};
     else
         d->tasks[0] = tasks_fixed(m.runs * batch * m.groups * m.parts);
+    product_key(k, d);
     d->flops = 2.0 * (double)extent_bound(&m.rows) * (double)batch * (double)m.r.N * (double)m.r.K;
     d->flops *= k->node->attr.pair ? 2 : 1;
     return true;

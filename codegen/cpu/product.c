@@ -6,12 +6,9 @@
 #include "codegen/cpu/dot.h"
 
 enum {
-    NEAR_BYTES = 256 << 10,   // of B as it lies, that all tiles of a short run pass before the next
-    DIRECT_ROWS = 112,        // a run so short reads B as it lies
-    PACKED_BYTES = 512 << 10, // of B in scratch: half of a small second-level cache
+    LEAST_K = 256,            // chains are cut into pieces no shorter, or tiles would mostly load and store their sums
+    FEW_K = 64,               // of a single tile, so that rows of B are read as streams
     LONG_K = 8192,            // the longest chain that is never cut
-    K_BLOCK = 2048,           // at most, of chains that continue from y, so that a panel stays near ..
-    NEAR_PANELS = 16,         // .. and so many of them: each block of panels reads the rows of A again
     A_BYTES = 1536 << 10,     // at most for the copied rows of a tile
     SUM_ROWS = 256,           // rows packed at once by sums over rows
     STRIP = LANES             // columns of a strip
@@ -49,13 +46,32 @@ int64_t rows_matrix(const Rows *r) {
 
 // ---- rows times a matrix ------------------------------------------------------------------------
 
-static bool cuts_k(const Rows *r) { return r->K > K_BLOCK && r->y_type == F32 && !is_laid(r); }
-static int64_t k_block_of(const Rows *r) {
-    if (!cuts_k(r)) return r->K;
-    int64_t cols = r->N < NEAR_PANELS * 2 * LANES ? up(r->N, LANES) : NEAR_PANELS * 2 * LANES;
-    int64_t k = PACKED_BYTES / (cols * 4) / LANES * LANES;
-    return k < K_BLOCK ? k : K_BLOCK;
+static int64_t cache_bytes(const KernelNode *k, MachineLevelKind level, int64_t typical) {
+    int64_t size = k->machine ? k->machine->level[level].size : 0;
+    return size ? size : typical;
 }
+// What stays near while other operands pass: a panel in half of the first cache, rows of A in half of the second, a
+// group of panels and the one behind it in the rest.
+static int64_t panel_near(const KernelNode *k) { return cache_bytes(k, LEVEL_L1, 32 << 10) / 2; }
+static int64_t block_near(const KernelNode *k) {
+    int64_t half = cache_bytes(k, LEVEL_L2, 512 << 10) / 2, most = RT_SCRATCH_BYTES / 4;
+    return half < most ? half : most;
+}
+static int64_t group_near(const KernelNode *k) { return block_near(k) / 4; }
+void product_key(const KernelNode *k, KernelDesc *d) {
+    str_printf(&d->key, " near %d %d", (int)panel_near(k), (int)block_near(k));
+}
+
+// Chains go on from y, so they can be cut where y keeps them whole.
+static int64_t k_block_of(const Rows *r, const KernelNode *k) {
+    int64_t most = panel_near(k) / (r->panel * 4);
+    if (most < LEAST_K) most = LEAST_K;
+    if (r->dot) most *= 2;
+    if (r->y_type != F32 || r->K <= most) return r->K;
+    int64_t pieces = (r->K + most - 1) / most;
+    return up((r->K + pieces - 1) / pieces, 2 * LANES);
+}
+static bool cuts_k(const Rows *r) { return r->k_block < r->K; }
 // Rows of A that are a power of two apart meet in the same cache sets: they are copied, too.
 static bool copies_a(const Rows *r) {
     int64_t row = (r->a_given ? r->a_given : r->K) * 4;
@@ -69,7 +85,7 @@ bool rows_possible(const Rows *r) {
 }
 
 int rows_groups(int64_t runs, int64_t rows, int64_t K, int64_t N, bool rows_vary) {
-    int64_t panels = (N + 31) / 32, want = (32 + runs - 1) / runs;
+    int64_t panels = (N + 31) / 32, want = (16 + runs - 1) / runs;
     double work = 2.0 * (double)rows * (double)K * (double)N; // of a run
     int64_t most = (int64_t)(work / 2e6);                     // a task has 2 Mflop ..
     int64_t few = K * N * 4 / (256 << 10);                    // .. or, with few rows, 256 KiB of the matrix
@@ -123,22 +139,61 @@ void rows_part(Cg *cg, const Rows *r, RowsRun *u, LV rows, LV group, LV part, in
     u->lo = cg_select(cg, few, lo, u->lo);
 }
 
+static void emit_tiles(Cg *cg, Rows *r) {
+    bool laid = is_laid(r);
+    TileSpec s = {.vecs = r->vecs,
+                  .cols = r->panel,
+                  .a_row = r->a_row,
+                  .a_k = r->a_k,
+                  .c_row = r->y_row,
+                  .b_type = laid && !r->dot ? r->b_type : F32,
+                  .pairs = layout_is_pairs(r->layout) && !r->dot,
+                  .c_type = r->y_type,
+                  .dot = r->dot,
+                  .reload = cuts_k(r),
+                  .stream = !r->tb || laid,
+                  .ask_c = r->max_rows > rows_tile(cg->target, r)};
+    for (int tail = 0; tail < 2; tail++) {
+        if (tail ? !r->tail : !r->n_whole) continue;
+        s.cols = tail ? r->tail : r->panel;
+        tile_functions(cg, tail ? &r->rest_last : &r->rest, &s, tail ? "tile_last" : "tile", r->heights);
+    }
+    if (r->tb && !laid) return;                            // a panel is packed before its first tile
+    s.stream = false;
+    s.prefetch = laid ? 3 : 2;                             // panels are one stream; rows far apart would meet in the first cache
+    s.packs = !laid;
+    if (!laid) s.b_type = r->b_type;
+    s.joins = !laid && r->dot;
+    for (int tail = 0; tail < 2; tail++) {
+        if (tail ? !r->tail : !r->n_whole) continue;
+        s.cols = tail ? r->tail : r->panel;
+        s.mask_b = tail && !laid;
+        tile_functions(cg, tail ? &r->first_last : &r->first, &s, tail ? "first_last" : "first", r->heights);
+    }
+    if (laid) return;
+    s.packs = s.mask_b = false;
+    for (int h = 1; h <= TILE_MAX_ROWS; h++) {
+        s.vecs = tile_vecs(cg->target, h);
+        s.cols = s.vecs * LANES;
+        char name[32];
+        snprintf(name, sizeof name, "wide%d", s.vecs);
+        if ((r->heights >> h & 1) && s.vecs > r->vecs && s.cols <= r->N) tile_functions(cg, &r->wide[h], &s, name, 1u << h);
+    }
+}
+
 static void emit_packing(Cg *cg, Rows *r) {
-    if (r->packed && !r->tb && !is_laid(r))
-        r->pack = r->dot ? pack_row_pairs_function(cg, "pack", r->vecs, r->panel_bytes, false)
-                         : pack_rows_function(cg, "pack", r->b_type, r->vecs, r->panel_bytes, false);
     for (int tail = 0; tail < 2; tail++) {
         int cols = tail ? r->tail : r->panel;
         const char *name = tail ? "pack_last" : "pack";
-        if (!r->packed || !r->tb || is_laid(r) || !(tail ? r->tail : r->n_whole)) continue;
+        if (!r->tb || is_laid(r) || !(tail ? r->tail : r->n_whole)) continue;
         *(tail ? &r->pack_last : &r->pack) = r->dot
                                                  ? pack_column_pairs_function(cg, name, r->vecs, cols)
                                                  : pack_columns_function(cg, name, r->b_type, r->vecs, cols);
     }
     if (!r->copy_a) return;
     if (r->ta)
-        r->copy = r->dot ? pair_strips_function(cg, "strip", 0, false)
-                         : strips_function(cg, "strip", r->a_type, 0, false);
+        r->copy = r->dot ? pair_strips_function(cg, "strip", r->tile_bytes, false)
+                         : strips_function(cg, "strip", r->a_type, r->tile_bytes, false);
     else if (r->dot)
         r->copy = copy_pairs_function(cg, "copy_rows", r->K, r->a_row, r->numbered);
     else
@@ -147,145 +202,260 @@ static void emit_packing(Cg *cg, Rows *r) {
 }
 
 void rows_begin(Cg *cg, Rows *r) {
-    TileSize size = {rows_tile(cg->target, r), panel_vecs(cg->target, r->N)};
+    int rows = rows_tile(cg->target, r);
     r->vecs = panel_vecs(cg->target, r->N);
     r->panel = r->vecs * LANES;
     r->n_panels = rows_panels(cg->target, r->N);
     r->n_whole = (int)(r->N / r->panel);
     r->tail = (int)(r->N % r->panel);
-    r->k_block = k_block_of(r);
     r->dot = dot_used(cg->target, r->a_type, r->b_type);
-    int64_t K = steps_of(r->dot, r->K);
-    r->panel_bytes = is_laid(r) ? rows_matrix(r) * dtype_bytes(r->b_type) * r->panel / up(r->N, PANEL_COLS)
-                                // panels side by side shall not share cache sets
-                                : up(steps_of(r->dot, r->k_block), LANES) * r->panel * 4 + 64;
-    r->block = (int)(PACKED_BYTES / r->panel_bytes);
-    if (r->block > r->n_panels) r->block = r->n_panels;
-    if (r->block < 1) r->block = 1;
+    r->k_block = k_block_of(r, cg->k);
     r->copy_a = copies_a(r);
-    r->direct_k = r->K * r->N * dtype_bytes(r->b_type) > 2 * NEAR_BYTES && r->y_type == F32 && !r->ta
-                      ? up(NEAR_BYTES / (r->N * dtype_bytes(r->b_type)) + 1, LANES)
-                      : 0;
-    bool fits = !r->copy_a ||
-                (!r->ta && DIRECT_ROWS * (up(K, LANES) + LANES) * 4 + r->scratch_used < RT_SCRATCH_BYTES);
-    r->direct_rows = fits ? DIRECT_ROWS : size.rows; // rows that are copied, are all at once
-    r->direct = !r->tb && r->min_rows <= r->direct_rows && !is_laid(r);
-    r->packed = !r->direct || r->max_rows > r->direct_rows;
-    r->a_row = r->ta ? 1 : r->copy_a ? up(K, LANES) + LANES : r->a_given ? r->a_given : r->K;
+    int64_t k = up(steps_of(r->dot, r->k_block), LANES);
+    r->tiles_block = (int)(block_near(cg->k) / (4 * k * rows));
+    if (r->tiles_block < 1) r->tiles_block = 1;
+    r->panel_bytes = is_laid(r) ? rows_matrix(r) * dtype_bytes(r->b_type) * r->panel / up(r->N, PANEL_COLS)
+                                : k * r->panel * 4 + 64;
+    // Rows and strips side by side shall not share cache sets.
+    r->a_row = r->ta ? 1 : r->copy_a ? k + LANES : r->a_given ? r->a_given : r->K;
     r->a_k = r->ta ? STRIP : 1;
-    int64_t a_bytes = !r->copy_a ? 0 : r->ta ? up(K * STRIP * 4, 64) : up(size.rows * r->a_row * 4, 64);
-    r->at_panels = up(r->scratch_used, 64) + a_bytes;
-    r->copy_all = r->copy_a && is_laid(r) && r->scratch_used + r->max_rows * r->a_row * 4 + 64 <= RT_SCRATCH_BYTES;
-    assert(is_laid(r) || r->at_panels + r->block * r->panel_bytes <= RT_SCRATCH_BYTES);
-
-    TileSpec s = {.vecs = r->vecs,
-                  .cols = r->panel,
-                  .a_row = r->a_row,
-                  .a_k = r->a_k,
-                  .c_row = r->y_row,
-                  .b_type = is_laid(r) && !r->dot ? r->b_type : F32,
-                  .pairs = layout_is_pairs(r->layout) && !r->dot,
-                  .c_type = r->y_type,
-                  .dot = r->dot,
-                  .reload = cuts_k(r) || (r->direct && r->direct_k),
-                  .prefetch = is_laid(r) ? 3 : 2};  // panels are one stream; rows far apart would meet in the first cache
-    bool f32 = r->b_type == F32;
-    unsigned heights = r->heights;
-    if ((r->packed || f32) && r->n_whole) tile_functions(cg, &r->whole, &s, "tile", heights);
-    TileSpec last = s;
-    last.cols = r->tail;
-    last.mask_b = !is_laid(r);
-    if ((r->packed || f32) && r->tail) tile_functions(cg, &r->last, &last, "tile_last", heights);
-    if (r->direct) {
-        r->direct_whole = r->whole;
-        r->direct_last = r->last;
-        s.b_type = last.b_type = r->b_type;
-        s.joins = last.joins = r->dot;
-        if (!f32 && r->n_whole) tile_functions(cg, &r->direct_whole, &s, "direct", heights);
-        if (!f32 && r->tail) tile_functions(cg, &r->direct_last, &last, "direct_last", heights);
-        for (int h = 1; h <= size.rows; h++) {
-            TileSpec wide = s;
-            wide.vecs = tile_vecs(cg->target, h);
-            wide.cols = wide.vecs * LANES;
-            char name[32];
-            snprintf(name, sizeof name, "wide%d", wide.vecs);
-            if ((heights >> h & 1) && wide.vecs > r->vecs && wide.cols <= r->N)
-                tile_functions(cg, &r->wide[h], &wide, name, 1u << h);
-        }
-    }
+    r->tile_bytes = !r->copy_a ? 0 : r->ta ? k * STRIP * 4 + 64 : rows * r->a_row * 4;
+    int64_t tiles = (r->max_rows + rows - 1) / rows;
+    if (tiles > r->tiles_block) tiles = r->tiles_block;
+    r->at_panels = up(r->scratch_used, 64) + up(tiles * r->tile_bytes, 64);
+    int64_t panel_k = r->panel * k * (is_laid(r) ? dtype_bytes(r->b_type) : 4);
+    r->group = (int)(group_near(cg->k) / panel_k);
+    if (r->group < 1) r->group = 1;
+    assert(is_laid(r) || r->at_panels + 2 * r->group * r->panel_bytes <= RT_SCRATCH_BYTES);
+    emit_tiles(cg, r);
     emit_packing(cg, r);
 }
+
+// ---- one run: blocks of A, panels of B ----------------------------------------------------------
+//
+//     for each block of A             rows x k that stay in the second cache: copied, or as they lie
+//         for each group of panels of B       both matrices of a pair in turn
+//             for each tile           the first one leaves the panels in scratch; the epilogue follows each
+
+// A block: tiles t0 .. t1-1 of the run, k0 .. k0+n_k-1.
+typedef struct {
+    TileCut cut;
+    LV t0, t1, first, k0, n_k;     // first: row of tile t0
+    LV a;                          // where tiles read it
+    LV done;                       // i1: the chains end here; NULL: always
+} Block;
 
 static LV a_step(Cg *cg, const Rows *r, const RowsRun *u) {
     return u->a_step ? u->a_step : cg_int(cg, r->a_given ? r->a_given : r->K);
 }
 
-// A cut chain copies the k of a piece only.
-static bool copies_pieces(const Rows *r) { return r->copy_a && !r->ta && cuts_k(r); }
-
-// Elements k0 .. k0+n_k-1 of n rows from `first`, copied to where tiles read them.  ta: all of at most one tile.
-static LV copy_of_rows(Cg *cg, const Rows *r, const RowsRun *u, LV first, LV n, LV k0, LV n_k) {
-    LV to = bytes_at(cg, cg->scratch, up(r->scratch_used, 64)), step = a_step(cg, r, u);
-    TileCut one = {cg_int(cg, 1), n, cg_int(cg, 0)};
-    RowNumbers rows = {.n = u->rows.n};
+static void begin_block(Cg *cg, const Rows *r, const RowsRun *u, Block *b) {
+    b->first = tile_first(cg, &b->cut, b->t0);
+    LV n = cg_sub(cg, tile_first(cg, &b->cut, b->t1), b->first), step = a_step(cg, r, u);
+    LV from = r->ta ? cg_add(cg, b->first, cg_mul(cg, b->k0, step))
+                    : cg_add(cg, r->numbered ? cg_int(cg, 0) : cg_mul(cg, b->first, step), b->k0);
+    from = cg_at(cg, r->a_type, u->a, from);
+    b->a = r->copy_a ? bytes_at(cg, cg->scratch, up(r->scratch_used, 64)) : from;
     if (r->ta) {
-        pack_strips(cg, &r->copy, to, cg_at(cg, r->a_type, u->a, first), u->k, step, &one, NULL);
-        return to;
+        TileCut part = {cg_sub(cg, b->t1, b->t0), b->cut.base, cg_sub(cg, b->cut.extra, b->t0)};
+        pack_strips(cg, &r->copy, b->a, from, b->n_k, step, &part, NULL);
+    } else if (r->copy_a) {
+        RowNumbers rows = {.n = u->rows.n};
+        if (r->numbered) rows.index = cg_at(cg, I32, u->rows.index, b->first);
+        copy_columns(cg, &r->copy, b->a, from, n, step, b->n_k, r->numbered ? &rows : NULL);
     }
-    if (r->numbered) rows.index = cg_at(cg, I32, u->rows.index, first);
-    LV from = r->numbered ? k0 : cg_add(cg, cg_mul(cg, first, step), k0);
-    copy_columns(cg, &r->copy, to, cg_at(cg, r->a_type, u->a, from), n, step, n_k, r->numbered ? &rows : NULL);
-    return to;
 }
 
-static LV y_at(Cg *cg, const Rows *r, const RowsRun *u, LV row, LV col) {
-    return cg_at(cg, r->y_type, u->y, cg_add(cg, cg_muli(cg, row, r->y_row), col));
+static LV a_of_tile(Cg *cg, const Rows *r, const RowsRun *u, const Block *b, LV tile, LV first) {
+    if (r->ta) return cg_bytes(cg, b->a, cg_muli(cg, cg_sub(cg, tile, b->t0), r->tile_bytes));
+    LV rows = cg_sub(cg, first, b->first);
+    return cg_at(cg, F32, b->a, r->copy_a ? cg_muli(cg, rows, r->a_row) : cg_mul(cg, rows, a_step(cg, r, u)));
 }
 
-// Rows first .. of the run begin, or are finished, in panels p0 .. p1-1.  now: i1, or NULL: always.
-static void attach_strip(Cg *cg, const Rows *r, const RowsRun *u, bool finished, LV now, LV first, LV n,
-                         LV p0, LV p1) {
+// Rows first .. of the run begin, or are finished, in columns col .. end-1.  now: i1, or NULL: always.
+static void attach_strip(Cg *cg, const RowsRun *u, bool finished, LV now, LV first, LV n, LV col, LV end) {
     if (!u->epilogue || (!finished && !u->epilogue->ahead)) return;
-    CgIf last, here;
-    if (u->last) cg_if(cg, &last, u->last);
+    CgIf here;
     if (now) cg_if(cg, &here, now);
-    LV row = cg_add(cg, u->row, first), col = cg_muli(cg, p0, r->panel);
-    LV end = cg_min(cg, cg_muli(cg, p1, r->panel), cg_int(cg, r->N));
+    LV row = cg_add(cg, u->row, first);
     if (finished) epilogue_run(cg, u->epilogue, row, n, col, end);
     else epilogue_ahead(cg, u->epilogue, row, n, col, end);
     if (now) cg_endif(cg, &here);
-    if (u->last) cg_endif(cg, &last);
 }
 
-// Columns `col` .. of B, k0 .. k0+n_k-1, for one tile of rows.
-static void direct_tile(Cg *cg, const Rows *r, const RowsRun *u, const TileSet *set, LV a, LV height, LV row,
-                        LV col, LV k0, LV n_k) {
-    LV c = y_at(cg, r, u, row, col), b = cg_at(cg, r->b_type, u->b, cg_add(cg, cg_muli(cg, k0, r->N), col));
-    LV init = r->direct_k ? cg_select(cg, cg_lt(cg, cg_int(cg, 0), k0), c, LLVMConstNull(cg->ptr)) : NULL;
-    tile_call(cg, set, height,
-              &(TileCall){.a = r->direct_k ? cg_at(cg, F32, a, steps(cg, r->dot, k0)) : a,
-                          .b = b,
-                          .k = n_k,
-                          .b_k = cg_int(cg, r->N),
-                          .c = c,
-                          .init = init});
+// Panel `index` of a matrix that lies in panels, from k0 on.  Ours may be a half of one of those: the same rows, other columns.
+static LV laid_panel_at(Cg *cg, const Rows *r, LV b, LV index, LV k0) {
+    int64_t parts = PANEL_COLS / r->panel, column = dtype_bytes(r->b_type) * (layout_is_pairs(r->layout) ? 2 : 1);
+    LV whole = cg_muli(cg, cg_div(cg, index, cg_int(cg, parts)), r->panel_bytes * parts);
+    LV at = cg_add(cg, whole, cg_muli(cg, cg_rem(cg, index, cg_int(cg, parts)), r->panel * column));
+    return cg_bytes(cg, b, cg_add(cg, at, cg_muli(cg, k0, PANEL_COLS * dtype_bytes(r->b_type))));
 }
 
-// B is read as it lies, in pieces of k that stay near.  One tile of rows takes columns as wide as the
-// registers allow; several take one panel after the other.
-static void run_direct(Cg *cg, Rows *r, const RowsRun *u) {
-    LV zero = cg_int(cg, 0), k0 = zero, n_k = u->k;
-    CgLoop cut;
-    attach_strip(cg, r, u, false, NULL, zero, u->n, u->lo, u->hi);
-    LV a = r->copy_a ? copy_of_rows(cg, r, u, zero, u->n, zero, u->k) : u->a;
-    if (r->direct_k) {
-        cg_for(cg, &cut, zero, u->k, r->direct_k);
-        k0 = cut.i;
-        n_k = cg_min(cg, cg_sub(cg, u->k, k0), cg_int(cg, r->direct_k));
+// A panel, of both matrices of a pair in turn.
+typedef struct { LV panel, second, b, y, col; } Unit;      // second: i1, or NULL; b: where it lies
+
+static Unit unit_at(Cg *cg, const Rows *r, const RowsRun *u, const Block *b, LV i) {
+    Unit n = {.panel = cg_add(cg, u->lo, i), .y = u->y};
+    LV matrix = u->b;
+    if (u->second_b) {
+        n.panel = cg_add(cg, u->lo, cg_div(cg, i, cg_int(cg, 2)));
+        n.second = cg_eq(cg, cg_rem(cg, i, cg_int(cg, 2)), cg_int(cg, 1));
+        matrix = cg_select(cg, n.second, u->second_b, u->b);
+        n.y = cg_select(cg, n.second, u->second_y, u->y);
     }
-    LV col = cg_muli(cg, u->lo, r->panel),
-       end = cg_muli(cg, cg_min(cg, u->hi, cg_int(cg, r->n_whole)), r->panel);
-    TileCut rows = tile_cut(cg, u->n, tile_size(cg->target).rows);
+    n.col = cg_muli(cg, n.panel, r->panel);
+    if (is_laid(r)) n.b = laid_panel_at(cg, r, matrix, n.panel, b->k0);
+    else
+        n.b = cg_at(cg, r->b_type, matrix, r->tb ? cg_add(cg, cg_mul(cg, n.col, u->k), b->k0)
+                                                 : cg_add(cg, cg_muli(cg, b->k0, r->N), n.col));
+    return n;
+}
+
+// if (it is the narrow last panel) part 1 else part 0: begins the branches that can occur, one after the other.
+static bool begin_width(Cg *cg, const Rows *r, LV panel, int part, CgIf *f) {
+    if (part ? !r->tail : !r->n_whole) return false;
+    if (!r->tail || !r->n_whole) return true;
+    if (part) cg_else(cg, f);
+    else cg_if(cg, f, cg_lt(cg, panel, cg_int(cg, r->n_whole)));
+    return true;
+}
+static void end_widths(Cg *cg, const Rows *r, CgIf *f) {
+    if (r->tail && r->n_whole) cg_endif(cg, f);
+}
+
+static const TileSpec *rest_spec(const Rows *r) { return r->n_whole ? &r->rest.spec : &r->rest_last.spec; }
+
+// Rows of the next panel, from where the tile before has come to.
+static void stream_next(Cg *cg, const Rows *r, const Block *b, const Unit *next, LV tile, LV height, TileCall *call) {
+    int k_row = layout_is_pairs(r->layout) ? 2 : 1;        // k of a row
+    int64_t step = (is_laid(r) ? PANEL_COLS * k_row : r->N) * dtype_bytes(r->b_type);
+    LV before = cg_sub(cg, cg_addi(cg, tile, -1), b->t0), row = cg_mul(cg, before, tile_streamed(cg, rest_spec(r), height, call->k));
+    LV some = cg_lt(cg, cg_muli(cg, row, k_row), b->n_k);
+    call->ahead = cg_select(cg, some, cg_bytes(cg, next->b, cg_muli(cg, row, step)), call->a);
+    call->ahead_step = cg_select(cg, some, cg_int(cg, step), cg_int(cg, 0));
+}
+
+// Panels that a tile meets before the next one, n units from unit g0 on.
+typedef struct { LV g0, n, units; } Group;
+
+static Unit unit_of(Cg *cg, const Rows *r, const RowsRun *u, const Block *b, const Group *g, LV i) {
+    return unit_at(cg, r, u, b, cg_min(cg, i, cg_addi(cg, g->units, -1)));
+}
+static LV panel_slot(Cg *cg, const Rows *r, const Group *g, LV i) {
+    return cg_bytes(cg, bytes_at(cg, cg->scratch, r->at_panels), cg_muli(cg, cg_sub(cg, i, g->g0), r->panel_bytes));
+}
+
+static void pack_unit(Cg *cg, const Rows *r, const RowsRun *u, const Block *b, const Group *g, LV i) {
+    CgIf width;
+    Unit at = unit_of(cg, r, u, b, g, i);
+    for (int part = 0; part < 2; part++)
+        if (begin_width(cg, r, at.panel, part, &width))
+            pack_columns(cg, part ? &r->pack_last : &r->pack, panel_slot(cg, r, g, i), at.b, b->n_k, u->k);
+    end_widths(cg, r, &width);
+}
+
+// Columns of a panel of the next group, which lie as rows: a part of them.
+static void ask_for_columns(Cg *cg, const Rows *r, const RowsRun *u, const Block *b, const Group *g, LV unit, LV tile) {
+    CgLoop col, k;
+    Unit next = unit_of(cg, r, u, b, g, cg_add(cg, unit, g->n));
+    LV n = cg_sub(cg, b->t1, b->t0), i = cg_sub(cg, tile, b->t0);
+    LV cols = cg_min(cg, cg_int(cg, r->panel), cg_sub(cg, cg_int(cg, r->N), next.col));
+    cg_for(cg, &col, cg_div(cg, cg_mul(cg, i, cols), n), cg_div(cg, cg_mul(cg, cg_addi(cg, i, 1), cols), n), 1);
+    LV from = cg_at(cg, r->b_type, next.b, cg_mul(cg, col.i, u->k));
+    cg_for(cg, &k, cg_int(cg, 0), b->n_k, 64 / dtype_bytes(r->b_type));
+    cg_prefetch(cg, cg_at(cg, r->b_type, from, k.i), false, 2);
+    cg_end(cg, &k);
+    cg_end(cg, &col);
+}
+
+// The first tile of a panel asks for its rows, and at last for those of the next panel; other tiles for rows of the next
+// group.
+static void unit_tile(Cg *cg, const Rows *r, const RowsRun *u, const Block *b, const Group *g, LV i, LV tile, bool is_first) {
+    LV first = tile_first(cg, &b->cut, tile), height = tile_height(cg, &b->cut, tile);
+    Unit at = unit_of(cg, r, u, b, g, i), next = unit_of(cg, r, u, b, g, cg_add(cg, i, is_first ? cg_int(cg, 1) : g->n));
+    LV c = cg_at(cg, r->y_type, at.y, cg_add(cg, cg_muli(cg, first, r->y_row), at.col));
+    bool lies = is_first && !is_laid(r);
+    TileCall call = {.a = a_of_tile(cg, r, u, b, tile, first),
+                     .b = lies || is_laid(r) ? at.b : panel_slot(cg, r, g, i),
+                     .k = lies ? b->n_k : steps(cg, r->dot, b->n_k),
+                     .b_k = cg_int(cg, lies ? r->N : is_laid(r) ? PANEL_COLS : r->panel),
+                     .c = c};
+    if (lies) call.panel = panel_slot(cg, r, g, i);
+    if (is_first) call.next = next.b;
+    else if (rest_spec(r)->stream) stream_next(cg, r, b, &next, tile, height, &call);
+    if (b->done) call.init = cg_select(cg, cg_lt(cg, cg_int(cg, 0), b->k0), c, LLVMConstNull(cg->ptr));
+    CgIf width;
+    for (int part = 0; part < 2; part++)
+        if (begin_width(cg, r, at.panel, part, &width))
+            tile_call(cg, part ? is_first ? &r->first_last : &r->rest_last : is_first ? &r->first : &r->rest, height, &call);
+    end_widths(cg, r, &width);
+}
+
+static void group_tile(Cg *cg, const Rows *r, const RowsRun *u, const Block *b, const Group *g, LV tile, bool is_first) {
+    CgLoop unit;
+    LV first = tile_first(cg, &b->cut, tile), height = tile_height(cg, &b->cut, tile), end = cg_add(cg, g->g0, g->n);
+    int sides = u->second_b ? 2 : 1;
+    LV col = cg_muli(cg, cg_add(cg, u->lo, cg_div(cg, g->g0, cg_int(cg, sides))), r->panel);
+    LV col_end = cg_min(cg, cg_add(cg, col, cg_muli(cg, cg_div(cg, g->n, cg_int(cg, sides)), r->panel)), cg_int(cg, r->N));
+    attach_strip(cg, u, false, b->done, first, height, col, col_end);
+    cg_for(cg, &unit, g->g0, end, 1);
+    if (r->tb && !is_laid(r)) ask_for_columns(cg, r, u, b, g, unit.i, tile);
+    unit_tile(cg, r, u, b, g, unit.i, tile, is_first);
+    cg_end(cg, &unit);
+    attach_strip(cg, u, true, b->done, first, height, col, col_end);
+}
+
+// Pieces of k, if chains are cut.
+static void begin_cut(Cg *cg, const Rows *r, const RowsRun *u, Block *b, CgLoop *l) {
+    b->k0 = cg_int(cg, 0);
+    b->n_k = u->k;
+    if (!cuts_k(r)) return;
+    // A single tile goes through rows of B rather than panels.
+    LV one = cg_lt(cg, u->n, cg_int(cg, rows_tile(cg->target, r) + 1)), block = cg_int(cg, r->k_block);
+    if (!r->tb && !is_laid(r)) block = cg_select(cg, one, cg_min(cg, block, cg_int(cg, FEW_K)), block);
+    LV pieces = cg_div(cg, cg_add(cg, u->k, cg_addi(cg, block, -1)), block);
+    cg_for(cg, l, b->k0, cg_max(cg, pieces, cg_int(cg, 1)), 1); // chains without steps are stored, too
+    b->k0 = cg_mul(cg, l->i, block);
+    b->n_k = cg_min(cg, cg_sub(cg, u->k, b->k0), block);
+    b->done = cg_eq(cg, cg_add(cg, b->k0, b->n_k), u->k);
+}
+static void end_cut(Cg *cg, const Rows *r, CgLoop *l) {
+    if (cuts_k(r)) cg_end(cg, l);
+}
+
+static void run_blocks(Cg *cg, const Rows *r, const RowsRun *u) {
+    CgLoop rows, k, group, unit, tile;
+    LV zero = cg_int(cg, 0);
+    int sides = u->second_b ? 2 : 1;
+    Group g = {.units = cg_muli(cg, cg_sub(cg, u->hi, u->lo), sides)};
+    Block b = {.cut = tile_cut(cg, u->n, rows_tile(cg->target, r))};
+    cg_for(cg, &rows, zero, b.cut.tiles, r->tiles_block);
+    b.t0 = rows.i;
+    b.t1 = cg_min(cg, cg_addi(cg, rows.i, r->tiles_block), b.cut.tiles);
+    begin_cut(cg, r, u, &b, &k);
+    begin_block(cg, r, u, &b);
+    cg_for(cg, &group, zero, g.units, r->group * sides);
+    g.g0 = group.i;
+    g.n = cg_min(cg, cg_sub(cg, g.units, g.g0), cg_int(cg, r->group * sides));
+    bool tiles_pack = !r->tb || is_laid(r);
+    if (tiles_pack) {
+        group_tile(cg, r, u, &b, &g, b.t0, true);
+    } else {
+        cg_for(cg, &unit, g.g0, cg_add(cg, g.g0, g.n), 1);
+        pack_unit(cg, r, u, &b, &g, unit.i);
+        cg_end(cg, &unit);
+    }
+    cg_for(cg, &tile, tiles_pack ? cg_addi(cg, b.t0, 1) : b.t0, b.t1, 1);
+    group_tile(cg, r, u, &b, &g, tile.i, false);
+    cg_end(cg, &tile);
+    cg_end(cg, &group);
+    end_cut(cg, r, &k);
+    cg_end(cg, &rows);
+}
+
+// A run of few rows is one tile, in columns as wide as the registers allow.  Gives the first panel it leaves.
+static LV run_wide(Cg *cg, const Rows *r, const RowsRun *u) {
+    LV first = u->lo, zero = cg_int(cg, 0);
     for (int vecs = TILE_MAX_VECS; vecs > r->vecs; vecs /= 2) {
         TileSet set = {0};
         LV fits = NULL;
@@ -297,124 +467,43 @@ static void run_direct(Cg *cg, Rows *r, const RowsRun *u) {
             set.type = r->wide[h].type;
         }
         if (!fits) continue;
-        int64_t cols = vecs * LANES;
-        CgLoop l;
-        cg_for(cg, &l, col, cg_select(cg, fits, cg_addi(cg, end, 1 - cols), zero), cols);
-        direct_tile(cg, r, u, &set, a, u->n, zero, l.i, k0, n_k);
-        cg_end(cg, &l);
-        col = l.i;
+        int64_t panels = vecs / r->vecs;
+        LV whole = cg_sub(cg, cg_min(cg, u->hi, cg_int(cg, r->n_whole)), first);
+        LV n = cg_select(cg, fits, cg_div(cg, cg_max(cg, whole, zero), cg_int(cg, panels)), zero);
+        LV end = cg_add(cg, first, cg_muli(cg, n, panels)), lo = cg_muli(cg, first, r->panel), hi = cg_muli(cg, end, r->panel);
+        CgIf some;
+        CgLoop k, l;
+        cg_if(cg, &some, cg_lt(cg, zero, n));
+        Block b = {.cut = {cg_int(cg, 1), u->n, zero}, .t0 = zero, .t1 = cg_int(cg, 1)};
+        attach_strip(cg, u, false, NULL, zero, u->n, lo, hi);
+        begin_cut(cg, r, u, &b, &k);
+        begin_block(cg, r, u, &b);
+        for (int side = 0; side < (u->second_b ? 2 : 1); side++) {
+            LV matrix = side ? u->second_b : u->b, y = side ? u->second_y : u->y;
+            cg_for(cg, &l, lo, hi, vecs * LANES);
+            LV at = cg_at(cg, r->b_type, matrix, cg_add(cg, cg_muli(cg, b.k0, r->N), l.i)), c = cg_at(cg, r->y_type, y, l.i);
+            TileCall call = {.a = b.a, .b = at, .k = b.n_k, .b_k = cg_int(cg, r->N), .c = c};
+            call.next = cg_at(cg, r->b_type, at, cg_int(cg, vecs * LANES));
+            if (b.done) call.init = cg_select(cg, cg_lt(cg, zero, b.k0), c, LLVMConstNull(cg->ptr));
+            tile_call(cg, &set, u->n, &call);
+            cg_end(cg, &l);
+        }
+        end_cut(cg, r, &k);
+        attach_strip(cg, u, true, NULL, zero, u->n, lo, hi);
+        cg_endif(cg, &some);
+        first = end;
     }
-    LV tail = cg_int(cg, r->n_whole * r->panel);
-    LV tail_end = cg_select(cg, cg_eq(cg, u->hi, cg_int(cg, r->n_panels)), cg_addi(cg, tail, 1), tail);
-    for (int part = 0; part < 2; part++) {
-        if (part ? !r->tail : !r->n_whole) continue;
-        CgLoop l, tile;
-        cg_for(cg, &l, part ? tail : col, part ? tail_end : end, r->panel);
-        cg_for(cg, &tile, zero, rows.tiles, 1);
-        LV first = tile_first(cg, &rows, tile.i);
-        direct_tile(cg, r, u, part ? &r->direct_last : &r->direct_whole,
-                    cg_at(cg, F32, a, cg_muli(cg, first, r->a_row)), tile_height(cg, &rows, tile.i), first,
-                    l.i, k0, n_k);
-        cg_end(cg, &tile);
-        cg_end(cg, &l);
-    }
-    if (r->direct_k) cg_end(cg, &cut);
-    attach_strip(cg, r, u, true, NULL, zero, u->n, u->lo, u->hi);
-}
-
-static LV panel_at(Cg *cg, const Rows *r, LV index) {
-    return cg_bytes(cg, bytes_at(cg, cg->scratch, r->at_panels), cg_muli(cg, index, r->panel_bytes));
-}
-
-// Panel `index` of a matrix that lies in panels.  Ours may be a half of one of those: the same rows, other columns.
-static LV laid_panel_at(Cg *cg, const Rows *r, const RowsRun *u, LV index) {
-    int64_t parts = PANEL_COLS / r->panel, column = dtype_bytes(r->b_type) * (layout_is_pairs(r->layout) ? 2 : 1);
-    LV whole = cg_muli(cg, cg_div(cg, index, cg_int(cg, parts)), r->panel_bytes * parts);
-    return cg_bytes(cg, u->b, cg_add(cg, whole, cg_muli(cg, cg_rem(cg, index, cg_int(cg, parts)), r->panel * column)));
-}
-
-static void pack_block(Cg *cg, Rows *r, const RowsRun *u, LV p0, LV p1, LV k0, LV n_k) {
-    if (!r->tb) {
-        LV col = cg_muli(cg, p0, r->panel), end = cg_min(cg, cg_muli(cg, p1, r->panel), cg_int(cg, r->N));
-        pack_rows(cg, &r->pack, panel_at(cg, r, cg_int(cg, 0)),
-                  cg_at(cg, r->b_type, u->b, cg_add(cg, cg_muli(cg, k0, r->N), col)), n_k, cg_int(cg, r->N),
-                  cg_sub(cg, end, col), NULL);
-        return;
-    }
-    LV whole = cg_min(cg, p1, cg_int(cg, r->n_whole));
-    for (int part = 0; part < 2; part++) {
-        if (part ? !r->tail : !r->n_whole) continue;
-        CgLoop l;
-        cg_for(cg, &l, part ? cg_max(cg, p0, whole) : p0, part ? p1 : whole, 1);
-        LV at = cg_add(cg, cg_mul(cg, cg_muli(cg, l.i, r->panel), u->k), k0);
-        pack_columns(cg, part ? &r->pack_last : &r->pack, panel_at(cg, r, cg_sub(cg, l.i, p0)),
-                     cg_at(cg, r->b_type, u->b, at), n_k, u->k);
-        cg_end(cg, &l);
-    }
-}
-
-// Blocks of panels; for each, all tiles of rows pass by, and a tile meets one panel after the other.
-static void run_packed(Cg *cg, Rows *r, const RowsRun *u) {
-    CgLoop block, cut, tile;
-    LV all = r->copy_all ? copy_of_rows(cg, r, u, cg_int(cg, 0), u->n, cg_int(cg, 0), u->k) : NULL;
-    cg_for(cg, &block, u->lo, u->hi, r->block);
-    LV p0 = block.i, p1 = cg_min(cg, cg_addi(cg, p0, r->block), u->hi);
-    LV b_k = cg_int(cg, is_laid(r) ? PANEL_COLS : r->panel);
-    LV k0 = cg_int(cg, 0), n_k = u->k;
-    if (cuts_k(r)) {
-        cg_for(cg, &cut, k0, u->k, r->k_block);
-        k0 = cut.i;
-        n_k = cg_min(cg, cg_sub(cg, u->k, k0), cg_int(cg, r->k_block));
-    }
-    if (!is_laid(r)) pack_block(cg, r, u, p0, p1, k0, n_k);
-    TileCut rows = tile_cut(cg, u->n, rows_tile(cg->target, r));
-    cg_for(cg, &tile, cg_int(cg, 0), rows.tiles, 1);
-    LV first = tile_first(cg, &rows, tile.i), height = tile_height(cg, &rows, tile.i);
-    LV done = cuts_k(r) ? cg_eq(cg, cg_add(cg, k0, n_k), u->k) : NULL;
-    bool pieces = copies_pieces(r);
-    LV copied_k = pieces ? k0 : cg_int(cg, 0);             // first k of a
-    LV a = all         ? cg_at(cg, F32, all, cg_muli(cg, first, r->a_row))
-           : r->copy_a ? copy_of_rows(cg, r, u, first, height, copied_k, pieces ? n_k : u->k)
-                       : cg_at(cg, F32, u->a, cg_mul(cg, first, a_step(cg, r, u)));
-    a = cg_at(cg, F32, a, cg_muli(cg, steps(cg, r->dot, cg_sub(cg, k0, copied_k)), r->a_k));
-    LV whole = cg_min(cg, p1, cg_int(cg, r->n_whole));
-    for (int part = 0; part < 2; part++) {
-        if (part ? !r->tail : !r->n_whole) continue;
-        CgLoop l;
-        cg_for(cg, &l, part ? cg_max(cg, p0, whole) : p0, part ? p1 : whole, 1);
-        attach_strip(cg, r, u, false, done, first, height, l.i, cg_addi(cg, l.i, 1));
-        LV c = y_at(cg, r, u, first, cg_muli(cg, l.i, r->panel));
-        LV init = cuts_k(r) ? cg_select(cg, cg_lt(cg, cg_int(cg, 0), k0), c, LLVMConstNull(cg->ptr)) : NULL;
-        tile_call(cg, part ? &r->last : &r->whole, height,
-                  &(TileCall){.a = a,
-                              .b = is_laid(r) ? laid_panel_at(cg, r, u, l.i)
-                                              : panel_at(cg, r, cg_sub(cg, l.i, p0)),
-                              .k = steps(cg, r->dot, n_k),
-                              .b_k = b_k,
-                              .c = c,
-                              .init = init});
-        cg_end(cg, &l);
-    }
-    attach_strip(cg, r, u, true, done, first, height, p0, p1);
-    cg_end(cg, &tile);
-    if (cuts_k(r)) cg_end(cg, &cut);
-    cg_end(cg, &block);
+    return first;
 }
 
 void rows_run(Cg *cg, Rows *r, const RowsRun *u) {
-    CgIf some, few;
-    cg_if(cg, &some, LLVMBuildAnd(cg->b, cg_lt(cg, cg_int(cg, 0), u->n), cg_lt(cg, u->lo, u->hi), ""));
-    if (r->direct && r->packed) {
-        cg_if(cg, &few, cg_lt(cg, u->n, cg_int(cg, r->direct_rows + 1)));
-        run_direct(cg, r, u);
-        cg_else(cg, &few);
-        run_packed(cg, r, u);
-        cg_endif(cg, &few);
-    } else if (r->direct) {
-        run_direct(cg, r, u);
-    } else {
-        run_packed(cg, r, u);
-    }
+    CgIf some, left;
+    cg_if(cg, &some, cg_lt(cg, cg_int(cg, 0), u->n));
+    RowsRun rest = *u;
+    if (!is_laid(r) && !r->tb) rest.lo = run_wide(cg, r, u);
+    cg_if(cg, &left, cg_lt(cg, rest.lo, rest.hi));
+    run_blocks(cg, r, &rest);
+    cg_endif(cg, &left);
     cg_endif(cg, &some);
 }
 
@@ -424,20 +513,14 @@ RowNumbers row_numbers(Cg *cg, const Contraction *c, int operand, LV first) {
 }
 
 void rows_attached(Cg *cg, Rows *r, RowsRun u, const Epilogue *e, LV b_at, LV y_at) {
-    bool pair = e->c.products == 2;
-    LV b = cg_in(cg, 1), y = epilogue_home(cg, e, 0);
-    CgLoop side;
-    if (pair) {
-        cg_for(cg, &side, cg_int(cg, 0), cg_int(cg, 2), 1);
-        u.last = cg_lt(cg, cg_int(cg, 0), side.i);
-        b = cg_select(cg, u.last, cg_in(cg, e->c.second), b);
-        y = cg_select(cg, u.last, epilogue_home(cg, e, 1), y);
+    u.b = cg_at(cg, r->b_type, cg_in(cg, 1), b_at);
+    u.y = cg_at(cg, r->y_type, epilogue_home(cg, e, 0), y_at);
+    if (e->c.products == 2) {
+        u.second_b = cg_at(cg, r->b_type, cg_in(cg, e->c.second), b_at);
+        u.second_y = cg_at(cg, r->y_type, epilogue_home(cg, e, 1), y_at);
     }
-    u.b = cg_at(cg, r->b_type, b, b_at);
-    u.y = cg_at(cg, r->y_type, y, y_at);
     u.epilogue = e->fn ? e : NULL;
     rows_run(cg, r, &u);
-    if (pair) cg_end(cg, &side);
 }
 
 // ---- sums over rows -----------------------------------------------------------------------------

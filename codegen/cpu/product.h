@@ -6,7 +6,8 @@
 #include "codegen/cpu/tile.h"
 
 // ---- y[n, N] = a[n, K] b[K, N] ------------------------------------------------------------------
-// B is packed into panels held in scratch while a run of rows passes by; a short run reads B as it lies.
+// Blocks of A, in rows and k, stay in the second cache while groups of panels of B pass by.  The first tile that meets a
+// group reads B as it lies and leaves the panels in scratch for the others.
 typedef struct {
     // given
     DType   a_type, b_type, y_type;
@@ -15,21 +16,26 @@ typedef struct {
     Layout  layout;            // of b: panels are read as they lie, whatever the run's length
     int64_t K, N;              // K: largest; N is known
     int64_t y_row, a_given;    // elements between rows of y; of a, if they are not its K (0: they are)
-    int64_t min_rows, max_rows;      // of a run; no way for short runs is emitted if there are none
+    int64_t min_rows, max_rows;      // of a run
     unsigned heights;          // tile heights that can occur
     int64_t scratch_used;      // bytes at the start of the scratch that are not ours
     // made by rows_begin
     int     vecs, panel;       // vectors and columns of a panel
     int     n_panels, n_whole, tail;     // panels, whole ones, columns of the last if it is narrow
-    int64_t direct_rows, direct_k;   // longest run that reads B as it lies; k of it at once, 0: all
-    int64_t k_block, block;    // k of a panel packed at once, panels packed at once
     bool    dot;               // a and b are multiplied in pairs of k (dot.h)
-    bool    copy_a, copy_all, direct, packed;      // copy_all: the rows of a run at once
-    int64_t a_row, a_k, panel_bytes, at_panels;
-    TileSet whole, last, direct_whole, direct_last, wide[TILE_MAX_ROWS + 1];
+    bool    copy_a;            // tiles read copies of the rows of A
+    int64_t k_block;           // k of a block of A
+    int     tiles_block;       // tiles of a block of A
+    int64_t a_row, a_k, tile_bytes;      // tile_bytes: of the copied rows of a tile
+    int     group;             // panels that a tile meets before the next tile
+    int64_t panel_bytes, at_panels;
+    TileSet first, first_last, rest, rest_last;      // the first tile of a panel, the others; _last: the narrow panel
+    TileSet wide[TILE_MAX_ROWS + 1];     // of runs of few rows, by height
     PackFunction pack, pack_last, copy;
 } Rows;
 
+// What the code of products takes from the machine becomes part of the key.
+void product_key(const KernelNode *k, KernelDesc *d);
 bool rows_possible(const Rows *r);                 // false: sizes beyond the scratch
 void rows_begin(Cg *cg, Rows *r);
 // One run of n rows and panels lo .. hi-1.  a: its first row (ta: its first column, a_step: elements between
@@ -40,7 +46,7 @@ typedef struct {
     RowNumbers rows;
     const Epilogue *epilogue;  // run over finished strips; NULL: none
     LV row;                    // the run's first row among all
-    LV last;                   // i1: all products are there with this one; NULL: yes
+    LV second_b, second_y;     // of a pair; NULL: none
 } RowsRun;
 void rows_run(Cg *cg, Rows *r, const RowsRun *run);
 // The run of a contraction with what is attached to it: b and y are the node's, b_at and y_at elements behind

@@ -43,6 +43,12 @@ LV tile_mask(Cg *cg, int live) {
     return LLVMConstVector(lane, LANES);
 }
 
+// Nothing else that the function touches lies where this pointer leads.
+static void no_alias(Cg *cg, LV fn, int param) {
+    unsigned kind = LLVMGetEnumAttributeKindForName("noalias", 7);
+    LLVMAddAttributeAtIndex(fn, (LLVMAttributeIndex)(1 + param), LLVMCreateEnumAttribute(cg->cx, kind, 0));
+}
+
 void tile_noinline(Cg *cg, LV fn) {
     unsigned kind = LLVMGetEnumAttributeKindForName("noinline", 8);
     LLVMAddAttributeAtIndex(fn, LLVMAttributeFunctionIndex, LLVMCreateEnumAttribute(cg->cx, kind, 0));
@@ -57,7 +63,7 @@ static LV offset(Cg *cg, LV base, int64_t elements) {
 enum {
     PREFETCH_ROWS = 32
 }; // of B, asked into the second cache: rows 4 KiB apart don't fit the first one's sets
-enum { P_A, P_B, P_K, P_B_K, P_C, P_INIT, P_N_MERGE, P_MERGE, N_PARAMS };
+enum { P_A, P_B, P_K, P_B_K, P_C, P_INIT, P_N_MERGE, P_MERGE, P_NEXT, P_PANEL, P_AHEAD, P_AHEAD_STEP, N_PARAMS };
 
 // Bytes between columns of a row of B, whose row holds one k or two.
 static int64_t b_bytes(const TileSpec *s) { return s->pairs ? 4 : dtype_bytes(s->b_type); }
@@ -79,19 +85,20 @@ static LV multiply_add(Cg *cg, const TileSpec *s, LV a, LV b, LV c) {
     return s->dot ? cg_bf16_dot(cg, c, a, b) : cg_fma(cg, a, b, c);
 }
 
-static void ask_for_b(Cg *cg, const TileSpec *s, LV b, LV ahead) {
+static void ask_for_b(Cg *cg, const TileSpec *s, LV b, LV ahead, int cache) {
     for (int64_t at = 0; at < s->vecs * LANES * b_bytes(s); at += 64)
-        cg_prefetch(cg, cg_bytes(cg, b, cg_addi(cg, ahead, at)), false, s->prefetch);
+        cg_prefetch(cg, cg_bytes(cg, b, cg_addi(cg, ahead, at)), false, cache);
 }
 
-// One step of the chain for all sums.  ahead: bytes from b to what is asked for, or NULL.
+// One step of the chain for all sums.  ahead: bytes from b to what is asked for, or NULL.  panel: where B is left.
 static void tile_step(Cg *cg, const TileSpec *s, int height, LV a, int64_t k, LV b, LV next, LV ahead,
-                      LV *pair, LV *acc) {
+                      LV panel, LV *pair, LV *acc) {
     LV bv[TILE_MAX_VECS], x[TILE_MAX_ROWS];
     bool odd = s->pairs && k % 2, rows_first = by_rows(cg->target, s->vecs) <= by_vectors(cg->target, height);
     for (int v = 0; v < s->vecs && rows_first; v++) bv[v] = b_vector(cg, s, b, next, v, odd, pair);
-    if (ahead && !odd) ask_for_b(cg, s, b, ahead);
-    if (ahead && next) ask_for_b(cg, s, next, ahead);
+    for (int v = 0; v < s->vecs && rows_first && s->packs; v++) cg_store_vec(cg, F32, bv[v], panel, cg_int(cg, v * LANES), NULL);
+    if (ahead && !odd) ask_for_b(cg, s, b, ahead, s->prefetch);
+    if (ahead && next) ask_for_b(cg, s, next, ahead, s->prefetch);
     for (int i = 0; i < height; i++) {
         x[i] = cg_splat(cg, cg_load(cg, cg->f32, offset(cg, a, i * s->a_row + k * s->a_k), 4));
         for (int v = 0; v < s->vecs && rows_first; v++)
@@ -99,37 +106,67 @@ static void tile_step(Cg *cg, const TileSpec *s, int height, LV a, int64_t k, LV
     }
     for (int v = 0; v < s->vecs && !rows_first; v++) {
         LV one = b_vector(cg, s, b, next, v, odd, pair);
+        if (s->packs) cg_store_vec(cg, F32, one, panel, cg_int(cg, v * LANES), NULL);
         for (int i = 0; i < height; i++)
             acc[i * s->vecs + v] = multiply_add(cg, s, x[i], one, acc[i * s->vecs + v]);
     }
 }
 
-// n sums in registers, chained over k; unrolled because a step is short when the tile is small.
+// From a row of B to what is asked for with it: rows later, or as many rows into what comes next.
+typedef struct { LV far, wrapped, last; } Ahead;           // last: the first k to which `wrapped` applies
+
+// k_row: k that a row holds.
+static Ahead ahead_of(Cg *cg, LV fn, LV k, int k_row, LV step) {
+    LV next = LLVMGetParam(fn, P_NEXT), far = cg_muli(cg, step, PREFETCH_ROWS);
+    LV to_next = cg_sub(cg, LLVMBuildPtrToInt(cg->b, next, cg->i64, ""), LLVMBuildPtrToInt(cg->b, LLVMGetParam(fn, P_B), cg->i64, ""));
+    LV wrapped = cg_add(cg, to_next, cg_sub(cg, far, cg_mul(cg, cg_div(cg, k, cg_int(cg, k_row)), step)));
+    return (Ahead){far, cg_select(cg, LLVMBuildIsNull(cg->b, next, ""), far, wrapped), cg_addi(cg, k, -k_row * PREFETCH_ROWS)};
+}
+
+// A step is short when the tile is small: so many make a round.
+enum { LARGE = 16 };
+static int unroll_of(int sums) { return sums < LARGE ? 4 : 2; }
+
+LV tile_streamed(Cg *cg, const TileSpec *s, LV height, LV k) {
+    LV large = cg_lt(cg, cg_int(cg, (LARGE - 1) / s->vecs), height);
+    return LLVMBuildLShr(cg->b, k, cg_select(cg, large, cg_int(cg, 1), cg_int(cg, 2)), "");
+}
+
+// n sums in registers, chained over k.
 static void tile_chain(Cg *cg, const TileSpec *s, int height, LV fn, LV *acc) {
-    int n = height * s->vecs, unroll = n >= 16 ? 2 : 4;
+    int n = height * s->vecs, unroll = unroll_of(n), carried = n + (s->packs || s->stream ? 3 : 2);
+    assert(!s->packs || !s->stream);
     LV all = LLVMGetParam(fn, P_K), k = s->joins ? LLVMBuildLShr(cg->b, all, cg_int(cg, 1), "") : all;
     LV row = cg_muli(cg, LLVMGetParam(fn, P_B_K), b_bytes(s)), step = s->joins ? cg_add(cg, row, row) : row;
-    LV ahead = s->prefetch ? cg_muli(cg, step, PREFETCH_ROWS) : NULL;
+    Ahead ahead = {0};
+    if (s->prefetch) ahead = ahead_of(cg, fn, k, s->pairs ? 2 : 1, step);
     LV carry[CG_MAX_CARRY], lo = cg_int(cg, 0);
     for (int i = 0; i < n; i++) carry[i] = acc[i];
     carry[n] = LLVMGetParam(fn, P_A);
     carry[n + 1] = LLVMGetParam(fn, P_B);
+    carry[n + 2] = LLVMGetParam(fn, s->packs ? P_PANEL : P_AHEAD);
     for (int u = unroll; u >= 1; u = s->pairs || u == 1 ? u / 2 : 1) { // then what is left, one by one or by pairs
         CgLoop l;
         LV hi = LLVMBuildAnd(cg->b, k, cg_int(cg, -u), "");
-        cg_loop_begin(cg, &l, lo, hi, u, n + 2, carry);
+        cg_loop_begin(cg, &l, lo, hi, u, carried, carry);
         for (int i = 0; i < n; i++) acc[i] = l.carry[i];
-        LV a = l.carry[n], b = l.carry[n + 1];
-        LV pair[TILE_MAX_VECS];
+        LV a = l.carry[n], b = l.carry[n + 1], other = carried > n + 2 ? l.carry[n + 2] : NULL, pair[TILE_MAX_VECS];
+        LV asked = s->prefetch ? cg_select(cg, cg_lt(cg, l.i, ahead.last), ahead.far, ahead.wrapped) : NULL;
+        if (s->stream && u == unroll) {
+            ask_for_b(cg, s, other, cg_int(cg, 0), 2);
+            other = cg_bytes(cg, other, LLVMGetParam(fn, P_AHEAD_STEP));
+        }
         for (int j = 0; j < u; j++) {
-            tile_step(cg, s, height, a, j, b, s->joins ? cg_bytes(cg, b, row) : NULL, ahead, pair, acc);
+            tile_step(cg, s, height, a, j, b, s->joins ? cg_bytes(cg, b, row) : NULL, asked, other, pair, acc);
             if (!s->pairs || j % 2) b = cg_bytes(cg, b, step);
+            if (s->packs) other = offset(cg, other, s->vecs * LANES);
         }
         for (int i = 0; i < n; i++) carry[i] = acc[i];
         carry[n] = offset(cg, a, u * s->a_k);
         carry[n + 1] = b;
+        carry[n + 2] = other;
         cg_loop_end(cg, &l, carry);
-        for (int i = 0; i < n + 2; i++) carry[i] = l.carry[i];
+        for (int i = 0; i < carried; i++) carry[i] = l.carry[i];
         lo = l.i;
     }
     for (int i = 0; i < n; i++) acc[i] = carry[i];
@@ -138,23 +175,33 @@ static void tile_chain(Cg *cg, const TileSpec *s, int height, LV fn, LV *acc) {
     LV longer[CG_MAX_CARRY];
     cg_if(cg, &odd, cg_lt(cg, cg_add(cg, k, k), all));
     for (int i = 0; i < n; i++) longer[i] = acc[i];
-    tile_step(cg, s, height, carry[n], 0, carry[n + 1], NULL, NULL, NULL, longer);
+    tile_step(cg, s, height, carry[n], 0, carry[n + 1], NULL, NULL, carry[n + 2], NULL, longer);
     cg_else(cg, &odd);
     cg_endif_join(cg, &odd, n, longer, carry, acc);
 }
 
+// Lines of the tile to the right: what it continues, and where its sums go.
+static void ask_for_c(Cg *cg, const TileSpec *s, int height, LV c) {
+    int64_t bytes = dtype_bytes(s->c_type);
+    for (int row = 0; row < height; row++)
+        for (int64_t at = 0; at < s->cols * bytes; at += 64)
+            cg_prefetch(cg, cg_bytes(cg, c, cg_int(cg, (row * s->c_row + s->cols) * bytes + at)), true, 3);
+}
+
 static LV emit_tile(Cg *cg, const TileSpec *s, const char *name, int height, LT *type) {
     CgFunction f;
-    LT params[N_PARAMS] = {cg->ptr, cg->ptr, cg->i64, cg->i64, cg->ptr, cg->ptr, cg->i64, cg->ptr};
+    LT params[N_PARAMS] = {cg->ptr, cg->ptr, cg->i64, cg->i64, cg->ptr, cg->ptr, cg->i64, cg->ptr, cg->ptr, cg->ptr, cg->ptr, cg->i64};
     char text[64];
     snprintf(text, sizeof text, "%s_%d", name, height);
     cg_function_begin(cg, &f, text, cg->void_t, params, N_PARAMS);
     tile_noinline(cg, f.fn);
+    no_alias(cg, f.fn, P_PANEL);
     *type = f.type;
     int n = height * s->vecs;
-    assert(n + 2 <= CG_MAX_CARRY);
+    assert(n + 3 <= CG_MAX_CARRY);
     LV acc[CG_MAX_CARRY], c = LLVMGetParam(f.fn, P_C), zero = cg_vec(cg, 0);
     for (int i = 0; i < n; i++) acc[i] = zero;
+    if (s->ask_c) ask_for_c(cg, s, height, c);
     if (s->reload) {
         LV zeros[CG_MAX_CARRY], held[CG_MAX_CARRY];
         CgIf again;
@@ -212,7 +259,11 @@ void tile_call_fixed(Cg *cg, const TileSet *set, int height, const TileCall *c) 
                          c->c,
                          c->init ? c->init : null,
                          c->n_merge ? c->n_merge : cg_int(cg, 0),
-                         c->merge ? c->merge : null};
+                         c->merge ? c->merge : null,
+                         c->next ? c->next : null,
+                         c->panel ? c->panel : null,
+                         c->ahead ? c->ahead : c->a,
+                         c->ahead ? c->ahead_step : cg_int(cg, 0)};
     assert(set->fn[height]);
     cg_call(cg, set->type, set->fn[height], args, N_PARAMS);
 }
@@ -536,6 +587,7 @@ static PackFunction copy_function(Cg *cg, const char *name, DType t, int64_t col
     begin_rows(cg, &row, f.fn, t, to_step * 4, numbered, false);
     cg_for(cg, &col, cg_int(cg, 0), whole, at_once);
     copy_vector(cg, &row, pairs, col.i, NULL);
+    ask_for_rows(cg, &row, col.i, at_once);
     cg_end(cg, &col);
     cg_if(cg, &rest, cg_lt(cg, whole, all));
     copy_vector(cg, &row, pairs, whole, mask);

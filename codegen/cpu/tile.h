@@ -30,6 +30,9 @@ typedef struct {
     bool    mask_b;            // B is not a panel: loads stay inside cols
     bool    pairs;             // B is bf16 in pairs of k (abi.h, Layout): [k/2][b_k][2], what is behind an odd k is there
     int     prefetch;          // B comes from far: rows ahead are asked for into this cache (cg_prefetch); 0: not so
+    bool    packs;             // what is loaded of B is left as a panel for other tiles
+    bool    stream;            // some lines that other tiles will read are asked for meanwhile
+    bool    ask_c;             // the lines of C to the right are asked for
     bool    reload;            // the chain may continue from a tile in memory (init)
     bool    merge;             // after the chain n_merge tiles at merge, merge - merge_step, .. are added
     int64_t merge_step;        // elements
@@ -50,7 +53,11 @@ typedef struct {
     LV a, b, k, b_k, c;        // b_k: elements from a k of B to the next
     LV init;                   // address of the tile the chain continues; NULL or null: from zero
     LV n_merge, merge;         // NULL: none
+    LV next;                   // behind the last row of B those of another tile are asked for; NULL: those that follow
+    LV panel;                  // where B is left
+    LV ahead, ahead_step;      // the stream: address, bytes from a row of a panel to the next; NULL: nothing
 } TileCall;
+LV   tile_streamed(Cg *cg, const TileSpec *s, LV height, LV k);       // rows that the stream of a tile asks for
 void tile_call(Cg *cg, const TileSet *set, LV height, const TileCall *c);     // dispatches on the height
 void tile_call_fixed(Cg *cg, const TileSet *set, int height, const TileCall *c);
 

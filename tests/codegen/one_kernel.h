@@ -191,7 +191,7 @@ static inline int64_t one_tasks(const OneKernel *o, int phase, void *const *arg,
     } else if (t.sym) {
         n *= t.sym->kind == SYM_LEAF ? t.sym->bound : sym[t.sym->id];
     }
-    return (n + t.grain - 1) / t.grain * t.times;
+    return rt_count_tasks(&(RtTasks){n, t.grain, t.times, -1, t.extra}, NULL);
 }
 
 static inline void one_run(const OneKernel *o, void *const *arg, const int64_t *sym, void *scratch) {

@@ -137,9 +137,7 @@ static inline void case_execute(const Compiled *c, CaseMemory *m, int64_t plain)
         for (uint32_t j = 0; j < s->n_args; j++) arg[j] = m->base[args[j].arena] + args[j].offset;
         const RtKernel *k = &kernels[s->kernel];
         for (uint32_t phase = 0; phase < (uint32_t)k->n_phases * k->n_rounds; phase++) {
-            const RtTasks *t = &s->tasks[phase % k->n_phases];
-            int64_t n = t->n * (t->sym < 0 ? 1 : m->sym[t->sym]);
-            int64_t tasks = (n + t->grain - 1) / t->grain * t->times;
+            int64_t tasks = rt_count_tasks(&s->tasks[phase % k->n_phases], m->sym);
             for (int64_t task = tasks - 1; task >= 0; task--) {      // any order
                 memset(scratch, 0xff, 1 << 16);
                 RtCall call = {.arg = arg, .sym = m->sym, .task = (int32_t)task, .n_tasks = (int32_t)tasks,
