@@ -3,6 +3,7 @@
 #define FRONTEND_CMD_VERIFY_H
 #include "frontend/cmd_session.h"
 #include "frontend/cmd_weights.h"
+#include "runtime/gather.h"
 #include "runtime/safetensors.h"
 
 // ---- running (cmd_verify_run.c) ---------------------------------------------------------------------------
@@ -37,10 +38,14 @@ typedef struct {
     VEC(Stored) stored;    // ref: parameters, states and inputs
     int64_t rows, context; // ref: values of the symbols S and C
     int64_t wave;          // ref: of the step, from 0; sums over the step go on in later ones
+    RtComm *comm;          // the other ranks, which run the same; NULL: this one is alone
+    RtRanks *ranks;
 } Runner;
 
 bool verify_is_ref(const Cli *c);
 const char *const *verify_pipeline(const Runner *r, bool backward); // for session_passes
+
+// Of several ranks each sets its own leaves' inputs; what comes out is of all leaves, and on the first rank whole.
 
 // Compiles the programs (or nothing, for ref) and fills the parameters: value[i] of w->param[i], NULL: its
 // first value.

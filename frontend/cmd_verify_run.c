@@ -29,6 +29,11 @@ static int64_t elements_of(int ndim, const int64_t *dim) {
     return n;
 }
 
+static bool failed(Runner *r, const RtError *e) {
+    diag_error(r->s->diag, (Span){0}, "%s", e->text);
+    return false;
+}
+
 static const Graph *find_program(const Runner *r, const char *name) {
     for (int i = 0; i < r->n_programs; i++)
         if (!strcmp(r->program[i]->name, name)) return r->program[i];
@@ -140,10 +145,9 @@ bool runner_open(Runner *r, Session *s, Graph *const *programs, int n, const Wei
     r->arena = arena_create();
     if (!r->ref && !session_start(s, programs, n)) return false;
     RtError e = {0};
-    if (!r->ref && rt_init(s->plan, 0, &e) != RT_OK) {
-        diag_error(s->diag, (Span){0}, "%s", e.text);
-        return false;
-    }
+    RtStatus status = r->comm ? rt_ranks_open(s->plan, r->comm, &r->ranks, &e) : RT_OK;
+    if (status == RT_OK && !r->ref) status = rt_init(s->plan, 0, &e);
+    if (status != RT_OK) return failed(r, &e);
     for (int i = 0; i < w->n_params; i++) {
         if (!value[i]) continue;
         if (r->ref) {
@@ -151,14 +155,16 @@ bool runner_open(Runner *r, Session *s, Graph *const *programs, int n, const Wei
             continue;
         }
         const RtTensor *t = rt_tensor(s->plan, w->param[i].name);
-        int64_t elements = elements_of(w->param[i].ndim, w->param[i].dim);
-        for (int64_t k = 0; t && k < elements; k++)
-            rt_store_number(rt_tensor_data(s->plan, t), (DType)t->dtype, k, (double)value[i][k]);
+        int64_t elements = t ? rt_tensor_elements(s->plan, t) : 0, first = t ? rt_tensor_part(s->plan, t) * elements : 0;
+        for (int64_t k = 0; k < elements; k++)
+            rt_store_number(rt_tensor_data(s->plan, t), (DType)t->dtype, k, (double)value[i][first + k]);
     }
     return true;
 }
 
 void runner_close(Runner *r) {
+    rt_ranks_close(r->ranks);
+    r->ranks = NULL;
     arena_destroy(r->arena);
     r->arena = NULL;
 }
@@ -246,6 +252,20 @@ static const RtTensor *plan_output(const Runner *r, int program, const Graph *g,
     return NULL;
 }
 
+// What each leaf has, of the leaves of all ranks.
+static bool gather_leaves(Runner *r, Output *o) {
+    const RtTensor *tokens = rt_tensor(r->s->plan, "tokens");
+    int64_t n = rt_data_ranks(r->ranks);
+    if (n == 1 || !o->ndim || !tokens || o->dim[0] != tokens->dim[0]) return true;
+    double *all = arena_array(r->arena, double, n * o->n + 1);
+    RtError e = {0};
+    if (rt_gather(r->ranks, o->at, o->n * (int64_t)sizeof *all, all, &e) != RT_OK) return failed(r, &e);
+    o->at = all;
+    o->n *= n;
+    o->dim[0] *= n;
+    return true;
+}
+
 bool runner_run(Runner *r, const char *program, Outputs *out) {
     const Graph *g = find_program(r, program);
     arena_reset(r->arena);
@@ -258,8 +278,10 @@ bool runner_run(Runner *r, const char *program, Outputs *out) {
             if (!t) continue;
             Tensor view = rt_tensor_view(r->s->plan, t);
             add_output(r, out, n, &view);
+            if (!gather_leaves(r, &vec_last(out))) return false;
         }
-        return true;
+        RtError e = {0};
+        return rt_ranks_status(r->ranks, &e) == RT_OK || failed(r, &e);
     }
     EvalOpts o = {.f64 = r->f64, .source = source, .self = r, .sym_value = sym_value};
     Eval *e = eval_graph(r->arena, g, &o, r->s->diag);
@@ -269,14 +291,24 @@ bool runner_run(Runner *r, const char *program, Outputs *out) {
     return true;
 }
 
+// From the ranks that have its parts; elsewhere than on the first it may be zeros.
+static const void *whole_tensor(Runner *r, const RtTensor *t) {
+    int parts = rt_tensor_parts(r->s->plan, t);
+    if (parts == 1) return rt_tensor_data(r->s->plan, t);
+    char *whole = arena_array(r->s->arena, char, t->bytes * parts);
+    RtError e = {0};
+    if (rt_gather_at(r->ranks, (RtGroup)(t->shard - 1), 0, rt_tensor_data(r->s->plan, t), t->bytes, whole, &e) != RT_OK)
+        failed(r, &e);
+    return whole;
+}
+
 const double *runner_value(Runner *r, const char *name, int64_t n) {
     const RtTensor *t = r->ref ? NULL : rt_tensor(r->s->plan, name);
     Stored *s = r->ref ? find_stored(r, name) : NULL;
     if (!t && !s) return NULL;
     double *x = arena_array(r->s->arena, double, n + 1);
-    for (int64_t i = 0; i < n; i++)
-        x[i] = t ? rt_load_number(rt_tensor_data(r->s->plan, t), (DType)t->dtype, i)
-                 : rt_load_number(s->data, s->dtype, i);
+    const void *data = t ? whole_tensor(r, t) : s->data;
+    for (int64_t i = 0; i < n; i++) x[i] = rt_load_number(data, t ? (DType)t->dtype : s->dtype, i);
     return x;
 }
 

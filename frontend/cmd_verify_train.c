@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "frontend/cmd_ranks.h"
 #include "frontend/cmd_verify.h"
 #include "runtime/schedule.h"
 
@@ -24,6 +25,7 @@ typedef struct {
     Cli *cli;
     Session s;
     Runner runner;
+    Ranks ranks;
     StFiles *files, *batch_files, *final_files;
     Weights w;
     float **value;
@@ -109,6 +111,7 @@ static bool open_model(Curve *v, const char *dir) {
                           arena_printf(a, "train.sequence=%lld", (long long)v->S),
                           arena_printf(a, "train.length=%lld steps", (long long)v->steps)};
     if (!verify_open(&v->s, v->cli, dir, (int)(sizeof sets / sizeof *sets), sets)) return false;
+    if (!ranks_mesh(&v->s, &v->ranks, &v->s.train.mesh)) return false;
     RtError e = {0};
     char *json = session_json(&v->s);
     RtStatus status = rt_settings_open(json, dir, &v->settings, &e);
@@ -184,10 +187,11 @@ static double loss_of(const Outputs *out, const char *segment) {
 
 static bool run_wave(Curve *v, int64_t step, int64_t wave, Outputs *out) {
     Runner *r = &v->runner;
-    int64_t sequences = v->B / v->s.settings->train.waves, n = sequences * v->S;
+    int64_t all = v->B / v->s.settings->train.waves, sequences = all / rt_data_ranks(r->ranks), n = sequences * v->S,
+            first = wave * all + rt_data_rank(r->ranks) * sequences;
     int32_t *tokens = arena_array(v->s.arena, int32_t, n), *labels = arena_array(v->s.arena, int32_t, n);
     for (int64_t i = 0; i < n; i++) {
-        const int32_t *row = v->ids + ((step - 1) * v->B + wave * sequences + i / v->S) * (v->S + 1);
+        const int32_t *row = v->ids + ((step - 1) * v->B + first + i / v->S) * (v->S + 1);
         tokens[i] = row[i % v->S];
         labels[i] = row[i % v->S + 1];
     }
@@ -296,6 +300,8 @@ static bool compare_final(Curve *v, Table *t) {
 }
 
 static bool train(Curve *v, const char *dir) {
+    if (!ranks_open(v->cli, &v->ranks)) return false;
+    v->runner.comm = v->ranks.comm;
     if (!open_batches(v, dir) || !open_model(v, dir) || !read_curve(v, dir)) return false;
     if (!verify_weights(&v->s, dir, &v->files, &v->w, &v->value) ||
         !open_file(v, dir, "final.safetensors", &v->final_files))
@@ -314,7 +320,13 @@ static bool train(Curve *v, const char *dir) {
 int cmd_verify_train(Cli *c, const char *dir) {
     Curve v = {.cli = c, .runner = {.ref = verify_is_ref(c), .f64 = cli_flag(c, "f64")}};
     int status = EXIT_WRONG;
-    if (train(&v, dir)) {
+    if (v.runner.ref && rt_comm_world_size() > 1)
+        return cli_usage(c, "--target ref runs on one rank, but mpirun started %d", rt_comm_world_size());
+    bool trained = train(&v, dir), first = rt_rank(v.ranks.among) == 0;
+    if (trained && !first) {                               // the first rank compares
+        Table t = {.arena = c->arena};
+        status = compare_final(&v, &t) ? EXIT_DONE : EXIT_WRONG;
+    } else if (trained) {
         double worst;
         int64_t at;
         bool all = cli_flag(c, "all");
@@ -331,6 +343,7 @@ int cmd_verify_train(Cli *c, const char *dir) {
     }
     runner_close(&v.runner);
     session_close(&v.s);
+    ranks_close(&v.ranks);
     rt_settings_close(v.settings);
     st_close(v.files);
     st_close(v.batch_files);

@@ -254,10 +254,8 @@ static int parse_option(Cli *c, char **word) {
     return 0;
 }
 
-static bool runs_on_ranks(const Command *c) {
-    const Option *o = c->options;
-    while (o->name && strcmp(o->name, "local") != 0) o++;
-    return o->name != NULL;
+static bool runs_on_ranks(const Cli *c) {
+    return c->command->run == cmd_train || (c->command->run == cmd_verify && cli_flag(c, "train"));
 }
 
 static bool choose_color(const char *when) {
@@ -311,7 +309,7 @@ static int run(Cli *c, int argc, char **argv) {
     if (c->args.n < c->command->least || c->args.n > c->command->most)
         return cli_usage(c, "moec %s takes %s%s, %d given; moec %s --help tells more", c->command->name,
                          c->command->most ? "one argument: " : "no argument", c->command->args, c->args.n, c->command->name);
-    if (rt_comm_world_size() > 1 && !runs_on_ranks(c->command))
+    if (rt_comm_world_size() > 1 && !runs_on_ranks(c))
         return cli_usage(c, "moec %s runs on one rank, but mpirun started %d", c->command->name, rt_comm_world_size());
     const char *when = cli_value(c, "color");
     if (when && strcmp(when, "auto") && strcmp(when, "always") && strcmp(when, "never"))

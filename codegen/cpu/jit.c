@@ -55,7 +55,10 @@ void cpu_objects(const CpuTarget *t, const EmittedPlan *e, const CompileOpts *op
     pthread_attr_destroy(&attr);
     *stats = (CompileStats){
         .kernels = e->n_kernels, .compiled = atomic_load(&w.compiled), .cached = atomic_load(&w.cached)};
-    for (int i = 0; i < e->n_kernels; i++) stats->reference += !e->kernel[i].made_by;
+    for (int i = 0; i < e->n_kernels; i++) {
+        if (e->kernel[i].is_exchange) stats->kernels--;      // the runtime's
+        else stats->reference += !e->kernel[i].made_by;
+    }
     if (stats->compiled) cache_trim(&cache);
 }
 
