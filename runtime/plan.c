@@ -430,11 +430,24 @@ int64_t rt_parameters(const RtPlanInstance *p) {
     return n;
 }
 
+// Rows at experts of several ranks are bounded by those of all leaves; on average they are as many as at home.
+static double expected_share(const RtPlanInstance *p, const RtStep *s) {
+    const RtSym *sym = RT_TABLE(p->plan, RtSym, syms);
+    double own = 0;
+    for (int i = 0; i < p->n_syms && !own; i++)
+        if (sym[i].from_arena < 0) own = sym[i].leaves;
+    for (int i = 0; i < s->n_parts; i++) {
+        const RtSym *rows = &sym[s->part[i].sym];
+        if (own && rows->from_arena >= 0 && rows->leaves > own) return own / rows->leaves;
+    }
+    return 1;
+}
+
 double rt_program_flops(const RtPlanInstance *p, int program) {
     double flops = 0;
     for (uint32_t i = 0; i < p->program[program].n_steps; i++) {
         const RtStep *s = &p->step[p->program[program].first_step + i];
-        if (s->work != RT_ELEMENTWISE) flops += s->flops;
+        if (s->work != RT_ELEMENTWISE) flops += s->flops * expected_share(p, s);
     }
     return flops;
 }

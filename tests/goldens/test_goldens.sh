@@ -2,6 +2,7 @@
 # Reference results of other systems must be reproduced by compiled code and by the meaning of the ops.
 # MOEC_GOLDENS=DIR names another set laid out alike: hf/*/, train/ (or train*/).  Every case found is run.
 set -u
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 goldens=${MOEC_GOLDENS:-tests/goldens}
 passed=0 failed=0 skipped=0
 log=$(mktemp)
@@ -31,6 +32,13 @@ done
 for dir in "$goldens"/train*/; do
     [ -f "$dir/batches.safetensors" ] || continue
     one "$(basename "$dir")" "$MOEC" verify --train "$dir"
+    if [ -f "$(dirname "$MOEC")/moec_mpi.so" ] && command -v mpirun >/dev/null; then
+        one "$(basename "$dir") on 4 ranks" mpirun --oversubscribe --mca mpi_yield_when_idle 1 -n 4 "$MOEC" verify --train "$dir" \
+            --set parallel.ep=2 --set train.lanes=4 --set aux_per=step --set train.average=token --threads 1
+    else
+        skipped=$((skipped + 1))
+        echo "skip $(basename "$dir") on 4 ranks: MPI (libopenmpi-dev openmpi-bin)"
+    fi
 done
 echo "$passed passed, $failed failed, $skipped skipped"
 [ $failed = 0 ] && [ $((passed + skipped)) -gt 0 ]
