@@ -9,6 +9,7 @@
 #include "frontend/cmd_bench.h"
 #include "frontend/cmd_bench_table.h"
 #include "frontend/cmd_machine.h"
+#include "frontend/cmd_ranks.h"
 #include "frontend/cmd_session.h"
 #include "runtime/exec.h"
 #include "runtime/generate.h"
@@ -119,47 +120,77 @@ static double forward_flops(Session *s) {
 
 static int64_t launches(const RtPlanInstance *p, int program) { return p->program[program].n_steps; }
 
-static json_t *train_facts(Cli *c, Session *s, const RtSettings *settings, double forward) {
-    bool ok = true;
-    int64_t warm = bench_number(c, "warmup", 0, 5, &ok), steps = bench_number(c, "steps", 1, 20, &ok);
-    RtStepWork w;
-    RtError e = {0};
-    if (!ok || rt_work_open(s->plan, settings, &w, &e) != RT_OK) {
-        if (ok) failed(c, &e);
-        return NULL;
-    }
-    RandomIds ids = {1, settings->vocabulary, w.in.sequence};
-    double *took = arena_array(c->arena, double, steps), tokens = (double)(rt_work_sequences(&w) * w.in.sequence);
-    int64_t number = 0, traced = wants_trace(c) ? cli_flag(c, "profile") ? PROFILED : 1 : 0;
-    Machine m;
-    RtLimits limits;
-    json_t *facts = NULL;
-    ok = rt_init(s->plan, settings->seed, &e) == RT_OK || failed(c, &e);
-    for (int64_t i = -warm; ok && i < steps + traced; i++) {
-        if (i == steps) ok = rt_trace_begin(s->plan, (int)(traced * (w.waves + 1)), &e) == RT_OK || failed(c, &e);
+// The same on every rank; the first tells of it.
+typedef struct {
+    Cli     *c;
+    Session *s;
+    const RtSettings *settings;
+    int64_t  warm, steps, traced;
+    double   forward;              // of the leaves of all ranks
+    json_t  *facts;
+} TrainBench;
+
+static RtStatus run_steps(const TrainBench *b, RtStepWork *w, double *took, RtError *e) {
+    bool first = rt_rank(w->p->ranks) == 0;
+    RandomIds ids = {1 + (uint64_t)rt_rank(w->p->ranks), b->settings->vocabulary, w->in.sequence};
+    int64_t number = 0, tokens = rt_work_sequences(w) * w->in.sequence;
+    RT_TRY(rt_init(w->p, b->settings->seed, e));
+    for (int64_t i = -b->warm; i < b->steps + b->traced; i++) {
+        if (i == b->steps && first) RT_TRY(rt_trace_begin(w->p, (int)(b->traced * (w->waves + 1)), e));
         int64_t begin_ns = rt_now_ns();
         number++;
-        RtStepNumbers n = {number, number, (int64_t)(tokens * (double)(number - 1)), settings->lr};
-        ok = ok && (rt_work_step(&w, n, random_batch, &ids, &e) == RT_OK || failed(c, &e));
-        if (i >= 0 && i < steps) took[i] = (double)(rt_now_ns() - begin_ns) / 1e9;
+        RT_TRY(rt_work_step(w, (RtStepNumbers){number, number, tokens * (number - 1), b->settings->lr}, random_batch, &ids, e));
+        if (i >= 0 && i < b->steps) took[i] = (double)(rt_now_ns() - begin_ns) / 1e9;
     }
-    double megabytes = peak_megabytes();
-    if (ok && machine_measure(&m, c->diag)) {
-        limits = machine_limits(&m, s->plan->threads);
-        double seconds = bench_median(took, (int)steps), rate = 3 * (double)w.waves * forward / seconds;
-        facts = json_pack("{s:s, s:i, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:i, s:I}", "model", program_model_name(s->program), "threads",
-                          s->plan->threads, "step_tokens", (json_int_t)tokens, "tokens_s", tokens / seconds, "step_ms", seconds * 1e3,
-                          "gflop_s", rate / 1e9, "fma_gflop_s", limits.fma / 1e9, "share_of_fma", rate / limits.fma, "peak_mb", megabytes,
-                          "kernels", (int)s->plan->plan->kernels.n, "launches",
-                          (json_int_t)(launches(s->plan, w.pass) * w.waves + launches(s->plan, w.update)));
-        if (traced && !tell_trace(c, s->plan, &limits, (int)traced, facts)) {
-            json_decref(facts);
-            facts = NULL;
-        }
+    return RT_OK;
+}
+
+static void tell_steps(TrainBench *b, const RtStepWork *w, double *took) {
+    RtPlanInstance *p = w->p;
+    double megabytes = peak_megabytes(), tokens = (double)(rt_work_sequences(w) * w->in.sequence);
+    int ranks = rt_n_ranks(p->ranks);
+    Machine m;
+    if (!machine_measure(&m, b->c->diag)) return;
+    RtLimits limits = machine_limits(&m, p->threads);
+    double seconds = bench_median(took, (int)b->steps), rate = 3 * (double)w->waves * b->forward / seconds, peak = ranks * limits.fma;
+    b->facts = json_pack("{s:s, s:i, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:i, s:I}", "model", program_model_name(b->s->program), "threads",
+                         ranks * p->threads, "step_tokens", (json_int_t)tokens, "tokens_s", tokens / seconds, "step_ms", seconds * 1e3,
+                         "gflop_s", rate / 1e9, "fma_gflop_s", peak / 1e9, "share_of_fma", rate / peak, "peak_mb", megabytes,
+                         "kernels", (int)p->plan->kernels.n, "launches",
+                         (json_int_t)(launches(p, w->pass) * w->waves + launches(p, w->update)));
+    if (ranks > 1) json_object_set_new(b->facts, "ranks", json_integer(ranks));
+    if (b->traced && !tell_trace(b->c, p, &limits, (int)b->traced, b->facts)) {
+        json_decref(b->facts);
+        b->facts = NULL;
     }
-    rt_trace_end(s->plan);
-    rt_work_close(&w);
-    return facts;
+}
+
+static RtStatus bench_rank(void *self, RtPlanInstance *p, RtError *e) {
+    TrainBench *b = self;
+    RtStepWork w;
+    double *took = calloc((size_t)b->steps, sizeof *took);
+    RtStatus status = took ? rt_work_open(p, b->settings, &w, e) : rt_fail(e, RT_NO_MEMORY, "no memory for times");
+    if (status == RT_OK) {
+        status = run_steps(b, &w, took, e);
+        if (status == RT_OK && rt_rank(p->ranks) == 0) tell_steps(b, &w, took);
+        rt_trace_end(p);
+        rt_work_close(&w);
+    }
+    if (status != RT_OK) rt_give_up(p->ranks, e);
+    free(took);
+    return status;
+}
+
+static json_t *train_facts(Cli *c, Session *s, const Ranks *ranks, const RtSettings *settings, double forward) {
+    bool ok = true;
+    TrainBench b = {.c = c, .s = s, .settings = settings, .forward = forward, .warm = bench_number(c, "warmup", 0, 5, &ok),
+                    .steps = bench_number(c, "steps", 1, 20, &ok),
+                    .traced = wants_trace(c) ? cli_flag(c, "profile") ? PROFILED : 1 : 0};
+    int threads;
+    RtError e = {0};
+    if (!ok || !ranks_threads(s, ranks, &threads)) return NULL;
+    if (ranks_run(s, ranks, threads, bench_rank, &b, &e) != RT_OK) failed(c, &e);
+    return b.facts;
 }
 
 // ---- generating ---------------------------------------------------------------------------------------------
@@ -270,10 +301,16 @@ static json_t *model_facts(Cli *c, const char *file) {
     RtSettings *settings = NULL;
     json_t *facts = NULL;
     bool generate = cli_flag(c, "generate");
-    if (!session_open(&s, c, file, 0, NULL) || (!generate && !session_can_train(&s, 1))) return NULL;
+    Ranks ranks;
+    if (!ranks_open(c, &ranks) || !session_open(&s, c, file, 0, NULL)) return NULL;
+    if (generate && ranks.local) {
+        diag_error(c->diag, (Span){0}, "--generate runs on one rank: --local is for training");
+        return NULL;
+    }
+    if (!generate && !session_can_train(&s, ranks.n)) return NULL;
     double forward = generate ? 0 : forward_flops(&s);
-    bool ok = session_programs(&s, generate ? WANT_RUN : WANT_TRAIN, &p) &&
-              (generate ? session_start(&s, (Graph *[]){p.run}, 1) : session_start(&s, (Graph *[]){p.pass, p.update}, 2));
+    bool ok = (generate || ranks_mesh(&s, &ranks, &s.train.mesh)) && session_programs(&s, generate ? WANT_RUN : WANT_TRAIN, &p) &&
+              (generate ? session_start(&s, (Graph *[]){p.run}, 1) : session_code(&s, (Graph *[]){p.pass, p.update}, 2));
     char *json = ok ? session_json(&s) : NULL;
     if (ok && rt_settings_open(json, s.base_dir, &settings, &e) != RT_OK) ok = failed(c, &e);
     free(json);
@@ -281,7 +318,7 @@ static json_t *model_facts(Cli *c, const char *file) {
         diag_error(c->diag, (Span){0}, "%s takes no ids: there is nothing to feed it at random", program_model_name(s.program));
         ok = false;
     }
-    if (ok) facts = generate ? generate_facts(c, &s, settings) : train_facts(c, &s, settings, forward);
+    if (ok) facts = generate ? generate_facts(c, &s, settings) : train_facts(c, &s, &ranks, settings, forward);
     rt_settings_close(settings);
     session_close(&s);
     return facts;

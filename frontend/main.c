@@ -62,6 +62,7 @@ static const Option bench_options[] = {
     SET, {"json", NULL, "print one JSON object"},
     {"steps", "N", "steps to take the median of (default: 20)"},
     {"warmup", "N", "steps before them (default: 5)"},
+    {"local", "N", "N ranks, as threads of this process; a profile or trace is of the first"},
     {"profile", NULL, "where the time goes, in ten lines"},
     {"trace", "FILE", "write a Chrome trace"},
     {"generate", NULL, "a prompt and single tokens instead of steps of training, by random weights"},
