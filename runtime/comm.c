@@ -193,7 +193,8 @@ static void wrong_message(RtComm *c, const RtMessage *m) {
     RtError e;
     const RtCommRun *run = m->stream->run;
     bool is_longer = m->arrived > m->bytes;
-    snprintf(size, sizeof size, "%s%lld", is_longer ? "more than " : "", (long long)(is_longer ? m->bytes : m->arrived));
+    snprintf(size, sizeof size, "%s%lld", is_longer ? "more than " : "",
+             (long long)(is_longer ? m->bytes : m->arrived));
     if (m->failed)
         rt_fail(&e, RT_COMM, "rank %d, step %lld, %s: the connection to rank %d failed", c->rank, (long long)c->step,
                 rt_comm_op_text(c, run, text), m->rank);
@@ -261,7 +262,8 @@ static bool has_cut(RtCommKind kind) {
 }
 
 static RtStatus check_cut(const RtCommOp *op, int m, RtError *e) {
-    if (!has_cut(op->kind)) return op->cut ? rt_fail(e, RT_BAD_PLAN, "%s has no cuts", rt_comm_kind_name(op->kind)) : RT_OK;
+    if (!has_cut(op->kind))
+        return op->cut ? rt_fail(e, RT_BAD_PLAN, "%s has no cuts", rt_comm_kind_name(op->kind)) : RT_OK;
     bool right = op->cut && op->cut[0] == 0 && op->cut[m] == op->n;
     for (int j = 0; right && j < m; j++) right = op->cut[j] <= op->cut[j + 1];
     return right ? RT_OK
@@ -479,7 +481,7 @@ static RtStatus find_transport(const RtCommConfig *cf, const RtTransportOps **ou
     *out = library ? dlsym(library, RT_TRANSPORT_MPI) : NULL;
     if (*out) return RT_OK;
     return rt_fail(e, RT_COMM, "more than one rank needs MPI, and there is none: %s (moec is built with it where "
-                   "libopenmpi-dev is, and runs with it where libopenmpi3 is)", why);
+                               "libopenmpi-dev is, and runs with it where libopenmpi3 is)", why);
 }
 
 static RtStatus open_run(RtComm *c, RtError *e) {
@@ -488,7 +490,8 @@ static RtStatus open_run(RtComm *c, RtError *e) {
     c->page = (RtCommPage **)page;
     c->streams = calloc((size_t)c->ranks * RT_COMM_OPEN * 2, sizeof *c->streams);
     RtStatus s = RT_OK;
-    if (!all || !page || !c->streams) s = rt_fail(e, RT_NO_MEMORY, "no memory for a communicator of %d ranks", c->ranks);
+    if (!all || !page || !c->streams)
+        s = rt_fail(e, RT_NO_MEMORY, "no memory for a communicator of %d ranks", c->ranks);
     if (s == RT_OK) {
         for (int r = 0; r < c->ranks; r++) all[r] = r;
         for (int r = 0; r < RT_COMM_OPEN; r++) {
@@ -507,8 +510,8 @@ static RtStatus open_run(RtComm *c, RtError *e) {
 static RtStatus check_size(const RtCommConfig *cf, int ranks, RtError *e) {
     int started = rt_comm_world_size();
     if (cf->world || started == ranks || started == 1) return RT_OK;
-    return rt_fail(e, RT_COMM, "started as one of %d ranks, but MPI knows %d: was it the launcher of another MPI?", started,
-                   ranks);
+    return rt_fail(e, RT_COMM, "started as one of %d ranks, but MPI knows %d: was it the launcher of another MPI?",
+                   started, ranks);
 }
 
 RtStatus rt_comm_open(const RtCommConfig *cf, RtComm **out, RtError *e) {

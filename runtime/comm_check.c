@@ -261,7 +261,8 @@ bool rt_comm_find_stray(RtComm *c) {
         for (int j = 0; j < g->m; j++) {
             uint32_t tag;
             int64_t in_group;
-            if (j == g->i || !c->ops->unexpected(c->transport, i, j, g->ranks[j], &tag) || !is_stray(g, tag, &in_group)) continue;
+            bool is_there = j != g->i && c->ops->unexpected(c->transport, i, j, g->ranks[j], &tag);
+            if (!is_there || !is_stray(g, tag, &in_group)) continue;
             tell_stray(c, i, in_group, g->ranks[j], tag);
             return true;
         }

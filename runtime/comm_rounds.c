@@ -77,10 +77,10 @@ typedef struct { int64_t begin, end; } Range;
 // The elements that rank i holds after so many halvings.
 static Range held(const RtCommOp *op, int i, int m, int halvings) {
     Range r = {0, op->n};
-    int first = 0, pieces = m;
+    int first = 0, pieces = m, line = CACHE_LINE / dtype_bytes(op->dtype);
     for (int k = 0; k < halvings; k++) {
         pieces /= 2;
-        int64_t border = op->cut ? op->cut[first + pieces] : middle(r.begin, r.end, CACHE_LINE / dtype_bytes(op->dtype));
+        int64_t border = op->cut ? op->cut[first + pieces] : middle(r.begin, r.end, line);
         bool upper = i >> k & 1;
         if (upper) first += pieces;
         *(upper ? &r.begin : &r.end) = border;

@@ -145,8 +145,8 @@ static RtStatus mpi_group(RtTransport *t, int group, const int *ranks, int n, Rt
     t->n_groups = group + 1;
     MPI_Comm_set_errhandler(t->group[group], MPI_ERRORS_RETURN);
     MPI_Comm_size(t->group[group], &size);
-    if (size != n) return rt_fail(e, RT_COMM, "rank %d: group %d has %d ranks here, %d by all", t->rank, group, n, size);
-    return RT_OK;
+    if (size == n) return RT_OK;
+    return rt_fail(e, RT_COMM, "rank %d: group %d has %d ranks here, %d by all", t->rank, group, n, size);
 }
 
 static RtStatus mpi_shared(RtTransport *t, size_t bytes, void **at, RtError *e) {
@@ -155,7 +155,8 @@ static RtStatus mpi_shared(RtTransport *t, size_t bytes, void **at, RtError *e) 
     t->window = all;
     MPI_Win *window = &t->window[t->n_windows];
     char *own;
-    int code = MPI_Win_allocate_shared((MPI_Aint)((bytes + 127) / 64 * 64), 1, MPI_INFO_NULL, t->same_node, &own, window);
+    MPI_Aint room = (MPI_Aint)((bytes + 127) / 64 * 64);              // with what aligning takes
+    int code = MPI_Win_allocate_shared(room, 1, MPI_INFO_NULL, t->same_node, &own, window);
     if (code != MPI_SUCCESS) return failed(e, "shared memory", code);
     t->n_windows++;
     for (int r = 0; r < t->ranks; r++) {

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Ranks that are processes of MPI do what ranks that are threads do, and a job with a rank that differs or is silent ends by itself.
+# Ranks that are processes of MPI do what ranks that are threads do; a job with a rank that differs or is silent ends.
 . "$(dirname "$0")/../program/common.sh"
 test_comm=${MOEC_TESTS:?names the folder of the test programs}/test_comm
 claim 'threads, at length' timeout 600 "$test_comm" long
@@ -35,7 +35,7 @@ exits 1 'more rows than were due' ranks -n 2 "$test_comm" mpi rows
 says 'rank 1, .*rank 0 sent more than 32 bytes where 32 are due' 'are named'
 exits 76 'a rank that does not come' ranks -n 4 "$test_comm" mpi absent
 says 'nothing moved for 0.5 s; it waits for .* from rank' 'is waited for in vain'
-says 'rank 1: last completed tree_reduce \(layer 3, m.moe:12; node 1; #1 of group 0\), computes' 'and named with what it did last'
+says 'rank 1: last completed tree_reduce .layer 3, m.moe:12; node 1; #1 of group 0., computes' 'and named with its last'
 exits 76 'a lost message' ranks -n 2 "$test_comm" mpi lost
 exits 1 'a rank that gives up ends all' ranks -n 4 "$test_comm" mpi aborts
 finish
