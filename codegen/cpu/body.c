@@ -23,7 +23,7 @@
 #include "codegen/cpu/elem.h"
 #include "ir/base/vec.h"
 
-enum { REGISTER_CHUNKS = 4, TOPK_CHUNKS = 8, MOST_AT_ONCE = 4, FLAT_RUN = 4096 };
+enum { REGISTER_CHUNKS = 4, TOPK_CHUNKS = 16, MOST_AT_ONCE = 4, COLUMNS_AT_ONCE = 128, FLAT_RUN = 4096 };
 enum { MAX_WIDTHS = 12, MAX_OPERANDS = 3, MOST_SOURCES = 16, MAX_SPACES = 8 + MOST_SOURCES, MAX_RESULTS = 32 };
 enum { MOST_REDUCTIONS = CG_MAX_CARRY, MOST_STORES = 128, MOST_KEPT = 128, MOST_PARTS = 128 };   // of a body
 
@@ -709,7 +709,7 @@ static bool make_body(Body *b, Arena *a, const KernelNode *k, int at_once) {
     return b->ok;
 }
 
-static bool is_topk_in_registers(const Step *s) {
+static bool is_topk_in_groups(const Step *s) {
     if (s->kind != S_TOPK) return false;
     Dim width = last_dim(&s->node->in[0]->type);
     return !width.sym && width.n <= TOPK_CHUNKS * LANES && s->node->attr.k <= LANES;
@@ -726,9 +726,9 @@ static int rows_at_once(const Body *b) {
         if (s->width.sym) return 1;
         if (s->width.n > widest) widest = s->width.n;
         reduces |= s->kind == S_SUM || s->kind == S_MAX;
-        chooses |= is_topk_in_registers(s);
+        chooses |= is_topk_in_groups(s);
     }
-    int64_t rows = (chooses ? 2 : 1) * TOPK_CHUNKS * LANES / widest;
+    int64_t rows = (chooses ? 2 : 1) * COLUMNS_AT_ONCE / widest;
     return !(reduces || chooses) || rows < 1 ? 1 : rows < MOST_AT_ONCE ? (int)rows : MOST_AT_ONCE;
 }
 
@@ -815,50 +815,89 @@ static LV best_index(Cg *cg, LV key, LV index) {
     return LLVMBuildExtractElement(cg->b, index, cg_int32(cg, 0), "");
 }
 
-// Keys in registers: the largest of all, and of those equal to it the first, k times.  Of several rows in turns.
-typedef struct { Step *step; int chunks; LV x, key[TOPK_CHUNKS], values, index; } TopK;
+// Keys in memory, in 16 groups of neighbours whose largest are a vector: k times the first of the largest group that holds
+// the largest of all is taken, and that group's largest found again.  Of several rows in turns.
+typedef struct { Step *step; int group; LV x, keys, largest; } TopK;
+
+// The larger of each two neighbours in 32 lanes.
+static LV larger_neighbours(Cg *cg, LV low, LV high) {
+    LV even[LANES], odd[LANES];
+    for (int i = 0; i < LANES; i++) even[i] = cg_int32(cg, 2 * i), odd[i] = cg_int32(cg, 2 * i + 1);
+    LV a = LLVMBuildShuffleVector(cg->b, low, high, LLVMConstVector(even, LANES), "");
+    LV b = LLVMBuildShuffleVector(cg->b, low, high, LLVMConstVector(odd, LANES), "");
+    return cg_select(cg, LLVMBuildICmp(cg->b, LLVMIntSGT, a, b, ""), a, b);
+}
 
 static void topk_begin(Em *e, TopK *t, Step *s) {
     Cg *cg = e->cg;
     int64_t n = type_cols(&s->node->in[0]->type);
-    *t = (TopK){.step = s, .chunks = (int)((n + LANES - 1) / LANES), .x = column_at(e, s->in[0])};
-    t->values = cg_zero(cg->vf32);
-    t->index = cg_zero(cg->vi32);
-    for (int c = 0; c < t->chunks; c++) {
-        LV key = cg_order_key(cg, cg_load_vec(cg, F32, t->x, cg_int(cg, c * LANES), NULL));
-        if (n - c * LANES < LANES)                                             // below the key of NaN
-            key = cg_select(cg, cg_tail_mask(cg, cg_int(cg, n - c * LANES)), key, cg_vec_int(cg, INT32_MIN));
-        t->key[c] = key;
+    *t = (TopK){.step = s, .group = 1, .x = column_at(e, s->in[0]), .keys = cg_bytes(cg, cg->scratch, cg_int(cg, s->keys))};
+    while (t->group * LANES < n) t->group *= 2;
+    LV key[TOPK_CHUNKS];
+    for (int c = 0; c < t->group; c++) {
+        int64_t left = n - c * LANES;
+        key[c] = cg_vec_int(cg, INT32_MIN);                                    // below the key of NaN
+        if (left <= 0) continue;
+        LV x = cg_order_key(cg, cg_load_vec(cg, F32, t->x, cg_int(cg, c * LANES), NULL));
+        key[c] = left < LANES ? cg_select(cg, cg_tail_mask(cg, cg_int(cg, left)), x, key[c]) : x;
+        if (t->group > 1) cg_store_vec(cg, I32, key[c], t->keys, cg_int(cg, c * LANES), NULL);
     }
+    for (int c = t->group; c > 1; c /= 2)
+        for (int i = 0; i < c / 2; i++) key[i] = larger_neighbours(cg, key[2 * i], key[2 * i + 1]);
+    t->largest = key[0];
+}
+
+static LV splat_lanes(Cg *cg, LV x, int n) {
+    LV all[LANES], one = LLVMGetPoison(LLVMVectorType(cg->i32, (unsigned)n));
+    for (int i = 0; i < n; i++) all[i] = cg_int32(cg, 0);
+    one = LLVMBuildInsertElement(cg->b, one, x, cg_int32(cg, 0), "");
+    return LLVMBuildShuffleVector(cg->b, one, one, LLVMConstVector(all, (unsigned)n), "");
+}
+
+// The first of n lanes that is x, which one is.
+static LV first_lane(Cg *cg, LV v, LV x, int n) {
+    LT overload[] = {cg->i32};
+    LV equal = LLVMBuildICmp(cg->b, LLVMIntEQ, v, splat_lanes(cg, x, n), "");
+    equal = LLVMBuildBitCast(cg->b, equal, LLVMIntTypeInContext(cg->cx, (unsigned)n), "");
+    LV args[] = {LLVMBuildZExt(cg->b, equal, cg->i32, ""), cg_bool(cg, true)};
+    return cg_intrinsic(cg, "llvm.cttz", overload, 1, args, 2);
+}
+
+static LV largest_lane(Cg *cg, LV v) {
+    LT overload[] = {LLVMTypeOf(v)};
+    return cg_intrinsic(cg, "llvm.vector.reduce.smax", overload, 1, &v, 1);
+}
+
+// v with x in one of n lanes.
+static LV with_lane(Cg *cg, LV v, LV lane, LV x, int n) {
+    LV number[LANES];
+    for (int i = 0; i < n; i++) number[i] = cg_int32(cg, i);
+    LV here = LLVMBuildICmp(cg->b, LLVMIntEQ, LLVMConstVector(number, (unsigned)n), splat_lanes(cg, lane, n), "");
+    return cg_select(cg, here, splat_lanes(cg, x, n), v);
+}
+
+// Takes one out of its group; gives its index and the group's largest that is left.
+static LV take_from_group(Cg *cg, const TopK *t, LV group, LV best, LV *left) {
+    LT type = LLVMVectorType(cg->i32, (unsigned)t->group);
+    LV first = LLVMBuildMul(cg->b, group, cg_int32(cg, t->group), ""), at = cg_at(cg, I32, t->keys, cg_i64(cg, first));
+    LV keys = cg_load(cg, type, at, 4 * t->group), lane = first_lane(cg, keys, best, t->group);
+    keys = with_lane(cg, keys, lane, cg_int32(cg, INT32_MIN), t->group);
+    cg_store(cg, keys, at, 4 * t->group);
+    *left = largest_lane(cg, keys);
+    return LLVMBuildAdd(cg->b, first, lane, "");
 }
 
 static void topk_round(Em *e, TopK *t, int k) {
     Cg *cg = e->cg;
-    LT bits = LLVMIntTypeInContext(cg->cx, (unsigned)(t->chunks * LANES)), overload[] = {cg->vi32}, whole[] = {bits};
-    LV best = t->key[0], where = NULL;
-    for (int c = 1; c < t->chunks; c++)
-        best = cg_select(cg, LLVMBuildICmp(cg->b, LLVMIntSGT, t->key[c], best, ""), t->key[c], best);
-    best = cg_splat(cg, cg_intrinsic(cg, "llvm.vector.reduce.smax", overload, 1, &best, 1));
-    for (int c = 0; c < t->chunks; c++) {
-        LV equal = LLVMBuildBitCast(cg->b, LLVMBuildICmp(cg->b, LLVMIntEQ, t->key[c], best, ""), cg->i16, "");
-        equal = LLVMBuildShl(cg->b, LLVMBuildZExt(cg->b, equal, bits, ""),
-                             LLVMConstInt(bits, (unsigned)(c * LANES), false), "");
-        where = where ? LLVMBuildOr(cg->b, where, equal, "") : equal;
-    }
-    LV args[] = {where, cg_bool(cg, true)};
-    LV first = LLVMBuildIntCast2(cg->b, cg_intrinsic(cg, "llvm.cttz", whole, 1, args, 2), cg->i32, false, "");
-    LV at = cg_splat(cg, first), here = LLVMBuildICmp(cg->b, LLVMIntEQ, cg_lanes(cg), cg_vec_int(cg, k), "");
-    t->values = cg_select(cg, here, cg_splat(cg, cg_load1(cg, F32, t->x, cg_i64(cg, first))), t->values);
-    t->index = cg_select(cg, here, at, t->index);
-    for (int c = 0; c < t->chunks; c++) {
-        LV lanes = LLVMBuildAdd(cg->b, cg_lanes(cg), cg_vec_int(cg, c * LANES), "");
-        t->key[c] = cg_select(cg, LLVMBuildICmp(cg->b, LLVMIntEQ, lanes, at, ""), cg_vec_int(cg, INT32_MIN), t->key[c]);
-    }
+    LV best = largest_lane(cg, t->largest), group = first_lane(cg, t->largest, best, LANES), i = group, left = cg_int32(cg, INT32_MIN);
+    if (t->group > 1) i = take_from_group(cg, t, group, best, &left);
+    t->largest = with_lane(cg, t->largest, group, left, LANES);
+    cg_store1(cg, F32, cg_load1(cg, F32, t->x, cg_i64(cg, i)), column_at(e, t->step->filled[0]), cg_int(cg, k));
+    cg_store1(cg, I32, i, column_at(e, t->step->filled[1]), cg_int(cg, k));
 }
 
 // All of a level that are alike: those of the rows that are done at once.
 static void emit_topks(Em *e, Step *first, int level) {
-    Cg *cg = e->cg;
     TopK t[MOST_AT_ONCE];
     int n = 0;
     for (int i = 0; i < e->b->steps.n && n < MOST_AT_ONCE; i++) {
@@ -867,10 +906,6 @@ static void emit_topks(Em *e, Step *first, int level) {
     }
     for (int k = 0; k < first->node->attr.k; k++)
         for (int i = 0; i < n; i++) topk_round(e, &t[i], k);
-    for (int i = 0; i < n; i++) {
-        cg_store_vec(cg, F32, t[i].values, column_at(e, t[i].step->filled[0]), cg_int(cg, 0), NULL);
-        cg_store_vec(cg, I32, t[i].index, column_at(e, t[i].step->filled[1]), cg_int(cg, 0), NULL);
-    }
 }
 
 static bool is_first_of_its_node(const Body *b, const Step *s) {
@@ -1179,7 +1214,7 @@ static void emit_level(Em *e, int level) {
     for (int i = 0; i < b->steps.n; i++) {               // what has no columns
         Step *s = b->steps.at[i];
         if (s->kind == S_TOPK && s->level == level) {
-            if (!is_topk_in_registers(s)) emit_topk(e, s);
+            if (!is_topk_in_groups(s)) emit_topk(e, s);
             else if (is_first_of_its_node(b, s)) emit_topks(e, s, level);
         }
         if (s->kind == S_PUT && s->level == level) emit_put(e, s);

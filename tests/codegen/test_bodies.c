@@ -167,14 +167,17 @@ static void softmax_and_its_gradient_share_a_body(void **state) {
 static void topk_take_and_put_choose_in_order(void **state) {
     static const struct {
         int64_t n, k;
-    } sizes[] = {{1, 1}, {8, 2}, {8, 1}, {16, 16}, {60, 6}, {130, 8}, {300, 40}};
-    for (int i = 0; i < 7; i++) {
+    } sizes[] = {{1, 1}, {8, 2}, {8, 1}, {16, 16}, {17, 3}, {60, 6}, {128, 8}, {130, 8}, {256, 16}, {300, 40}};
+    for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         Case c = case_new();
         Value *x = case_input(&c, "x", F32, DIMS(dim_n(9), dim_n(101), dim_n(sizes[i].n)));
         Value *tied = build_unary(&c.b, OP_FLOOR, x);
         Node *top = build(&c.b, OP_TOPK, INS(tied), .k = sizes[i].k);
         case_return(&c, &top->out[0], "values");
         case_return(&c, &top->out[1], "index");
+        Node *nan = build(&c.b, OP_TOPK, INS(build_unary(&c.b, OP_LOG, tied)), .k = sizes[i].k);      // of half of them
+        case_return(&c, &nan->out[0], "numbers before NaN");
+        case_return(&c, &nan->out[1], "index of NaN");
         case_return(&c, make(&c.b, OP_TAKE, INS(x, &top->out[1])), "take");
         case_return(&c, make(&c.b, OP_PUT, INS(&top->out[0], &top->out[1]), .n = sizes[i].n), "put");
         BodyCase k = body_new(&c);
