@@ -216,7 +216,6 @@ static void emit_logits(Cg *cg, const Round *r) {
               .K = h->D,
               .N = h->V,
               .y_row = h->step,
-              .min_rows = ROWS_RUN,
               .max_rows = h->run,
               .heights = heights_of(h, cg->target, h->run)};
     rows_begin(cg, &y);
@@ -354,7 +353,6 @@ static void emit_dx(Cg *cg, const Round *r, LV task) {
                .N = h->D,
                .y_row = narrow ? NARROW_COLUMNS : h->D,
                .a_given = g_step(h),
-               .min_rows = ROWS_RUN,
                .max_rows = h->dx_run,
                .heights = heights_of(h, cg->target, h->dx_run),
                .scratch_used = narrow ? h->dx_run * NARROW_COLUMNS * 4 : 0};

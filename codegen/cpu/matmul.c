@@ -72,7 +72,6 @@ static bool matmul_of(const CpuTarget *t, const KernelNode *k, Matmul *m) {
     int size = rows_tile(t, &m->r);
     int64_t rest = bound % ROWS_RUN;
     bool vary = m->rows.sym != NULL;
-    m->r.min_rows = vary ? 0 : m->r.max_rows;
     m->r.heights =
         vary ? tile_all_heights(size) : tile_heights(m->r.max_rows, size) | tile_heights(rest, size);
     int panels = rows_panels(t, m->r.N);
@@ -174,7 +173,8 @@ void emit_matmul_dw(Cg *cg, const KernelNode *k) {
                  .run = cg_div(cg, cg->task, groups),
                  .group = cg_rem(cg, cg->task, groups),
                  .leaf = leaf_rows,
-                 .self = per_leaf};
+                 .self = per_leaf,
+                 .leaf_rows = per_leaf};
     for (int i = 0; i < 2; i++)
         if (s.numbered[i]) u.rows[i] = row_numbers(cg, &c, i, cg_int(cg, 0));
     sums_run(cg, &s, &u);

@@ -10,7 +10,6 @@ enum {
     FEW_K = 64,               // of a single tile, so that rows of B are read as streams
     LONG_K = 8192,            // the longest chain that is never cut
     A_BYTES = 1536 << 10,     // at most for the copied rows of a tile
-    SUM_ROWS = 256,           // rows packed at once by sums over rows
     STRIP = LANES             // columns of a strip
 };
 
@@ -526,21 +525,23 @@ void rows_attached(Cg *cg, Rows *r, RowsRun u, const Epilogue *e, LV b_at, LV y_
 // ---- sums over rows -----------------------------------------------------------------------------
 
 SumCut sums_cut(int64_t M, int64_t N, int64_t matrices) {
-    SumCut c = {.m = 112, .n = 128};
+    SumCut c = {.m = 192, .n = 256};
     for (;;) {
         c.runs = (M + c.m - 1) / c.m;
         c.groups = (N + c.n - 1) / c.n;
-        if (matrices * c.runs * c.groups >= 8 || (c.m == 28 && c.n == 32)) break;
+        if (matrices * c.runs * c.groups >= 8 || (c.m == 24 && c.n == 32)) break;
         if (c.n > c.m)
             c.n /= 2; // few matrices: smaller pieces, so that there are 8 tasks
         else
             c.m /= 2;
     }
     c.m = (M + c.runs - 1) / c.runs;
+    if (c.runs > 1) c.m = up(c.m, LANES);
+    c.runs = (M + c.m - 1) / c.m;
     return c;
 }
 
-// Scratch:  stack of tiles, one level for each power of two of leaves | strips of a | panels of b
+// Scratch:  stack of tiles, one level for each power of two of leaves | columns of a, a panel of its own width | panels of b
 void sums_begin(Cg *cg, Sums *s, int64_t matrices) {
     TileSize size = tile_size(cg->target);
     int levels = 1;
@@ -554,17 +555,18 @@ void sums_begin(Cg *cg, Sums *s, int64_t matrices) {
     s->level = s->slot * s->tiles * s->panels;
     s->at_a = levels * s->level * 4;
     s->dot = dot_used(cg->target, s->a_type, s->b_type);
-    int64_t row = (s->tiles * STRIP + s->panels * s->panel) * (s->dot ? 2 : 4);
-    for (s->rows = SUM_ROWS; s->at_a + s->rows * row + 65536 > RT_SCRATCH_BYTES && s->rows > LANES;)
-        s->rows /= 2;
-    s->strip_bytes = steps_of(s->dot, s->rows) * STRIP * 4 + 64;
+    int a_vecs = (int)((s->cut.m + LANES - 1) / LANES) | 1;        // rows an even number of lines apart would share cache sets
+    s->a_step = a_vecs * LANES;
+    int64_t row = (s->a_step + s->panels * s->panel) * (s->dot ? 2 : 4), room = RT_SCRATCH_BYTES - s->at_a - 65536;
+    if (room > block_near(cg->k)) room = block_near(cg->k);
+    s->rows = room / row < LANES ? LANES : room / row / LANES * LANES;
     s->panel_bytes = steps_of(s->dot, s->rows) * s->panel * 4 + 64;
-    s->at_b = s->at_a + s->tiles * s->strip_bytes;
+    s->at_b = s->at_a + steps_of(s->dot, s->rows) * s->a_step * 4;
     assert(s->at_b + s->panels * s->panel_bytes <= RT_SCRATCH_BYTES);
     TileSpec spec = {.vecs = s->vecs,
                      .cols = s->panel,
                      .a_row = 1,
-                     .a_k = STRIP,
+                     .a_k = s->a_step,
                      .c_row = s->panel,
                      .b_type = F32,
                      .c_type = F32,
@@ -572,21 +574,26 @@ void sums_begin(Cg *cg, Sums *s, int64_t matrices) {
                      .reload = true,
                      .merge = true,
                      .merge_step = s->level};
-    int64_t rest = s->M % s->cut.m;
-    tile_functions(cg, &s->tile, &spec, "sum",
-                   tile_heights(s->cut.m, size.rows) | tile_heights(rest, size.rows));
+    unsigned heights = tile_heights(s->cut.m, size.rows) | tile_heights(s->M % s->cut.m, size.rows);
+    tile_functions(cg, &s->tile, &spec, "sum", heights);
+    spec.held_row = s->panel;
+    spec.c_row = s->N;
+    spec.c_type = s->y_type;
+    if (s->N >= s->panel) tile_functions(cg, &s->final, &spec, "final", heights);
+    spec.cols = (int)(s->N % s->panel);
+    if (spec.cols) tile_functions(cg, &s->final_last, &spec, "final_last", heights);
     if (s->dot) {
         s->pack = pack_row_pairs_function(cg, "pack", s->vecs, s->panel_bytes, s->numbered[1]);
-        s->strip = pair_strips_function(cg, "strip", s->strip_bytes, s->numbered[0]);
+        s->pack_a = pack_row_pairs_function(cg, "pack_a", a_vecs, 0, s->numbered[0]);
         return;
     }
     s->pack = pack_rows_function(cg, "pack", s->b_type, s->vecs, s->panel_bytes, s->numbered[1]);
-    s->strip = strips_function(cg, "strip", s->a_type, s->strip_bytes, s->numbered[0]);
+    s->pack_a = pack_rows_function(cg, "pack_a", s->a_type, a_vecs, 0, s->numbered[0]);
 }
 
-// What a task computes: rows m0 .. of the result in tiles, panels p0 .. p1-1.
+// What a task computes: m rows of the result from m0 on, in tiles, panels p0 .. p1-1.
 typedef struct {
-    LV m0, p0, p1, panels;
+    LV m0, m, p0, p1, panels;
     TileCut cut;
 } SumPart;
 
@@ -596,8 +603,8 @@ static LV slot_at(Cg *cg, const Sums *s, LV level, LV t, LV p) {
     LV at = cg_add(cg, cg_muli(cg, level, s->level), cg_muli(cg, n, s->slot));
     return cg_at(cg, F32, cg->scratch, at);
 }
-static LV strip_at(Cg *cg, const Sums *s, LV t) {
-    return cg_bytes(cg, bytes_at(cg, cg->scratch, s->at_a), cg_muli(cg, t, s->strip_bytes));
+static LV a_at(Cg *cg, const Sums *s, LV row, LV column) {
+    return cg_at(cg, F32, bytes_at(cg, cg->scratch, s->at_a), cg_add(cg, cg_muli(cg, row, s->a_step), column));
 }
 static LV sum_panel_at(Cg *cg, const Sums *s, LV p) {
     return cg_bytes(cg, bytes_at(cg, cg->scratch, s->at_b), cg_muli(cg, p, s->panel_bytes));
@@ -609,16 +616,22 @@ static LV trailing_zeros(Cg *cg, LV x) { // x is not 0
     return cg_intrinsic(cg, "llvm.cttz", &cg->i64, 1, args, 2);
 }
 
-// Packs n rows for the part; a and b: their first row, a at the part's first column.  Numbered rows: row 0 of
-// the source, and the first row's number.
-static void pack_sums(Cg *cg, Sums *s, const SumPart *part, LV a, LV b, LV n, const RowNumbers rows[2]) {
-    LV col = cg_muli(cg, part->p0, s->panel),
-       end = cg_min(cg, cg_muli(cg, part->p1, s->panel), cg_int(cg, s->N));
-    pack_rows(cg, &s->pack, sum_panel_at(cg, s, cg_int(cg, 0)), cg_at(cg, s->b_type, b, col), n,
-              cg_int(cg, s->N), cg_sub(cg, end, col), s->numbered[1] ? &rows[1] : NULL);
-    pack_strips(cg, &s->strip, strip_at(cg, s, cg_int(cg, 0)), a, n,
-                cg_int(cg, s->a_given ? s->a_given : s->M), &part->cut,
-                s->numbered[0] ? &rows[0] : NULL);
+// Packs n rows for the part, from row `first` of all.
+static void pack_sums(Cg *cg, const Sums *s, const SumsRun *u, const SumPart *part, LV first, LV n) {
+    LV col = cg_muli(cg, part->p0, s->panel), end = cg_min(cg, cg_muli(cg, part->p1, s->panel), cg_int(cg, s->N));
+    RowNumbers rows[2] = {u->rows[0], u->rows[1]};
+    LV row[2] = {first, first};                // of a, of b where they lie
+    for (int i = 0; i < 2; i++) {
+        if (!s->numbered[i]) continue;
+        rows[i].index = cg_at(cg, I32, rows[i].index, first);
+        row[i] = cg_int(cg, 0);
+    }
+    LV step = cg_int(cg, s->a_given ? s->a_given : s->M), zero = cg_int(cg, 0);
+    LV a = cg_at(cg, s->a_type, u->a, cg_add(cg, cg_mul(cg, row[0], step), part->m0));
+    LV b = cg_at(cg, s->b_type, u->b, cg_add(cg, cg_muli(cg, row[1], s->N), col));
+    pack_rows(cg, &s->pack, sum_panel_at(cg, s, zero), b, n, cg_int(cg, s->N), cg_sub(cg, end, col),
+              s->numbered[1] ? &rows[1] : NULL);
+    pack_rows(cg, &s->pack_a, a_at(cg, s, zero, zero), a, n, step, part->m, s->numbered[0] ? &rows[0] : NULL);
 }
 
 static void begin_tiles(Cg *cg, const SumPart *part, CgLoop *t, CgLoop *p) {
@@ -671,77 +684,129 @@ static void load_sums(Cg *cg, const Sums *s, const SumPart *part, LV y, const Su
     cg_endif(cg, &f);
 }
 
-// The finished tiles, at the bottom of the stack, go to y, or to a level.
+// The finished tiles, at the bottom of the stack, go to a level.
 static void store_sums(Cg *cg, const Sums *s, const SumPart *part, LV y, const SumLevels *l) {
     TileRows r;
     CgLoop merge;
-    LV to = l ? level_at(cg, l, y, cg_sub(cg, l->top, l->merges)) : y;
+    LV to = level_at(cg, l, y, cg_sub(cg, l->top, l->merges));
     begin_tile_rows(cg, s, part, &r);
     LV x[TILE_MAX_VECS];
     for (int v = 0; v < s->vecs; v++) x[v] = cg_load_vec(cg, F32, r.slot, cg_int(cg, v * LANES), NULL);
-    if (l) {
-        cg_loop_begin(cg, &merge, cg_int(cg, 0), l->merges, 1, s->vecs, x);
-        LV left = level_at(cg, l, y, cg_sub(cg, cg_addi(cg, l->top, -1), merge.i));
-        for (int v = 0; v < s->vecs; v++)
-            x[v] = cg_fadd(cg, cg_load_vec(cg, F32, left, r.at[v], r.mask[v]), merge.carry[v]);
-        cg_loop_end(cg, &merge, x);
-        for (int v = 0; v < s->vecs; v++) x[v] = merge.carry[v];
-    }
-    for (int v = 0; v < s->vecs; v++) cg_store_vec(cg, s->y_type, x[v], to, r.at[v], r.mask[v]);
+    cg_loop_begin(cg, &merge, cg_int(cg, 0), l->merges, 1, s->vecs, x);
+    LV left = level_at(cg, l, y, cg_sub(cg, cg_addi(cg, l->top, -1), merge.i));
+    for (int v = 0; v < s->vecs; v++)
+        x[v] = cg_fadd(cg, cg_load_vec(cg, F32, left, r.at[v], r.mask[v]), merge.carry[v]);
+    cg_loop_end(cg, &merge, x);
+    for (int v = 0; v < s->vecs; v++) cg_store_vec(cg, s->y_type, merge.carry[v], to, r.at[v], r.mask[v]);
     end_tile_rows(cg, &r);
 }
 
-// The stack is that of a binary counter: before leaf l it holds one sum for each bit of l; a finished leaf
-// adds those its carry runs through, the last leaf all.
-void sums_run(Cg *cg, Sums *s, const SumsRun *u) {
-    LV zero = cg_int(cg, 0);
-    SumPart part = {.m0 = cg_muli(cg, u->run, s->cut.m), .p0 = cg_muli(cg, u->group, s->cut.n / s->panel)};
-    part.cut = tile_cut(cg, cg_min(cg, cg_int(cg, s->cut.m), cg_sub(cg, cg_int(cg, s->M), part.m0)),
-                        tile_size(cg->target).rows);
-    part.p1 = cg_min(cg, cg_addi(cg, part.p0, s->panels), cg_int(cg, rows_panels(cg->target, s->N)));
-    part.panels = cg_sub(cg, part.p1, part.p0);
-    CgLoop leaf, block, t, p;
-    LV n_leaves = u->n_leaves ? u->n_leaves : cg_int(cg, s->leaves);
-    if (u->levels) load_sums(cg, s, &part, u->y, u->levels);
-    cg_for(cg, &leaf, zero, n_leaves, 1);
-    LV begin, end;
-    u->leaf(u->self, cg, leaf.i, &begin, &end);
-    LV n = cg_sub(cg, end, begin), top = bits_set(cg, leaf.i);
-    LV merges = cg_select(cg, cg_eq(cg, leaf.i, cg_addi(cg, n_leaves, -1)), top,
-                          trailing_zeros(cg, cg_addi(cg, leaf.i, 1)));
-    cg_for(cg, &block, zero, cg_max(cg, n, cg_int(cg, 1)), s->rows); // a leaf without rows counts as +0
-    LV left = cg_sub(cg, n, block.i), n_k = cg_min(cg, left, cg_int(cg, s->rows)),
-       first = cg_add(cg, begin, block.i);
-    RowNumbers rows[2] = {u->rows[0], u->rows[1]};
-    LV row[2] = {first, first};                // of a, of b where they lie
-    for (int i = 0; i < 2; i++) {
-        if (!s->numbered[i]) continue;
-        rows[i].index = cg_at(cg, I32, rows[i].index, first);
-        row[i] = zero;
-    }
-    LV a = cg_at(cg, s->a_type, u->a,
-                 cg_add(cg, cg_muli(cg, row[0], s->a_given ? s->a_given : s->M), part.m0));
-    pack_sums(cg, s, &part, a, cg_at(cg, s->b_type, u->b, cg_muli(cg, row[1], s->N)), n_k, rows);
-    LV n_merge = cg_select(cg, cg_lt(cg, left, cg_int(cg, s->rows + 1)), merges, zero);
-    LV begins = cg_eq(cg, block.i, zero);
+// Rows lo .. hi-1 of all, packed at once: those of leaves l0 .. end-1, of which leaves below l1 end here.
+typedef struct { LV lo, hi, l0, l1, end; } Chunk;
+
+// A leaf's rows of the chunk in a tile.  The stack is that of a binary counter: before leaf l it holds one sum for each
+// bit of l; a finished leaf adds those its carry runs through, the last leaf all.
+static void leaf_call(Cg *cg, const Sums *s, const SumsRun *u, const SumPart *part, const Chunk *c, LV n_leaves, LV leaf, LV t, LV p, TileCall *call) {
+    LV begin, end, top = bits_set(cg, leaf), carried = trailing_zeros(cg, cg_addi(cg, leaf, 1));
+    u->leaf(u->self, cg, leaf, &begin, &end);
+    LV first = cg_max(cg, begin, c->lo), at = cg_sub(cg, first, c->lo), goes_on = cg_lt(cg, begin, c->lo);
+    LV merges = cg_select(cg, cg_eq(cg, leaf, cg_addi(cg, n_leaves, -1)), top, carried);
     if (u->levels) {
-        LV goes_on = LLVMBuildAnd(cg->b, u->levels->goes_on, cg_eq(cg, leaf.i, zero), "");
-        begins = LLVMBuildAnd(cg->b, begins, LLVMBuildNot(cg->b, goes_on, ""), "");
+        LV before = LLVMBuildAnd(cg->b, u->levels->goes_on, cg_eq(cg, leaf, cg_int(cg, 0)), "");
+        goes_on = LLVMBuildOr(cg->b, goes_on, before, "");
     }
-    begin_tiles(cg, &part, &t, &p);
-    LV init = cg_select(cg, begins, LLVMConstNull(cg->ptr), slot_at(cg, s, top, t.i, p.i));
-    tile_call(cg, &s->tile, tile_height(cg, &part.cut, t.i),
-              &(TileCall){.a = strip_at(cg, s, t.i),
-                          .b = sum_panel_at(cg, s, p.i),
-                          .k = steps(cg, s->dot, n_k),
-                          .b_k = cg_int(cg, s->panel),
-                          .c = slot_at(cg, s, cg_sub(cg, top, n_merge), t.i, p.i),
-                          .init = init,
-                          .n_merge = n_merge,
-                          .merge = slot_at(cg, s, cg_addi(cg, top, -1), t.i, p.i)});
+    *call = (TileCall){.a = a_at(cg, s, at, tile_first(cg, &part->cut, t)),
+                       .b = cg_at(cg, F32, sum_panel_at(cg, s, p), cg_muli(cg, at, s->panel)),
+                       .k = steps(cg, s->dot, cg_sub(cg, cg_min(cg, end, c->hi), first)),
+                       .b_k = cg_int(cg, s->panel),
+                       .init = cg_select(cg, goes_on, slot_at(cg, s, top, t, p), LLVMConstNull(cg->ptr)),
+                       .n_merge = cg_select(cg, cg_lt(cg, leaf, c->l1), merges, cg_int(cg, 0)),
+                       .merge = slot_at(cg, s, cg_addi(cg, top, -1), t, p)};
+    call->c = slot_at(cg, s, cg_sub(cg, top, call->n_merge), t, p);
+}
+
+// The last leaf's sums go to y at once, unless there are levels.
+static void sum_chunk(Cg *cg, const Sums *s, const SumsRun *u, const SumPart *part, const Chunk *c, LV n_leaves) {
+    CgLoop t, p, leaf;
+    CgIf last, width;
+    TileCall call;
+    pack_sums(cg, s, u, part, c->lo, cg_sub(cg, c->hi, c->lo));
+    LV is_last = u->levels ? NULL : cg_eq(cg, c->l1, n_leaves), end = c->end;
+    if (is_last) end = cg_select(cg, is_last, cg_addi(cg, n_leaves, -1), end);
+    begin_tiles(cg, part, &t, &p);
+    LV height = tile_height(cg, &part->cut, t.i);
+    cg_for(cg, &leaf, c->l0, end, 1);
+    leaf_call(cg, s, u, part, c, n_leaves, leaf.i, t.i, p.i, &call);
+    tile_call(cg, &s->tile, height, &call);
+    cg_end(cg, &leaf);
+    if (is_last) {
+        LV panel = cg_add(cg, part->p0, p.i), row = cg_add(cg, part->m0, tile_first(cg, &part->cut, t.i));
+        cg_if(cg, &last, is_last);
+        leaf_call(cg, s, u, part, c, n_leaves, cg_addi(cg, n_leaves, -1), t.i, p.i, &call);
+        call.c = cg_at(cg, s->y_type, u->y, cg_add(cg, cg_muli(cg, row, s->N), cg_muli(cg, panel, s->panel)));
+        bool whole = s->N >= s->panel, tail = s->N % s->panel;
+        if (whole && tail) cg_if(cg, &width, cg_lt(cg, panel, cg_int(cg, s->N / s->panel)));
+        if (whole) tile_call(cg, &s->final, height, &call);
+        if (whole && tail) cg_else(cg, &width);
+        if (tail) tile_call(cg, &s->final_last, height, &call);
+        if (whole && tail) cg_endif(cg, &width);
+        cg_endif(cg, &last);
+    }
     cg_end(cg, &p);
     cg_end(cg, &t);
-    cg_end(cg, &block);
-    cg_end(cg, &leaf);
-    store_sums(cg, s, &part, u->y, u->levels);
+}
+
+// Leaves that end at row hi or before.
+static LV ended_leaves(Cg *cg, const SumsRun *u, LV n_leaves, LV hi) {
+    CgLoop leaf;
+    LV begin, end, zero = cg_int(cg, 0);
+    cg_loop_begin(cg, &leaf, zero, n_leaves, 1, 1, &zero);
+    u->leaf(u->self, cg, leaf.i, &begin, &end);
+    LV n = cg_add(cg, leaf.carry[0], cg_select(cg, cg_lt(cg, hi, end), zero, cg_int(cg, 1)));
+    cg_loop_end(cg, &leaf, &n);
+    return leaf.carry[0];
+}
+
+// Chunks of rows: of all leaves, one behind the other, or, where rows make pairs, of one leaf after the other.  Leaves
+// without rows count as +0.
+void sums_run(Cg *cg, Sums *s, const SumsRun *u) {
+    LV zero = cg_int(cg, 0), one = cg_int(cg, 1), n_leaves = u->n_leaves ? u->n_leaves : cg_int(cg, s->leaves);
+    SumPart part = {.m0 = cg_muli(cg, u->run, s->cut.m), .p0 = cg_muli(cg, u->group, s->cut.n / s->panel)};
+    part.m = cg_min(cg, cg_int(cg, s->cut.m), cg_sub(cg, cg_int(cg, s->M), part.m0));
+    part.cut = tile_cut(cg, part.m, tile_size(cg->target).rows);
+    part.p1 = cg_min(cg, cg_addi(cg, part.p0, s->panels), cg_int(cg, rows_panels(cg->target, s->N)));
+    part.panels = cg_sub(cg, part.p1, part.p0);
+    if (u->levels) load_sums(cg, s, &part, u->y, u->levels);
+    CgLoop leaf, chunk;
+    LV begin, end, unused;
+    if (s->dot) {
+        cg_for(cg, &leaf, zero, n_leaves, 1);
+        u->leaf(u->self, cg, leaf.i, &begin, &end);
+    } else {
+        u->leaf(u->self, cg, zero, &begin, &unused);
+        u->leaf(u->self, cg, cg_addi(cg, n_leaves, -1), &unused, &end);
+    }
+    LV most = cg_int(cg, s->rows);
+    if (u->leaf_rows) { // whole leaves, if there is room for some
+        LV whole = cg_div(cg, most, cg_max(cg, u->leaf_rows, one));
+        most = cg_select(cg, cg_lt(cg, zero, whole), cg_max(cg, cg_mul(cg, whole, u->leaf_rows), one), most);
+    }
+    LV chunks = cg_div(cg, cg_add(cg, cg_sub(cg, end, begin), cg_addi(cg, most, -1)), most);
+    cg_loop_begin(cg, &chunk, zero, cg_max(cg, chunks, one), 1, 1, &zero);
+    Chunk c = {.lo = cg_add(cg, begin, cg_mul(cg, chunk.i, most)), .l0 = chunk.carry[0]};
+    c.hi = cg_min(cg, cg_add(cg, c.lo, most), end);
+    if (s->dot) {
+        c.l0 = leaf.i;
+        c.end = cg_addi(cg, leaf.i, 1);
+        c.l1 = cg_select(cg, cg_eq(cg, c.hi, end), c.end, c.l0);
+    } else {
+        c.l1 = ended_leaves(cg, u, n_leaves, c.hi);
+        u->leaf(u->self, cg, cg_min(cg, c.l1, cg_addi(cg, n_leaves, -1)), &begin, &unused);
+        LV begun = LLVMBuildAnd(cg->b, cg_lt(cg, c.l1, n_leaves), cg_lt(cg, begin, c.hi), "");
+        c.end = cg_add(cg, c.l1, LLVMBuildZExt(cg->b, begun, cg->i64, ""));
+    }
+    sum_chunk(cg, s, u, &part, &c, n_leaves);
+    cg_loop_end(cg, &chunk, &c.l1);
+    if (s->dot) cg_end(cg, &leaf);
+    if (u->levels) store_sums(cg, s, &part, u->y, u->levels);
 }

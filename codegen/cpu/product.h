@@ -16,7 +16,7 @@ typedef struct {
     Layout  layout;            // of b: panels are read as they lie, whatever the run's length
     int64_t K, N;              // K: largest; N is known
     int64_t y_row, a_given;    // elements between rows of y; of a, if they are not its K (0: they are)
-    int64_t min_rows, max_rows;      // of a run
+    int64_t max_rows;          // of a run
     unsigned heights;          // tile heights that can occur
     int64_t scratch_used;      // bytes at the start of the scratch that are not ours
     // made by rows_begin
@@ -87,17 +87,17 @@ typedef struct {
     SumCut  cut;                                 // m = 0: sums_begin fills it; n: whole panels, or all of N
     // made by sums_begin
     bool    dot;                                 // rows are multiplied in pairs
-    int64_t rows;                                // of a and b packed at once
+    int64_t rows;                                // of a and b packed at once: so many stay in the second cache
     int     vecs, panel;
     int64_t tiles, panels;                       // most of a task
     int64_t slot, level;                         // floats of a tile, of a level of the stack
-    int64_t at_slots, at_a, at_b, strip_bytes, panel_bytes;
-    TileSet tile;
-    PackFunction pack, strip;
+    int64_t at_a, a_step, at_b, panel_bytes;     // a_step: elements from a row of a to the next
+    TileSet tile, final, final_last;             // final: of the last leaf, to y
+    PackFunction pack, pack_a;
 } Sums;
 
 void sums_begin(Cg *cg, Sums *s, int64_t matrices);
-// begin .. end-1: the rows of a leaf.
+// begin .. end-1: the rows of a leaf; the next leaf begins where it ends.
 typedef void LeafRows(void *self, Cg *cg, LV leaf, LV *begin, LV *end);
 // Sums whose rows come in several calls: finished ones of earlier leaves wait in levels of f32 [M, N], like
 // those of a binary counter.  Level 0 is y.
@@ -115,6 +115,7 @@ typedef struct {
     RowNumbers rows[2];                          // of all rows of a, of b
     LeafRows *leaf;
     void     *self;
+    LV leaf_rows;                                // of each, if they are equal; else NULL
     LV n_leaves;                                 // at most Sums.leaves; NULL: so many
     const SumLevels *levels;                     // NULL: all rows are there
 } SumsRun;

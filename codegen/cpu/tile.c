@@ -198,6 +198,7 @@ static LV emit_tile(Cg *cg, const TileSpec *s, const char *name, int height, LT 
     no_alias(cg, f.fn, P_PANEL);
     *type = f.type;
     int n = height * s->vecs;
+    int64_t held_row = s->held_row ? s->held_row : s->c_row;
     assert(n + 3 <= CG_MAX_CARRY);
     LV acc[CG_MAX_CARRY], c = LLVMGetParam(f.fn, P_C), zero = cg_vec(cg, 0);
     for (int i = 0; i < n; i++) acc[i] = zero;
@@ -209,7 +210,7 @@ static LV emit_tile(Cg *cg, const TileSpec *s, const char *name, int height, LT 
         cg_if(cg, &again, LLVMBuildIsNotNull(cg->b, init, ""));
         for (int i = 0; i < n; i++) {
             int row = i / s->vecs, v = i % s->vecs;
-            held[i] = cg_load_vec(cg, F32, init, cg_int(cg, row * s->c_row + v * LANES),
+            held[i] = cg_load_vec(cg, F32, init, cg_int(cg, row * held_row + v * LANES),
                                   tile_mask(cg, s->cols - v * LANES));
             zeros[i] = zero;
         }
@@ -225,7 +226,7 @@ static LV emit_tile(Cg *cg, const TileSpec *s, const char *name, int height, LT 
         cg_loop_begin(cg, &l, cg_int(cg, 0), LLVMGetParam(f.fn, P_N_MERGE), 1, n + 1, carry);
         for (int i = 0; i < n; i++) {
             int row = i / s->vecs, v = i % s->vecs;
-            LV left = cg_load_vec(cg, F32, l.carry[n], cg_int(cg, row * s->c_row + v * LANES), NULL);
+            LV left = cg_load_vec(cg, F32, l.carry[n], cg_int(cg, row * held_row + v * LANES), NULL);
             carry[i] = cg_fadd(cg, left, l.carry[i]);
         }
         carry[n] = offset(cg, l.carry[n], -s->merge_step);

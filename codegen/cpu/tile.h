@@ -24,6 +24,7 @@ typedef struct {
     int     vecs, cols;        // vectors of 16 columns; live columns (the others are not stored)
     int64_t a_row, a_k;        // elements from a row of A to the next, from a k to the next
     int64_t c_row;             // elements from a row of C to the next
+    int64_t held_row;          // the same of tiles at init and merge; 0: as C
     DType   b_type, c_type;    // A is f32; with `dot` pairs in the place of f32
     bool    dot;               // A and B are pairs of bf16
     bool    joins;             // B is rows of bf16, two of which make pairs; k counts them
