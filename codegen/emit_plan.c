@@ -59,7 +59,7 @@ typedef struct {
     char *consts;
     size_t n_consts, cap_consts;
     int64_t persistent;
-    int32_t n_exchanges;
+    Map exchanges;         // from their nodes to their numbers
     Prog *prog;            // being emitted
 } Plan;
 
@@ -530,25 +530,30 @@ static int exchange_kernel(Plan *p, KernelNode *k, KernelDesc *desc) {
     static const int kind[N_OPS] = {[OP_TREE_ALL_REDUCE] = RT_TREE_ALL_REDUCE, [OP_TREE_REDUCE_SCATTER] = RT_TREE_REDUCE_SCATTER,
                                     [OP_ALL_GATHER] = RT_ALL_GATHER,           [OP_SHARD] = RT_SHARD,
                                     [OP_EXCHANGE_OFFSETS] = RT_EXCHANGE_OFFSETS, [OP_EXCHANGE_ROWS] = RT_EXCHANGE_ROWS,
-                                    [OP_RETURN_ROWS] = RT_RETURN_ROWS};
-    const Node *n = k->node;
-    const Type *x = &n->in[0]->type;
-    const Sym *rows = n->op == OP_EXCHANGE_ROWS ? type_ragged(x) : n->op == OP_RETURN_ROWS ? n->attr.sym : NULL;
+                                    [OP_RETURN_ROWS] = RT_RETURN_ROWS,           [OP_WAIT] = RT_WAIT};
+    const Node *n = k->node, *x = n->op == OP_WAIT ? n->in[0]->node : n;
+    const Type *t = &x->in[0]->type;
+    const Sym *rows = x->op == OP_EXCHANGE_ROWS ? type_ragged(t) : x->op == OP_RETURN_ROWS ? x->attr.sym : NULL;
     RtGroup group = RT_GROUP_DATA;
-    exchange_group(n, &group);
-    RtExchange e = {.kind = kind[n->op], .group = (int32_t)group, .dtype = (int32_t)x->dtype, .sequence = (uint32_t)p->n_exchanges++,
-                    .elements = type_bound_elements(x)};
     int line = 0, column = 0;
-    if (n->at.file) diag_line_column(p->d, n->at, &line, &column);
-    e.where = add_text(p, arena_printf(p->a, "%s %s (%s:%d)", op_info[n->op].name, n->path ? n->path : "",
-                                       n->at.file ? diag_file_name(p->d, n->at.file) : "", line));
+    exchange_group(x, &group);
+    if (x->at.file) diag_line_column(p->d, x->at, &line, &column);
+    if (n == x) map_put(p->a, &p->exchanges, n, p->exchanges.n);
+    RtExchange e = {.kind = kind[n->op],
+                    .group = (int32_t)group,
+                    .dtype = (int32_t)t->dtype,
+                    .sequence = (uint32_t)map_get(&p->exchanges, x, 0),
+                    .pending = (int32_t)x->attr.pending,
+                    .elements = type_bound_elements(t)};
+    e.where = add_text(p, arena_printf(p->a, "%s %s (%s:%d)", op_info[x->op].name, x->path ? x->path : "",
+                                       x->at.file ? diag_file_name(p->d, x->at.file) : "", line));
     if (rows) {
         e.experts = rows->groups;
         e.leaves = rows->leaves;
-        e.elements /= x->dim[0].sym->bound ? x->dim[0].sym->bound : 1;
-    } else if (n->op == OP_EXCHANGE_OFFSETS) {
-        e.experts = (int32_t)n->attr.experts;
-        e.leaves = (int32_t)((x->dim[0].n - 1) / n->attr.experts);
+        e.elements /= t->dim[0].sym->bound ? t->dim[0].sym->bound : 1;
+    } else if (x->op == OP_EXCHANGE_OFFSETS) {
+        e.experts = (int32_t)x->attr.experts;
+        e.leaves = (int32_t)((t->dim[0].n - 1) / x->attr.experts);
     }
     *desc = (KernelDesc){.key = {.arena = p->a}, .n_phases = 1, .n_rounds = 1};
     for (int i = 0; i < RT_MAX_PHASES; i++) desc->tasks[i] = tasks_fixed(1);
@@ -732,7 +737,7 @@ static void add_accumulate(Plan *p, const Node *acc, Loc grad) {
 // ---- places --------------------------------------------------------------------------------------------
 
 // Ops whose result is their operand's memory.
-static bool is_alias(const Node *n) { return n->op == OP_RESHAPE || n->op == OP_STOP_GRADIENT; }
+static bool is_alias(const Node *n) { return n->op == OP_RESHAPE || n->op == OP_STOP_GRADIENT || n->op == OP_WAIT; }
 
 static const Value *base_of(const Value *v) {
     while (is_alias(v->node)) v = v->node->in[0];

@@ -60,7 +60,7 @@ static void unite(Lives *l, int earlier, int later) {
     if (l->buffer_end[b] > l->buffer_end[a]) l->buffer_end[a] = l->buffer_end[b];
 }
 
-bool node_is_view(const Node *n) { return n->op == OP_RESHAPE || n->op == OP_STOP_GRADIENT; }
+bool node_is_view(const Node *n) { return n->op == OP_RESHAPE || n->op == OP_STOP_GRADIENT || n->op == OP_WAIT; }
 
 const Value *value_shown(const Value *v) {
     while (node_is_view(v->node)) v = v->node->in[0];
@@ -100,6 +100,7 @@ bool node_can_overwrite(const Node *n, int operand, int result) {
     if (!type_eq(&x->type, &y->type)) return false;
     for (int k = 0; k < n->n_in; k++)            // the same memory seen in another shape would be read late
         if (value_shown(n->in[k]) == value_shown(x) && !type_eq(&n->in[k]->type, &y->type)) return false;
+    if (n->op == OP_TREE_ALL_REDUCE) return true;
     if (n->op == OP_FUSED) return is_straight(n->attr.body, operand, &y->type);
     return op_is(n->op, ELEMENTWISE) && n->op != OP_STOP_GRADIENT;
 }

@@ -8,8 +8,139 @@
 // parameter or state gets a copy of it first: two states may be exchanged.  Accumulates stand directly behind
 // what they read.
 //
-// One rank has no exchanges to overlap with compute.
+// Exchanges are started where their operand is there and waited for as late as other work allows:
+//
+//     %y = exchange_rows %x, ..         %y' = exchange_rows %x, .. {pending = 1}
+//     %z = grouped_matmul %y, ..   =>   %s  = .. what doesn't need %y: a shared expert, the router's loss ..
+//     %s = ..                           %y  = wait %y', %x
+//                                       %z  = grouped_matmul %y, ..
+//
+// A list scheduler in the order of the text: the first node whose operands are there comes next, a wait when there is
+// nothing else nearby, or when too many sums are on their way (each holds memory).  It sees the plan only, never counts,
+// so all ranks meet their exchanges in one order.
 #include "passes/util.h"
+
+enum {
+    NEARBY = 160,            // nodes: about a layer; work from further away would keep its results long
+    SUMS_UNDER_WAY = 8
+};
+
+static bool can_pend(const Node *n) {
+    RtGroup group;
+    switch (n->op) {
+    case OP_TREE_ALL_REDUCE: case OP_TREE_REDUCE_SCATTER: case OP_ALL_GATHER: case OP_EXCHANGE_ROWS: case OP_RETURN_ROWS:
+        return exchange_group(n, &group) && rt_group_size(n->graph->mesh, group) > 1;
+    default: return false;
+    }
+}
+
+static bool is_sum(const Node *n) { return n->op == OP_TREE_ALL_REDUCE || n->op == OP_TREE_REDUCE_SCATTER; }
+
+// Behind each exchange its wait, which all read instead.
+static int add_waits(Graph *g) {
+    int n_waits = 0;
+    for_each_node(g, n) {
+        if (!can_pend(n)) continue;
+        Builder b = builder_after(g, n);
+        Value *y = &n->out[0];
+        // sums copy what they add; rows are sent from where they lie
+        Value *done = is_sum(n) || n->op == OP_ALL_GATHER ? make(&b, OP_WAIT, INS(y), 0) : make(&b, OP_WAIT, INS(y, n->in[0]), 0);
+        n->attr.pending = 1;
+        for_each_node(g, m)
+            for (int i = 0; m != done->node && i < m->n_in; i++)
+                if (m->in[i] == y) replace_operand(m, i, done);
+        n_waits++;
+    }
+    return n_waits;
+}
+
+typedef struct {
+    Graph *g;
+    Node **node;             // by id
+    int   *missing;          // operands that are not there yet
+    int   *first_user, *next_user, *user;      // edges, as lists by node
+    bool  *ready, *placed;
+    int    n, lowest, under_way, hidden;
+    Node  *last;             // of what is placed
+} Scheduler;
+
+static bool is_source(const Node *n) { return op_is(n->op, SOURCE); }
+
+static void place(Scheduler *s, Node *n) {
+    s->placed[n->id] = true;
+    s->ready[n->id] = false;
+    for (int i = 0; i < n->n_in; i++)                    // a source stands before its first reader
+        if (!s->placed[n->in[i]->node->id]) place(s, n->in[i]->node);
+    *(s->last ? &s->last->next : &s->g->first) = n;
+    n->prev = s->last;
+    n->next = NULL;
+    s->last = n;
+    if (n->attr.pending && is_sum(n)) s->under_way++;
+    if (n->op == OP_WAIT && is_sum(n->in[0]->node)) s->under_way--;
+    for (int e = s->first_user[n->id]; e >= 0; e = s->next_user[e])
+        if (--s->missing[s->user[e]] == 0) s->ready[s->user[e]] = true;
+}
+
+// The first ready node, the first ready wait of rows, the first ready wait of a sum; -1: none.
+static void find_ready(Scheduler *s, int *work, int *rows, int *sum) {
+    *work = *rows = *sum = -1;
+    while (s->lowest < s->n && (s->placed[s->lowest] || is_source(s->node[s->lowest]))) s->lowest++;
+    for (int i = s->lowest; i < s->n && (*work < 0 || *rows < 0 || *sum < 0) && i < s->lowest + 8 * NEARBY; i++) {
+        if (!s->ready[i]) continue;
+        const Node *n = s->node[i];
+        int *slot = n->op != OP_WAIT ? work : is_sum(n->in[0]->node) ? sum : rows;
+        if (*slot < 0) *slot = i;
+    }
+    for (int i = s->lowest + 8 * NEARBY; i < s->n && *work < 0 && *rows < 0 && *sum < 0; i++)
+        if (s->ready[i]) *(s->node[i]->op != OP_WAIT ? work : is_sum(s->node[i]->in[0]->node) ? sum : rows) = i;
+}
+
+static int next_node(Scheduler *s) {
+    int work, rows, sum;
+    find_ready(s, &work, &rows, &sum);
+    bool too_many = s->under_way >= SUMS_UNDER_WAY;
+    if (sum >= 0 && too_many && (work < 0 || s->node[work]->attr.pending)) return sum;
+    if (work >= 0 && (rows < 0 || work < rows + NEARBY)) {
+        s->hidden += rows >= 0;
+        return work;
+    }
+    return rows >= 0 ? rows : sum;
+}
+
+static void overlap(Graph *g, PassCtx *cx) {
+    int n_waits = add_waits(g), edges = 0;
+    if (!n_waits) return;
+    Arena *a = cx->scratch;
+    int id = 0;
+    for_each_node(g, n) {
+        n->id = id++;
+        edges += n->n_in;
+    }
+    Scheduler s = {.g = g, .n = id,
+                   .node = arena_array(a, Node *, id + 1), .missing = arena_array(a, int, id + 1),
+                   .first_user = arena_array(a, int, id + 1), .next_user = arena_array(a, int, edges + 1),
+                   .user = arena_array(a, int, edges + 1), .ready = arena_array(a, bool, id + 1),
+                   .placed = arena_array(a, bool, id + 1)};
+    for (int i = 0; i < id; i++) s.first_user[i] = -1;
+    int e = 0;
+    for_each_node(g, n) {
+        s.node[n->id] = n;
+        for (int i = 0; i < n->n_in; i++) {
+            int of = n->in[i]->node->id;
+            if (is_source(n->in[i]->node)) continue;
+            s.user[e] = n->id;
+            s.next_user[e] = s.first_user[of];
+            s.first_user[of] = e++;
+            s.missing[n->id]++;
+        }
+        s.ready[n->id] = !s.missing[n->id] && !is_source(n);
+    }
+    for (int i; (i = next_node(&s)) >= 0;) place(&s, s.node[i]);
+    for (int i = 0; i < id; i++)
+        if (!s.placed[i]) place(&s, s.node[i]);          // sources that nobody reads
+    g->last = s.last;
+    WON(cx, "%d exchanges are waited for late, beside %d nodes", n_waits, s.hidden);
+}
 
 // The parameter or state whose memory v shows, or NULL.
 static const Node *persistent(const Value *v) {
@@ -20,7 +151,8 @@ static const Node *persistent(const Value *v) {
 static Node *later(Node *x, Node *y) { return x && x->id > y->id ? x : y; }
 
 bool pass_schedule_a2a(Graph *g, PassCtx *cx) {
-    bool changed = false;
+    bool changed = rt_mesh_ranks(g->mesh) > 1;
+    if (changed) overlap(g, cx);
     PtrMap last_reader = {.arena = cx->scratch};           // by name
     graph_number(g);
     for_each_node(g, n)

@@ -125,7 +125,8 @@ typedef enum {
     RT_SHARD,               // x -> y      one's own part along axis 0; nothing travels
     RT_EXCHANGE_OFFSETS,    // offsets at home [E*n + 1] -> offsets at the experts [E/g * n*g + 1]
     RT_EXCHANGE_ROWS,       // x, offsets at home, at the experts -> y      each row to its expert's rank ..
-    RT_RETURN_ROWS          // .. and back
+    RT_RETURN_ROWS,         // .. and back
+    RT_WAIT                 // ends the pending exchange of the same sequence
 } RtExchangeKind;
 
 typedef struct {
@@ -134,7 +135,8 @@ typedef struct {
     int32_t experts;        // RT_EXCHANGE_*: of all ranks
     int32_t leaves;         // RT_EXCHANGE_*: of one rank
     uint32_t sequence;      // number of this exchange in the plan
-    uint32_t where, pad;    // text offset: instance and line, for messages
+    uint32_t where;         // text offset: instance and line, for messages
+    int32_t pending;        // 1: only started; a later step waits for it
     int64_t elements;       // of x; of a row, where x has rows
 } RtExchange;
 

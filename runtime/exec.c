@@ -30,6 +30,16 @@ static void run_alone(RtPlanInstance *p, RtCall *call, uint32_t step, RtKernelFn
     rt_trace_add(p->trace, 0, event);
 }
 
+// Messages move when somebody looks after them: thread 0 does between tasks, when PROGRESS_NS have gone by.
+enum { PROGRESS_NS = 100000 };
+
+static void progress(RtRanks *r, int64_t *last_ns) {
+    int64_t now = rt_now_ns();
+    if (now - *last_ns < PROGRESS_NS) return;
+    rt_comm_progress(r->comm);
+    *last_ns = now;
+}
+
 static void run_thread(RtPlanInstance *p, uint32_t first, uint32_t n_steps, int thread) {
     const RtKernel *kernel = RT_TABLE(p->plan, RtKernel, kernels);
     RtCall call = {
@@ -38,6 +48,7 @@ static void run_thread(RtPlanInstance *p, uint32_t first, uint32_t n_steps, int 
         .scratch = p->scratch + (size_t)thread * RT_SCRATCH_BYTES,
         .ranks = p->ranks};
     int turn = 0;
+    int64_t progress_ns = 0;
     bool alone = false;                      // thread 0 has worked alone since the last barrier
     for (uint32_t i = first; i < first + n_steps; i++) {
         const RtStep *step = &p->step[i];
@@ -53,6 +64,7 @@ static void run_thread(RtPlanInstance *p, uint32_t first, uint32_t n_steps, int 
             if (n == 1) {
                 alone = true;
                 if (thread == 0) run_alone(p, &call, i, run);
+                if (thread == 0 && p->ranks) progress(p->ranks, &progress_ns);
                 continue;
             }
             if (alone) rt_team_barrier(p->team, thread);
@@ -67,6 +79,7 @@ static void run_thread(RtPlanInstance *p, uint32_t first, uint32_t n_steps, int 
                 call.task = task;
                 run(&call);
                 event.tasks++;
+                if (thread == 0 && p->ranks) progress(p->ranks, &progress_ns);
             }
             if (p->trace && event.tasks) {
                 event.end_ns = rt_now_ns();

@@ -45,22 +45,63 @@ static RtStatus open_groups(RtRanks *r, RtError *e) {
     return s;
 }
 
-static RtStatus open_buffers(RtRanks *r, const RtPlanInstance *p, RtError *e) {
-    const RtKernel *kernel = RT_TABLE(p->plan, RtKernel, kernels);
-    size_t experts = 0;
-    for (uint32_t i = 0; i < p->plan->kernels.n; i++) {
-        if (strcmp(RT_TEXT(p->plan, kernel[i].symbol), EXCHANGE_SYMBOL) != 0) continue;
-        const RtExchange *x = p->kernel_data[i];
+// What an exchange borrows while it is under way.
+typedef struct RtSlot {
+    RtCommOp op;
+    int      ticket;
+    RtCommPart *send, *recv;   // [experts]
+    int64_t *cut;              // [ranks + 1]
+    unsigned char *work;       // what it adds, gathers or counts
+    size_t   work_bytes, experts;
+    void    *part, *from;      // reduce_scatter: the result, and where in work it will be
+    size_t   part_bytes;
+    bool     taken;            // while slots are dealt
+} RtSlot;
+
+static const RtExchange *exchange_of(const RtPlanInstance *p, uint32_t step) {
+    uint32_t kernel = p->step[step].kernel;
+    const char *symbol = RT_TEXT(p->plan, RT_TABLE(p->plan, RtKernel, kernels)[kernel].symbol);
+    return strcmp(symbol, EXCHANGE_SYMBOL) ? NULL : p->kernel_data[kernel];
+}
+
+// Exchanges that are never under way at once share a slot.
+static RtStatus deal_slots(RtRanks *r, const RtPlanInstance *p, RtError *e) {
+    uint32_t n = p->plan->steps.n;
+    r->slot = calloc(n + 1, sizeof *r->slot);
+    r->slot_of = calloc(n + 1, sizeof *r->slot_of);
+    if (!r->slot || !r->slot_of) return rt_fail(e, RT_NO_MEMORY, "no memory for exchanges");
+    for (uint32_t i = 0; i < n; i++) {
+        const RtExchange *x = exchange_of(p, i);
+        if (!x) continue;
+        if (x->kind == RT_WAIT) {
+            r->slot[r->slot_of[x->sequence]].taken = false;
+            continue;
+        }
+        int k = 0;
+        while (r->slot[k].taken) k++;
+        RtSlot *s = &r->slot[k];
         size_t bytes = work_bytes(x, r->mesh);
-        if (bytes > r->work_bytes) r->work_bytes = bytes;
-        if ((size_t)x->experts > experts) experts = (size_t)x->experts;
+        r->slot_of[x->sequence] = k;
+        s->taken = x->pending;
+        if (bytes > s->work_bytes) s->work_bytes = bytes;
+        if ((size_t)x->experts > s->experts) s->experts = (size_t)x->experts;
+        if (k >= r->n_slots) r->n_slots = k + 1;
     }
-    r->work = aligned_alloc(64, up(r->work_bytes + 1));
-    r->send = calloc(experts + 1, sizeof *r->send);
-    r->recv = calloc(experts + 1, sizeof *r->recv);
-    r->cut = calloc((size_t)r->n + 1, sizeof *r->cut);
-    if (r->work && r->send && r->recv && r->cut) return RT_OK;
-    return rt_fail(e, RT_NO_MEMORY, "no memory for exchanges of %zu bytes", r->work_bytes);
+    return RT_OK;
+}
+
+static RtStatus open_buffers(RtRanks *r, const RtPlanInstance *p, RtError *e) {
+    RT_TRY(deal_slots(r, p, e));
+    for (int i = 0; i < r->n_slots; i++) {
+        RtSlot *s = &r->slot[i];
+        s->work = aligned_alloc(64, up(s->work_bytes + 1));
+        s->send = calloc(s->experts + 1, sizeof *s->send);
+        s->recv = calloc(s->experts + 1, sizeof *s->recv);
+        s->cut = calloc((size_t)r->n + 1, sizeof *s->cut);
+        if (!s->work || !s->send || !s->recv || !s->cut)
+            return rt_fail(e, RT_NO_MEMORY, "no memory for exchanges of %zu bytes", s->work_bytes);
+    }
+    return RT_OK;
 }
 
 RtStatus rt_ranks_open(RtPlanInstance *p, RtComm *comm, RtRanks **out, RtError *e) {
@@ -85,10 +126,14 @@ RtStatus rt_ranks_open(RtPlanInstance *p, RtComm *comm, RtRanks **out, RtError *
 
 void rt_ranks_close(RtRanks *r) {
     if (!r) return;
-    free(r->work);
-    free(r->send);
-    free(r->recv);
-    free(r->cut);
+    for (int i = 0; i < r->n_slots; i++) {
+        free(r->slot[i].work);
+        free(r->slot[i].send);
+        free(r->slot[i].recv);
+        free(r->slot[i].cut);
+    }
+    free(r->slot);
+    free(r->slot_of);
     free(r);
 }
 
@@ -97,79 +142,91 @@ void rt_ranks_close(RtRanks *r) {
 typedef struct {
     RtRanks *r;
     const RtExchange *x;
+    RtSlot *s;
     int m, i;                  // ranks of the group; this one
 } Job;
 
-static RtCommOp op_of(const Job *j, RtCommKind kind) {
-    return (RtCommOp){.kind = kind,
-                      .group = j->r->group[j->x->group],
-                      .tag = {.node = j->x->sequence, .where = RT_TEXT(j->r->plan, j->x->where)},
-                      .dtype = (DType)j->x->dtype,
-                      .n = j->x->elements};
+static void prepare(const Job *j, RtCommKind kind) {
+    j->s->op = (RtCommOp){.kind = kind,
+                          .group = j->r->group[j->x->group],
+                          .tag = {.node = j->x->sequence, .where = RT_TEXT(j->r->plan, j->x->where)},
+                          .dtype = (DType)j->x->dtype,
+                          .n = j->x->elements,
+                          .scratch = j->s->work};
 }
 
-static void run(const Job *j, const RtCommOp *op) {
+static void finish(const Job *j) {
     RtRanks *r = j->r;
-    r->status = rt_comm_run(r->comm, op, &r->error);
+    r->status = rt_comm_done(r->comm, j->s->ticket, &r->error);
+    if (r->status == RT_OK && j->s->part) memcpy(j->s->part, j->s->from, j->s->part_bytes);
+    j->s->part = NULL;
+}
+
+static void run(const Job *j) {
+    RtRanks *r = j->r;
+    r->status = rt_comm_start(r->comm, &j->s->op, &j->s->ticket, &r->error);
+    if (r->status == RT_OK && !j->x->pending) finish(j);
 }
 
 static size_t bytes_of(const Job *j) { return (size_t)j->x->elements * (size_t)dtype_bytes((DType)j->x->dtype); }
 
 static void all_reduce(const Job *j, const void *x, void *y) {
     if (x != y) memcpy(y, x, bytes_of(j));
-    RtCommOp op = op_of(j, is_exact(j->x) ? RT_COMM_EXACT : RT_COMM_TREE_REDUCE);
-    op.buf = y;
-    op.scratch = j->r->work;
-    run(j, &op);
+    prepare(j, is_exact(j->x) ? RT_COMM_EXACT : RT_COMM_TREE_REDUCE);
+    j->s->op.buf = y;
+    run(j);
 }
 
 // Pieces of a reduction end where its halvings lead: a part of axis 0 is put where its rank will find it.
 static void reduce_scatter(const Job *j, const unsigned char *x, void *y) {
     size_t part = bytes_of(j) / (size_t)j->m;
-    unsigned char *buf = j->r->work;
+    unsigned char *buf = j->s->work;
     for (int k = 0; k < j->m; k++) memcpy(buf + (size_t)rt_comm_piece(k, j->m) * part, x + (size_t)k * part, part);
-    for (int k = 0; k <= j->m; k++) j->r->cut[k] = j->x->elements / j->m * k;
-    RtCommOp op = op_of(j, RT_COMM_TREE_SCATTER);
-    op.buf = buf;
-    op.scratch = buf + up(bytes_of(j));
-    op.cut = j->r->cut;
-    run(j, &op);
-    memcpy(y, buf + (size_t)rt_comm_piece(j->i, j->m) * part, part);
+    for (int k = 0; k <= j->m; k++) j->s->cut[k] = j->x->elements / j->m * k;
+    prepare(j, RT_COMM_TREE_SCATTER);
+    j->s->op.buf = buf;
+    j->s->op.cut = j->s->cut;
+    j->s->op.scratch = buf + up(bytes_of(j));
+    j->s->part = y;
+    j->s->from = buf + (size_t)rt_comm_piece(j->i, j->m) * part;
+    j->s->part_bytes = part;
+    run(j);
 }
 
 static void all_gather(const Job *j, const void *x, unsigned char *y) {
     memcpy(y + (size_t)j->i * bytes_of(j), x, bytes_of(j));
-    for (int k = 0; k <= j->m; k++) j->r->cut[k] = j->x->elements * k;
-    RtCommOp op = op_of(j, RT_COMM_GATHER);
-    op.n = j->x->elements * j->m;
-    op.buf = y;
-    op.cut = j->r->cut;
-    run(j, &op);
+    for (int k = 0; k <= j->m; k++) j->s->cut[k] = j->x->elements * k;
+    prepare(j, RT_COMM_GATHER);
+    j->s->op.n = j->x->elements * j->m;
+    j->s->op.cut = j->s->cut;
+    j->s->op.buf = y;
+    run(j);
 }
 
 static void exchange_offsets(const Job *j, const int32_t *home, int32_t *far) {
     int experts = j->x->experts, leaves = j->x->leaves, mine = experts / j->m;
-    int32_t *counts = (int32_t *)(void *)j->r->work;         // [ranks, experts, leaves]
+    int32_t *counts = (int32_t *)(void *)j->s->work;         // [ranks, experts, leaves]
     int64_t n = (int64_t)experts * leaves;
     for (int64_t k = 0; k < n; k++) counts[j->i * n + k] = home[k + 1] - home[k];
-    RtCommOp op = op_of(j, RT_COMM_COUNTS);
-    op.n = n;
-    op.buf = counts;
-    run(j, &op);
+    prepare(j, RT_COMM_COUNTS);
+    j->s->op.n = n;
+    j->s->op.buf = counts;
+    run(j);
     int32_t at = 0, *to = far;
     for (int e = j->i * mine; e < (j->i + 1) * mine; e++)
         for (int k = 0; k < j->m; k++)
             for (int l = 0; l < leaves; l++) {
                 *to++ = at;
-                at += counts[k * n + (int64_t)e * leaves + l];
+                at += j->r->status == RT_OK ? counts[k * n + (int64_t)e * leaves + l] : 0;
             }
     *to = at;
 }
 
-static void exchange_rows(const Job *j, unsigned char *x, const int32_t *home, const int32_t *far, unsigned char *y, bool back) {
+static void exchange_rows(const Job *j, unsigned char *x, const int32_t *home, const int32_t *far, unsigned char *y) {
+    bool back = j->x->kind == RT_RETURN_ROWS;
     int leaves = j->x->leaves, mine = j->x->experts / j->m, n = 0;
     int64_t row = (int64_t)bytes_of(j);
-    RtCommPart *near_part = back ? j->r->recv : j->r->send, *far_part = back ? j->r->send : j->r->recv;
+    RtCommPart *near_part = back ? j->s->recv : j->s->send, *far_part = back ? j->s->send : j->s->recv;
     unsigned char *near_rows = back ? y : x, *far_rows = back ? x : y;
     for (int k = 0; k < j->m; k++)
         for (int e = 0; e < mine; e++, n++) {
@@ -177,28 +234,36 @@ static void exchange_rows(const Job *j, unsigned char *x, const int32_t *home, c
             near_part[n] = (RtCommPart){near_rows + h[0] * row, (h[leaves] - h[0]) * row, k};
             far_part[n] = (RtCommPart){far_rows + f[0] * row, (f[leaves] - f[0]) * row, k};
         }
-    RtCommOp op = op_of(j, back ? RT_COMM_BACK : RT_COMM_ROWS);
-    op.n = 0;
-    op.send = j->r->send;
-    op.recv = j->r->recv;
-    op.n_send = op.n_recv = n;
-    run(j, &op);
+    prepare(j, back ? RT_COMM_BACK : RT_COMM_ROWS);
+    j->s->op.n = 0;
+    j->s->op.send = j->s->send;
+    j->s->op.recv = j->s->recv;
+    j->s->op.n_send = j->s->op.n_recv = n;
+    run(j);
 }
 
+// After a failure nothing is exchanged any more; offsets are those of no rows.
 void moec_exchange(const RtCall *c) {
+    RtRanks *r = c->ranks;
     const RtExchange *x = c->data;
-    Job j = {.r = c->ranks, .x = x};
-    if (!j.r || j.r->status != RT_OK) return;
-    j.m = rt_group_size(j.r->mesh, (RtGroup)x->group);
-    j.i = rt_group_rank(j.r->mesh, (RtGroup)x->group, j.r->rank);
     void *const *arg = c->arg;
+    if (!r) return;
+    Job j = {.r = r, .x = x, .s = &r->slot[r->slot_of[x->sequence]]};
+    j.m = rt_group_size(r->mesh, (RtGroup)x->group);
+    j.i = rt_group_rank(r->mesh, (RtGroup)x->group, r->rank);
+    size_t part = bytes_of(&j) / (size_t)j.m;
+    if (r->status != RT_OK) {
+        if (x->kind == RT_EXCHANGE_OFFSETS)
+            memset(arg[1], 0, ((size_t)x->experts * (size_t)x->leaves + 1) * sizeof(int32_t));
+        return;
+    }
     switch ((RtExchangeKind)x->kind) {
     case RT_TREE_ALL_REDUCE: all_reduce(&j, arg[0], arg[1]); break;
     case RT_TREE_REDUCE_SCATTER: reduce_scatter(&j, arg[0], arg[1]); break;
     case RT_ALL_GATHER: all_gather(&j, arg[0], arg[1]); break;
-    case RT_SHARD: memcpy(arg[1], (unsigned char *)arg[0] + bytes_of(&j) / (size_t)j.m * (size_t)j.i, bytes_of(&j) / (size_t)j.m); break;
+    case RT_SHARD: memcpy(arg[1], (unsigned char *)arg[0] + part * (size_t)j.i, part); break;
     case RT_EXCHANGE_OFFSETS: exchange_offsets(&j, arg[0], arg[1]); break;
-    case RT_EXCHANGE_ROWS: exchange_rows(&j, arg[0], arg[1], arg[2], arg[3], false); break;
-    case RT_RETURN_ROWS: exchange_rows(&j, arg[0], arg[1], arg[2], arg[3], true); break;
+    case RT_EXCHANGE_ROWS: case RT_RETURN_ROWS: exchange_rows(&j, arg[0], arg[1], arg[2], arg[3]); break;
+    case RT_WAIT: finish(&j); break;
     }
 }

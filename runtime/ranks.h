@@ -13,11 +13,9 @@ typedef struct RtRanks {
     RtStatus status;           // of the first exchange that failed; those behind it do nothing
     RtError  error;
     RtError  agreed;           // the last error of rt_agree, which all ranks have
-    // for the exchange that runs:
-    unsigned char *work;       // what it adds, gathers or counts
-    size_t   work_bytes;
-    RtCommPart *send, *recv;   // [experts]
-    int64_t *cut;              // [ranks + 1]
+    struct RtSlot *slot;       // of exchanges under way
+    int      n_slots;
+    int     *slot_of;          // by an exchange's number in the plan
 } RtRanks;
 
 // Called by all ranks with the same plan: opens its groups and gives the instance its rank.  The mesh must have as many
