@@ -13,22 +13,34 @@ same_tensors() {
         [ "$(tensors "$1" | wc -l)" -gt 20 ] && diff <(tensors "$1") <(tensors "$2")
 }
 
-# alike NAME OPTION...: a run on several ranks has the numbers and tensors of $work/one
+# alike ONE NAME OPTION...: a run on several ranks has the numbers and tensors of run ONE on one
 alike() {
-    local name=$1
-    shift
+    local one=$work/$1 name=$2
+    shift 2
     claim "$name: trained" train "$work/$name" "${steps[@]}" "$@"
-    claim "$name: losses, norms and evaluations of one rank" same_numbers "$work/one" "$work/$name"
-    claim "$name: weights and moments of one rank" same_tensors "$work/one" "$work/$name"
+    claim "$name: losses, norms and evaluations of one rank" same_numbers "$one" "$work/$name"
+    claim "$name: weights and moments of one rank" same_tensors "$one" "$work/$name"
 }
 
 claim 'one rank' train "$work/one" "${steps[@]}"
-alike dp1 --local 1
-alike dp2 --local 2
-alike ep2 --local 2 --set parallel.ep=2
-alike dp4-zero --local 4 --set parallel.zero=1
-alike dp2-ep2 --local 4 --set parallel.dp=2 --set parallel.ep=2
-alike ep4-zero --local 4 --set parallel.ep=4 --set parallel.zero=2
+alike one dp1 --local 1
+alike one dp2 --local 2
+alike one ep2 --local 2 --set parallel.ep=2
+alike one dp4-zero --local 4 --set parallel.zero=1
+alike one dp2-ep2 --local 4 --set parallel.dp=2 --set parallel.ep=2
+alike one ep4-zero --local 4 --set parallel.ep=4 --set parallel.zero=2
+
+# four waves of four lanes, leaves that count by their labels, bf16
+waves=(--set train.batch=16 --set train.micro_batch=1 --set train.lanes=4 --set train.average=token --set train.dtype=bf16)
+claim 'waves: one rank' train "$work/waves" "${steps[@]}" "${waves[@]}"
+alike waves waves-dp2-ep2 "${waves[@]}" --local 4 --set parallel.ep=2 --set parallel.zero=1
+
+# choices without a place
+mixtral=$model model=models/tiny_switch.moe
+claim 'drops: one rank' train "$work/drops" "${steps[@]}"
+alike drops drops-dp2-ep2 --local 4 --set parallel.ep=2
+claim 'there were some' grep -qE '"drop_rate": 0\.0*[1-9]' "$work/drops/metrics.jsonl"
+model=$mixtral
 
 # from one layout to another, and back to one rank
 claim 'two steps on two ranks' train "$work/moved" "${steps[@]}" --local 2 --set parallel.ep=2 --set 'train.stop=2 steps'
