@@ -324,12 +324,15 @@ static void end_widths(Cg *cg, const Rows *r, CgIf *f) {
 
 static const TileSpec *rest_spec(const Rows *r) { return r->n_whole ? &r->rest.spec : &r->rest_last.spec; }
 
-// Rows of the next panel, from where the tile before has come to.
+// Rows of the next panel, shared out among the last tiles: what is asked for early is gone again when it is read.
 static void stream_next(Cg *cg, const Rows *r, const Block *b, const Unit *next, LV tile, LV height, TileCall *call) {
     int k_row = layout_is_pairs(r->layout) ? 2 : 1;        // k of a row
     int64_t step = (is_laid(r) ? PANEL_COLS * k_row : r->N) * dtype_bytes(r->b_type);
-    LV before = cg_sub(cg, cg_addi(cg, tile, -1), b->t0), row = cg_mul(cg, before, tile_streamed(cg, rest_spec(r), height, call->k));
-    LV some = cg_lt(cg, cg_muli(cg, row, k_row), b->n_k);
+    LV one = cg_int(cg, 1), rows = cg_div(cg, cg_addi(cg, b->n_k, k_row - 1), cg_int(cg, k_row));
+    LV each = cg_max(cg, tile_streamed(cg, rest_spec(r), height, call->k), one);
+    LV tiles = cg_div(cg, cg_add(cg, rows, cg_addi(cg, each, -1)), each);
+    LV from = cg_max(cg, cg_addi(cg, b->t0, 1), cg_sub(cg, b->t1, tiles)), row = cg_mul(cg, cg_sub(cg, tile, from), each);
+    LV some = LLVMBuildICmp(cg->b, LLVMIntULT, row, rows, "");
     call->ahead = cg_select(cg, some, cg_bytes(cg, next->b, cg_muli(cg, row, step)), call->a);
     call->ahead_step = cg_select(cg, some, cg_int(cg, step), cg_int(cg, 0));
 }
