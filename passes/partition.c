@@ -5,8 +5,8 @@
 //     optimizer states      (zero) a rank holds a part of each     parts of the gradient, parts of the new weights
 //
 //     %r = gather_rows %x, %i : f32[R,D]               %r  = gather_rows %x, %i : f32[R,D]
-//     %y = grouped_matmul %r, %w, %off          =>     %r' = exchange_rows %r, %off, %off' : f32[R.far,D]
-//     %z = scatter_add_rows %y, %i                     %y' = grouped_matmul %r', %w', %off' : f32[R.far,H]
+//     %y = grouped_matmul %r, %w, %off          =>     %r' = exchange_rows %r, %off, %off' : f32[R_far,D]
+//     %z = scatter_add_rows %y, %i                     %y' = grouped_matmul %r', %w', %off' : f32[R_far,H]
 //                                                      %y  = return_rows %y', %off, %off' : f32[R,H]
 //                                                      %z  = scatter_add_rows %y, %i
 //

@@ -46,7 +46,7 @@ FarRows *rows_far(Placement *p, Sym *near) {
     r = arena_new(p->cx->scratch, FarRows);
     // at worst, all rows of all ranks are for the experts of one
     *r = (FarRows){.near = near, .near_offsets = near->extent};
-    r->far = graph_add_sym(p->g, arena_printf(p->g->arena, "%s.far", near->name), SYM_RAGGED, near->bound * ep,
+    r->far = graph_add_sym(p->g, arena_printf(p->g->arena, "%s_far", near->name), SYM_RAGGED, near->bound * ep,
                            near->groups / (int)ep, near->leaves * (int)ep);
     Builder b = builder_after(p->g, near->extent->node);
     r->far_offsets = make(&b, OP_EXCHANGE_OFFSETS, INS(near->extent), .experts = near->groups, .sym = r->far,

@@ -84,7 +84,7 @@ static bool run_one(Graph **graph, const PassInfo *p, PassCtx *cx, const RunOpts
                     bool verify) {
     Graph *g = *graph;
     assert(p->needs == ANY_STAGE || (int)g->stage == p->needs);
-    bool semantics = debug_on(DEBUG_semantics) && tolerance_of(p, cx) >= 0;
+    bool semantics = debug_on(DEBUG_semantics) && tolerance_of(p, cx) >= 0 && rt_mesh_ranks(g->mesh) == 1; // no rank has a meaning alone
     Arena *kept = verify || semantics ? arena_create() : NULL;
     Graph *before = kept ? graph_copy(kept, g) : NULL;
     int n_before = g->n_nodes;
