@@ -7,7 +7,7 @@
 
 enum {
     LEAST_K = 256,            // chains are cut into pieces no shorter, or tiles would mostly load and store their sums
-    FEW_K = 64,               // of a single tile, so that rows of B are read as streams
+    FEW_K = 16,               // of a single tile, so that rows of B are read as streams
     LONG_K = 8192,            // the longest chain that is never cut
     A_BYTES = 1536 << 10,     // at most for the copied rows of a tile
     STRIP = LANES             // columns of a strip
@@ -176,7 +176,7 @@ static void emit_tiles(Cg *cg, Rows *r) {
         s.cols = s.vecs * LANES;
         char name[32];
         snprintf(name, sizeof name, "wide%d", s.vecs);
-        if ((r->heights >> h & 1) && s.vecs > r->vecs && s.cols <= r->N) tile_functions(cg, &r->wide[h], &s, name, 1u << h);
+        if ((r->heights >> h & 1) && s.vecs >= r->vecs && s.cols <= r->N) tile_functions(cg, &r->wide[h], &s, name, 1u << h);
     }
 }
 
@@ -458,7 +458,7 @@ static void run_blocks(Cg *cg, const Rows *r, const RowsRun *u) {
 // A run of few rows is one tile, in columns as wide as the registers allow.  Gives the first panel it leaves.
 static LV run_wide(Cg *cg, const Rows *r, const RowsRun *u) {
     LV first = u->lo, zero = cg_int(cg, 0);
-    for (int vecs = TILE_MAX_VECS; vecs > r->vecs; vecs /= 2) {
+    for (int vecs = TILE_MAX_VECS; vecs >= r->vecs; vecs /= 2) {
         TileSet set = {0};
         LV fits = NULL;
         for (int h = 1; h <= TILE_MAX_ROWS; h++) {
