@@ -210,13 +210,20 @@ static void place_part(Partition *q, Node *n, Place place) {
     shape_again(q, n, place);
 }
 
+// The tensor that an effect writes: a parameter's, its gradient's or an optimizer state's.
+static const Node *written_param(const Partition *q, const Node *n) {
+    const char *slash = n->op == OP_UPDATE ? strchr(n->attr.name, '/') : NULL;
+    return map_get(&q->params, slash ? intern(slash + 1) : n->attr.name);
+}
+
 static void place_effect(Partition *q, Node *n) {
     if (n->op != OP_UPDATE && n->op != OP_ACCUMULATE) {
         want_all_home(q, n);
         return;
     }
-    Name name = n->op == OP_UPDATE ? n->attr.name : intern(arena_printf(q->p.cx->scratch, "grad/%s", n->attr.name));
-    const Node *param = map_get(&q->params, n->op == OP_ACCUMULATE ? n->attr.name : strchr(name, '/') ? intern(strchr(name, '/') + 1) : name);
+    const Node *param = written_param(q, n);
+    Name name = n->attr.name;
+    if (n->op == OP_ACCUMULATE) name = intern(arena_printf(q->p.cx->scratch, "grad/%s", name));
     Place place = param ? tensor_place(q, name, &param->attr.dims) : at_home;
     want(q, n, 0, place);
     if (place.kind == PART && n->op == OP_ACCUMULATE) n->attr.over = intern(exchange_group_name[place.group]);
