@@ -461,8 +461,9 @@ static Balance balance_of(const Node *n) {
 static int64_t balance_floats(const Balance *s) { return s->rows * (s->cols + 1) + (2 + s->rows / CHUNK) * s->cols; }
 
 bool describe_sinkhorn(const KernelNode *k, KernelDesc *d) {
+    const Type *x = &k->node->in[0]->type;
+    if (x->dtype != F32 || x->ndim < 2 || x->dim[x->ndim - 1].sym || !type_bound_elements(x)) return false;
     Balance s = balance_of(k->node);
-    if (s.x->dtype != F32 || s.x->dim[s.x->ndim - 1].sym) return false;
     d->tasks[0] = tasks_of_dims(s.x, 0, s.x->ndim - 2, 1);
     d->workspace = dims_bound(s.x, 0, s.x->ndim - 2) * balance_floats(&s) * 4;
     str_printf(&d->key, " rows %lld", (long long)s.rows);

@@ -53,7 +53,7 @@ claim 'eval reads what four ranks wrote' "$MOEC" eval "$work/dp2-ep2" --quiet
 # ranks that are processes
 export MOEC_MPI_LIBRARY=$(dirname "$MOEC")/moec_mpi.so
 if [ -f "$MOEC_MPI_LIBRARY" ] && command -v mpirun >/dev/null; then
-    export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+    export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 ASAN_OPTIONS=detect_leaks=0:${ASAN_OPTIONS:-}   # Open MPI keeps some
     mpi() { TMPDIR=$work timeout 100 mpirun --oversubscribe --mca mpi_yield_when_idle 1 -n 2 "$MOEC" "$@"; }
     mpi_train() { # OUT OPTION...
         local out=$1
