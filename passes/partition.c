@@ -277,12 +277,6 @@ static int sum_over_leaves(Partition *q, const Node *n) {
     return -1;
 }
 
-static void read_instead(Graph *g, Value *old, Value *new, const Node *except) {
-    for_each_node(g, m)
-        for (int i = 0; m != except && i < m->n_in; i++)
-            if (m->in[i] == old) replace_operand(m, i, new);
-}
-
 static void reduce_over_ranks(Partition *q, Node *n, int result) {
     Value *v = &n->out[result];
     Place place = place_of(&q->p, v);
@@ -301,7 +295,8 @@ static void reduce_over_ranks(Partition *q, Node *n, int result) {
         first = y->node;
     }
     place_set(&q->p, y, place);
-    read_instead(q->p.g, v, y, first);
+    replace_all_uses(q->p.g, v, y);
+    replace_operand(first, 0, v);
     q->p.n_exchanges++;
     q->p.bytes += (double)type_bytes(&v->type);
 }

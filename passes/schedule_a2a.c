@@ -39,18 +39,20 @@ static bool is_sum(const Node *n) { return n->op == OP_TREE_ALL_REDUCE || n->op 
 // Behind each exchange its wait, which all read instead.
 static int add_waits(Graph *g) {
     int n_waits = 0;
+    marks_clear(g);                                      // of an exchange's result: the wait's
     for_each_node(g, n) {
+        for (int i = 0; i < n->n_in; i++)
+            if (n->in[i]->mark) replace_operand(n, i, n->in[i]->mark);
         if (!can_pend(n)) continue;
         Builder b = builder_after(g, n);
         Value *y = &n->out[0];
         // sums copy what they add; rows are sent from where they lie
         Value *done = is_sum(n) || n->op == OP_ALL_GATHER ? make(&b, OP_WAIT, INS(y), 0) : make(&b, OP_WAIT, INS(y, n->in[0]), 0);
         n->attr.pending = 1;
-        for_each_node(g, m)
-            for (int i = 0; m != done->node && i < m->n_in; i++)
-                if (m->in[i] == y) replace_operand(m, i, done);
+        y->mark = done;
         n_waits++;
     }
+    marks_clear(g);
     return n_waits;
 }
 
@@ -60,7 +62,8 @@ typedef struct {
     int   *missing;          // operands that are not there yet
     int   *first_user, *next_user, *user;      // edges, as lists by node
     bool  *ready, *placed;
-    int    n, lowest, under_way, hidden;
+    int   *work, *wait;      // ids in list order: waits, and all others
+    int    n, n_work, n_waits, lowest_work, lowest_wait, under_way, hidden;
     Node  *last;             // of what is placed
 } Scheduler;
 
@@ -81,23 +84,16 @@ static void place(Scheduler *s, Node *n) {
         if (--s->missing[s->user[e]] == 0) s->ready[s->user[e]] = true;
 }
 
-// The first ready node, the first ready wait of rows, the first ready wait of a sum; -1: none.
-static void find_ready(Scheduler *s, int *work, int *rows, int *sum) {
-    *work = *rows = *sum = -1;
-    while (s->lowest < s->n && (s->placed[s->lowest] || is_source(s->node[s->lowest]))) s->lowest++;
-    for (int i = s->lowest; i < s->n && (*work < 0 || *rows < 0 || *sum < 0) && i < s->lowest + 8 * NEARBY; i++) {
-        if (!s->ready[i]) continue;
-        const Node *n = s->node[i];
-        int *slot = n->op != OP_WAIT ? work : is_sum(n->in[0]->node) ? sum : rows;
-        if (*slot < 0) *slot = i;
-    }
-    for (int i = s->lowest + 8 * NEARBY; i < s->n && *work < 0 && *rows < 0 && *sum < 0; i++)
-        if (s->ready[i]) *(s->node[i]->op != OP_WAIT ? work : is_sum(s->node[i]->in[0]->node) ? sum : rows) = i;
+static int first_ready(Scheduler *s, const int *at, int n, int *lowest, int of_sum) {
+    while (*lowest < n && (s->placed[at[*lowest]] || is_source(s->node[at[*lowest]]))) ++*lowest;
+    for (int i = *lowest; i < n; i++)
+        if (s->ready[at[i]] && (of_sum < 0 || is_sum(s->node[at[i]]->in[0]->node) == of_sum)) return at[i];
+    return -1;
 }
 
 static int next_node(Scheduler *s) {
-    int work, rows, sum;
-    find_ready(s, &work, &rows, &sum);
+    int work = first_ready(s, s->work, s->n_work, &s->lowest_work, -1);
+    int rows = first_ready(s, s->wait, s->n_waits, &s->lowest_wait, 0), sum = first_ready(s, s->wait, s->n_waits, &s->lowest_wait, 1);
     bool too_many = s->under_way >= SUMS_UNDER_WAY;
     if (sum >= 0 && too_many && (work < 0 || s->node[work]->attr.pending)) return sum;
     if (work >= 0 && (rows < 0 || work < rows + NEARBY)) {
@@ -120,11 +116,13 @@ static void overlap(Graph *g, PassCtx *cx) {
                    .node = arena_array(a, Node *, id + 1), .missing = arena_array(a, int, id + 1),
                    .first_user = arena_array(a, int, id + 1), .next_user = arena_array(a, int, edges + 1),
                    .user = arena_array(a, int, edges + 1), .ready = arena_array(a, bool, id + 1),
-                   .placed = arena_array(a, bool, id + 1)};
+                   .placed = arena_array(a, bool, id + 1), .work = arena_array(a, int, id + 1),
+                   .wait = arena_array(a, int, n_waits + 1)};
     for (int i = 0; i < id; i++) s.first_user[i] = -1;
     int e = 0;
     for_each_node(g, n) {
         s.node[n->id] = n;
+        *(n->op == OP_WAIT ? &s.wait[s.n_waits++] : &s.work[s.n_work++]) = n->id;
         for (int i = 0; i < n->n_in; i++) {
             int of = n->in[i]->node->id;
             if (is_source(n->in[i]->node)) continue;
