@@ -285,18 +285,14 @@ static void reduce_over_ranks(Partition *q, Node *n, int result) {
     Builder b = builder_after(q->p.g, n);
     Name over = intern(exchange_group_name[group]);
     Value *y;
-    Node *first;
     if (n->op == OP_REDUCE_MAX) {
         y = make(&b, OP_ALL_GATHER, INS(v), .over = over);
-        first = y->node;
         y = make(&b, OP_REDUCE_MAX, INS(y), .axis = 0);
     } else {
         y = make(&b, OP_TREE_ALL_REDUCE, INS(v), .over = over);
-        first = y->node;
     }
     place_set(&q->p, y, place);
-    replace_all_uses(q->p.g, v, y);
-    replace_operand(first, 0, v);
+    v->mark = y;                                     // who comes to read v reads y
     q->p.n_exchanges++;
     q->p.bytes += (double)type_bytes(&v->type);
 }
@@ -371,7 +367,10 @@ bool pass_partition(Graph *g, PassCtx *cx) {
             *whole = *n;
             map_put(&q.params, n->attr.name, whole);
         }
+    marks_clear(g);
     for_each_node(g, n) {
+        for (int i = 0; i < n->n_in; i++)
+            if (n->in[i]->mark) replace_operand(n, i, n->in[i]->mark);
         if (n->op == OP_RANDOM) {
             place_random(&q, n, data_rank(&q));
             if (!q.ok) return true;
@@ -383,6 +382,7 @@ bool pass_partition(Graph *g, PassCtx *cx) {
         if (!q.ok) return true;
         if (sum >= 0) reduce_over_ranks(&q, n, sum);
     }
+    marks_clear(g);
     scatter_sums(g);
     WON(cx, "%d exchanges, %.1f MB sent at most", q.p.n_exchanges, q.p.bytes / 1e6);
     return true;
