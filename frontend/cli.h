@@ -57,6 +57,7 @@ int cmd_eval(Cli *c);
 int cmd_generate(Cli *c);
 int cmd_verify(Cli *c);
 int cmd_bench(Cli *c);
+int cmd_place(Cli *c);
 int cmd_ops(Cli *c);
 int cmd_passes(Cli *c);
 int cmd_targets(Cli *c);

@@ -76,6 +76,12 @@ static const Option bench_options[] = {
     {"onehot", NULL, "compare with products of masks"},
     {"peer", "FILE", "a shared library with cblas_sgemm, timed in turns with ours"},
     COMPILE("cpu (default) or interp"), COMMON};
+static const Option place_options[] = {
+    {"ranks", "N", "ranks that experts are shared out to"},
+    {"slots", "N", "slots of all ranks; what is more than experts is replicas (default: one an expert)"},
+    {"nodes", "N", "nodes that the ranks are on (default: 1)"},
+    {"groups", "N", "groups of experts that stay on one node, where nodes divide them (default: 1)"},
+    {"json", NULL, "print one JSON list"}, COMMON};
 static const Option list_options[] = {COMMON};
 
 const Command commands[] = {
@@ -103,6 +109,10 @@ const Command commands[] = {
 #include "frontend/bench.def"
 #undef BENCH
      , bench_options, 1, 1, cmd_bench},
+    {"place", "LOADS.json", "share experts out to ranks so that these have alike loads (EPLB)",
+     "moec place loads.json --ranks 8 --nodes 2 --slots 16 --groups 4",
+     "LOADS.json holds a list of numbers for each layer, the loads of its experts: {\"layers.0\": [90, 132, 40, 61], ..}.\n",
+     place_options, 1, 1, cmd_place},
     {"ops", "[NAME]", "the operations of the graph, from their table", "moec ops topk", NULL, list_options, 0, 1, cmd_ops},
     {"passes", "", "the passes, in order, with reasons", "moec passes", NULL, list_options, 0, 0, cmd_passes},
     {"targets", "", "what code can be made for, and what is missing for it", "moec targets", NULL, list_options, 0, 0, cmd_targets},

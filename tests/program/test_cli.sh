@@ -134,4 +134,18 @@ claim 'bash completes commands' test "$(complete_words moec tr)" = train
 claim 'and options' test "$(complete_words moec train x --res)" = --resume
 claim 'and files' test "$(complete_words moec check models/tiny_mi)" = "$model"
 claim 'all commands are offered' test "$(complete_words moec '' | wc -w)" -ge "$(wc -w <<<"$commands")"
+# ---- place
+printf '{"layers.0": [90, 132, 40, 61, 104, 165, 39, 4, 73, 56, 183, 86]}' >"$work/loads.json"
+exits 0 'place' moec place "$work/loads.json" --ranks 8 --nodes 2 --slots 16 --groups 4
+prints 'layer layers.0: max/mean load 1.208' 'as the reference has it'
+prints 'rank 7 +11 +1\* +load 152' 'with the table of each rank'
+exits 0 'place --json' moec place "$work/loads.json" --ranks 4 --json
+prints '"max_over_mean":1.0726' 'is JSON'
+exits 1 'slots that do not divide' moec place "$work/loads.json" --ranks 5
+says "layers.0: 12 slots can't be dealt evenly to 5 ranks" 'are refused'
+exits 1 'loads that are none' moec place "$model" --ranks 2
+says 'tiny_mixtral.moe:1' 'are refused'
+exits 2 'place without ranks' moec place "$work/loads.json"
+says '[-][-]ranks N' 'says what is missing'
+
 finish
