@@ -87,7 +87,7 @@ numbers() { sed -E 's/, "(tokens_per_s|mfu|seconds)": [^,}]*//g' "$1/metrics.jso
 steps_of() { sed -E 's/^\{"step": ([0-9]+).*/\1/' "$1/metrics.jsonl"; }
 newest() { find "$1/ckpt" -maxdepth 1 -name 'step-*' | sort | tail -n 1; }
 
-same_numbers() { diff <(numbers "$1") <(numbers "$2"); }
+same_numbers() { [ -s "$1/metrics.jsonl" ] && diff <(numbers "$1") <(numbers "$2"); }
 
 # Every tensor file of the newest checkpoints of two runs is the same, byte by byte.
 same_weights() {
@@ -100,6 +100,16 @@ same_weights() {
         n=$((n + 1))
     done
     [ $n -gt 0 ]
+}
+
+# Names and hashes of all tensors of the newest checkpoint, not where they lie.
+tensors() {
+    sed -nE '/^ "tensors": \{$/,/^ \}/ { s/^  "(.*)": \{$/\1/p; s/^   "hash": "(.*)",$/\1/p }' "$(newest "$1")/manifest.json" |
+        paste - - | sort
+}
+same_tensors() {
+    [ -n "$(newest "$1")" ] && [ "$(basename "$(newest "$1")")" = "$(basename "$(newest "$2")")" ] &&
+        [ "$(tensors "$1" | wc -l)" -gt 20 ] && diff <(tensors "$1") <(tensors "$2")
 }
 
 # wait_for SECONDS COMMAND...: until the command succeeds

@@ -3,16 +3,6 @@
 . "$(dirname "$0")/common.sh"
 steps=(--set 'train.length=6 steps' --set 'train.eval_every=3 steps' --threads 1)
 
-# Names and hashes of all tensors, not where they lie.
-tensors() {
-    sed -nE '/^ "tensors": \{$/,/^ \}/ { s/^  "(.*)": \{$/\1/p; s/^   "hash": "(.*)",$/\1/p }' "$(newest "$1")/manifest.json" |
-        paste - - | sort
-}
-same_tensors() {
-    [ -n "$(newest "$1")" ] && [ "$(basename "$(newest "$1")")" = "$(basename "$(newest "$2")")" ] &&
-        [ "$(tensors "$1" | wc -l)" -gt 20 ] && diff <(tensors "$1") <(tensors "$2")
-}
-
 # alike ONE NAME OPTION...: a run on several ranks has the numbers and tensors of run ONE on one
 alike() {
     local one=$work/$1 name=$2
