@@ -44,8 +44,7 @@ void ranks_close(Ranks *r) {
 
 #define WRONG(...) (diag_error(s->diag, (Span){0}, __VA_ARGS__), false)
 
-static bool can_share(Session *s) {
-    const Settings *t = s->settings;
+static bool can_share(Session *s, const Settings *t) {
     const Words *order = &t->parallel.order;
     if (t->parallel.tp > 1)
         return WRONG("parallel.tp is %lld: this version shares experts and sequences between ranks, not matrices",
@@ -77,22 +76,55 @@ static bool can_deal_lanes(Session *s, int ranks) {
     return false;
 }
 
-bool ranks_mesh(Session *s, const Ranks *r, RtMesh *out) {
-    int64_t ep = s->settings->parallel.ep, dp = s->settings->parallel.dp;
-    *out = (RtMesh){1, 1, 1, 0};
-    if (r->n == 1 && !r->local) return true;             // session_can_train has seen to it
-    if (!can_share(s)) return false;
+static bool shape_mesh(Session *s, const Settings *t, const Ranks *r, RtMesh *out) {
+    int64_t ep = t->parallel.ep, dp = t->parallel.dp;
+    if (!can_share(s, t)) return false;
     if (!dp && r->n % ep)
         return WRONG("%d ranks can't be shared out to groups of parallel.ep = %lld", r->n, (long long)ep);
     if (!dp) dp = r->n / ep;
     if (dp * ep != r->n)
         return WRONG("there are %d ranks, but parallel.dp = %lld times parallel.ep = %lld makes %lld", r->n,
                      (long long)dp, (long long)ep, (long long)(dp * ep));
-    if (!is_power_of_two(r->n) || !is_power_of_two(ep))
-        return WRONG("%d ranks, parallel.ep = %lld: both must be powers of two, for sums over ranks are trees", r->n,
-                     (long long)ep);
-    *out = (RtMesh){.dp = (int32_t)dp, .ep = (int32_t)ep, .tp = 1, .zero = (int32_t)s->settings->parallel.zero};
-    return can_deal_lanes(s, r->n);
+    *out = (RtMesh){.dp = (int32_t)dp, .ep = (int32_t)ep, .tp = 1, .zero = (int32_t)t->parallel.zero};
+    return true;
+}
+
+// Every rank has lanes of its own.
+static bool can_sum(Session *s, RtMesh m) {
+    int ranks = rt_mesh_ranks(m);
+    if (!is_power_of_two(ranks) || !is_power_of_two(m.ep))
+        return WRONG("%d ranks, parallel.ep = %d: both must be powers of two, for sums over ranks are trees", ranks, m.ep);
+    return can_deal_lanes(s, ranks);
+}
+
+bool ranks_mesh(Session *s, const Ranks *r, RtMesh *out) {
+    *out = (RtMesh){1, 1, 1, 0};
+    if (r->n == 1 && !r->local) return true;             // session_can_train has seen to it
+    return shape_mesh(s, s->settings, r, out) && can_sum(s, *out);
+}
+
+static bool is_given(const Session *s, const char *key) {
+    size_t n = strlen(key);
+    for (int i = 0; i < s->cli->sets.n; i++) {
+        const char *set = s->cli->sets.at[i];
+        if (set_is_layout(set) && !strncmp(set + strlen("parallel."), key, n) && strchr("= ", set[strlen("parallel.") + n])) return true;
+    }
+    return false;
+}
+
+bool ranks_mesh_to_read(Session *s, const Ranks *r, bool has_lanes, RtMesh *out) {
+    Settings t = *s->settings;
+    if (!is_given(s, "ep")) t.parallel.ep = 1;
+    if (!is_given(s, "tp")) t.parallel.tp = 1;
+    if (!is_given(s, "pp")) t.parallel.pp = 1;
+    if (!is_given(s, "dp")) t.parallel.dp = 0;
+    if (!is_given(s, "etp")) t.parallel.etp = 0;
+    if (!is_given(s, "order")) t.parallel.order.n = 0;
+    if (!is_given(s, "rebalance")) t.parallel.rebalance.unit = NULL;
+    t.parallel.zero = 0;                                 // nothing is optimized
+    *out = (RtMesh){1, 1, 1, 0};
+    if (r->n == 1 && !r->local) return session_has_ranks(s, &t, 1);
+    return shape_mesh(s, &t, r, out) && (!has_lanes || can_sum(s, *out));
 }
 
 static int on_this_node(const Ranks *r) {

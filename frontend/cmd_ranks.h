@@ -16,6 +16,9 @@ bool ranks_open(Cli *c, Ranks *r);
 void ranks_close(Ranks *r);
 // From the parallel block and the number of ranks; checks what it asks for.  false after errors.
 bool ranks_mesh(Session *s, const Ranks *r, RtMesh *out);
+// The same of programs that only read their parameters.  What the model's file says of ranks is for training: on one
+// rank only the command line's word counts.
+bool ranks_mesh_to_read(Session *s, const Ranks *r, bool has_lanes, RtMesh *out);
 // Threads of each rank, by --threads, which is the whole of a process.  false after an error.
 bool ranks_threads(Session *s, const Ranks *r, int *out);
 

@@ -99,15 +99,24 @@ static void refuse(Session *s, bool unable, const char *what, const char *why) {
     if (unable) diag_error(s->diag, (Span){0}, "%s: %s", what, why);
 }
 
+static int64_t wanted_ranks(const Settings *t) {
+    return t->parallel.ep * t->parallel.tp * t->parallel.pp * (t->parallel.dp ? t->parallel.dp : 1);
+}
+
+bool session_has_ranks(Session *s, const Settings *t, int ranks) {
+    int64_t wanted = wanted_ranks(t);
+    const char *command = s->cli->command->name;
+    if (ranks != 1 || wanted <= 1) return true;
+    diag_error(s->diag, (Span){0}, "the parallel block asks for %lld ranks, but there is one", (long long)wanted);
+    diag_help(s->diag, "moec %s --local %lld makes them threads of one process, mpirun -n %lld moec %s processes; "
+              "--set parallel.ep=1 (and dp, tp, pp) asks for one", command, (long long)wanted, (long long)wanted, command);
+    return false;
+}
+
 bool session_can_train(Session *s, int ranks) {
     const Settings *t = s->settings;
-    int64_t wanted = t->parallel.ep * t->parallel.tp * t->parallel.pp * (t->parallel.dp ? t->parallel.dp : 1);
-    if (ranks == 1 && wanted > 1) {
-        diag_error(s->diag, (Span){0}, "the parallel block asks for %lld ranks, but there is one", (long long)wanted);
-        diag_help(s->diag, "moec train --local %lld makes them threads of one process, mpirun -n %lld moec train processes; "
-                  "--set parallel.ep=1 (and dp, tp, pp) asks for one", (long long)wanted, (long long)wanted);
-    }
-    refuse(s, t->parallel.zero > 0 && ranks == 1 && wanted <= 1, "parallel.zero", "there is nothing to share on one rank");
+    session_has_ranks(s, t, ranks);
+    refuse(s, t->parallel.zero > 0 && ranks == 1 && wanted_ranks(t) <= 1, "parallel.zero", "there is nothing to share on one rank");
     refuse(s, t->train.fast_gate, "train.fast_gate", "this version always chooses as the router's text says");
     refuse(s, !strcmp(t->train.recompute, "offload"), "train.recompute is offload",
            "there is no slower memory to offload to on a CPU; none, cheap and layer are for it");
@@ -182,7 +191,8 @@ bool session_programs(Session *s, int want, Programs *out) {
     if (want & WANT_RUN) {
         refuse(s, !strcmp(s->settings->generate.mla, "absorbed"), "generate.mla is absorbed",
                "this version decodes latent attention as the text has it: plain");
-        ElabOpts r = {.kind = ELAB_RUN, .leaves = 1, .B = 1, .S = s->settings->generate.batch_tokens, .context = s->settings->generate.context};
+        ElabOpts r = {.kind = ELAB_RUN, .leaves = 1, .B = 1, .S = s->settings->generate.batch_tokens, .context = s->settings->generate.context,
+                      .mesh = s->train.mesh};
         if (r.S > r.context) r.S = r.context;
         out->run = program_elaborate(s->program, s->arena, &r);
         if (!out->run || !session_run_passes(s, &out->run, pipeline_forward)) return false;

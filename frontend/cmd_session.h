@@ -39,6 +39,7 @@ bool session_settle(Session *s);
 // What the blocks may say but this version can't do: an error each, so that no setting is silently without effect.
 // ranks: that are there.
 bool session_can_train(Session *s, int ranks);
+bool session_has_ranks(Session *s, const Settings *t, int ranks);       // that t's parallel block asks for
 void session_close(Session *s);
 
 typedef struct { Graph *pass, *update, *eval, *run; } Programs;

@@ -1,6 +1,7 @@
 // train, eval, generate: the same through the JIT that an ahead-of-time trainer does.
 #include <errno.h>
 #include <jansson.h>
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -235,92 +236,289 @@ static bool open_trained(Session *s, Cli *c, const char *path, const char **ckpt
     return ok;
 }
 
-static bool load_trained(Session *s, const char *path, const char *ckpt, bool hf) {
-    if (hf) return weights_load(s, path);
-    RtError e = {0};
-    if (rt_ckpt_load_weights(ckpt, s->plan, &e) == RT_OK) return true;
-    diag_error(s->diag, (Span){0}, "%s", e.text);
-    return false;
+// What eval and generate have in common: from a path to programs, and to weights on every rank.
+typedef struct {
+    Session s;
+    Cli    *cli;
+    Ranks   ranks;
+    int     threads, want;          // WANT_EVAL or WANT_RUN
+    const char *path, *ckpt;
+    bool    hf;
+    RtSettings *settings;
+    pthread_mutex_t matching;       // names of Hugging Face are matched in the session's arena
+} Trained;
+
+static bool prepare_trained(void *self) {
+    Trained *t = self;
+    Session *s = &t->s;
+    Programs p;
+    bool eval = t->want == WANT_EVAL;
+    if (!open_trained(s, t->cli, t->path, &t->ckpt, &t->hf, &t->settings)) return false;
+    if (eval && !t->settings->source.kind) {
+        diag_error(s->diag, (Span){0}, "there is no text to evaluate on: --set 'data.source=text(\"book.txt\")'");
+        return false;
+    }
+    if (!ranks_mesh_to_read(s, &t->ranks, eval, &s->train.mesh) || !ranks_threads(s, &t->ranks, &t->threads)) return false;
+    return session_programs(s, t->want, &p) && session_code(s, (Graph *[]){eval ? p.eval : p.run}, 1);
 }
 
-int cmd_eval(Cli *c) {
-    Session s;
-    RtSettings *settings;
-    const char *ckpt, *path = c->args.at[0];
-    bool hf;
-    Programs p;
-    if (!open_trained(&s, c, path, &ckpt, &hf, &settings)) return give_up(&s);
-    if (!settings->source.kind) {
-        diag_error(c->diag, (Span){0}, "there is no text to evaluate on: --set 'data.source=text(\"book.txt\")'");
-        return give_up(&s);
+static bool trained_open(Trained *t, Cli *c, int want) {
+    *t = (Trained){.s = {.cli = c, .arena = c->arena, .diag = c->diag}, .cli = c, .want = want, .path = c->args.at[0]};
+    pthread_mutex_init(&t->matching, NULL);
+    return ranks_open(c, &t->ranks) && ranks_in_turn(&t->ranks, c->diag, prepare_trained, t);
+}
+
+// What this rank holds of the weights.
+static RtStatus load_trained(Trained *t, RtPlanInstance *p, RtError *e) {
+    RtStatus status = RT_OK;
+    if (!t->hf) {
+        status = rt_ckpt_load_weights(t->ckpt, p, e);
+    } else {
+        pthread_mutex_lock(&t->matching);
+        bool ok = diag_n_errors(t->s.diag) == 0 && weights_load(&t->s, p, t->path);
+        pthread_mutex_unlock(&t->matching);
+        if (!ok) status = rt_fail(e, RT_BAD_FILE, "the weights of %s can't be taken", t->path);
     }
-    if (!session_programs(&s, WANT_EVAL, &p) || !session_start(&s, (Graph *[]){p.eval}, 1)) return give_up(&s);
-    if (!load_trained(&s, path, ckpt, hf)) return give_up(&s);
-    RtError e = {0};
+    RT_TRY(rt_agree(p->ranks, status, e));
+    if (!p->ranks) return RT_OK;
+    RtCommFact fact[] = {{"the program", p->plan->graph_hash}, {"generate.seed", t->settings->generate_seed}};
+    return rt_comm_same(p->ranks->comm, fact, sizeof fact / sizeof *fact, e);
+}
+
+static int trained_close(Trained *t, RtStatus status, const RtError *e) {
+    bool tells = rt_rank(t->ranks.among) == 0;           // every rank has the same to say
+    ranks_close(&t->ranks);
+    rt_settings_close(t->settings);
+    pthread_mutex_destroy(&t->matching);
+    if (status == RT_OK) {
+        session_close(&t->s);
+        return cli_finish(t->cli, EXIT_DONE);
+    }
+    if (diag_n_errors(t->s.diag)) return give_up(&t->s);
+    if (tells && *e->text) return fail(&t->s, e);
+    session_close(&t->s);
+    return rt_exit_status(status);
+}
+
+// ---- eval ---------------------------------------------------------------------------------------------------
+
+static RtStatus evaluate(Trained *t, RtPlanInstance *p, RtTokenizer **tokenizer, RtData **data, RtEvalResult *result, RtError *e) {
+    const RtTensor *tokens = rt_tensor(p, "tokens");
+    RT_TRY(load_trained(t, p, e));
+    RtStatus status = rt_open_tokenizer(t->settings, tokenizer, e);
+    if (status == RT_OK) status = rt_data_open(t->settings, tokens->dim[tokens->ndim - 1], *tokenizer, NULL, data, e);
+    RT_TRY(rt_agree(p->ranks, status, e));
+    status = rt_eval(p, *data, t->settings->seed, 0, result, e);
+    if (status != RT_OK) rt_give_up(p->ranks, e);
+    return status;
+}
+
+static RtStatus eval_rank(void *self, RtPlanInstance *p, RtError *e) {
     RtTokenizer *tokenizer = NULL;
     RtData *data = NULL;
     RtEvalResult result;
-    const RtTensor *tokens = rt_tensor(s.plan, "tokens");
-    RtStatus status = rt_open_tokenizer(settings, &tokenizer, &e);
-    if (status == RT_OK) status = rt_data_open(settings, tokens->dim[tokens->ndim - 1], tokenizer, NULL, &data, &e);
-    if (status == RT_OK) status = rt_eval(s.plan, data, settings->seed, 0, &result, &e);
-    if (status == RT_OK) rt_eval_print(&result, stdout);
+    RtStatus status = evaluate(self, p, &tokenizer, &data, &result, e);
+    if (status == RT_OK && rt_rank(p->ranks) == 0) rt_eval_print(&result, stdout);
     rt_data_close(data);
     rt_tokenizer_close(tokenizer);
-    rt_settings_close(settings);
-    if (status != RT_OK) return fail(&s, &e);
-    session_close(&s);
-    return cli_finish(c, EXIT_DONE);
+    return status;
 }
 
-static const char *prompt_text(Cli *c) {
-    const char *prompt = cli_value(c, "prompt");
-    if (!prompt) return "";
-    return strcmp(prompt, "-") ? prompt : read_file(c->arena, "/dev/stdin", NULL);
+int cmd_eval(Cli *c) {
+    Trained t;
+    RtError e = {0};
+    RtStatus status = RT_BAD_SETTING;
+    if (trained_open(&t, c, WANT_EVAL)) status = ranks_run(&t.s, &t.ranks, t.threads, eval_rank, &t, &e);
+    return trained_close(&t, status, &e);
 }
+
+// ---- generate -----------------------------------------------------------------------------------------------
 
 enum { TRACED_RUNS = 9 };          // the prompt and eight tokens
 
-int cmd_generate(Cli *c) {
-    Session s;
-    RtSettings *settings;
-    const char *ckpt, *path = c->args.at[0];
-    bool hf;
-    Programs p;
-    if (!open_trained(&s, c, path, &ckpt, &hf, &settings)) return give_up(&s);
-    if (!session_programs(&s, WANT_RUN, &p) || !session_start(&s, (Graph *[]){p.run}, 1)) return give_up(&s);
-    if (!load_trained(&s, path, ckpt, hf)) return give_up(&s);
+typedef struct {
+    Trained t;
+    RtRequest *request;
+    int     n;
+    bool    as_json;                // --prompts: a line for each
+    const char *trace;
+} Generating;
+
+// Of the first rank, which alone has a standard input.  NULL after an error.
+static const char *read_text(Generating *g, const char *path, size_t *bytes) {
+    Cli *c = g->t.cli;
+    RtRanks *among = g->t.ranks.among;
     RtError e = {0};
-    RtTokenizer *tokenizer = NULL;
-    const char *prompt = prompt_text(c);
-    if (!prompt) {
-        diag_error(c->diag, (Span){0}, "standard input: %s", strerror(errno));
-        return give_up(&s);
+    int64_t n = -1;
+    char *text = NULL;
+    if (rt_rank(among) == 0) {
+        text = (char *)read_file(c->arena, strcmp(path, "-") ? path : "/dev/stdin", bytes);
+        if (text) n = (int64_t)*bytes;
+        else diag_error(c->diag, (Span){0}, "%s: %s", strcmp(path, "-") ? path : "standard input", strerror(errno));
     }
-    RtGenerateResult result = {0};
-    const char *trace = cli_value(c, "trace");
-    bool ok;
-    int threads = session_threads(&s, &ok);          // ok: the plan was opened with them
-    RtStatus status = rt_open_tokenizer(settings, &tokenizer, &e);
-    if (status == RT_OK && trace) status = rt_trace_begin(s.plan, TRACED_RUNS, &e);
-    if (status == RT_OK) {
-        if (isatty(1) && !c->quiet) fputs(prompt, stdout);
-        status = rt_generate(s.plan, tokenizer, settings, prompt, stdout, &result, &e);
+    RtStatus status = rt_from_first(among, &n, sizeof n, &e);
+    if (status == RT_OK && n >= 0 && !text) text = arena_array(c->arena, char, n + 1);
+    if (status == RT_OK && n > 0) status = rt_from_first(among, text, n, &e);
+    if (status != RT_OK) diag_error(c->diag, (Span){0}, "%s", e.text);
+    *bytes = n > 0 ? (size_t)n : 0;
+    return status == RT_OK ? text : NULL;
+}
+
+// A prompt a line.
+static bool read_prompts(Generating *g, const char *path) {
+    Cli *c = g->t.cli;
+    size_t bytes;
+    const char *text = read_text(g, path, &bytes);
+    if (!text) return false;
+    int lines = 1;
+    for (const char *at = text; (at = strchr(at, '\n')); at++) lines++;
+    g->request = arena_array(c->arena, RtRequest, lines + 1);
+    for (const char *at = text; *at;) {
+        size_t n = strcspn(at, "\n");
+        json_t *utf8 = json_stringn(at, n);
+        if (!utf8) return diag_error(c->diag, (Span){0}, "%s: line %d is not UTF-8", path, g->n + 1), false;
+        json_decref(utf8);
+        g->request[g->n++].prompt = arena_strndup(c->arena, at, n);
+        at += n + (at[n] == '\n');
     }
-    if (status == RT_OK && trace) {
-        RtLimits limits = machine_limits(s.machine, threads);
-        status = rt_trace_write(s.plan, &limits, trace, &e);
+    if (!g->n) diag_error(c->diag, (Span){0}, "%s holds no prompt", path);
+    return g->n > 0;
+}
+
+static bool open_requests(Generating *g, Cli *c) {
+    const char *path = cli_value(c, "prompts");
+    g->as_json = path != NULL;
+    if (path && cli_value(c, "prompt")) return diag_error(c->diag, (Span){0}, "--prompt and --prompts: one of them"), false;
+    if (path) return read_prompts(g, path);
+    g->request = arena_array(c->arena, RtRequest, 1);
+    const char *prompt = cli_value(c, "prompt");
+    size_t bytes;
+    g->request->prompt = !prompt ? "" : strcmp(prompt, "-") ? prompt : read_text(g, prompt, &bytes);
+    g->n = 1;
+    return g->request->prompt != NULL;
+}
+
+static char *json_line(const RtRequest *r, const char *text) {
+    json_t *o = json_pack("{s:s, s:s, s:I, s:I, s:s}", "prompt", r->prompt, "text", text, "prompt_tokens", (json_int_t)r->result.prompt_tokens,
+                          "tokens", (json_int_t)r->result.tokens, "ended_by", r->result.why);
+    char *line = json_dumps(o, JSON_COMPACT);
+    json_decref(o);
+    return line;
+}
+
+// The lines of all ranks, in the order of the prompts: rank i's are i, i + ranks, ..
+static RtStatus print_lines(const Generating *g, RtRanks *ranks, const char *own, RtError *e) {
+    int n = rt_n_ranks(ranks), n_data = rt_data_ranks(ranks);
+    char *all;
+    RT_TRY(rt_gather_texts(ranks, own, &all, e));
+    if (rt_rank(ranks) == 0) {
+        const char **at = calloc((size_t)n_data, sizeof *at), *text = all;
+        for (int rank = 0; at && rank < n; rank++, text += strlen(text) + 1)
+            if (*text) at[ranks ? rt_group_rank(ranks->mesh, RT_GROUP_DATA, rank) : 0] = text;
+        for (int i = 0; at && i < g->n; i++) {
+            const char **line = &at[i % n_data];
+            int length = (int)strcspn(*line, "\n");
+            printf("%.*s\n", length, *line);
+            *line += length + 1;
+        }
+        free(at);
     }
-    if (status == RT_OK) {
+    free(all);
+    return RT_OK;
+}
+
+// Requests with memory to write to where several are answered; on ranks that only help to compute, nowhere.
+static RtStatus answer(const Generating *g, RtPlanInstance *p, const RtTokenizer *tokenizer, RtRequest *request, char **text, RtError *e) {
+    RtRanks *ranks = p->ranks;
+    bool writes = !ranks || rt_group_rank(ranks->mesh, RT_GROUP_TP, ranks->rank) == 0;
+    int first = rt_data_rank(ranks), step = rt_data_ranks(ranks);
+    size_t *bytes = calloc((size_t)g->n, sizeof *bytes);
+    RtStatus status = bytes ? RT_OK : rt_fail(e, RT_NO_MEMORY, "no memory for %d texts", g->n);
+    for (int i = first; writes && i < g->n && status == RT_OK; i += step) {
+        request[i].out = g->as_json ? open_memstream(&text[i], &bytes[i]) : stdout;
+        if (!request[i].out) status = rt_fail(e, RT_NO_MEMORY, "no memory for a text");
+    }
+    status = rt_agree(ranks, status, e);
+    if (status == RT_OK) status = rt_generate_all(p, tokenizer, g->t.settings, request, g->n, e);
+    for (int i = first; g->as_json && i < g->n; i += step)
+        if (request[i].out) fclose(request[i].out);
+    free(bytes);
+    RT_TRY(status);
+    if (!g->as_json) return RT_OK;
+    Arena *a = arena_create();
+    Str lines = {.arena = a};
+    for (int i = first; writes && i < g->n; i += step) {
+        char *line = json_line(&request[i], text[i]);
+        str_printf(&lines, "%s\n", line ? line : "{}");
+        free(line);
+    }
+    status = print_lines(g, ranks, lines.text, e);
+    arena_destroy(a);
+    return status;
+}
+
+static RtStatus tell(const Generating *g, const RtRanks *ranks, const RtRequest *request, double seconds, RtError *e) {
+    int64_t tokens = 0;
+    bool counts = !ranks || rt_group_rank(ranks->mesh, RT_GROUP_TP, ranks->rank) == 0;
+    for (int i = rt_data_rank(ranks); counts && i < g->n; i += rt_data_ranks(ranks)) tokens += request[i].result.tokens;
+    if (g->as_json) RT_TRY(rt_sum((RtRanks *)ranks, &tokens, e));
+    if (rt_rank(ranks) != 0 || g->t.cli->quiet) return RT_OK;
+    const RtGenerateResult *r = &request[0].result;
+    if (!g->as_json) {
         putchar('\n');
         fflush(stdout);
-        if (!c->quiet)
-            fprintf(stderr, "%lld tokens in %.2f s (%.0f tokens/s) after a prompt of %lld; ended by %s\n", (long long)result.tokens,
-                    result.seconds, result.seconds > 0 ? (double)result.tokens / result.seconds : 0.0, (long long)result.prompt_tokens, result.why);
+        fprintf(stderr, "%lld tokens in %.2f s (%.0f tokens/s) after a prompt of %lld; ended by %s\n", (long long)r->tokens,
+                r->seconds, r->seconds > 0 ? (double)r->tokens / r->seconds : 0.0, (long long)r->prompt_tokens, r->why);
+        return RT_OK;
     }
+    fflush(stdout);
+    fprintf(stderr, "%lld tokens for %d prompt%s in %.2f s (%.0f tokens/s)\n", (long long)tokens, g->n, g->n == 1 ? "" : "s", seconds,
+            seconds > 0 ? (double)tokens / seconds : 0.0);
+    return RT_OK;
+}
+
+static RtStatus generate(Generating *g, RtPlanInstance *p, RtTokenizer **tokenizer, RtRequest *request, char **text, RtError *e) {
+    bool first = rt_rank(p->ranks) == 0;
+    RT_TRY(load_trained(&g->t, p, e));
+    RtStatus status = rt_open_tokenizer(g->t.settings, tokenizer, e);
+    if (status == RT_OK && g->trace && first) status = rt_trace_begin(p, TRACED_RUNS, e);
+    RT_TRY(rt_agree(p->ranks, status, e));
+    if (first && !g->as_json && isatty(1) && !g->t.cli->quiet) fputs(request[0].prompt, stdout);
+    int64_t begin_ns = rt_now_ns();
+    RT_TRY(answer(g, p, *tokenizer, request, text, e));
+    double seconds = (double)(rt_now_ns() - begin_ns) / 1e9;
+    if (g->trace && first) {
+        RtLimits limits = machine_limits(g->t.s.machine, g->t.threads);
+        RT_TRY(rt_trace_write(p, &limits, g->trace, e));
+    }
+    return tell(g, p->ranks, request, seconds, e);
+}
+
+static RtStatus generate_rank(void *self, RtPlanInstance *p, RtError *e) {
+    Generating *g = self;
+    RtTokenizer *tokenizer = NULL;
+    RtRequest *request = calloc((size_t)g->n, sizeof *request);
+    char **text = calloc((size_t)g->n, sizeof *text);
+    RtStatus status = request && text ? RT_OK : rt_fail(e, RT_NO_MEMORY, "no memory for %d prompts", g->n);
+    status = rt_agree(p->ranks, status, e);
+    if (status == RT_OK) {
+        memcpy(request, g->request, sizeof *request * (size_t)g->n);
+        status = generate(g, p, &tokenizer, request, text, e);
+        if (status != RT_OK) rt_give_up(p->ranks, e);
+    }
+    for (int i = 0; text && i < g->n; i++) free(text[i]);
+    free(text);
+    free(request);
     rt_tokenizer_close(tokenizer);
-    rt_settings_close(settings);
-    if (status != RT_OK) return fail(&s, &e);
-    session_close(&s);
-    return cli_finish(c, EXIT_DONE);
+    return status;
+}
+
+int cmd_generate(Cli *c) {
+    Generating g = {.trace = cli_value(c, "trace")};
+    RtError e = {0};
+    RtStatus status = RT_BAD_SETTING;
+    bool ok = trained_open(&g.t, c, WANT_RUN);
+    if (ok) ok = open_requests(&g, c);
+    if (ok) status = ranks_run(&g.t.s, &g.t.ranks, g.t.threads, generate_rank, &g, &e);
+    return trained_close(&g.t, status, &e);
 }

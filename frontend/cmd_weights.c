@@ -128,6 +128,7 @@ static int whole_param(const HfView *v, int64_t *element) {
 // in a form only floats can take, is put together in memory until its last tensor has come.
 typedef struct {
     Session *s;
+    RtPlanInstance *plan;
     const Weights *w;
     float **value;               // NULL: goes straight to the plan
     int *to_come;                // tensors of the file
@@ -162,10 +163,24 @@ static void close_param(void *self, int param, int64_t element) {
     Loading *l = self;
     if (--l->to_come[param] || !l->value[param]) return;
     const HfParam *h = &l->w->param[param];
-    const RtTensor *t = rt_tensor(l->s->plan, h->name);                // NULL: a parameter this program doesn't read
-    if (t) rt_tensor_put(l->s->plan, t, 0, param_elements(h), l->value[param], F32);
+    const RtTensor *t = rt_tensor(l->plan, h->name);                   // NULL: a parameter this program doesn't read
+    if (t) rt_tensor_take(l->plan, t, 0, param_elements(h), l->value[param], F32);
     free(l->value[param]);
     l->value[param] = NULL;
+}
+
+typedef struct { Loading *l; bool any; } Wanted;
+
+static void want_param(void *self, int param, int64_t element) {
+    Wanted *w = self;
+    const HfParam *h = &w->l->w->param[param];
+    const RtTensor *t = rt_tensor(w->l->plan, h->name);
+    int64_t n = param_elements(h), first = 0;
+    if (element >= 0) {
+        n /= h->dim[0];
+        first = element * n;
+    }
+    w->any |= t && rt_tensor_holds(w->l->plan, t, first, n);
 }
 
 static bool load_match(Loading *l, const HfMatch *m) {
@@ -174,12 +189,15 @@ static bool load_match(Loading *l, const HfMatch *m) {
     const StTensor *from = l->w->source[m->tensor];
     int param = direct_param(l->w, m, &element, &dtype);
     if (param >= 0 && !l->by_value[param]) {
-        const RtTensor *t = rt_tensor(l->s->plan, l->w->param[param].name);
+        const RtTensor *t = rt_tensor(l->plan, l->w->param[param].name);
         int64_t first = element < 0 ? 0 : element * from->elements;
-        if (t) rt_tensor_put(l->s->plan, t, first, from->elements, from->data, dtype);
+        if (t) rt_tensor_take(l->plan, t, first, from->elements, from->data, dtype);
         return true;
     }
     for (int d = 0; d < m->view->ndim; d++) n *= m->view->dim[d];
+    Wanted wanted = {l, false};
+    hf_view_covers(m->view, want_param, &wanted);
+    if (!wanted.any) return true;                                      // all of it is other ranks'
     hf_view_covers(m->view, open_param, l);
     Arena *scratch = arena_create();
     float *file = arena_array(scratch, float, n);
@@ -189,7 +207,7 @@ static bool load_match(Loading *l, const HfMatch *m) {
     return ok;
 }
 
-bool weights_load(Session *s, const char *dir) {
+bool weights_load(Session *s, RtPlanInstance *p, const char *dir) {
     RtError e = {0};
     StFiles *files;
     if (st_open(dir, &files, &e) != RT_OK) {
@@ -199,7 +217,7 @@ bool weights_load(Session *s, const char *dir) {
     Weights w;
     bool ok = weights_match(s, files, dir, "", true, &w);
     int n = ok ? w.matches.n : 0, n_params = ok ? w.n_params : 0;
-    Loading l = {s, &w, arena_array(s->arena, float *, n_params + 1), arena_array(s->arena, int, n_params + 1),
+    Loading l = {s, p, &w, arena_array(s->arena, float *, n_params + 1), arena_array(s->arena, int, n_params + 1),
                  arena_array(s->arena, bool, n_params + 1)};
     for (int i = 0; i < n; i++) {
         int64_t element;

@@ -24,7 +24,7 @@ bool weights_match(Session *s, const StFiles *files, const char *file_name, cons
 // The values of all parameters as f32, in memory of s->arena, by number; states that the file doesn't hold stay NULL.
 float **weights_read(Session *s, const Weights *w);
 
-// DIR's weights into the opened plan (s->plan).
-bool weights_load(Session *s, const char *dir);
+// DIR's weights into an opened plan; of several ranks', what this one holds.
+bool weights_load(Session *s, RtPlanInstance *p, const char *dir);
 
 #endif

@@ -48,9 +48,11 @@ static const Option train_options[] = {
     {"resume", NULL, "go on from the newest whole checkpoint of --out"},
     {"local", "N", "N ranks, as threads of this process (mpirun -n N moec train: as processes)"},
     {"trace", "FILE", "write a Chrome trace of one step"}, COMPILE("cpu (default) or interp"), COMMON};
-static const Option eval_options[] = {SET, COMPILE("cpu (default) or interp"), COMMON};
+#define LOCAL {"local", "N", "N ranks, as threads of this process (mpirun -n N moec ..: as processes)"}
+static const Option eval_options[] = {SET, LOCAL, COMPILE("cpu (default) or interp"), COMMON};
 static const Option generate_options[] = {
     SET, {"prompt", "TEXT", "text to continue (- reads standard input)"},
+    {"prompts", "FILE", "a text to continue in each line (- reads standard input); prints a JSON object a line"}, LOCAL,
     {"trace", "FILE", "write a Chrome trace of the prompt and the first tokens"}, COMPILE("cpu (default) or interp"), COMMON};
 static const Option verify_options[] = {
     SET, {"train", NULL, "DIR holds a training curve (batches.safetensors, curve_f64.csv, final.safetensors)"},
@@ -98,9 +100,12 @@ const Command commands[] = {
      "On several ranks --set parallel.ep=4 shares the experts of each MoE layer between groups of 4, parallel.dp is how many\n"
      "groups there are.  How ranks share a step changes no bit of it; any number of them resumes what others began.\n", train_options, 1, 1, cmd_train},
     {"eval", "RUN|CHECKPOINT|DIR", "loss, perplexity and bits per byte on the held-out text",
-     "moec eval runs/tiny", NULL, eval_options, 1, 1, cmd_eval},
+     "moec eval runs/tiny",
+     "On several ranks --set parallel.ep=N shares the experts: a rank reads and holds only its own.  The numbers stay the same.\n", eval_options, 1, 1, cmd_eval},
     {"generate", "RUN|CHECKPOINT|DIR", "continue a text",
-     "moec generate runs/tiny --prompt 'In the beginning' --set generate.temperature=0.7", NULL, generate_options, 1, 1, cmd_generate},
+     "moec generate runs/tiny --prompt 'In the beginning' --set generate.temperature=0.7",
+     "On several ranks --set parallel.ep=N shares the experts: a rank reads and holds only its own.  Prompts are dealt to ranks\n"
+     "in turn; who has none computes for the others.  The texts are those of one rank.\n", generate_options, 1, 1, cmd_generate},
     {"verify", "DIR", "compare with reference results recorded elsewhere: logits, loss, gradients, greedy tokens",
      "moec verify tests/goldens/hf/mixtral", NULL, verify_options, 1, 1, cmd_verify},
     {"bench", "WHAT", "measure the machine and what the compiler makes of it", "moec bench machine",
@@ -266,7 +271,8 @@ static int parse_option(Cli *c, char **word) {
 }
 
 static bool runs_on_ranks(const Cli *c) {
-    return c->command->run == cmd_train || (c->command->run == cmd_verify && cli_flag(c, "train"));
+    return c->command->run == cmd_train || c->command->run == cmd_eval || c->command->run == cmd_generate ||
+           (c->command->run == cmd_verify && cli_flag(c, "train"));
 }
 
 static bool choose_color(const char *when) {

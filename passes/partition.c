@@ -256,6 +256,7 @@ static bool has_leaves(const Type *t) { return type_is_leafy(t) || type_ragged(t
 // The result that is a sum over leaves; -1: none.
 static int sum_over_leaves(Partition *q, const Node *n) {
     bool reads = false;
+    if (!q->p.g->leaf) return -1;                    // @run: ranks have sequences of their own
     for (int i = 0; i < n->n_in; i++) reads |= has_leaves(&n->in[i]->type);
     if (!reads || n->op == OP_ROUTE || n->op == OP_GATE || op_is(n->op, COMM) || op_is(n->op, EFFECT)) return -1;
     if (n->op == OP_CUMSUM && n->attr.axis == 0) refuse(q, n, "runs over leaves");

@@ -8,6 +8,7 @@
 
 #include "runtime/convert.h"
 #include "runtime/exec.h"
+#include "runtime/gather.h"
 #include "runtime/philox.h"
 #include "runtime/trace.h"
 
@@ -176,30 +177,39 @@ void rt_decoder_close(RtDecoder *d) {
 
 void rt_decoder_restart(RtDecoder *d) { d->past = 0; }
 
-const float *rt_decoder_feed(RtDecoder *d, const int32_t *ids, int64_t n) {
+// One run, of rows that fit into one; of none where other ranks have some.
+static void run_rows(RtDecoder *d, const int32_t *ids, int64_t rows) {
     RtPlanInstance *p = d->plan;
-    assert(n >= 1 && n <= d->max_context - d->past);
-    while (n) {
-        int64_t rows = n < d->max_rows ? n : d->max_rows;
-        rt_set_sym(p, d->sym_rows, rows);
-        if (d->sym_context >= 0) rt_set_sym(p, d->sym_context, d->past + rows);
-        for (int64_t i = 0; i < rows; i++) {
-            rt_store_number(rt_tensor_data(p, d->tokens), (DType)d->tokens->dtype, i, ids[i]);
-            if (d->positions)
-                rt_store_number(rt_tensor_data(p, d->positions), (DType)d->positions->dtype, i,
-                                (double)(d->past + i));
-        }
-        rt_run(p, d->program);
-        d->past += rows;
-        ids += rows;
-        n -= rows;
+    rt_set_sym(p, d->sym_rows, rows);
+    if (d->sym_context >= 0) rt_set_sym(p, d->sym_context, d->past + rows);
+    for (int64_t i = 0; i < rows; i++) {
+        rt_store_number(rt_tensor_data(p, d->tokens), (DType)d->tokens->dtype, i, ids[i]);
+        if (d->positions)
+            rt_store_number(rt_tensor_data(p, d->positions), (DType)d->positions->dtype, i, (double)(d->past + i));
     }
+    rt_run(p, d->program);
+    d->past += rows;
+}
+
+static const float *last_logits(RtDecoder *d) {
+    RtPlanInstance *p = d->plan;
     int64_t last = rt_tensor_elements(p, d->logits) / d->vocab - 1;
     if (d->logits->dtype == F32) return (const float *)rt_tensor_data(p, d->logits) + last * d->vocab;
     for (int64_t i = 0; i < d->vocab; i++)
         d->row[i] =
             (float)rt_load_number(rt_tensor_data(p, d->logits), (DType)d->logits->dtype, last * d->vocab + i);
     return d->row;
+}
+
+const float *rt_decoder_feed(RtDecoder *d, const int32_t *ids, int64_t n) {
+    assert(n >= 1 && n <= d->max_context - d->past);
+    while (n) {
+        int64_t rows = n < d->max_rows ? n : d->max_rows;
+        run_rows(d, ids, rows);
+        ids += rows;
+        n -= rows;
+    }
+    return last_logits(d);
 }
 
 // ---- text out -------------------------------------------------------------------------------------------
@@ -281,65 +291,150 @@ static RtStatus encode_prompt(const RtDecoder *d, const RtTokenizer *t, const Rt
     return RT_OK;
 }
 
-static void decode_loop(RtDecoder *d, const RtTokenizer *t, const RtSettings *s, RtSampler *sampler,
-                        const RtIds *ids, Outlet *o, RtGenerateResult *r) {
-    RtUtf8 utf8 = {.n_held = 0};
+// ---- requests -------------------------------------------------------------------------------------------
+
+// What a rank is doing: the request at hand, and its ids that were not yet fed.
+typedef struct {
+    RtDecoder d;
+    const RtTokenizer *t;
+    const RtSettings  *s;
+    RtRequest *request;
+    RtIds     *prompt;                      // of each request
+    int      n, at, step;                   // at >= n: nothing is left; step: ranks that take turns
+    RtSampler *sampler;
+    Outlet   outlet;
+    RtUtf8   utf8;
+    const int32_t *ids;
+    int64_t  n_ids, begin_ns;
+    int32_t  next;
+} Generation;
+
+static bool is_idle(const Generation *g) { return g->at >= g->n; }
+
+static RtSampler *open_sampler(const RtSettings *s, int64_t vocab) {
+    return rt_sampler_open((RtSampling){.temperature = s->temperature,
+                                        .top_k = s->top_k,
+                                        .top_p = s->top_p,
+                                        .min_p = s->min_p,
+                                        .repetition = s->repetition,
+                                        .seed = s->generate_seed},
+                           vocab);
+}
+
+static RtStatus begin_request(Generation *g, RtError *e) {
+    if (is_idle(g)) {
+        rt_decoder_restart(&g->d);
+        return RT_OK;
+    }
+    const RtIds *prompt = &g->prompt[g->at];
+    rt_sampler_close(g->sampler);
+    g->sampler = open_sampler(g->s, g->d.vocab);
+    if (!g->sampler) return rt_fail(e, RT_NO_MEMORY, "no memory for sampling");
+    for (int64_t i = 0; i < prompt->n; i++) rt_sampler_seen(g->sampler, prompt->at[i]);
+    rt_decoder_restart(&g->d);
+    g->outlet.out = g->request[g->at].out;
+    g->utf8 = (RtUtf8){.n_held = 0};
+    g->ids = prompt->at;
+    g->n_ids = prompt->n;
+    g->request[g->at].result = (RtGenerateResult){.prompt_tokens = prompt->n, .why = "max_tokens"};
+    g->begin_ns = rt_now_ns();
+    return RT_OK;
+}
+
+static RtStatus end_request(Generation *g, RtError *e) {
+    RtRequest *r = &g->request[g->at];
     size_t n;
-    int64_t begin_ns = rt_now_ns();
-    const float *logits = rt_decoder_feed(d, ids->at, ids->n);
-    r->prompt_seconds = (double)(rt_now_ns() - begin_ns) / 1e9;
-    begin_ns = rt_now_ns();
-    r->why = "max_tokens";
-    while (r->tokens < s->max_tokens) {
-        int32_t id = rt_sampler_next(sampler, logits, r->tokens);
-        r->tokens++;
-        if (is_eos(s, t, id)) { r->why = "eos"; break; }
-        rt_sampler_seen(sampler, id);
-        size_t length;
-        const char *piece = t->piece(t, id, &length);
-        const char *text = rt_utf8_add(&utf8, piece ? piece : "", piece ? length : 0, &n);
-        if (outlet_add(o, text, n)) { r->why = "stop"; o->n = 0; break; }
-        if (r->tokens == s->max_tokens) break;
-        if (d->past == d->max_context) { r->why = "context"; break; }
-        logits = rt_decoder_feed(d, &id, 1);
+    r->result.seconds = (double)(rt_now_ns() - g->begin_ns) / 1e9;
+    if (strcmp(r->result.why, "stop") != 0) {
+        const char *rest = rt_utf8_end(&g->utf8, &n);
+        if (!outlet_add(&g->outlet, rest, n)) outlet_write(&g->outlet, g->outlet.n);
     }
-    r->seconds = (double)(rt_now_ns() - begin_ns) / 1e9;
-    if (strcmp(r->why, "stop") != 0) {
-        const char *rest = rt_utf8_end(&utf8, &n);
-        if (!outlet_add(o, rest, n)) outlet_write(o, o->n);
+    g->outlet.n = 0;
+    rt_utf8_free(&g->utf8);
+    if (r->out && ferror(r->out)) return rt_fail(e, RT_IO, "cannot write the text");
+    g->at += g->step;
+    return begin_request(g, e);
+}
+
+// The token behind all that was fed.  false: it is the last one.
+static bool next_token(Generation *g) {
+    RtGenerateResult *r = &g->request[g->at].result;
+    int32_t id = rt_sampler_next(g->sampler, last_logits(&g->d), r->tokens);
+    size_t length, n;
+    r->tokens++;
+    if (is_eos(g->s, g->t, id)) return r->why = "eos", false;
+    rt_sampler_seen(g->sampler, id);
+    const char *piece = g->t->piece(g->t, id, &length);
+    const char *text = rt_utf8_add(&g->utf8, piece ? piece : "", piece ? length : 0, &n);
+    if (outlet_add(&g->outlet, text, n)) return r->why = "stop", false;
+    if (r->tokens == g->s->max_tokens) return false;
+    if (g->d.past == g->d.max_context) return r->why = "context", false;
+    g->next = id;
+    g->ids = &g->next;
+    g->n_ids = 1;
+    return true;
+}
+
+static RtStatus advance(Generation *g, RtError *e) {
+    int64_t rows = is_idle(g) ? 0 : g->n_ids < g->d.max_rows ? g->n_ids : g->d.max_rows;
+    run_rows(&g->d, g->ids, rows);
+    RT_TRY(rt_ranks_status(g->d.plan->ranks, e));
+    if (is_idle(g)) return RT_OK;
+    g->ids += rows;
+    g->n_ids -= rows;
+    if (g->n_ids) return RT_OK;
+    RtGenerateResult *r = &g->request[g->at].result;
+    if (!r->tokens) {
+        r->prompt_seconds = (double)(rt_now_ns() - g->begin_ns) / 1e9;
+        g->begin_ns = rt_now_ns();
     }
-    rt_utf8_free(&utf8);
+    return next_token(g) ? RT_OK : end_request(g, e);
+}
+
+// Ranks that share experts run together until none of them has anything left: who has no tokens computes for the others.
+static RtStatus decode_all(Generation *g, RtError *e) {
+    RtRanks *ranks = g->d.plan->ranks;
+    bool together = ranks && ranks->mesh.ep > 1;
+    RT_TRY(begin_request(g, e));
+    for (;;) {
+        int32_t busy = !is_idle(g);
+        if (together) RT_TRY(rt_any(ranks, &busy, 1, e));
+        if (!busy) return RT_OK;
+        RT_TRY(advance(g, e));
+    }
+}
+
+static RtStatus prepare_requests(Generation *g, RtPlanInstance *p, RtError *e) {
+    RT_TRY(rt_decoder_open(p, &g->d, e));
+    g->prompt = calloc((size_t)g->n + 1, sizeof *g->prompt);
+    if (!g->prompt) return rt_fail(e, RT_NO_MEMORY, "no memory for %d prompts", g->n);
+    for (int i = g->at; i < g->n; i += g->step)
+        RT_TRY(encode_prompt(&g->d, g->t, g->s, g->request[i].prompt, &g->prompt[i], e));
+    return RT_OK;
+}
+
+RtStatus rt_generate_all(RtPlanInstance *p, const RtTokenizer *t, const RtSettings *s, RtRequest *request, int n,
+                         RtError *e) {
+    Generation g = {.t = t, .s = s, .request = request, .n = n, .at = rt_data_rank(p->ranks), .step = rt_data_ranks(p->ranks),
+                    .outlet = {.s = s}};
+    RtStatus status = rt_agree(p->ranks, prepare_requests(&g, p, e), e);
+    if (status == RT_OK) {
+        status = decode_all(&g, e);
+        if (status != RT_OK) rt_give_up(p->ranks, e);
+    }
+    for (int i = 0; i < n && g.prompt; i++) free(g.prompt[i].at);
+    free(g.prompt);
+    free(g.outlet.held);
+    rt_utf8_free(&g.utf8);
+    rt_sampler_close(g.sampler);
+    rt_decoder_close(&g.d);
+    return status;
 }
 
 RtStatus rt_generate(RtPlanInstance *p, const RtTokenizer *t, const RtSettings *s, const char *prompt,
                      FILE *out, RtGenerateResult *result, RtError *e) {
-    RtDecoder d;
-    RtIds ids = {NULL, 0, 0};
-    RtGenerateResult r = {0};
-    RtSampler *sampler = NULL;
-    Outlet o = {.out = out, .s = s};
-    RtStatus status = rt_decoder_open(p, &d, e);
-    if (status == RT_OK) status = encode_prompt(&d, t, s, prompt, &ids, e);
-    if (status == RT_OK) {
-        sampler = rt_sampler_open((RtSampling){.temperature = s->temperature,
-                                               .top_k = s->top_k,
-                                               .top_p = s->top_p,
-                                               .min_p = s->min_p,
-                                               .repetition = s->repetition,
-                                               .seed = s->generate_seed},
-                                  d.vocab);
-        if (!sampler) status = rt_fail(e, RT_NO_MEMORY, "no memory for sampling");
-    }
-    if (status == RT_OK) {
-        for (int64_t i = 0; i < ids.n; i++) rt_sampler_seen(sampler, ids.at[i]);
-        r.prompt_tokens = ids.n;
-        decode_loop(&d, t, s, sampler, &ids, &o, &r);
-        if (out && ferror(out)) status = rt_fail(e, RT_IO, "cannot write the text");
-    }
-    if (result) *result = r;
-    rt_sampler_close(sampler);
-    rt_decoder_close(&d);
-    free(o.held);
-    free(ids.at);
+    RtRequest r = {.prompt = prompt, .out = out};
+    RtStatus status = rt_generate_all(p, t, s, &r, 1, e);
+    if (result) *result = r.result;
     return status;
 }

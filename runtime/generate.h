@@ -43,6 +43,17 @@ void     rt_decoder_restart(RtDecoder *d);                         // an empty s
 // Feeds ids[n], in pieces of at most max_rows; logits of the last one.  n <= max_context - past.
 const float *rt_decoder_feed(RtDecoder *d, const int32_t *ids, int64_t n);
 
+// A text to be continued.
+typedef struct {
+    const char *prompt;
+    FILE *out;                      // whole characters as they come; NULL: nowhere
+    RtGenerateResult result;
+} RtRequest;
+// Where there are several ranks, all call this; request i is data rank i % n's, which alone writes it and fills its result.
+// Tokens are those that one rank would choose.
+RtStatus rt_generate_all(RtPlanInstance *p, const RtTokenizer *t, const RtSettings *s, RtRequest *request, int n,
+                         RtError *e);
+
 // Prompt in, text out to `out` as it comes (whole characters only); out NULL: nowhere.
 RtStatus rt_generate(RtPlanInstance *p, const RtTokenizer *t, const RtSettings *s, const char *prompt,
                      FILE *out, RtGenerateResult *result, RtError *e);

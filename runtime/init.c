@@ -64,7 +64,8 @@ static double first_value(const RtTensor *t, DrawKey key, uint64_t i) {
 static void draw_tensor(const RtPlanInstance *p, const RtTensor *t, uint64_t seed) {
     const char *name = RT_TEXT(p->plan, t->init_name);
     DrawKey key = {seed, XXH3_64bits(name, strlen(name))};
-    int64_t n = rt_tensor_elements(p, t), first = rt_tensor_part(p, t) * n;
+    RtOwn own = rt_tensor_own(p, t);
+    int64_t n = own.runs * own.run;
     void *data = rt_tensor_data(p, t);
     if (t->init == RT_INIT_ZEROS) {
         memset(data, 0, (size_t)t->bytes);
@@ -74,7 +75,7 @@ static void draw_tensor(const RtPlanInstance *p, const RtTensor *t, uint64_t see
     for (int64_t block = 0; block < (n + 4095) / 4096; block++)
         for (int64_t i = block * 4096; i < n && i < (block + 1) * 4096; i++)
             rt_store_number(data, (DType)t->dtype, rt_tensor_index(t, i),
-                            first_value(t, key, (uint64_t)(first + i)));
+                            first_value(t, key, (uint64_t)(own.first + i / own.run * own.stride + i % own.run)));
 }
 
 // A copy may be larger than its source: then it repeats (the same start for every expert).

@@ -11,5 +11,10 @@ int64_t rt_tensor_index(const RtTensor *t, int64_t i);
 // its own.
 void rt_tensor_put(const RtPlanInstance *p, const RtTensor *t, int64_t first, int64_t n, const void *from,
                    DType dtype);
+// The same of the whole tensor, of which this rank takes what it holds.
+void rt_tensor_take(const RtPlanInstance *p, const RtTensor *t, int64_t first, int64_t n, const void *from,
+                    DType dtype);
+// Does this rank hold any of them?
+bool rt_tensor_holds(const RtPlanInstance *p, const RtTensor *t, int64_t first, int64_t n);
 
 #endif

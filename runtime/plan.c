@@ -361,6 +361,11 @@ int rt_tensor_part(const RtPlanInstance *p, const RtTensor *t) {
     return t->shard && p->ranks ? rt_group_rank(p->ranks->mesh, (RtGroup)(t->shard - 1), p->ranks->rank) : 0;
 }
 
+RtOwn rt_tensor_own(const RtPlanInstance *p, const RtTensor *t) {
+    int64_t n = rt_tensor_elements(p, t);
+    return (RtOwn){.runs = 1, .run = n, .first = rt_tensor_part(p, t) * n, .stride = n};
+}
+
 // The program whose name and a slash begin this tensor's name, or -1.
 static int program_prefix(const RtPlanInstance *p, const char *name) {
     for (int i = 0; i < p->n_programs; i++) {

@@ -49,6 +49,10 @@ int64_t         rt_tensor_elements(const RtPlanInstance *p, const RtTensor *t); 
 // Of how many parts of the whole tensor this rank has one, and the number of that one.
 int             rt_tensor_parts(const RtPlanInstance *p, const RtTensor *t);
 int             rt_tensor_part(const RtPlanInstance *p, const RtTensor *t);
+// Where a rank's elements stand in the whole tensor, both row by row: `runs` times `run` elements, run i from
+// first + i * stride on.
+typedef struct { int64_t runs, run, first, stride; } RtOwn;
+RtOwn           rt_tensor_own(const RtPlanInstance *p, const RtTensor *t);
 // Outputs of a program.  One called PROGRAM/NAME belongs to that program, any other to the programs whose
 // steps touch it; rt_output_name leaves PROGRAM/ out.
 bool            rt_is_output_of(const RtPlanInstance *p, int program, const RtTensor *t);

@@ -58,8 +58,8 @@ if [ -f "$MOEC_MPI_LIBRARY" ] && command -v mpirun >/dev/null; then
     claim 'mpirun -n 2: once' test "$(grep -c train.seed "$log.err")" = 1
     exits 1 'mpirun -n 2: a folder that cannot be' mpi_train /proc/none "${steps[@]}"
     says 'rank 0: cannot create folder /proc/none' 'mpirun -n 2: by name'
-    exits 2 'mpirun -n 2 moec eval' mpi eval "$work/mpi"
-    says 'eval runs on one rank' 'is refused'
+    exits 2 'mpirun -n 2 moec check' mpi check "$model"
+    says 'check runs on one rank' 'is refused'
     mpi_train "$work/stopped" --threads 1 --set 'train.length=90000 steps' >"$log.out" 2>"$log.err" &
     pid=$!
     children+=($pid)
