@@ -23,6 +23,8 @@ typedef struct {
     bool (*available)(const char **why_not);
     // Programs of one plan share parameters, states and the persistent arena.  NULL after diag_error.
     Compiled *(*compile)(Graph *const *programs, int n, const CompileOpts *opts, Diag *d);
+    // The plan alone, in a: what a run would allocate and do.  NULL after diag_error.
+    const RtPlan *(*plan)(Arena *a, Graph *const *programs, int n, const CompileOpts *opts, Diag *d);
     // Ahead of time: objects and the plan as files in dir, for the system's cc.  false after diag_error.
     bool (*emit_objects)(Graph *const *programs, int n, const CompileOpts *opts, const char *dir, Diag *d);
     // Text of what was emitted: what = "llvm", "asm", "plan".  false: this target has no such form.

@@ -55,6 +55,7 @@ int cmd_build(Cli *c);
 int cmd_train(Cli *c);
 int cmd_eval(Cli *c);
 int cmd_generate(Cli *c);
+int cmd_plan(Cli *c);
 int cmd_verify(Cli *c);
 int cmd_bench(Cli *c);
 int cmd_place(Cli *c);

@@ -262,13 +262,16 @@ static bool measure_arithmetic(Machine *m, Diag *d) {
 
 // ---- the file -----------------------------------------------------------------------------------------------
 
-const char *machine_path(Cli *c) {
-    const char *given = cli_value(c, "machine");
-    if (given) return given;
+static const char *cache_path(Cli *c) {
     char *dir = rt_cache_dir();
     const char *path = arena_printf(c->arena, "%s/machine.json", dir);
     free(dir);
     return path;
+}
+
+const char *machine_path(Cli *c) {
+    const char *given = cli_value(c, "machine");
+    return given ? given : cache_path(c);
 }
 
 bool machine_keep(const char *path, const Machine *m) {
@@ -298,10 +301,8 @@ static void keep_in_cache(const char *path, const Machine *m) {
     free(dir);
 }
 
-const Machine *machine_open(Cli *c, bool all) {
+static const Machine *open_from(Cli *c, const char *path, bool given, bool all) {
     Machine *m = arena_new(c->arena, Machine), here;
-    const char *path = machine_path(c);
-    bool given = cli_value(c, "machine") != NULL;
     char why[256];
     size_t n;
     probe_identify(&here, omp_get_num_procs());
@@ -325,6 +326,10 @@ const Machine *machine_open(Cli *c, bool all) {
     keep_in_cache(path, m);
     return m;
 }
+
+const Machine *machine_open(Cli *c, bool all) { return open_from(c, machine_path(c), cli_value(c, "machine") != NULL, all); }
+
+const Machine *machine_here(Cli *c, bool all) { return open_from(c, cache_path(c), false, all); }
 
 RtLimits machine_limits(const Machine *m, int threads) {
     MachineRates rates = machine_rates(m, threads);

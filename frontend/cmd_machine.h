@@ -8,6 +8,8 @@
 // What --machine names; else this CPU's entry of the cache's machine.json; else what a few milliseconds show, which is kept
 // there.  all: bandwidths and tiles must have been measured too, or are now.  NULL after an error.
 const Machine *machine_open(Cli *c, bool all);
+// The same whatever --machine says.
+const Machine *machine_here(Cli *c, bool all);
 
 // What a run with so many threads (0: all) can reach at most; without levels that were not measured.
 RtLimits machine_limits(const Machine *m, int threads);

@@ -54,6 +54,14 @@ static const Option generate_options[] = {
     SET, {"prompt", "TEXT", "text to continue (- reads standard input)"},
     {"prompts", "FILE", "a text to continue in each line (- reads standard input); prints a JSON object a line"}, LOCAL,
     {"trace", "FILE", "write a Chrome trace of the prompt and the first tokens"}, COMPILE("cpu (default) or interp"), COMMON};
+static const Option plan_options[] = {
+    SET, {"machine", "FILE", "a cluster: a JSON file, or the name of one that came with moec (a100-8, h800-2048, ..)"},
+    {"local", "N", "instead: N ranks of this machine, by its measured rates"},
+    {"write-machine", "FILE", "write the cluster of --local as a file"},
+    {"json", NULL, "print one JSON object"},
+    {"threads", "N", "of a rank (default: what the machine file says, or cores / ranks)"},
+    {"target", "NAME", "cpu (default) or interp; see moec targets"},
+    {"target-cpu", "NAME", "native (default), avx512bf16, avx512, avx2 or sse2"}, COMMON};
 static const Option verify_options[] = {
     SET, {"train", NULL, "DIR holds a training curve (batches.safetensors, curve_f64.csv, final.safetensors)"},
     {"model", "FILE", "the .moe file (default: the one whose config hf names the model_type)"},
@@ -106,6 +114,8 @@ const Command commands[] = {
      "moec generate runs/tiny --prompt 'In the beginning' --set generate.temperature=0.7",
      "On several ranks --set parallel.ep=N shares the experts: a rank reads and holds only its own.  Prompts are dealt to ranks\n"
      "in turn; who has none computes for the others.  The texts are those of one rank.\n", generate_options, 1, 1, cmd_generate},
+    {"plan", "FILE.moe", "memory, messages and time of training on a described cluster",
+     "moec plan models/mixtral.moe --machine a100-8", NULL, plan_options, 1, 1, cmd_plan},
     {"verify", "DIR", "compare with reference results recorded elsewhere: logits, loss, gradients, greedy tokens",
      "moec verify tests/goldens/hf/mixtral", NULL, verify_options, 1, 1, cmd_verify},
     {"bench", "WHAT", "measure the machine and what the compiler makes of it", "moec bench machine",

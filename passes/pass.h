@@ -17,6 +17,7 @@ typedef struct {
     bool   average_token;                    // train.average = "token"
     int64_t waves;                           // passes of a step (gradient accumulation)
     RtMesh mesh;                             // ranks that share the step; {0}: one
+    double row_bound;                        // > 0: rows at experts are at most so many times those at home (planner); 0: all ranks'
     bool   return_grads;                     // @pass returns "grad.NAME" and accumulates nothing (verify)
 } TrainOpts;
 

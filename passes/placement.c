@@ -45,8 +45,11 @@ FarRows *rows_far(Placement *p, Sym *near) {
     if (r || ep == 1 || !near->extent) return r;
     r = arena_new(p->cx->scratch, FarRows);
     // at worst, all rows of all ranks are for the experts of one
+    double bound = p->cx->train ? p->cx->train->row_bound : 0;
+    int64_t most = near->bound * ep, some = (int64_t)(bound * (double)near->bound) / 32 * 32 + 32;
+    if (bound > 0 && some < most) most = some;
     *r = (FarRows){.near = near, .near_offsets = near->extent};
-    r->far = graph_add_sym(p->g, arena_printf(p->g->arena, "%s_far", near->name), SYM_RAGGED, near->bound * ep,
+    r->far = graph_add_sym(p->g, arena_printf(p->g->arena, "%s_far", near->name), SYM_RAGGED, most,
                            near->groups / (int)ep, near->leaves * (int)ep);
     Builder b = builder_after(p->g, near->extent->node);
     r->far_offsets = make(&b, OP_EXCHANGE_OFFSETS, INS(near->extent), .experts = near->groups, .sym = r->far,

@@ -17,6 +17,8 @@
 #include "runtime/comm_rounds.h"
 #include "runtime/trace.h"
 
+const char *rt_link_name(RtLink link) { return link == RT_LINK_NODE ? "node" : "net"; }
+
 const char *rt_comm_kind_name(RtCommKind kind) {
     static const char *const name[RT_COMM_KINDS] = {
 #define X(kind, text) [RT_COMM_##kind] = text,
@@ -204,12 +206,18 @@ static void wrong_message(RtComm *c, const RtMessage *m) {
     fail(c, &e);
 }
 
+static void count(RtTraffic *t, int64_t bytes) {
+    t->messages++;
+    t->bytes += bytes;
+}
+
 static void finish(RtComm *c, RtMessage *m) {
     RtStream *s = m->stream;
     RtCommRun *run = s->run;
-    RtTraffic *t = (m->is_send ? c->counters.sent : c->counters.received)[run->op.kind];
-    t[link_to(c, m->rank)].messages++;
-    t[link_to(c, m->rank)].bytes += m->bytes;
+    RtCommCounters *n = &c->counters;
+    count(&(m->is_send ? n->sent : n->received)[run->op.kind][link_to(c, m->rank)], m->bytes);
+    if (run->op.tag.where)
+        count(&(m->is_send ? n->plan_sent : n->plan_received)[run->op.kind][link_to(c, m->rank)], m->bytes);
     if (m->failed || (!m->is_send && m->arrived != m->bytes)) wrong_message(c, m);
     else if (s->adds && !m->is_send) add_piece(m);
     m->part = NULL;
@@ -440,6 +448,7 @@ RtStatus rt_comm_group(RtComm *c, const int *ranks, int n, int *group, RtError *
         return rt_fail(e, RT_NO_MEMORY, "no memory for a group of %d ranks", n);
     }
     memcpy(copy, ranks, (size_t)n * sizeof *copy);
+    c->allocated += (int64_t)((size_t)n * sizeof *copy + sizeof *c->group);
     c->group[c->n_groups] = (RtCommGroup){.ranks = copy, .m = n, .i = own};
     *group = c->n_groups++;
     return c->ops->group(c->transport, *group, copy, n, e);
@@ -484,11 +493,22 @@ static RtStatus find_transport(const RtCommConfig *cf, const RtTransportOps **ou
                                "libopenmpi-dev is, and runs with it where libopenmpi3 is)", why);
 }
 
+static size_t page_list_bytes(int ranks) { return (size_t)ranks * sizeof(RtCommPage *); }
+static size_t streams_bytes(int ranks) { return (size_t)ranks * RT_COMM_OPEN * 2 * sizeof(RtStream); }
+
+int64_t rt_comm_bytes(int ranks, int groups, int members) {
+    return (int64_t)(sizeof(RtComm) + sizeof(RtCommPage) + page_list_bytes(ranks) + streams_bytes(ranks) +
+                     (size_t)groups * sizeof(RtCommGroup) + (size_t)members * sizeof(int));
+}
+
+int64_t rt_comm_allocated(const RtComm *c) { return c->allocated; }
+
 static RtStatus open_run(RtComm *c, RtError *e) {
     int *all = malloc((size_t)c->ranks * sizeof *all);
-    void **page = calloc((size_t)c->ranks, sizeof *page);
+    void **page = calloc(1, page_list_bytes(c->ranks));
     c->page = (RtCommPage **)page;
-    c->streams = calloc((size_t)c->ranks * RT_COMM_OPEN * 2, sizeof *c->streams);
+    c->streams = calloc(1, streams_bytes(c->ranks));
+    c->allocated += (int64_t)(page_list_bytes(c->ranks) + streams_bytes(c->ranks) + sizeof(RtCommPage));
     RtStatus s = RT_OK;
     if (!all || !page || !c->streams)
         s = rt_fail(e, RT_NO_MEMORY, "no memory for a communicator of %d ranks", c->ranks);
@@ -518,6 +538,7 @@ RtStatus rt_comm_open(const RtCommConfig *cf, RtComm **out, RtError *e) {
     RtComm *c = calloc(1, sizeof *c);
     *out = NULL;
     if (!c) return rt_fail(e, RT_NO_MEMORY, "no memory for a communicator");
+    c->allocated = sizeof *c;
     c->silence_ns = cf->silence_ns ? cf->silence_ns : 30000000000;
     c->faults = cf->faults;
     RtStatus s = find_transport(cf, &c->ops, e);

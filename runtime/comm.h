@@ -126,6 +126,11 @@ void     rt_comm_close(RtComm *c);                          // with all ranks, o
 // with rt_exit_status(e->code).
 void     rt_comm_abort(RtComm *c, const RtError *e);
 
+// Bytes that a communicator of so many ranks takes with its groups (all ranks are the first) and their members together;
+// and what one took.  Memory of the transport is not in it.
+int64_t  rt_comm_bytes(int ranks, int groups, int members);
+int64_t  rt_comm_allocated(const RtComm *c);
+
 int      rt_comm_rank(const RtComm *c);
 int      rt_comm_ranks(const RtComm *c);
 int      rt_comm_node(const RtComm *c, int rank);           // number of the node (shared memory) where a rank lives
@@ -160,11 +165,13 @@ RtStatus rt_comm_run(RtComm *c, const RtCommOp *op, RtError *e);      // start, 
 // ---- what was moved -------------------------------------------------------------------------------------
 
 typedef enum { RT_LINK_NODE, RT_LINK_NET, RT_LINKS } RtLink;         // ranks of one node; of two
+const char *rt_link_name(RtLink link);
 
 typedef struct { int64_t messages, bytes; } RtTraffic;
 
 typedef struct {
     RtTraffic sent[RT_COMM_KINDS][RT_LINKS], received[RT_COMM_KINDS][RT_LINKS];
+    RtTraffic plan_sent[RT_COMM_KINDS][RT_LINKS], plan_received[RT_COMM_KINDS][RT_LINKS];      // of ops with a tag.where
     int64_t   ops[RT_COMM_KINDS];
 } RtCommCounters;
 

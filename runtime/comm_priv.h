@@ -71,6 +71,7 @@ struct RtComm {
     int64_t      n_posted;             // messages this rank has sent
     RtCommGroup *group;
     int          n_groups;
+    int64_t      allocated;            // bytes
     RtStream    *streams;
     RtCommRun    run[RT_COMM_OPEN];
     RtCommCounters counters;

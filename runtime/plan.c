@@ -179,15 +179,41 @@ RtStatus rt_plan_check(const RtPlan *plan, size_t available, RtError *e) {
 
 // ---- opening --------------------------------------------------------------------------------------------
 
-enum { HUGE_PAGE = 2 << 20 };
+enum { HUGE_PAGE = 2 << 20, PAGE = 4096 };
+
+static size_t whole_pages(size_t bytes) { return (bytes + !bytes + PAGE - 1) / PAGE * PAGE; }
+
+size_t rt_arena_bytes(const RtPlan *plan, RtArenaKind kind) {
+    return whole_pages(kind == RT_PERSISTENT ? (size_t)plan->persistent_bytes
+                       : kind == RT_STEP     ? (size_t)plan->step_bytes
+                                             : plan->consts.n);
+}
+
+size_t rt_scratch_bytes(int threads) { return whole_pages((size_t)threads * RT_SCRATCH_BYTES); }
+
+// Tables of an instance, each with an entry to spare.
+static size_t syms_bytes(const RtPlan *plan) { return ((size_t)plan->syms.n + 1) * sizeof(int64_t); }
+static size_t args_bytes(const RtPlan *plan) { return ((size_t)plan->args.n + 1) * sizeof(void *); }
+static size_t kernel_data_bytes(const RtPlan *plan) { return ((size_t)plan->kernels.n + 1) * sizeof(void *); }
+static size_t names_bytes(const RtPlan *plan) { return ((size_t)plan->tensors.n + 1) * sizeof(uint32_t); }
+static size_t instance_bytes(void) { return (sizeof(RtPlanInstance) + 63) / 64 * 64; }
+
+size_t rt_tables_bytes(const RtPlan *plan) {
+    return instance_bytes() + syms_bytes(plan) + args_bytes(plan) + kernel_data_bytes(plan) + names_bytes(plan);
+}
+
+static void *take_table(RtPlanInstance *p, size_t bytes) {
+    p->allocated += (int64_t)bytes;
+    return calloc(1, bytes);
+}
 
 // Zeroed memory; above one huge page it is aligned to huge pages and the kernel is asked for them.
-static RtStatus map_memory(size_t bytes, unsigned char **out, RtError *e) {
+static RtStatus map_memory(RtPlanInstance *p, size_t room, unsigned char **out, RtError *e) {
     *out = NULL;
-    size_t room = bytes ? bytes : 64;
     void *m = mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (m == MAP_FAILED)
-        return rt_fail(e, RT_NO_MEMORY, "no memory for %.1f MB: %s", (double)bytes / 1e6, strerror(errno));
+        return rt_fail(e, RT_NO_MEMORY, "no memory for %.1f MB: %s", (double)room / 1e6, strerror(errno));
+    p->allocated += (int64_t)room;
     if (room >= HUGE_PAGE) madvise(m, room, MADV_HUGEPAGE);
     *out = m;
     return RT_OK;
@@ -230,14 +256,12 @@ static void sort_names(RtPlanInstance *p) {
 
 static RtStatus fill(RtPlanInstance *p, RtError *e) {
     const RtPlan *plan = p->plan;
-    RT_TRY(map_memory((size_t)plan->persistent_bytes, &p->arena[RT_PERSISTENT], e));
-    RT_TRY(map_memory((size_t)plan->step_bytes, &p->arena[RT_STEP], e));
-    RT_TRY(map_memory(plan->consts.n, &p->arena[RT_CONST], e));
-    RT_TRY(map_memory((size_t)p->threads * RT_SCRATCH_BYTES, &p->scratch, e));
-    p->sym = calloc((size_t)p->n_syms + 1, sizeof *p->sym);
-    p->arg = calloc((size_t)plan->args.n + 1, sizeof *p->arg);
-    p->kernel_data = calloc((size_t)plan->kernels.n + 1, sizeof *p->kernel_data);
-    p->by_name = calloc((size_t)p->n_tensors + 1, sizeof *p->by_name);
+    for (int i = 0; i < RT_ARENAS; i++) RT_TRY(map_memory(p, p->arena_bytes[i], &p->arena[i], e));
+    RT_TRY(map_memory(p, rt_scratch_bytes(p->threads), &p->scratch, e));
+    p->sym = take_table(p, syms_bytes(plan));
+    p->arg = take_table(p, args_bytes(plan));
+    p->kernel_data = take_table(p, kernel_data_bytes(plan));
+    p->by_name = take_table(p, names_bytes(plan));
     if (!p->sym || !p->arg || !p->kernel_data || !p->by_name)
         return rt_fail(e, RT_NO_MEMORY, "no memory for the plan's tables");
     memcpy(p->arena[RT_CONST], (const char *)plan + plan->consts.offset, plan->consts.n);
@@ -258,9 +282,10 @@ RtStatus rt_plan_open(const RtPlan *plan, RtKernelFn *const *kernels, int thread
     *out = NULL;
     RT_TRY(rt_plan_check(plan, plan->bytes, e));
     RT_TRY(check_memory(plan, e));
-    RtPlanInstance *p = aligned_alloc(64, (sizeof *p + 63) / 64 * 64);
+    RtPlanInstance *p = aligned_alloc(64, instance_bytes());
     if (!p) return rt_fail(e, RT_NO_MEMORY, "no memory for a plan");
     memset(p, 0, sizeof *p);
+    p->allocated = (int64_t)instance_bytes();
     p->plan = plan;
     p->kernel = kernels;
     p->tensor = RT_TABLE(plan, RtTensor, tensors);
@@ -270,9 +295,7 @@ RtStatus rt_plan_open(const RtPlan *plan, RtKernelFn *const *kernels, int thread
     p->n_programs = (int)plan->programs.n;
     p->n_syms = (int)plan->syms.n;
     p->threads = threads > 0 ? threads : omp_get_num_procs();
-    p->arena_bytes[RT_PERSISTENT] = (size_t)plan->persistent_bytes;
-    p->arena_bytes[RT_STEP] = (size_t)plan->step_bytes;
-    p->arena_bytes[RT_CONST] = plan->consts.n;
+    for (int i = 0; i < RT_ARENAS; i++) p->arena_bytes[i] = rt_arena_bytes(plan, (RtArenaKind)i);
     RtStatus s = fill(p, e);
     if (s == RT_OK) {
         p->team = rt_team_open(p->threads);
@@ -289,8 +312,8 @@ void rt_plan_close(RtPlanInstance *p) {
     rt_trace_end(p);
     rt_team_close(p->team);
     for (int i = 0; i < RT_ARENAS; i++)
-        if (p->arena[i]) munmap(p->arena[i], p->arena_bytes[i] ? p->arena_bytes[i] : 64);
-    if (p->scratch) munmap(p->scratch, (size_t)p->threads * RT_SCRATCH_BYTES);
+        if (p->arena[i]) munmap(p->arena[i], p->arena_bytes[i]);
+    if (p->scratch) munmap(p->scratch, rt_scratch_bytes(p->threads));
     free(p->sym);
     free(p->arg);
     free(p->kernel_data);

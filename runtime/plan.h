@@ -26,6 +26,7 @@ typedef struct RtPlanInstance {
     unsigned char *scratch;             // threads * RT_SCRATCH_BYTES
     uint32_t *by_name;                  // tensor numbers, sorted by name
     struct RtRanks *ranks;              // NULL: this rank is alone
+    int64_t  allocated;                 // bytes, of the plan and of its exchanges
     struct RtTrace *trace;              // NULL: nothing is recorded
     _Alignas(64) atomic_int next[2];    // next task of this phase; of the following one
 } RtPlanInstance;
@@ -37,6 +38,11 @@ RtStatus rt_plan_check(const RtPlan *plan, size_t available, RtError *e);
 RtStatus rt_plan_open(const RtPlan *plan, RtKernelFn *const *kernels, int threads, RtPlanInstance **out,
                       RtError *e);
 void     rt_plan_close(RtPlanInstance *p);       // NULL is fine
+
+// What rt_plan_open takes (runtime/memory.h sums it up).
+size_t   rt_arena_bytes(const RtPlan *plan, RtArenaKind kind);
+size_t   rt_scratch_bytes(int threads);
+size_t   rt_tables_bytes(const RtPlan *plan);
 
 int             rt_program(const RtPlanInstance *p, const char *name);            // number, or -1
 const RtTensor *rt_tensor(const RtPlanInstance *p, const char *name);             // NULL: there is none

@@ -58,49 +58,72 @@ typedef struct RtSlot {
     bool     taken;            // while slots are dealt
 } RtSlot;
 
-static const RtExchange *exchange_of(const RtPlanInstance *p, uint32_t step) {
-    uint32_t kernel = p->step[step].kernel;
-    const char *symbol = RT_TEXT(p->plan, RT_TABLE(p->plan, RtKernel, kernels)[kernel].symbol);
-    return strcmp(symbol, EXCHANGE_SYMBOL) ? NULL : p->kernel_data[kernel];
+const RtExchange *rt_exchange_of(const RtPlan *plan, uint32_t step) {
+    const RtKernel *k = RT_TABLE(plan, RtKernel, kernels) + RT_TABLE(plan, RtStep, steps)[step].kernel;
+    return strcmp(RT_TEXT(plan, k->symbol), EXCHANGE_SYMBOL) ? NULL : (const RtExchange *)((const char *)plan + k->data.offset);
 }
 
-// Exchanges that are never under way at once share a slot.
-static RtStatus deal_slots(RtRanks *r, const RtPlanInstance *p, RtError *e) {
-    uint32_t n = p->plan->steps.n;
-    r->slot = calloc(n + 1, sizeof *r->slot);
-    r->slot_of = calloc(n + 1, sizeof *r->slot_of);
-    if (!r->slot || !r->slot_of) return rt_fail(e, RT_NO_MEMORY, "no memory for exchanges");
-    for (uint32_t i = 0; i < n; i++) {
-        const RtExchange *x = exchange_of(p, i);
+// Exchanges that are never under way at once share a slot.  slot, slot_of: [steps + 1], zeroed.  Returns how many slots.
+static int deal_slots(const RtPlan *plan, RtSlot *slot, int *slot_of) {
+    int n_slots = 0;
+    for (uint32_t i = 0; i < plan->steps.n; i++) {
+        const RtExchange *x = rt_exchange_of(plan, i);
         if (!x) continue;
         if (x->kind == RT_WAIT) {
-            r->slot[r->slot_of[x->sequence]].taken = false;
+            slot[slot_of[x->sequence]].taken = false;
             continue;
         }
         int k = 0;
-        while (r->slot[k].taken) k++;
-        RtSlot *s = &r->slot[k];
-        size_t bytes = work_bytes(x, r->mesh);
-        r->slot_of[x->sequence] = k;
+        while (slot[k].taken) k++;
+        RtSlot *s = &slot[k];
+        size_t bytes = work_bytes(x, plan->mesh);
+        slot_of[x->sequence] = k;
         s->taken = x->pending;
         if (bytes > s->work_bytes) s->work_bytes = bytes;
         if ((size_t)x->experts > s->experts) s->experts = (size_t)x->experts;
-        if (k >= r->n_slots) r->n_slots = k + 1;
+        if (k >= n_slots) n_slots = k + 1;
     }
-    return RT_OK;
+    return n_slots;
 }
 
-static RtStatus open_buffers(RtRanks *r, const RtPlanInstance *p, RtError *e) {
-    RT_TRY(deal_slots(r, p, e));
+static size_t work_room(const RtSlot *s) { return up(s->work_bytes + 1); }
+static size_t parts_room(const RtSlot *s) { return (s->experts + 1) * sizeof *s->send; }
+static size_t cut_room(const RtPlan *plan) { return ((size_t)rt_mesh_ranks(plan->mesh) + 1) * sizeof(int64_t); }
+static size_t dealt_room(const RtPlan *plan) { return ((size_t)plan->steps.n + 1) * (sizeof(RtSlot) + sizeof(int)); }
+
+int64_t rt_ranks_bytes(const RtPlan *plan) {
+    RtSlot *slot = calloc((size_t)plan->steps.n + 1, sizeof *slot);
+    int *slot_of = calloc((size_t)plan->steps.n + 1, sizeof *slot_of), n = rt_mesh_ranks(plan->mesh), groups = 1, members = n;
+    size_t bytes = sizeof(RtRanks) + dealt_room(plan);
+    int n_slots = slot && slot_of ? deal_slots(plan, slot, slot_of) : 0;
+    for (int i = 0; i < n_slots; i++) bytes += work_room(&slot[i]) + 2 * parts_room(&slot[i]) + cut_room(plan);
+    for (int g = 0; g < RT_GROUPS; g++) {
+        int m = rt_group_size(plan->mesh, (RtGroup)g);
+        groups += m > 1;
+        members += m > 1 ? m : 0;
+    }
+    free(slot);
+    free(slot_of);
+    return (int64_t)bytes + rt_comm_bytes(n, groups, members);
+}
+
+static RtStatus open_buffers(RtRanks *r, RtPlanInstance *p, RtError *e) {
+    r->slot = calloc((size_t)p->plan->steps.n + 1, sizeof *r->slot);
+    r->slot_of = calloc((size_t)p->plan->steps.n + 1, sizeof *r->slot_of);
+    if (!r->slot || !r->slot_of) return rt_fail(e, RT_NO_MEMORY, "no memory for exchanges");
+    r->n_slots = deal_slots(p->plan, r->slot, r->slot_of);
+    size_t taken = sizeof *r + dealt_room(p->plan);
     for (int i = 0; i < r->n_slots; i++) {
         RtSlot *s = &r->slot[i];
-        s->work = aligned_alloc(64, up(s->work_bytes + 1));
-        s->send = calloc(s->experts + 1, sizeof *s->send);
-        s->recv = calloc(s->experts + 1, sizeof *s->recv);
-        s->cut = calloc((size_t)r->n + 1, sizeof *s->cut);
+        s->work = aligned_alloc(64, work_room(s));
+        s->send = calloc(1, parts_room(s));
+        s->recv = calloc(1, parts_room(s));
+        s->cut = calloc(1, cut_room(p->plan));
         if (!s->work || !s->send || !s->recv || !s->cut)
             return rt_fail(e, RT_NO_MEMORY, "no memory for exchanges of %zu bytes", s->work_bytes);
+        taken += work_room(s) + 2 * parts_room(s) + cut_room(p->plan);
     }
+    p->allocated += (int64_t)taken + rt_comm_allocated(r->comm);
     return RT_OK;
 }
 

@@ -24,6 +24,11 @@ typedef struct RtRanks {
 RtStatus rt_ranks_open(RtPlanInstance *p, RtComm *comm, RtRanks **out, RtError *e);
 void     rt_ranks_close(RtRanks *r);                     // NULL is fine
 
+// Bytes that rt_ranks_open takes for this plan, its communicator's included.
+int64_t  rt_ranks_bytes(const RtPlan *plan);
+// What a step exchanges; NULL: nothing.
+const RtExchange *rt_exchange_of(const RtPlan *plan, uint32_t step);
+
 // The kernel of all exchanges (EXCHANGE_SYMBOL): one task, thread 0's.  Waits for the others.
 RtKernelFn moec_exchange;
 

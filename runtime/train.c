@@ -28,6 +28,7 @@
 #include "runtime/step.h"
 #include "runtime/stop.h"
 #include "runtime/trace.h"
+#include "runtime/usage.h"
 
 // How long a rank may be waited for: memory is touched first in the first step, files are read.
 static const int64_t FIRST_SILENCE_NS = 600000000000, SILENCE_NS = 30000000000;
@@ -63,6 +64,7 @@ typedef struct {
     FILE    *metrics;
     RtEvents *events;
     RtProgress progress;
+    RtUsage usage;
     int     signal;                 // that ends the run, on whichever rank it came
     bool    notes_signals, warned;
 } Run;
@@ -379,7 +381,9 @@ static RtStatus do_step(Run *r, RtError *e) {
         rt_comm_step(r->ranks->comm, step);
         rt_comm_silence(r->ranks->comm, step == r->first_step ? FIRST_SILENCE_NS : SILENCE_NS);
     }
+    RtCommCounters before = r->ranks ? rt_comm_counters(r->ranks->comm) : (RtCommCounters){.ops = {0}};
     RT_TRY(rt_work_step(&r->work, (RtStepNumbers){step, step - r->skipped, r->tokens, lr}, next_batch, r, e));
+    if (r->ranks) rt_usage_add(&r->usage, &before, r->ranks->comm);
     double seconds = (double)(rt_now_ns() - begin_ns) / 1e9;
 
     r->step = step;
@@ -540,6 +544,10 @@ RtStatus rt_train(const RtTrainOpts *o, RtPlanInstance *p, RtTrainResult *result
         rt_progress_say(&r.progress, "step %lld of %lld is done: there is nothing to do", (long long)r.step,
                         (long long)r.last_step);
     if (s == RT_OK) s = run_steps(&r, e);
+    if (s == RT_OK || s == RT_STOPPED) {
+        RtStatus told = r.steps_run ? rt_usage_write(&r.usage, r.p, r.steps_run, o->run_dir, e) : RT_OK;
+        if (told != RT_OK) s = told;
+    }
     if (s == RT_STOPPED) {
         rt_fail(e, RT_STOPPED, "stopped by signal %d after step %lld; go on with --resume", r.signal,
                 (long long)r.step);

@@ -17,13 +17,14 @@ allow ir ir/ runtime/abi.h runtime/philox.h
 allow passes passes/ ir/ runtime/abi.h
 allow codegen codegen/ ir/ runtime/abi.h runtime/philox.h
 allow runtime runtime/
+allow planner planner/ ir/ runtime/
 for f in frontend/*.[chly]; do
     case $f in frontend/main.c | frontend/cmd_*) continue ;; esac
     for inc in $(sed -n 's/^#include "\([^"]*\)".*/\1/p' "$f"); do
         case $inc in frontend/* | ir/* | runtime/abi.h | runtime/philox.h) ;; *) echo "$f includes $inc, but frontend/ may only include: frontend/ ir/ runtime/abi.h"; bad=1 ;; esac
     done
 done
-for h in $(find ir passes codegen runtime frontend -name '*.h'); do
+for h in $(find ir passes codegen runtime planner frontend -name '*.h'); do
     echo "#include \"$h\"" | ${CC:-cc} -std=gnu11 -fsyntax-only -I. ${LLVM_INCLUDE:+-isystem "$LLVM_INCLUDE"} -x c - 2>/dev/null || { echo "$h does not compile alone"; bad=1; }
 done
 exit $bad

@@ -323,6 +323,12 @@ static EmittedPlan *plan_for(Arena *a, const CpuTarget *t, Graph *const *program
     return emit_plan(a, opened, n, &po, d);
 }
 
+static const RtPlan *plan(Arena *a, Graph *const *programs, int n, const CompileOpts *opts, Diag *d) {
+    const CpuTarget *t = choose_target(a, opts, false, d);
+    EmittedPlan *e = t ? plan_for(a, t, programs, n, opts, d) : NULL;
+    return e ? e->plan : NULL;
+}
+
 static void free_objects(Object *object, int n) {
     for (int i = 0; i < n; i++) free(object[i].bytes);
 }
@@ -418,4 +424,5 @@ static Layout layout(const Node *n, int operand) {
 
 extern const Target target_cpu;
 const Target target_cpu = {
-    "cpu", "machine code by LLVM for this machine or a table row", available, compile, emit_objects, dump, layout};
+    "cpu", "machine code by LLVM for this machine or a table row", available, compile, plan, emit_objects, dump,
+    layout};

@@ -36,6 +36,12 @@ static Compiled *compile(Graph *const *programs, int n, const CompileOpts *opts,
     return c;
 }
 
+static const RtPlan *plan(Arena *a, Graph *const *programs, int n, const CompileOpts *opts, Diag *d) {
+    PlanOpts po = plan_opts(opts);
+    EmittedPlan *e = emit_plan(a, programs, n, &po, d);
+    return e ? e->plan : NULL;
+}
+
 static bool emit_objects(Graph *const *programs, int n, const CompileOpts *opts, const char *dir, Diag *d) {
     (void)programs; (void)n; (void)opts; (void)dir;
     diag_error(d, (Span){0}, "target interp makes no object files; target cpu does");
@@ -53,5 +59,5 @@ static bool dump(Graph *const *programs, int n, const CompileOpts *opts, const c
 
 extern const Target target_interp;
 const Target target_interp = {"interp",     "reference kernels through plan and runtime: slow, for checking",
-                              available,    compile,
+                              available,    compile, plan,
                               emit_objects, dump};

@@ -1,0 +1,159 @@
+// Cluster, layout and the step of a layout: what `moec plan` works on.
+#include <errno.h>
+#include <stdlib.h>
+#include <unistd.h>
+
+#include "frontend/cmd_machine.h"
+#include "frontend/cmd_plan.h"
+#include "runtime/memory.h"
+
+// ---- the cluster ------------------------------------------------------------------------------------------------
+
+// A file, or the name of one that came with the program: machines/a100-8.json as a100-8.
+static const char *find_cluster_file(Planning *p, const char *given) {
+    Arena *a = p->c->arena;
+    if (access(given, R_OK) == 0 || strchr(given, '/')) return given;
+    const char *const places[] = {arena_printf(a, "%s/../machines/%s.json", p->s.models_dir, given),
+#ifdef MOEC_SOURCE_MACHINES
+                                  arena_printf(a, "%s/%s.json", MOEC_SOURCE_MACHINES, given),
+#endif
+    };
+    for (size_t i = 0; i < sizeof places / sizeof *places; i++)
+        if (access(places[i], R_OK) == 0) return places[i];
+    return given;
+}
+
+// Ranks of this machine share its cores, its memory and the bandwidth of that memory.
+static Cluster *cluster_here(Planning *p, int ranks) {
+    const Machine *m = machine_here(p->c, true);
+    if (!m) return NULL;
+    Arena *a = p->c->arena;
+    Cluster *c = arena_new(a, Cluster);
+    int threads = m->threads > ranks ? m->threads / ranks : 1;
+    double all = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
+    double copy = machine_bandwidth(m, m->level[LEVEL_DRAM].copy, 0);
+    MachineRates rates = machine_rates(m, 0);
+    double dot = rates.bf16_dot > rates.fma ? rates.bf16_dot : rates.fma;
+    *c = (Cluster){.name = arena_printf(a, "%s, %d local rank%s", m->name, ranks, ranks == 1 ? "" : "s"),
+                   .source = "measured by moec bench machine", .nodes = 1, .per_node = ranks, .kind = DEVICE_CPU, .threads = threads,
+                   .memory = all / ranks, .flops_f32 = rates.fma / ranks, .flops_bf16 = dot / ranks,
+                   .bandwidth = machine_bandwidth(m, m->level[LEVEL_DRAM].read, 0) / ranks, .launch = threads > 1 ? m->barrier : 0,
+                   .efficiency = {.gemm = 0.85, .attention = 0.6, .rows = 0.8}};
+    // a rank copies what others have; a copy's bytes count twice
+    c->link[RT_LINK_NODE] = (ClusterLink){.kind = "shared memory", .rate = copy / 2 / ranks, .latency = 2e-6, .message = 1e-6,
+                                          .cpu = 2 * ranks / copy};
+    return c;
+}
+
+static bool write_cluster(Planning *p, const char *path) {
+    json_t *o = cluster_json(p->cluster);
+    bool ok = json_dump_file(o, path, JSON_INDENT(1) | JSON_REAL_PRECISION(5)) == 0;
+    json_decref(o);
+    if (!ok) diag_error(p->c->diag, (Span){0}, "%s: %s", path, strerror(errno));
+    return ok;
+}
+
+static Cluster *cluster_of_file(Planning *p, const char *file) {
+    const char *path = find_cluster_file(p, file);
+    size_t n;
+    char *text = read_file(p->c->arena, path, &n);
+    if (text) return cluster_read(p->c->arena, p->c->diag, path, text, n);
+    diag_error(p->c->diag, (Span){0}, "%s: %s", path, strerror(errno));
+    diag_help(p->c->diag, "a machine file describes devices and links: see machines/README.md");
+    return NULL;
+}
+
+bool plan_cluster(Planning *p) {
+    const char *file = cli_value(p->c, "machine"), *local = cli_value(p->c, "local"), *write = cli_value(p->c, "write-machine");
+    char *end = NULL;
+    long n = local ? strtol(local, &end, 10) : 0;
+    Diag *d = p->c->diag;
+    p->is_here = local != NULL;
+    if (!file == !local) diag_error(d, (Span){0}, "moec plan needs a machine: either --machine FILE or --local N");
+    else if (local && (*end || n < 1 || n > 256)) diag_error(d, (Span){0}, "--local is a number of ranks from 1 to 256, not '%s'", local);
+    else p->cluster = local ? cluster_here(p, (int)n) : cluster_of_file(p, file);
+    bool ok;
+    int threads = session_threads(&p->s, &ok);
+    if (!p->cluster || !ok) return false;
+    if (threads) p->cluster->threads = threads;
+    return !write || write_cluster(p, write);
+}
+
+// ---- the layout -------------------------------------------------------------------------------------------------
+
+#define WRONG(...) (diag_error(p->c->diag, (Span){0}, __VA_ARGS__), false)
+
+static bool is_power_of_two(int64_t n) { return n > 0 && (n & (n - 1)) == 0; }
+
+bool plan_layout_asked(Planning *p, PlanLayout *out) {
+    const Settings *t = p->s.settings;
+    int devices = cluster_devices(p->cluster);
+    int64_t pp = t->parallel.pp, ep = t->parallel.ep, tp = t->parallel.tp, dp = t->parallel.dp, lanes = t->train.lanes;
+    if (!dp && devices % (pp * ep * tp))
+        return WRONG("%d devices can't be shared out to pp %lld x ep %lld x tp %lld", devices, (long long)pp, (long long)ep, (long long)tp);
+    if (!dp) dp = devices / (pp * ep * tp);
+    if (pp * dp * ep * tp > devices)
+        return WRONG("pp %lld x dp %lld x ep %lld x tp %lld makes %lld ranks, but %s has %d devices", (long long)pp, (long long)dp,
+                     (long long)ep, (long long)tp, (long long)(pp * dp * ep * tp), p->cluster->name, devices);
+    if (!is_power_of_two(dp * ep) || !is_power_of_two(ep) || !is_power_of_two(tp))
+        return WRONG("dp %lld, ep %lld, tp %lld: all must be powers of two, for sums over ranks are trees", (long long)dp, (long long)ep,
+                     (long long)tp);
+    if (t->parallel.zero > 2) return WRONG("parallel.zero is %lld: the runtime shares out optimizer states and gradients (1, 2), not "
+                                           "parameters", (long long)t->parallel.zero);
+    // a run of one rank may have any number of lanes
+    if (dp * ep > 1 && (lanes % (dp * ep) || !is_power_of_two(lanes))) {
+        const char *why = lanes % (dp * ep) ? "can't be dealt to" : "is no power of two, which it must be for";
+        diag_error(p->c->diag, (Span){0}, "train.lanes is %lld: it %s %lld ranks that hold different sequences (dp x ep)", (long long)lanes,
+                   why, (long long)(dp * ep));
+        if (t->train.batch % (dp * ep) == 0) diag_help(p->c->diag, "--set train.lanes=%lld", (long long)(dp * ep));
+        return false;
+    }
+    *out = (PlanLayout){.pp = (int)pp, .mesh = {(int32_t)dp, (int32_t)ep, (int32_t)tp, (int32_t)t->parallel.zero}, .lanes = lanes,
+                        .waves = t->train.waves, .micro_batch = t->train.micro_batch, .sequence = t->train.sequence,
+                        .recompute = t->train.recompute,
+                        .row_bound = p->cluster->kind == DEVICE_GPU ? t->parallel.bound : 0};
+    return true;
+}
+
+// ---- the step ---------------------------------------------------------------------------------------------------
+
+// As train would, but for code: the programs of a rank and their plan.
+static bool compile(Planning *p, const PlanLayout *l, PlannedStep *out) {
+    Session *s = &p->s;
+    s->train.mesh = l->mesh;
+    s->train.recompute = l->recompute;
+    s->train.row_bound = l->row_bound;
+    s->train.waves = l->waves;
+    if (!session_programs(s, WANT_TRAIN | WANT_EVAL, &out->programs)) return false;
+    const Target *t = session_target(s);
+    if (!t) return false;
+    CompileOpts o = session_compile_opts(s);
+    o.waves = l->waves;
+    char *json = session_json(s);
+    o.info_json = json;
+    out->plan = t->plan(s->arena, (Graph *[]){out->programs.pass, out->programs.update, out->programs.eval}, 3, &o, s->diag);
+    free(json);
+    return out->plan != NULL;
+}
+
+bool plan_compile(Planning *p, const PlanLayout *l, PlannedStep *out) {
+    Session *s = &p->s;
+    const Settings *t = s->settings;
+    *out = (PlannedStep){.arena = arena_create()};
+    if (t->train.lanes != l->lanes || t->train.micro_batch != l->micro_batch) {
+        bool ok = program_set(s->program, arena_printf(s->arena, "train.lanes=%lld", (long long)l->lanes)) &&
+                  program_set(s->program, arena_printf(s->arena, "train.micro_batch=%lld", (long long)l->micro_batch));
+        s->settings = ok ? program_settings(s->program) : NULL;
+        if (!s->settings) return false;
+    }
+    Arena *kept = s->arena;
+    s->arena = out->arena;
+    bool ok = compile(p, l, out);
+    s->arena = kept;
+    return ok;
+}
+
+void plan_close(PlannedStep *step) {
+    if (step->arena) arena_destroy(step->arena);
+    step->arena = NULL;
+}

@@ -1,0 +1,47 @@
+// A cluster as a machine file describes it: nodes of equal devices, and the links inside a node and between nodes.
+//
+//   {"name": "8x A100 80 GB", "source": "where the figures are from", "nodes": 1,
+//    "device": {"kind": "gpu", "per_node": 8, "memory": 80e9, "reserve": 3e9, "flops": {"f32": 19.5e12, "bf16": 312e12},
+//               "bandwidth": 2.0e12, "launch": 4e-6, "efficiency": {"gemm": 0.7, "attention": 0.45, "rows": 0.8}},
+//    "links": [{"level": "node", "kind": "nvlink", "rate": 240e9, "latency": 5e-6}]}
+//
+// Bytes, seconds, and their quotients.
+#ifndef PLANNER_CLUSTER_H
+#define PLANNER_CLUSTER_H
+#include <jansson.h>
+
+#include "ir/base/arena.h"
+#include "ir/base/diag.h"
+#include "runtime/comm.h"
+
+typedef enum { DEVICE_CPU, DEVICE_GPU, DEVICE_KINDS } DeviceKind;
+
+typedef struct {
+    const char *kind;          // as the file calls it; NULL: there is no such link
+    double rate;               // of a device and direction; `per` "node": of all devices of a node together
+    double latency;            // from a send to its arrival, of an empty message
+    double message;            // compute that each message costs its ranks
+    double cpu;                // compute that each byte costs its ranks, where they move it
+    bool   per_node;
+} ClusterLink;
+
+typedef struct {
+    const char *name, *source;
+    int    nodes, per_node;
+    DeviceKind kind;
+    int    threads;            // of a rank
+    double memory, reserve;    // reserve: what the system and libraries take of it
+    double flops_f32, flops_bf16;
+    double bandwidth, launch;  // launch: from one kernel to the next
+    double comm_share;         // of the compute that communication takes while it runs
+    struct { double gemm, attention, rows; } efficiency;       // shares of flops, flops and bandwidth that kernels reach
+    ClusterLink link[RT_LINKS];
+} Cluster;
+
+static inline int cluster_devices(const Cluster *c) { return c->nodes * c->per_node; }
+
+// NULL after errors, which show the member of the file that is wrong.  text must live as long as d.
+Cluster *cluster_read(Arena *a, Diag *d, const char *path, const char *text, size_t n);
+json_t *cluster_json(const Cluster *c);        // what cluster_read reads; a new reference
+
+#endif

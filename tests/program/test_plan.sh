@@ -1,0 +1,63 @@
+#!/usr/bin/env bash
+# What `moec plan` says of a run before it is started is what the run then takes.
+. "$(dirname "$0")/common.sh"
+steps=(--set 'train.length=2 steps' --set 'train.eval_every=none' --threads 1)
+
+plan() { "$MOEC" plan "$model" "${tiny[@]}" --threads 1 "$@"; }
+
+# The number behind a name in a file of JSON; of several, all, each once.
+values() { grep -oE "\"$1\": ?[0-9]+" "$2" | grep -oE '[0-9]+$' | sort -u; }
+
+same_memory() { # RUN: every rank took what the last plan said
+    [ -n "$(values total "$work/plan.json")" ] && diff <(values total "$work/plan.json") <(values allocated "$work/$1/ranks.json")
+}
+
+# alike NAME RANKS OPTION...: a run takes what its plan says
+alike() {
+    local name=$1 n=$2
+    shift 2
+    claim "$name: planned" sh -c '"$@" >"$0"' "$work/plan.json" "$MOEC" plan "$model" "${tiny[@]}" --threads 1 --json --local "$n" "$@"
+    local=(--local "$n")
+    [ "$n" = 1 ] && local=()
+    claim "$name: trained" train "$work/$name" "${steps[@]}" "${local[@]}" "$@"
+    claim "$name: memory to the byte" same_memory "$name"
+}
+
+alike one 1
+alike dp2 2
+alike ep2-bf16 2 --set parallel.ep=2 --set train.dtype=bf16
+alike dp2-ep2-zero 4 --set parallel.ep=2 --set parallel.zero=1
+alike ep4-zero2-waves 4 --set parallel.ep=4 --set parallel.zero=2 --set train.lanes=4 --set train.micro_batch=1
+alike dp8-recompute 8 --set train.recompute='"layer"'
+mixtral=$model model=models/tiny_switch.moe
+alike drops 4 --set parallel.ep=2
+model=$mixtral
+
+# machine files
+cat >"$work/bad.json" <<'END'
+{"name": "bad", "nodes": 1,
+ "device": {"kind": "gpu", "per_node": 2, "memory": -80e9, "flops": {"f32": 1e12, "bf16": 1e12},
+            "bandwith": 1e12, "bandwidth": 1e12, "efficiency": {"gemm": 1.7, "attention": 0.5, "rows": 0.8}},
+ "links": []}
+END
+exits 1 'a wrong machine file' plan --machine "$work/bad.json"
+says 'bad.json:2:.*device.memory must be a number above 0' 'names the member, its line and what it must be'
+says 'device.bandwith is not known here; did you mean "bandwidth"' 'knows what was meant'
+says 'device.efficiency.gemm must be a number from 0 to 1' 'shares are shares'
+echo '{"name": ' >"$work/cut.json"
+exits 1 'half a machine file' plan --machine "$work/cut.json"
+says 'cut.json:.*this is not JSON' 'is no JSON'
+exits 1 'no machine file' plan --machine "$work/none.json"
+says 'none.json: No such file' 'says so'
+exits 1 'no machine at all' plan
+says 'either --machine FILE or --local N' 'asks for one'
+for m in machines/*.json; do
+    name=$(basename "$m" .json)
+    claim "machine $name is read" plan --machine "$name" --set parallel.dp=1
+done
+claim 'a file of this machine is written' plan --local 2 --write-machine "$work/here.json"
+claim 'and read again' plan --machine "$work/here.json"
+exits 1 'more ranks than devices' plan --machine laptop-2 --set parallel.dp=4
+says 'makes 4 ranks, but a laptop of 2 cores has 2 devices' 'are counted'
+
+finish
