@@ -25,6 +25,7 @@
 
 enum { REGISTER_CHUNKS = 4, TOPK_CHUNKS = 16, MOST_AT_ONCE = 4, COLUMNS_AT_ONCE = 128, FLAT_RUN = 4096 };
 enum { MAX_WIDTHS = 12, MAX_OPERANDS = 3, MOST_SOURCES = 16, MAX_SPACES = 8 + MOST_SOURCES, MAX_RESULTS = 32 };
+enum { AHEAD_BYTES = 4096 };     // where the processor's own prefetch ends
 enum { MOST_REDUCTIONS = CG_MAX_CARRY, MOST_STORES = 128, MOST_KEPT = 128, MOST_PARTS = 128 };   // of a body
 
 typedef enum {
@@ -69,6 +70,7 @@ struct Step {
     LV   value, row;             // of the current chunk, or of the row; LOAD: row offset
     LV   chunk[REGISTER_CHUNKS + 1];
     int  seen;                   // chunk for which `value` holds
+    bool asked;                  // LOAD: the level that reads it first asks for its next rows
 };
 
 typedef struct { Step *from; int result, source; int64_t begin; Dim cols; } Store;
@@ -95,6 +97,7 @@ typedef struct {
     const Node *combine;         // the scatter, or NULL
     bool *in_all;                // by the body's values: the same in all sources of a row
     uint32_t streamed;           // streamed_results
+    bool asks_ahead;             // for the rows after this one
 } Body;
 
 // ---- from nodes to steps -------------------------------------------------------------------------------
@@ -676,10 +679,15 @@ static bool is_too_much(const Body *b) {
     return reductions > MOST_REDUCTIONS || b->stores.n > MOST_STORES || parts > MOST_PARTS;
 }
 
+// More than the caches of the cores hold.
+static bool leaves_caches(const KernelNode *k) {
+    return k->machine && machine_level(k->machine, (int64_t)k->bytes, 0) >= LEVEL_L3;
+}
+
 // Work on `at_once` rows, step by step in turns.
 static bool make_body(Body *b, Arena *a, const KernelNode *k, int at_once) {
     const Node *n = k->node;
-    *b = (Body){.a = a, .k = k, .ok = true, .streamed = streamed_results(k)};
+    *b = (Body){.a = a, .k = k, .ok = true, .streamed = streamed_results(k), .asks_ahead = leaves_caches(k)};
     b->body = n->attr.body ? n->attr.body : one_node_body(a, n);
     if (n->n_out < 1 || n->n_out > MAX_RESULTS) return false;
     b->rows = &n->out[0].type;
@@ -1036,13 +1044,35 @@ static LV emit_arith(Em *e, const Step *s, const LV *x) {
     }
 }
 
+// Whole rows ahead, where they follow each other: the work on one leaves no room to wait for the next one's first lines.
+static void ask_ahead(Em *e, DType t, LV base, LV at, Dim cols, bool write) {
+    if (!e->b->asks_ahead || e->mask || (cols.sym && !e->b->flat)) return;
+    int64_t least = AHEAD_BYTES / dtype_bytes(t), rows = e->b->flat || !cols.n ? 0 : (least + cols.n - 1) / cols.n;
+    LV next = cg_addi(e->cg, at, rows > 1 ? rows * cols.n : least);
+    cg_prefetch(e->cg, cg_at(e->cg, t, base, next), write, 3);
+}
+
+// The row that a combine brings sources to, read by number.
+static bool is_target_row(const Em *e, const Step *s) {
+    const Node *combine = e->b->combine;
+    return combine && is_source(e->b->spaces.at[s->space].source) && combine->in[1]->node->attr.k == s->number->arg;
+}
+
+static bool is_in_order(const Em *e, const Step *s) {
+    if (s->kind != S_LOAD) return false;
+    return s->number ? is_target_row(e, s) : s->map.whole && !is_source(e->b->spaces.at[s->space].source);
+}
+
 static LV emit_step(Em *e, Step *s) {
     Cg *cg = e->cg;
     switch (s->kind) {
     case S_LOAD: case S_TABLE: {
         LV base = s->kind == S_LOAD && !s->number ? cg_in(cg, s->arg) : s->chunk[0];
         if (!s->wide) return cg_splat(cg, cg_load1(cg, s->dtype, base, cg_addi(cg, s->row, s->begin)));
-        return cg_load_vec(cg, s->dtype, base, cg_add(cg, cg_addi(cg, s->row, s->begin), e->col), e->mask);
+        LV at = cg_add(cg, cg_addi(cg, s->row, s->begin), e->col);
+        if (!s->asked && is_in_order(e, s)) ask_ahead(e, s->dtype, base, at, last_dim(s->number ? &s->source : &s->view), false);
+        s->asked = true;
+        return cg_load_vec(cg, s->dtype, base, at, e->mask);
     }
     case S_CONST: return elem_const(cg, s->node);
     case S_INDEX: {
@@ -1148,6 +1178,7 @@ static void sweep_chunk(Em *e, const Sweep *w, LV col, LV mask, int chunk_number
         DType t = e->b->k->node->out[s->result].type.dtype;
         LV at = cg_add(cg, cg_addi(cg, result_row(e, s), s->begin), col);
         bool streamed = e->b->streamed >> s->result & 1 && !there && s->begin % LANES == 0;
+        if (!streamed && !is_source(s->source)) ask_ahead(e, t, cg_out(cg, s->result), at, last_dim(&e->b->result[s->result]->type), true);
         if (streamed) cg_stream(cg, x[i], cg_at(cg, t, cg_out(cg, s->result), at));
         else cg_store_vec(cg, t, x[i], cg_out(cg, s->result), at, there);
     }
@@ -1281,11 +1312,7 @@ static void emit_level(Em *e, int level) {
 static LV numbered_row(Em *e, const Step *s) {
     Cg *cg = e->cg;
     const Type *x = &s->source;
-    // what the sources read by the number they are brought together by is the row they are brought to
-    const Node *combine = e->b->combine;
-    bool is_target = combine && is_source(e->b->spaces.at[s->space].source) &&
-                     combine->in[1]->node->attr.k == s->number->arg;
-    LV i = is_target ? e->row : cg_i64(cg, cg_load1(cg, I32, cg_in(cg, s->number->arg), s->number->row));
+    LV i = is_target_row(e, s) ? e->row : cg_i64(cg, cg_load1(cg, I32, cg_in(cg, s->number->arg), s->number->row));
     LV there = LLVMBuildICmp(cg->b, LLVMIntULT, i, cg_rows(cg, x), "");
     return cg_select(cg, there, cg_at(cg, x->dtype, cg_in(cg, s->arg), cg_muli(cg, i, type_cols(x))), e->zeros);
 }
@@ -1335,6 +1362,7 @@ static void find_sources(Em *e) {
 }
 
 static void emit_levels(Em *e) {
+    for (int i = 0; i < e->b->steps.n; i++) e->b->steps.at[i]->asked = false;
     for (int level = 0; level <= e->b->n_levels; level++) emit_level(e, level);
 }
 
@@ -1413,6 +1441,7 @@ bool describe_body(const KernelNode *k, KernelDesc *d) {
         d->tasks[0] = tasks_of_rows(b.rows, body_grain(&b));
     }
     if (ok && b.streamed) str_printf(&d->key, " stream %x", b.streamed);
+    if (ok && b.asks_ahead) str_add(&d->key, " ahead");
     arena_destroy(a);
     return ok;
 }
