@@ -10,9 +10,9 @@ typedef enum { PROBE_FMA, PROBE_BF16_DOT, PROBE_INT8_DOT, PROBE_READ, PROBE_WRIT
 // args of the kernel:  const int64_t[2]: rounds, bytes | memory | memory
 //   arithmetic   a round is `work` operations; reads 64 bytes of the first memory, writes 64 of the second
 //   memory       a round goes through `bytes` (a multiple of PROBE_STEP) of the first memory, a copy from the second to the first
-//   a tile       a round is `work` operations; reads PROBE_TILE_BYTES of the first memory, writes the second's first
+//   a tile       a round is `work` operations; reads PROBE_TILE_BYTES of the first memory, writes PROBE_RESULT_BYTES of the second
 // Memory holds PROBE_WORD everywhere: in every type numbers near 1, since some machines are slow with denormal ones.
-enum { PROBE_STEP = 512, PROBE_TILE_BYTES = 384 << 10, PROBE_WORD = 0x3f803f80 };
+enum { PROBE_STEP = 512, PROBE_TILE_BYTES = 384 << 10, PROBE_RESULT_BYTES = 64 << 10, PROBE_WORD = 0x3f803f80 };
 
 typedef struct {
     ProbeKind   kind;

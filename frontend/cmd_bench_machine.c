@@ -55,7 +55,7 @@ static void print_tiles(const Machine *m) {
     printf("\n%-16s %-14s %8s %12s\n", "register tile", "B", "Gop/s", "share of fma");
     for (int i = 0; i < m->n_tiles; i++) {
         const MachineTile *t = &m->tile[i];
-        printf("%7d x %-6d %-14s %8.1f %11.0f%%\n", t->rows, t->vecs * 16, t->kind == TILE_F32 ? "f32" : "bf16 widened", t->rate / 1e9,
+        printf("%7d x %-6d %-14s %8.1f %11.0f%%\n", t->rows, t->vecs * 16, machine_tile_name(t->kind), t->rate / 1e9,
                100 * t->rate / m->rates[0].fma);
     }
 }

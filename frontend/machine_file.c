@@ -39,7 +39,6 @@ static const Member of_tile[] = {
     {"rate", RATE, offsetof(MachineTile, rate)},
     {0}};
 static const char *const level_names[MACHINE_LEVELS] = {[LEVEL_L1] = "L1", [LEVEL_L2] = "L2", [LEVEL_L3] = "L3", [LEVEL_DRAM] = "DRAM"};
-static const char *const tile_kinds[TILE_KINDS] = {[TILE_F32] = "f32", [TILE_BF16_WIDENED] = "bf16 widened"};
 
 static double unit(Kind k) { return k == SECONDS ? 1e-6 : 1e9; }
 
@@ -63,7 +62,7 @@ json_t *machine_json(const Machine *m) {
     for (int i = 0; i < MACHINE_LEVELS; i++) json_object_set_new(levels, level_names[i], write_members(of_level, &m->level[i]));
     for (int i = 0; i < m->n_tiles; i++) {
         json_t *tile = write_members(of_tile, &m->tile[i]);
-        json_object_set_new(tile, "kind", json_string(tile_kinds[m->tile[i].kind]));
+        json_object_set_new(tile, "kind", json_string(machine_tile_name(m->tile[i].kind)));
         json_array_append_new(tiles, tile);
     }
     json_object_set_new(o, "rates", rates);
@@ -139,8 +138,8 @@ static bool is_list(Reader *r, const char *path, const json_t *v, int least, int
 
 static bool read_kind(Reader *r, const char *path, const json_t *v, MachineTileKind *kind) {
     for (MachineTileKind k = 0; k < TILE_KINDS; k++)
-        if (json_is_string(v) && !strcmp(json_string_value(v), tile_kinds[k])) return *kind = k, true;
-    return wrong(r, path, v, "a kind of tile: \"f32\" or \"bf16 widened\"");
+        if (json_is_string(v) && !strcmp(json_string_value(v), machine_tile_name(k))) return *kind = k, true;
+    return wrong(r, path, v, "a kind of tile: \"f32\", \"bf16 widened\", \"bf16 dot\" or \"f32 rows\"");
 }
 
 bool machine_from_json(Machine *m, const char *name, const json_t *o, char why[256]) {

@@ -69,6 +69,11 @@ double machine_bandwidth(const Machine *m, const double rate[2], int threads) {
     return m->threads == 1 ? rate[0] : between(rate[0], rate[1], (double)(threads - 1) / (m->threads - 1));
 }
 
+const char *machine_tile_name(MachineTileKind kind) {
+    static const char *const name[TILE_KINDS] = {"f32", "bf16 widened", "bf16 dot", "f32 rows"};
+    return name[kind];
+}
+
 double machine_tile(const Machine *m, int rows, int vecs, MachineTileKind kind) {
     for (int i = 0; i < m->n_tiles; i++)
         if (m->tile[i].rows == rows && m->tile[i].vecs == vecs && m->tile[i].kind == kind) return m->tile[i].rate;

@@ -6,7 +6,7 @@
 #define IR_MACHINE_H
 #include <stdint.h>
 
-enum { MACHINE_COUNTS = 12, MACHINE_TILES = 48 };
+enum { MACHINE_COUNTS = 12, MACHINE_TILES = 160 };
 
 // Operations a second in registers, of `threads` threads together; a multiply-add is two.  0: no such instruction.
 typedef struct {
@@ -26,7 +26,9 @@ typedef struct {
 } MachineLevel;
 
 // Operations a second of one thread in a register tile of a contraction (codegen/cpu/tile.h) with its operands in L1 and L2.
-typedef enum { TILE_F32, TILE_BF16_WIDENED, TILE_KINDS } MachineTileKind;
+// B lies in panels of f32; of bf16, widened; of pairs of bf16 for dot products; or in rows of f32, a few of them at a time.
+typedef enum { TILE_F32, TILE_BF16_WIDENED, TILE_BF16_DOT, TILE_F32_ROWS, TILE_KINDS } MachineTileKind;
+const char *machine_tile_name(MachineTileKind kind);       // "f32", "bf16 widened", ..
 typedef struct {
     int    rows, vecs;             // vectors of 16 columns
     MachineTileKind kind;

@@ -13,7 +13,9 @@
 
 enum { ARG_COUNTS, ARG_TO, ARG_FROM, N_ARGS };
 enum { UNROLL = 8, TILE_K = 256, TILE_A_ROW = TILE_K + LANES, TILE_A_BYTES = 16 << 10, TILE_B_BYTES = 256 << 10 };
+enum { ROWS_K = 64, ROWS_AT_ONCE = 16, ROWS_COLS = 1008 };     // rows of B that lie as they are; no power of two apart
 static_assert(TILE_MAX_ROWS * TILE_A_ROW * 4 <= TILE_A_BYTES && TILE_A_BYTES + TILE_B_BYTES <= PROBE_TILE_BYTES, "");
+static_assert(ROWS_K * ROWS_COLS * 4 <= TILE_B_BYTES && TILE_MAX_ROWS * ROWS_COLS * 4 <= PROBE_RESULT_BYTES, "");
 
 // What emit gets: the node, in front of what it is for.
 typedef struct {
@@ -81,29 +83,60 @@ static void emit_memory(Cg *cg, const KernelNode *k) {
 
 // ---- the tile ------------------------------------------------------------------------------------------
 
-static DType tile_b_type(const Probe *p) { return p->tile.kind == TILE_F32 ? F32 : BF16; }
-static int64_t tile_panels(const Probe *p) {
-    return TILE_B_BYTES / (TILE_K * p->tile.vecs * LANES * dtype_bytes(tile_b_type(p)));
+static TileSpec tile_spec(const MachineTile *t) {
+    bool widened = t->kind == TILE_BF16_WIDENED, rows = t->kind == TILE_F32_ROWS;
+    int cols = t->vecs * LANES;
+    return (TileSpec){.vecs = t->vecs, .cols = cols, .a_row = TILE_A_ROW, .a_k = 1, .c_row = rows ? ROWS_COLS / cols * cols : cols,
+                      .b_type = widened ? BF16 : F32, .c_type = F32, .pairs = widened, .dot = t->kind == TILE_BF16_DOT,
+                      .reload = rows, .prefetch = rows ? 2 : 0};
 }
 
+// Elements of 4 bytes of A or B, f32 or pairs, that are k.
+static int64_t k_of_step(const MachineTile *t) { return t->kind == TILE_BF16_DOT ? 2 : 1; }
+static int64_t panel_bytes(const MachineTile *t) { return TILE_K * t->vecs * LANES * (t->kind == TILE_BF16_WIDENED ? 2 : 4); }
+
 // One strip of rows passes all panels, as in a contraction.
-static void emit_probe_tile(Cg *cg, const KernelNode *k) {
-    const Probe *p = probe_of(k);
-    DType b = tile_b_type(p);
-    int64_t panel = TILE_K * p->tile.vecs * LANES * dtype_bytes(b);
-    TileSpec s = {.vecs = p->tile.vecs, .cols = p->tile.vecs * LANES, .a_row = TILE_A_ROW, .a_k = 1,
-                  .c_row = p->tile.vecs * LANES, .b_type = b, .c_type = F32};
-    TileSet set;
-    tile_functions(cg, &set, &s, "tile", 1u << p->tile.rows);
+static void emit_panels(Cg *cg, const MachineTile *t, const TileSet *set) {
     LV a = cg_in(cg, ARG_TO), panels = cg_bytes(cg, a, cg_int(cg, TILE_A_BYTES));
-    CgLoop round, l;
-    cg_for(cg, &round, cg_int(cg, 0), count(cg, 0), 1);
-    cg_for(cg, &l, cg_int(cg, 0), cg_int(cg, tile_panels(p)), 1);
-    TileCall call = {.a = a, .b = cg_bytes(cg, panels, cg_muli(cg, l.i, panel)), .k = cg_int(cg, TILE_K),
-                     .b_k = cg_int(cg, s.cols), .c = cg_in(cg, ARG_FROM)};
-    tile_call_fixed(cg, &set, p->tile.rows, &call);
+    CgLoop l;
+    cg_for(cg, &l, cg_int(cg, 0), cg_int(cg, TILE_B_BYTES / panel_bytes(t)), 1);
+    TileCall call = {.a = a, .b = cg_bytes(cg, panels, cg_muli(cg, l.i, panel_bytes(t))), .k = cg_int(cg, TILE_K),
+                     .b_k = cg_int(cg, set->spec.cols), .c = cg_in(cg, ARG_FROM)};
+    tile_call_fixed(cg, set, t->rows, &call);
     cg_end(cg, &l);
+}
+
+// Few rows of A: a few rows of B at a time, all columns of each; the chains go on from C.
+static void emit_rows(Cg *cg, const MachineTile *t, const TileSet *set) {
+    LV a = cg_in(cg, ARG_TO), b = cg_bytes(cg, a, cg_int(cg, TILE_A_BYTES)), zero = cg_int(cg, 0), N = cg_int(cg, set->spec.c_row);
+    CgLoop k, l;
+    cg_for(cg, &k, zero, cg_int(cg, ROWS_K), ROWS_AT_ONCE);
+    cg_for(cg, &l, zero, N, set->spec.cols);
+    LV c = cg_at(cg, F32, cg_in(cg, ARG_FROM), l.i), at = cg_at(cg, F32, b, cg_add(cg, cg_mul(cg, k.i, N), l.i));
+    TileCall call = {.a = cg_at(cg, F32, a, k.i), .b = at, .k = cg_int(cg, ROWS_AT_ONCE), .b_k = N, .c = c,
+                     .init = cg_select(cg, cg_lt(cg, zero, k.i), c, LLVMConstNull(cg->ptr)),
+                     .next = cg_at(cg, F32, at, cg_int(cg, set->spec.cols))};
+    tile_call_fixed(cg, set, t->rows, &call);
+    cg_end(cg, &l);
+    cg_end(cg, &k);
+}
+
+static void emit_probe_tile(Cg *cg, const KernelNode *k) {
+    const MachineTile *t = &probe_of(k)->tile;
+    TileSpec s = tile_spec(t);
+    TileSet set;
+    CgLoop round;
+    tile_functions(cg, &set, &s, "tile", 1u << t->rows);
+    cg_for(cg, &round, cg_int(cg, 0), count(cg, 0), 1);
+    if (t->kind == TILE_F32_ROWS) emit_rows(cg, t, &set);
+    else emit_panels(cg, t, &set);
     cg_end(cg, &round);
+}
+
+static double tile_work(const MachineTile *t) {
+    TileSpec s = tile_spec(t);
+    if (t->kind == TILE_F32_ROWS) return 2.0 * t->rows * (double)s.c_row * ROWS_K;
+    return 2.0 * t->rows * s.cols * (double)(TILE_K * k_of_step(t) * (TILE_B_BYTES / panel_bytes(t)));
 }
 
 // ---- compiling -----------------------------------------------------------------------------------------
@@ -121,7 +154,8 @@ static const struct {
 static bool possible(const CpuTarget *t, const Probe *p) {
     if (p->kind == PROBE_BF16_DOT) return t->bf16_dot;
     if (p->kind == PROBE_INT8_DOT) return t->int8_dot;
-    return p->kind != PROBE_TILE || tile_fits(t, p->tile.rows, p->tile.vecs);
+    if (p->kind != PROBE_TILE) return true;
+    return (p->tile.kind != TILE_BF16_DOT || t->bf16_dot) && tile_fits(t, p->tile.kind, p->tile.rows, p->tile.vecs);
 }
 
 static double work_of(const CpuTarget *t, const Probe *p) {
@@ -130,7 +164,7 @@ static double work_of(const CpuTarget *t, const Probe *p) {
     case PROBE_FMA: return lanes;
     case PROBE_BF16_DOT: return 2 * lanes;
     case PROBE_INT8_DOT: return 4 * lanes;
-    case PROBE_TILE: return 2.0 * p->tile.rows * p->tile.vecs * LANES * TILE_K * (double)tile_panels(p);
+    case PROBE_TILE: return tile_work(&p->tile);
     default: return 0;
     }
 }
@@ -245,16 +279,14 @@ void probe_identify(Machine *m, int threads) {
 }
 
 void probe_tiles(Machine *m) {
-    static const unsigned char size[][2] = {                // rows, vectors of 16 columns
-        {14, 2}, {13, 2}, {12, 2}, {10, 2}, {8, 2}, {7, 2}, {6, 2}, {4, 2}, {8, 3}, {6, 4}, {5, 4}, {4, 4},
-        {4, 6}, {3, 8}, {2, 8}, {1, 8}, {14, 1}, {8, 1}, {6, 1}, {4, 1}, {2, 1}, {1, 1}};
     const CpuTarget *t = cpu_find(NULL, true, NULL);
     m->n_tiles = 0;
     for (MachineTileKind kind = 0; kind < TILE_KINDS; kind++)
-        for (size_t i = 0; i < sizeof size / sizeof *size; i++) {
-            bool wide = size[i][0] * size[i][1] >= 16 * t->n_registers / 32 * t->vector_bytes / 64;
-            if (!tile_fits(t, size[i][0], size[i][1]) || (kind != TILE_F32 && !wide)) continue;
-            m->tile[m->n_tiles++] = (MachineTile){.rows = size[i][0], .vecs = size[i][1], .kind = kind};
+        for (int i = 0; i < n_tile_rows; i++) {
+            const TileRow *row = &tile_table[i];
+            Probe p = {.kind = PROBE_TILE, .tile = {.rows = row->rows, .vecs = row->vecs, .kind = kind}};
+            if (!(row->use & (kind == TILE_F32_ROWS ? TILE_FEW : TILE_RUN)) || !possible(t, &p)) continue;
+            assert(m->n_tiles < MACHINE_TILES);
+            m->tile[m->n_tiles++] = p.tile;
         }
-    assert(m->n_tiles <= MACHINE_TILES);
 }

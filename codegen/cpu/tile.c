@@ -4,35 +4,38 @@
 #include <stdio.h>
 #include "codegen/cpu/dot.h"
 
-// What fits the vector registers of each width.  A <16 x float> takes 64 / vector_bytes of them.
-static const struct {
-    int vector_bytes;
-    TileSize size;
-} tile_table[] = {
-    {64, {14, 2}}, // 28 sums, 2 of B, 1 of A
-    {32, {6, 1}},  // 12, 2, 1
-    {16, {2, 1}},  // 8, 4, 1
+const TileRow tile_table[] = {
+#define RUN TILE_RUN
+#define FEW TILE_FEW
+#define TILE(rows, vecs, use, ...) {rows, vecs, use, {__VA_ARGS__}},
+#include "codegen/cpu/tiles.def"
+#undef TILE
+#undef FEW
+#undef RUN
 };
+const int n_tile_rows = sizeof tile_table / sizeof *tile_table;
 
-TileSize tile_size(const CpuTarget *t) {
-    for (size_t i = 0; i < sizeof tile_table / sizeof tile_table[0]; i++)
-        if (t->vector_bytes >= tile_table[i].vector_bytes) return tile_table[i].size;
-    return tile_table[2].size;
-}
-
-// Registers beside the sums: all of B's row and an element of A, or all elements of A and a vector of B.
+// Registers beside the sums: all of B's row and an element of A, or all elements of A and a vector of B.  A <16 x float>
+// takes 64 / vector_bytes of them.
 static int by_rows(const CpuTarget *t, int vecs) { return vecs * (64 / t->vector_bytes) + 1; }
 static int by_vectors(const CpuTarget *t, int rows) { return rows + 64 / t->vector_bytes; }
 
-bool tile_fits(const CpuTarget *t, int rows, int vecs) {
+bool tile_fits(const CpuTarget *t, MachineTileKind kind, int rows, int vecs) {
     int rest = by_rows(t, vecs) < by_vectors(t, rows) ? by_rows(t, vecs) : by_vectors(t, rows);
+    if (kind == TILE_BF16_WIDENED) rest += vecs * (64 / t->vector_bytes);      // the other halves of pairs
     return rows * vecs * (64 / t->vector_bytes) + rest <= t->n_registers;
+}
+
+TileSize tile_size(const CpuTarget *t) {
+    const TileRow *row = tile_table;
+    while (!(row->use & TILE_RUN) || !tile_fits(t, TILE_F32, row->rows, row->vecs)) row++;
+    return (TileSize){row->rows, row->vecs};
 }
 
 int tile_vecs(const CpuTarget *t, int height) {
     int least = tile_size(t).vecs;
     for (int vecs = TILE_MAX_VECS; vecs > least; vecs /= 2)
-        if (tile_fits(t, height, vecs)) return vecs;
+        if (tile_fits(t, TILE_F32, height, vecs)) return vecs;
     return least;
 }
 

@@ -11,10 +11,21 @@
 
 enum { TILE_MAX_ROWS = 14, TILE_MAX_VECS = 8 };
 
-// Tallest and widest tile of a machine whose sums, and what it reads at once, fit the registers.
+// The table of tiles, tiles.def.
+enum { TILE_RUN = 1, TILE_FEW = 2 };
+typedef struct {
+    int rows, vecs;            // vectors of 16 columns
+    unsigned use;              // TILE_RUN, TILE_FEW
+    int share[3];              // typical, in percent of the peak, by width of registers
+} TileRow;
+extern const TileRow tile_table[];
+extern const int n_tile_rows;
+
+// Whether sums, and what such a tile reads at once, fit the registers.
+bool     tile_fits(const CpuTarget *t, MachineTileKind kind, int rows, int vecs);
+// The table's first tile for runs that fits.
 typedef struct { int rows, vecs; } TileSize;
 TileSize tile_size(const CpuTarget *t);
-bool     tile_fits(const CpuTarget *t, int rows, int vecs);
 int      tile_vecs(const CpuTarget *t, int height);       // widest tile of this height: 1, 2, 4 or 8 vectors
 
 // Called for each vector of a finished tile; the default stores it to C.  col is a multiple of 16.

@@ -57,11 +57,14 @@ static void product(const Probe *p) {
     Memory m = memory_new(PROBE_WORD, OTHER);
     run(p, m, 2);
     int32_t bits = PROBE_WORD;
+    bool dot = p->tile.kind == TILE_BF16_DOT, rows = p->tile.kind == TILE_F32_ROWS;
     float a, b = 1.0f;                                      // widened bf16
     memcpy(&a, &bits, 4);
-    if (p->tile.kind == TILE_F32) b = a;
-    int n = p->tile.rows * p->tile.vecs * 16;
+    if (dot) a = 1.0f;
+    else if (p->tile.kind != TILE_BF16_WIDENED) b = a;
     double k = ((float *)m.from)[0] / (a * b);
+    int n = rows ? (int)(p->work / (2 * round(k))) : p->tile.rows * p->tile.vecs * 16;
+    if (rows) assert_true(n % (p->tile.rows * p->tile.vecs * 16) == 0 && n * 4 < PROBE_RESULT_BYTES);
     for (int i = 0; i < n; i++) assert_float_equal(((float *)m.from)[i], k * a * b, 1e-3 * k);
     assert_int_equal(word(m.from, n), OTHER);
     double panels = p->work / (2.0 * n * round(k));
@@ -76,13 +79,15 @@ static void each_does_its_work(void **state) {
         if (c && !case_runs(cpus[c])) continue;
         Probe p[] = {{.kind = PROBE_FMA}, {.kind = PROBE_BF16_DOT}, {.kind = PROBE_INT8_DOT}, {.kind = PROBE_READ}, {.kind = PROBE_WRITE},
                      {.kind = PROBE_COPY}, {.kind = PROBE_STREAM}, {.kind = PROBE_TILE, .tile = {2, 1, TILE_F32, 0}},
-                     {.kind = PROBE_TILE, .tile = {14, 2, TILE_F32, 0}}, {.kind = PROBE_TILE, .tile = {1, 1, TILE_BF16_WIDENED, 0}}};
+                     {.kind = PROBE_TILE, .tile = {14, 2, TILE_F32, 0}}, {.kind = PROBE_TILE, .tile = {1, 1, TILE_BF16_WIDENED, 0}},
+                     {.kind = PROBE_TILE, .tile = {8, 2, TILE_BF16_DOT, 0}}, {.kind = PROBE_TILE, .tile = {1, 2, TILE_F32_ROWS, 0}},
+                     {.kind = PROBE_TILE, .tile = {2, 1, TILE_F32_ROWS, 0}}};
         enum { N = sizeof p / sizeof *p };
         Diag *d = diag_new(a);
         Probes *code = probes_compile(cpus[c], p, N, d);
         assert_non_null(code);
         for (int i = 0; i < N; i++) {
-            bool may_lack = p[i].kind == PROBE_BF16_DOT || p[i].kind == PROBE_INT8_DOT || p[i].tile.rows == 14;
+            bool may_lack = p[i].kind == PROBE_BF16_DOT || p[i].kind == PROBE_INT8_DOT || p[i].tile.rows >= 8;
             if (!p[i].fn && may_lack) continue;
             assert_non_null(p[i].fn);
             if (p[i].kind == PROBE_FMA) arithmetic(&p[i], 2 * 16, 0x3c800000, 1.0 / 4096);            // 2^-6
