@@ -8,6 +8,7 @@
 //   decoder.hidden.3            the same of decoder.layers.3
 //   grad.NAME                   gradients, put together as `weights hf` says what NAME is
 //   greedy_ids, greedy_margin   the largest logits, step by step with a cache
+#include "frontend/cmd_ranks.h"
 #include "frontend/cmd_verify.h"
 
 #include <ctype.h>
@@ -24,6 +25,8 @@ static const char *const channels[] = {"logits", "hidden", "router_logits", "top
 typedef struct {
     Cli *cli;
     Session s;
+    Ranks ranks;   // each computes some of the sequences; the first compares
+    int64_t parts; // of how many the sequences are
     Runner runner;
     Table table;
     StFiles *files, *reference;
@@ -132,7 +135,10 @@ static bool open_reference(Verify *v, const char *dir) {
     v->B = ids->dim[0];
     v->S = labels->dim[1];
     v->source = ids->dim[1];
-    return true;
+    if (v->B % v->parts == 0) return true;
+    diag_error(v->s.diag, (Span){0}, "%s has %lld sequences, which %lld ranks can't share evenly", v->file,
+               (long long)v->B, (long long)v->parts);
+    return false;
 }
 
 // ---- running -------------------------------------------------------------------------------------------
@@ -145,11 +151,12 @@ static Graph *elaborate(Verify *v, const ElabOpts *o, bool backward) {
 // With an encoder the continuation is read off one evaluation of all its steps: no step sees a later one.
 static Graph *greedy_program(Verify *v, int64_t length) {
     if (!v->encoder) {
-        ElabOpts run = {.kind = ELAB_RUN, .leaves = 1, .B = 1, .S = length, .context = length};
+        ElabOpts run = {.kind = ELAB_RUN, .mesh = v->s.train.mesh, .leaves = 1, .B = 1, .S = length, .context = length};
         return elaborate(v, &run, false);
     }
     static const char *const logits[] = {"logits", NULL};
     ElabOpts steps = {.kind = ELAB_EVAL,
+                      .mesh = v->s.train.mesh,
                       .leaves = 1,
                       .B = v->B,
                       .S = length - 1,
@@ -164,8 +171,9 @@ static Graph *greedy_program(Verify *v, int64_t length) {
 static bool build_programs(Verify *v, const StTensor *greedy) {
     Graph **program = arena_array(v->s.arena, Graph *, 2);
     ElabOpts eval = {.kind = ELAB_EVAL,
+                     .mesh = v->s.train.mesh,
                      .leaves = 1,
-                     .B = v->B,
+                     .B = v->B / v->parts,
                      .S = v->S,
                      .source = v->source,
                      .waves = 1,
@@ -196,15 +204,36 @@ static bool shift_right(Verify *v, const int32_t *labels, int32_t *tokens) {
     return true;
 }
 
+// A leaf is what a rank computes.  Leaves count by their labels, as on one rank, where all are of one.
+static void average_leaves(Verify *v, const int32_t *labels) {
+    double *weight = arena_array(v->s.arena, double, v->parts), all = 0;
+    for (int64_t i = 0; i < v->B * v->S; i++) {
+        if (labels[i] == -100) continue;
+        weight[i / (v->B * v->S / v->parts)]++;
+        all++;
+    }
+    for (int i = 0; i < v->out.n; i++) {
+        Output *o = &v->out.at[i];
+        bool gradient = o->op == OP_RETURN && !strncmp(o->name, "grad.", 5);
+        for (int64_t k = 0; gradient && k < o->n; k++) o->at[k] /= all;
+        if (o->op != OP_LOSS || o->n != v->parts) continue;
+        double sum = 0;
+        for (int64_t k = 0; k < o->n; k++) sum += weight[k] * o->at[k];
+        o->at[0] = sum / all;
+        o->n = o->dim[0] = 1;
+    }
+}
+
 static bool run(Verify *v) {
-    int64_t most = verify_vocabulary(v->runner.program[0]) - 1, n = v->B * v->S;
+    int64_t most = verify_vocabulary(v->runner.program[0]) - 1, n = v->B * v->S, own = n / v->parts,
+            source = v->B * v->source / v->parts, part = rt_data_rank(v->runner.ranks);
     const int32_t *ids = verify_ids(&v->s, st_find(v->reference, "input_ids"), false, most);
     const int32_t *given = verify_ids(&v->s, st_find(v->reference, "labels"), true, most), *labels = given;
     if (!ids || !given) return false;
     int32_t *made = arena_array(v->s.arena, int32_t, n);
     if (v->encoder) {
         if (!shift_right(v, given, made) ||
-            !runner_set_ints(&v->runner, "eval", "source", ids, v->B * v->source))
+            !runner_set_ints(&v->runner, "eval", "source", ids + part * source, source))
             return false;
         ids = made;
     } else {
@@ -212,9 +241,12 @@ static bool run(Verify *v) {
             made[i] = (i + 1) % v->S ? given[i + 1] : -100; // the file's are not shifted
         labels = made;
     }
-    return runner_set_ints(&v->runner, "eval", "tokens", ids, n) &&
-           runner_set_ints(&v->runner, "eval", "labels", labels, n) &&
-           runner_run(&v->runner, "eval", &v->out);
+    if (!runner_set_ints(&v->runner, "eval", "tokens", ids + part * own, own) ||
+        !runner_set_ints(&v->runner, "eval", "labels", labels + part * own, own) ||
+        !runner_run(&v->runner, "eval", &v->out))
+        return false;
+    if (v->parts > 1) average_leaves(v, labels);
+    return true;
 }
 
 // ---- names ---------------------------------------------------------------------------------------------
@@ -543,14 +575,27 @@ static bool has_source(const Program *p) {
     return false;
 }
 
+static bool open_model(Verify *v, const char *dir) {
+    if (!ranks_open(v->cli, &v->ranks)) return false;
+    const char *sets[] = {"train.dtype=f32", "train.micro_batch=1", "train.random_eval=false",
+                          "parallel.dp=none", "parallel.ep=1", "parallel.tp=1", "parallel.pp=1",
+                          v->ranks.n > 1 ? "train.average=token" : "train.average=leaf",
+                          arena_printf(v->cli->arena, "train.batch=%d", v->ranks.n),
+                          arena_printf(v->cli->arena, "train.lanes=%d", v->ranks.n)};
+    if (!verify_open(&v->s, v->cli, dir, (int)(sizeof sets / sizeof *sets), sets) ||
+        !ranks_mesh(&v->s, &v->ranks, &v->s.train.mesh))
+        return false;
+    v->parts = rt_group_size(v->s.train.mesh, RT_GROUP_DATA);
+    v->runner.comm = v->ranks.comm;
+    return true;
+}
+
 static bool verify(Verify *v, const char *dir) {
-    static const char *const sets[] = {"train.dtype=f32", "train.batch=1", "train.micro_batch=1",
-                                       "train.lanes=1", "train.random_eval=false"};
-    if (!verify_open(&v->s, v->cli, dir, (int)(sizeof sets / sizeof *sets), sets)) return false;
+    if (!open_model(v, dir)) return false;
     v->table = (Table){.arena = v->s.arena, .many = "gradients"};
     v->encoder = has_source(v->s.program);
     if (!open_reference(v, dir) || !verify_weights(&v->s, dir, &v->files, &v->w, &v->value)) return false;
-    const StTensor *greedy = find_greedy(v);
+    const StTensor *greedy = find_greedy(v); // all ranks continue all sequences
     if (!build_programs(v, greedy) || !run(v)) return false;
     name_outputs(v);
     if (!prepare_gradients(v)) return false;
@@ -568,13 +613,18 @@ static const char *base_name(Arena *a, const char *dir) { return basename(arena_
 int cmd_verify(Cli *c) {
     const char *dir = c->args.at[0];
     if (cli_flag(c, "f64") && !verify_is_ref(c)) return cli_usage(c, "--f64 computes by --target ref only");
+    if (verify_is_ref(c) && rt_comm_world_size() > 1)
+        return cli_usage(c, "--target ref runs on one rank, but mpirun started %d", rt_comm_world_size());
     if (cli_flag(c, "train")) return cmd_verify_train(c, dir);
     Verify v = {.cli = c, .runner = {.ref = verify_is_ref(c), .f64 = cli_flag(c, "f64")}};
     int status = EXIT_WRONG;
-    if (verify(&v, dir))
+    if (verify(&v, dir) && v.ranks.world.rank > 0)
+        status = EXIT_DONE;
+    else if (diag_n_errors(c->diag) == 0)
         status = table_print(&v.table, base_name(c->arena, dir), cli_flag(c, "all"), c->quiet);
     runner_close(&v.runner);
     session_close(&v.s);
+    ranks_close(&v.ranks);
     st_close(v.reference);
     st_close(v.files);
     return cli_finish(c, status);

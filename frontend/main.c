@@ -282,7 +282,7 @@ static int parse_option(Cli *c, char **word) {
 
 static bool runs_on_ranks(const Cli *c) {
     return c->command->run == cmd_train || c->command->run == cmd_eval || c->command->run == cmd_generate ||
-           (c->command->run == cmd_verify && cli_flag(c, "train"));
+           c->command->run == cmd_verify;
 }
 
 static bool choose_color(const char *when) {
