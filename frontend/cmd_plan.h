@@ -4,11 +4,13 @@
 #include "frontend/cmd_session.h"
 #include "planner/cluster.h"
 #include "planner/layout.h"
+#include "planner/traffic.h"
 
 typedef struct {
     Session  s;
     Cli     *c;
     Cluster *cluster;
+    double   skew;
     bool     is_here;            // the cluster is ranks of this machine (--local)
 } Planning;
 
@@ -26,5 +28,6 @@ bool plan_layout_asked(Planning *p, PlanLayout *out);
 // false after errors; close either way.
 bool plan_compile(Planning *p, const PlanLayout *l, PlannedStep *out);
 void plan_close(PlannedStep *step);
+TrafficOf plan_traffic(const Planning *p, const PlanLayout *l, const RtPlan *plan, int rank);
 
 #endif

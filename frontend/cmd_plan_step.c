@@ -72,9 +72,12 @@ bool plan_cluster(Planning *p) {
     if (!file == !local) diag_error(d, (Span){0}, "moec plan needs a machine: either --machine FILE or --local N");
     else if (local && (*end || n < 1 || n > 256)) diag_error(d, (Span){0}, "--local is a number of ranks from 1 to 256, not '%s'", local);
     else p->cluster = local ? cluster_here(p, (int)n) : cluster_of_file(p, file);
+    const char *skew = cli_value(p->c, "skew");
+    p->skew = skew ? strtod(skew, &end) : 0;
+    if (skew && (*end || !(p->skew >= 0) || p->skew > 8)) diag_error(d, (Span){0}, "--skew is a number from 0 to 8, not '%s'", skew);
     bool ok;
     int threads = session_threads(&p->s, &ok);
-    if (!p->cluster || !ok) return false;
+    if (!p->cluster || !ok || diag_n_errors(d)) return false;
     if (threads) p->cluster->threads = threads;
     return !write || write_cluster(p, write);
 }
@@ -156,4 +159,9 @@ bool plan_compile(Planning *p, const PlanLayout *l, PlannedStep *out) {
 void plan_close(PlannedStep *step) {
     if (step->arena) arena_destroy(step->arena);
     step->arena = NULL;
+}
+
+TrafficOf plan_traffic(const Planning *p, const PlanLayout *l, const RtPlan *plan, int rank) {
+    return (TrafficOf){.plan = plan, .rank = rank, .per_node = p->cluster->per_node, .skew = p->skew,
+                       .tokens = (double)layout_leaves(l) * (double)l->micro_batch * (double)l->sequence};
 }

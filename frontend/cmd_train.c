@@ -136,7 +136,7 @@ static RtStatus train(Training *t, RtError *e) {
     const char *text = diag_file_text(c->diag, program_main(s->program)->file, &n);
     RtTrainOpts o = {.settings = settings, .run_dir = t->out, .resume = t->resume, .model_name = program_model_name(s->program),
                      .model_file = program_main(s->program)->path, .model_text = arena_strndup(c->arena, text, n),
-                     .trace_path = cli_value(c, "trace"), .out = stderr, .quiet = c->quiet,
+                     .trace_path = cli_value(c, "trace"), .record_routes = cli_flag(c, "record-routes"), .out = stderr, .quiet = c->quiet,
                      .limits = machine_limits(s->machine, t->threads), .startup = code_line(s)};
     RtStatus status = ranks_run(s, &t->ranks, t->threads, train_rank, &o, e);
     rt_settings_close(settings);

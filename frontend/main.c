@@ -47,7 +47,9 @@ static const Option train_options[] = {
     SET, {"out", "DIR", "where metrics, checkpoints and logs go (default: runs/MODEL)"},
     {"resume", NULL, "go on from the newest whole checkpoint of --out"},
     {"local", "N", "N ranks, as threads of this process (mpirun -n N moec train: as processes)"},
-    {"trace", "FILE", "write a Chrome trace of one step"}, COMPILE("cpu (default) or interp"), COMMON};
+    {"trace", "FILE", "write a Chrome trace of one step"},
+    {"record-routes", NULL, "write how many rows each route sends to each expert to RUN/routes, for moec plan --routes"},
+    COMPILE("cpu (default) or interp"), COMMON};
 #define LOCAL {"local", "N", "N ranks, as threads of this process (mpirun -n N moec ..: as processes)"}
 static const Option eval_options[] = {SET, LOCAL, COMPILE("cpu (default) or interp"), COMMON};
 static const Option generate_options[] = {
@@ -58,6 +60,8 @@ static const Option plan_options[] = {
     SET, {"machine", "FILE", "a cluster: a JSON file, or the name of one that came with moec (a100-8, h800-2048, ..)"},
     {"local", "N", "instead: N ranks of this machine, by its measured rates"},
     {"write-machine", "FILE", "write the cluster of --local as a file"},
+    {"skew", "S", "experts are chosen as 1, 1/2^S, 1/3^S, .. (default: 0, all alike)"},
+    {"routes", "DIR", "rows of experts as a run recorded them (train --record-routes)"},
     {"json", NULL, "print one JSON object"},
     {"threads", "N", "of a rank (default: what the machine file says, or cores / ranks)"},
     {"target", "NAME", "cpu (default) or interp; see moec targets"},

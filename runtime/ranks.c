@@ -169,13 +169,70 @@ typedef struct {
     int m, i;                  // ranks of the group; this one
 } Job;
 
-static void prepare(const Job *j, RtCommKind kind) {
-    j->s->op = (RtCommOp){.kind = kind,
-                          .group = j->r->group[j->x->group],
-                          .tag = {.node = j->x->sequence, .where = RT_TEXT(j->r->plan, j->x->where)},
-                          .dtype = (DType)j->x->dtype,
-                          .n = j->x->elements,
-                          .scratch = j->s->work};
+static RtCommKind kind_of(const RtExchange *x) {
+    switch ((RtExchangeKind)x->kind) {
+    case RT_TREE_ALL_REDUCE: return is_exact(x) ? RT_COMM_EXACT : RT_COMM_TREE_REDUCE;
+    case RT_TREE_REDUCE_SCATTER: return RT_COMM_TREE_SCATTER;
+    case RT_ALL_GATHER: return RT_COMM_GATHER;
+    case RT_EXCHANGE_OFFSETS: return RT_COMM_COUNTS;
+    case RT_EXCHANGE_ROWS: return RT_COMM_ROWS;
+    case RT_RETURN_ROWS: return RT_COMM_BACK;
+    case RT_SHARD: case RT_WAIT: break;
+    }
+    return RT_COMM_KINDS;
+}
+
+static size_t bytes_of(const RtExchange *x) { return (size_t)x->elements * (size_t)dtype_bytes((DType)x->dtype); }
+
+// By way of integers: the planner has sizes, no rows.
+static void *address(unsigned char *base, int64_t bytes) { return (void *)((uintptr_t)base + (uintptr_t)bytes); }
+
+// What a rank has at home for others' experts, and has of others for its own.
+static void size_rows(const RtExchange *x, int m, const RtRowsAt *at, RtCommPart *send, RtCommPart *recv, RtCommOp *op) {
+    bool back = x->kind == RT_RETURN_ROWS;
+    int leaves = x->leaves, mine = x->experts / m, n = 0;
+    int64_t row = (int64_t)bytes_of(x);
+    RtCommPart *near_part = back ? recv : send, *far_part = back ? send : recv;
+    for (int k = 0; k < m; k++)
+        for (int e = 0; e < mine; e++, n++) {
+            const int32_t *h = at->home + (int64_t)(k * mine + e) * leaves, *f = at->far + (int64_t)(e * m + k) * leaves;
+            near_part[n] = (RtCommPart){address(at->home_rows, h[0] * row), (h[leaves] - h[0]) * row, k};
+            far_part[n] = (RtCommPart){address(at->far_rows, f[0] * row), (f[leaves] - f[0]) * row, k};
+        }
+    op->send = send;
+    op->recv = recv;
+    op->n_send = op->n_recv = n;
+}
+
+bool rt_exchange_op(const RtExchange *x, int m, const RtRowsAt *at, RtExchangeRoom room, RtCommOp *op) {
+    *op = (RtCommOp){.kind = kind_of(x), .dtype = (DType)x->dtype, .n = x->elements};
+    switch (op->kind) {
+    case RT_COMM_TREE_SCATTER:
+        for (int k = 0; k <= m; k++) room.cut[k] = x->elements / m * k;
+        op->cut = room.cut;
+        return true;
+    case RT_COMM_GATHER:
+        for (int k = 0; k <= m; k++) room.cut[k] = x->elements * k;
+        op->n *= m;
+        op->cut = room.cut;
+        return true;
+    case RT_COMM_COUNTS:
+        op->n = (int64_t)x->experts * x->leaves;
+        return true;
+    case RT_COMM_ROWS: case RT_COMM_BACK:
+        op->n = 0;
+        size_rows(x, m, at, room.send, room.recv, op);
+        return true;
+    default: return op->kind != RT_COMM_KINDS;
+    }
+}
+
+static void prepare(const Job *j, const RtRowsAt *at) {
+    RtSlot *s = j->s;
+    rt_exchange_op(j->x, j->m, at, (RtExchangeRoom){s->send, s->recv, s->cut}, &s->op);
+    s->op.group = j->r->group[j->x->group];
+    s->op.tag = (RtCommTag){.node = j->x->sequence, .where = RT_TEXT(j->r->plan, j->x->where)};
+    s->op.scratch = s->work;
 }
 
 static void finish(const Job *j) {
@@ -191,25 +248,21 @@ static void run(const Job *j) {
     if (r->status == RT_OK && !j->x->pending) finish(j);
 }
 
-static size_t bytes_of(const Job *j) { return (size_t)j->x->elements * (size_t)dtype_bytes((DType)j->x->dtype); }
-
 static void all_reduce(const Job *j, const void *x, void *y) {
-    if (x != y) memcpy(y, x, bytes_of(j));
-    prepare(j, is_exact(j->x) ? RT_COMM_EXACT : RT_COMM_TREE_REDUCE);
+    if (x != y) memcpy(y, x, bytes_of(j->x));
+    prepare(j, NULL);
     j->s->op.buf = y;
     run(j);
 }
 
 // Pieces of a reduction end where its halvings lead: a part of axis 0 is put where its rank will find it.
 static void reduce_scatter(const Job *j, const unsigned char *x, void *y) {
-    size_t part = bytes_of(j) / (size_t)j->m;
+    size_t part = bytes_of(j->x) / (size_t)j->m;
     unsigned char *buf = j->s->work;
     for (int k = 0; k < j->m; k++) memcpy(buf + (size_t)rt_comm_piece(k, j->m) * part, x + (size_t)k * part, part);
-    for (int k = 0; k <= j->m; k++) j->s->cut[k] = j->x->elements / j->m * k;
-    prepare(j, RT_COMM_TREE_SCATTER);
+    prepare(j, NULL);
     j->s->op.buf = buf;
-    j->s->op.cut = j->s->cut;
-    j->s->op.scratch = buf + up(bytes_of(j));
+    j->s->op.scratch = buf + up(bytes_of(j->x));
     j->s->part = y;
     j->s->from = buf + (size_t)rt_comm_piece(j->i, j->m) * part;
     j->s->part_bytes = part;
@@ -217,13 +270,20 @@ static void reduce_scatter(const Job *j, const unsigned char *x, void *y) {
 }
 
 static void all_gather(const Job *j, const void *x, unsigned char *y) {
-    memcpy(y + (size_t)j->i * bytes_of(j), x, bytes_of(j));
-    for (int k = 0; k <= j->m; k++) j->s->cut[k] = j->x->elements * k;
-    prepare(j, RT_COMM_GATHER);
-    j->s->op.n = j->x->elements * j->m;
-    j->s->op.cut = j->s->cut;
+    memcpy(y + (size_t)j->i * bytes_of(j->x), x, bytes_of(j->x));
+    prepare(j, NULL);
     j->s->op.buf = y;
     run(j);
+}
+
+// One line: how many rows each expert gets from here.
+static void record_route(const RtRanks *r, const RtExchange *x, const int32_t *home) {
+    flockfile(r->routes);
+    fprintf(r->routes, "{\"step\": %lld, \"rank\": %d, \"exchange\": %u, \"rows\": [", (long long)r->step, r->rank, x->sequence);
+    for (int e = 0; e < x->experts; e++)
+        fprintf(r->routes, e ? ", %d" : "%d", home[(int64_t)(e + 1) * x->leaves] - home[(int64_t)e * x->leaves]);
+    fputs("]}\n", r->routes);
+    funlockfile(r->routes);
 }
 
 static void exchange_offsets(const Job *j, const int32_t *home, int32_t *far) {
@@ -231,8 +291,8 @@ static void exchange_offsets(const Job *j, const int32_t *home, int32_t *far) {
     int32_t *counts = (int32_t *)(void *)j->s->work;         // [ranks, experts, leaves]
     int64_t n = (int64_t)experts * leaves;
     for (int64_t k = 0; k < n; k++) counts[j->i * n + k] = home[k + 1] - home[k];
-    prepare(j, RT_COMM_COUNTS);
-    j->s->op.n = n;
+    if (j->r->routes) record_route(j->r, j->x, home);
+    prepare(j, NULL);
     j->s->op.buf = counts;
     run(j);
     int32_t at = 0, *to = far;
@@ -247,21 +307,7 @@ static void exchange_offsets(const Job *j, const int32_t *home, int32_t *far) {
 
 static void exchange_rows(const Job *j, unsigned char *x, const int32_t *home, const int32_t *far, unsigned char *y) {
     bool back = j->x->kind == RT_RETURN_ROWS;
-    int leaves = j->x->leaves, mine = j->x->experts / j->m, n = 0;
-    int64_t row = (int64_t)bytes_of(j);
-    RtCommPart *near_part = back ? j->s->recv : j->s->send, *far_part = back ? j->s->send : j->s->recv;
-    unsigned char *near_rows = back ? y : x, *far_rows = back ? x : y;
-    for (int k = 0; k < j->m; k++)
-        for (int e = 0; e < mine; e++, n++) {
-            const int32_t *h = home + (int64_t)(k * mine + e) * leaves, *f = far + (int64_t)(e * j->m + k) * leaves;
-            near_part[n] = (RtCommPart){near_rows + h[0] * row, (h[leaves] - h[0]) * row, k};
-            far_part[n] = (RtCommPart){far_rows + f[0] * row, (f[leaves] - f[0]) * row, k};
-        }
-    prepare(j, back ? RT_COMM_BACK : RT_COMM_ROWS);
-    j->s->op.n = 0;
-    j->s->op.send = j->s->send;
-    j->s->op.recv = j->s->recv;
-    j->s->op.n_send = j->s->op.n_recv = n;
+    prepare(j, &(RtRowsAt){.home = home, .far = far, .home_rows = back ? y : x, .far_rows = back ? x : y});
     run(j);
 }
 
@@ -274,7 +320,7 @@ void moec_exchange(const RtCall *c) {
     Job j = {.r = r, .x = x, .s = &r->slot[r->slot_of[x->sequence]]};
     j.m = rt_group_size(r->mesh, (RtGroup)x->group);
     j.i = rt_group_rank(r->mesh, (RtGroup)x->group, r->rank);
-    size_t part = bytes_of(&j) / (size_t)j.m;
+    size_t part = bytes_of(x) / (size_t)j.m;
     if (r->status != RT_OK) {
         if (x->kind == RT_EXCHANGE_OFFSETS)
             memset(arg[1], 0, ((size_t)x->experts * (size_t)x->leaves + 1) * sizeof(int32_t));

@@ -1,6 +1,7 @@
 // A rank among others: the group numbers, buffers and messages of a plan's exchanges.
 #ifndef RUNTIME_RANKS_H
 #define RUNTIME_RANKS_H
+#include <stdio.h>
 #include "runtime/comm.h"
 #include "runtime/plan.h"
 
@@ -16,6 +17,8 @@ typedef struct RtRanks {
     struct RtSlot *slot;       // of exchanges under way
     int      n_slots;
     int     *slot_of;          // by an exchange's number in the plan
+    FILE    *routes;           // where rows of each route are recorded, or NULL (borrowed)
+    int64_t  step;             // of the run, for that
 } RtRanks;
 
 // Called by all ranks with the same plan: opens its groups and gives the instance its rank.  The mesh must have as many
@@ -28,6 +31,17 @@ void     rt_ranks_close(RtRanks *r);                     // NULL is fine
 int64_t  rt_ranks_bytes(const RtPlan *plan);
 // What a step exchanges; NULL: nothing.
 const RtExchange *rt_exchange_of(const RtPlan *plan, uint32_t step);
+
+// Where rows lie that are exchanged: at home by (expert, own leaves), at the experts by (expert, rank, leaf).
+typedef struct {
+    const int32_t *home, *far;             // offsets
+    unsigned char *home_rows, *far_rows;
+} RtRowsAt;
+typedef struct { RtCommPart *send, *recv; int64_t *cut; } RtExchangeRoom;       // [experts], [experts], [m + 1]
+
+// What an exchange of this rank in a group of m is for the communicator: kind and sizes; group, tag and buffers are the
+// caller's.  at: of rows; without rows of data (NULL) only sizes are right.  false: nothing travels.
+bool     rt_exchange_op(const RtExchange *x, int m, const RtRowsAt *at, RtExchangeRoom room, RtCommOp *op);
 
 // The kernel of all exchanges (EXCHANGE_SYMBOL): one task, thread 0's.  Waits for the others.
 RtKernelFn moec_exchange;

@@ -61,7 +61,7 @@ typedef struct {
     double  seconds_before;         // of earlier processes
     int64_t begin_ns, saved_ns, evaluated_ns, saved_step;
     double  recent[RECENT];         // seconds of the last steps
-    FILE    *metrics;
+    FILE    *metrics, *routes;      // routes: NULL: they are not recorded
     RtEvents *events;
     RtProgress progress;
     RtUsage usage;
@@ -201,8 +201,18 @@ static RtStatus open_append(const char *dir, const char *name, FILE **out, RtErr
     return s;
 }
 
+static RtStatus open_routes(Run *r, RtError *e) {
+    char *dir = rt_path("%s/routes", r->o->run_dir), name[40];
+    snprintf(name, sizeof name, "rank-%04d.jsonl", rt_rank(r->ranks));
+    RtStatus s = rt_make_dirs(dir, e);
+    if (s == RT_OK) s = open_append(dir, name, &r->routes, e);
+    free(dir);
+    return s;
+}
+
 static RtStatus open_outputs(Run *r, RtError *e) {
     const char *dir = r->o->run_dir;
+    if (r->o->record_routes && r->ranks) RT_TRY(open_routes(r, e));
     if (!r->first_rank) return RT_OK;
     RT_TRY(rt_make_dirs(dir, e));
     if (r->o->resume) {
@@ -293,6 +303,7 @@ static void close_run(Run *r) {
     rt_progress_close(&r->progress);
     rt_events_close(r->events);
     if (r->metrics) fclose(r->metrics);
+    if (r->routes) fclose(r->routes);
     rt_data_close(r->data);
     rt_tokenizer_close(r->tokenizer);
     rt_work_close(&r->work);
@@ -378,12 +389,17 @@ static RtStatus do_step(Run *r, RtError *e) {
     int64_t begin_ns = rt_now_ns();
     double lr = rt_schedule_lr(&r->schedule, step);
     if (r->ranks) {
+        r->ranks->step = step;
         rt_comm_step(r->ranks->comm, step);
         rt_comm_silence(r->ranks->comm, step == r->first_step ? FIRST_SILENCE_NS : SILENCE_NS);
     }
     RtCommCounters before = r->ranks ? rt_comm_counters(r->ranks->comm) : (RtCommCounters){.ops = {0}};
+    if (r->ranks) r->ranks->routes = r->routes;
     RT_TRY(rt_work_step(&r->work, (RtStepNumbers){step, step - r->skipped, r->tokens, lr}, next_batch, r, e));
-    if (r->ranks) rt_usage_add(&r->usage, &before, r->ranks->comm);
+    if (r->ranks) {
+        r->ranks->routes = NULL;               // evaluations are not recorded
+        rt_usage_add(&r->usage, &before, r->ranks->comm);
+    }
     double seconds = (double)(rt_now_ns() - begin_ns) / 1e9;
 
     r->step = step;

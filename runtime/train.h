@@ -15,6 +15,7 @@ typedef struct {
     const char *cache_dir;          // token cache; NULL: rt_cache_dir()
     const char *trace_path;         // NULL, or where to write a Chrome trace of one step
     int64_t trace_step;             // which; 0: the third of this process
+    bool  record_routes;            // several ranks: how many rows each route sent to each expert, in run_dir/routes/
     FILE *out;                      // progress; NULL: nowhere
     bool  quiet;                    // no progress, only the last line and warnings
     RtLimits limits;                // of the machine, for MFU and traces; zeros: unknown

@@ -1,7 +1,6 @@
 #include "runtime/usage.h"
 
 #include <errno.h>
-#include <jansson.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,7 +23,7 @@ void rt_usage_add(RtUsage *u, const RtCommCounters *before, const RtComm *c) {
         }
 }
 
-static json_t *traffic(const RtTraffic t[RT_COMM_KINDS][RT_LINKS]) {
+json_t *rt_traffic_json(const RtTraffic t[RT_COMM_KINDS][RT_LINKS]) {
     json_t *all = json_object();
     for (int k = 0; k < RT_COMM_KINDS; k++)
         for (int l = 0; l < RT_LINKS; l++) {
@@ -44,8 +43,8 @@ static char *rank_text(const RtUsage *u, const RtPlanInstance *p) {
     for (int i = 0; i < RT_MEMORY_KINDS; i++)
         if (m.bytes[i]) json_object_set_new(memory, rt_memory_name((RtMemoryKind)i), json_integer(m.bytes[i]));
     json_object_set_new(memory, "allocated", json_integer(p->allocated));
-    json_t *o = json_pack("{s:i, s:o, s:o, s:o}", "rank", rt_rank(p->ranks), "memory", memory, "sent", traffic(u->sent),
-                          "received", traffic(u->received));
+    json_t *o = json_pack("{s:i, s:o, s:o, s:o}", "rank", rt_rank(p->ranks), "memory", memory, "sent", rt_traffic_json(u->sent),
+                          "received", rt_traffic_json(u->received));
     char *text = json_dumps(o, JSON_COMPACT);
     json_decref(o);
     return text;

@@ -12,25 +12,42 @@ same_memory() { # RUN: every rank took what the last plan said
     [ -n "$(values total "$work/plan.json")" ] && diff <(values total "$work/plan.json") <(values allocated "$work/$1/ranks.json")
 }
 
-# alike NAME RANKS OPTION...: a run takes what its plan says
-alike() {
+# What ranks sent and received, in a file of JSON.
+moved() { tr -d ' \n' <"$1" | sed -E 's/"memory":\{[^}]*\},?//g' | grep -oE '"steps":[0-9]+|"ranks":\[.*\]'; }
+
+same_messages() { # RUN
+    [ "$(moved "$work/$1/ranks.json" | wc -c)" -gt 200 ] && diff <(moved "$work/$1/ranks.json" | sort) <(moved "$work/plan.json" | sort)
+}
+
+# routed NAME RANKS OPTION...: the same of rows that data sent to experts
+routed() {
     local name=$1 n=$2
     shift 2
+    alike "$name" "$n" --record-routes "$@"
+    claim "$name: planned with the routes of the run" sh -c '"$@" >"$0"' "$work/plan.json" "$MOEC" plan "$model" "${tiny[@]}" --threads 1 \
+        --json --local "$n" --routes "$work/$name/routes" "$@"
+    claim "$name: messages and bytes of every rank" same_messages "$name"
+}
+
+# alike NAME RANKS OPTION...: a run takes what its plan says
+alike() {
+    local name=$1 n=$2 record=()
+    shift 2
+    [ "${1:-}" = --record-routes ] && record=("$1") && shift
     claim "$name: planned" sh -c '"$@" >"$0"' "$work/plan.json" "$MOEC" plan "$model" "${tiny[@]}" --threads 1 --json --local "$n" "$@"
     local=(--local "$n")
     [ "$n" = 1 ] && local=()
-    claim "$name: trained" train "$work/$name" "${steps[@]}" "${local[@]}" "$@"
+    claim "$name: trained" train "$work/$name" "${steps[@]}" "${local[@]}" "${record[@]}" "$@"
     claim "$name: memory to the byte" same_memory "$name"
 }
 
 alike one 1
-alike dp2 2
-alike ep2-bf16 2 --set parallel.ep=2 --set train.dtype=bf16
-alike dp2-ep2-zero 4 --set parallel.ep=2 --set parallel.zero=1
-alike ep4-zero2-waves 4 --set parallel.ep=4 --set parallel.zero=2 --set train.lanes=4 --set train.micro_batch=1
 alike dp8-recompute 8 --set train.recompute='"layer"'
+routed ep2-bf16 2 --set parallel.ep=2 --set train.dtype=bf16
+routed dp2-ep2-zero 4 --set parallel.ep=2 --set parallel.zero=1
+routed ep4-zero2-waves 4 --set parallel.ep=4 --set parallel.zero=2 --set train.lanes=4 --set train.micro_batch=1
 mixtral=$model model=models/tiny_switch.moe
-alike drops 4 --set parallel.ep=2
+routed drops 4 --set parallel.ep=2
 model=$mixtral
 
 # machine files

@@ -1,0 +1,171 @@
+#include "planner/traffic.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "runtime/comm_rounds.h"
+#include "runtime/ranks.h"
+
+// ---- rows of experts ----------------------------------------------------------------------------------------------
+
+static const RtStep *step_of(const RtPlan *plan, uint32_t i) { return RT_TABLE(plan, RtStep, steps) + i; }
+static const RtArg *arg_of(const RtPlan *plan, uint32_t step, int i) {
+    return RT_TABLE(plan, RtArg, args) + step_of(plan, step)->first_arg + i;
+}
+
+static bool same_place(const RtArg *a, const RtArg *b) { return a->arena == b->arena && a->offset == b->offset; }
+
+uint32_t traffic_offsets_step(const RtPlan *plan, uint32_t step) {
+    const RtExchange *x = rt_exchange_of(plan, step);
+    if (!x || (x->kind != RT_EXCHANGE_ROWS && x->kind != RT_RETURN_ROWS)) return UINT32_MAX;
+    for (uint32_t i = step; i-- > 0;) {
+        const RtExchange *y = rt_exchange_of(plan, i);
+        if (y && y->kind == RT_EXCHANGE_OFFSETS && same_place(arg_of(plan, i, 1), arg_of(plan, step, 2))) return i;
+    }
+    return UINT32_MAX;
+}
+
+// The bound of the rows whose offsets are at this place.
+static int64_t bound_at(const RtPlan *plan, const RtArg *at) {
+    const RtSym *sym = RT_TABLE(plan, RtSym, syms);
+    for (uint32_t i = 0; i < plan->syms.n; i++)
+        if (sym[i].from_arena == (int32_t)at->arena && sym[i].from_offset == at->offset) return sym[i].bound;
+    return 0;
+}
+
+// Whole numbers in the proportions of 1 / (e + 1)^skew, none above most, with the sum n (if it can be).
+static void share_out(int32_t *to, int experts, int64_t n, int64_t most, double skew) {
+    double weight = 0, taken = 0;
+    for (int e = 0; e < experts; e++) weight += pow(e + 1, -skew);
+    int64_t given = 0;
+    for (int e = 0; e < experts; e++) {
+        double own = pow(e + 1, -skew), left = weight - taken;
+        double want = left > 0 ? (double)(n - given) * own / left : 0;
+        int64_t rows = (int64_t)(want + 0.5);
+        to[e] = (int32_t)(rows < most ? rows : most);
+        given += to[e];
+        taken += own;
+    }
+}
+
+int32_t *traffic_rows(const TrafficOf *t, Arena *a, uint32_t step) {
+    const RtExchange *x = rt_exchange_of(t->plan, step);
+    int m = rt_group_size(t->plan->mesh, (RtGroup)x->group);
+    int32_t *rows = arena_array(a, int32_t, m * x->experts);
+    int64_t n = bound_at(t->plan, arg_of(t->plan, step, 0));
+    for (int k = 0; k < m; k++) share_out(rows + k * x->experts, x->experts, n, (int64_t)t->tokens, t->skew);
+    return rows;
+}
+
+// Offsets as the runtime has them on group rank i, with all rows of a rank in its last leaf.
+static RtRowsAt offsets_of(Arena *a, const RtExchange *x, int i, int m, const int32_t *rows) {
+    int E = x->experts, n = x->leaves, mine = E / m;
+    int32_t *home = arena_array(a, int32_t, E * n + 1), *far = arena_array(a, int32_t, E * n + 1), at = 0;
+    for (int e = 0; e < E; e++) {
+        for (int l = 0; l < n; l++) home[e * n + l] = at;
+        at += rows[i * E + e];
+    }
+    home[E * n] = at;
+    at = 0;
+    for (int e = 0; e < mine; e++)
+        for (int k = 0; k < m; k++) {
+            for (int l = 0; l < n; l++) far[(e * m + k) * n + l] = at;
+            at += rows[k * E + i * mine + e];
+        }
+    far[mine * m * n] = at;
+    return (RtRowsAt){.home = home, .far = far};
+}
+
+// ---- messages -----------------------------------------------------------------------------------------------------
+
+bool traffic_of_step(const TrafficOf *t, Arena *a, uint32_t step, const int32_t *rows, StepTraffic *out) {
+    *out = (StepTraffic){.kind = RT_COMM_KINDS};
+    const RtExchange *x = rt_exchange_of(t->plan, step);
+    if (!x) return false;
+    RtMesh mesh = t->plan->mesh;
+    RtGroup group = (RtGroup)x->group;
+    int m = rt_group_size(mesh, group), i = rt_group_rank(mesh, group, t->rank);
+    RtExchangeRoom room = {.send = arena_array(a, RtCommPart, x->experts + 1), .recv = arena_array(a, RtCommPart, x->experts + 1),
+                           .cut = arena_array(a, int64_t, m + 1)};
+    RtRowsAt at = {.home = NULL};
+    if (rows) at = offsets_of(a, x, i, m, rows);
+    RtCommOp op;
+    if (m == 1 || !rt_exchange_op(x, m, &at, room, &op)) return false;
+    RtTraffic *sent = arena_array(a, RtTraffic, m), *received = arena_array(a, RtTraffic, m);
+    rt_comm_traffic(&op, i, m, sent, received);
+    out->kind = op.kind;
+    out->rounds = rt_rounds(&op, m);
+    for (int k = 0; k < m; k++) {
+        bool near = rt_group_member(mesh, group, t->rank, k) / t->per_node == t->rank / t->per_node;
+        RtLink link = near ? RT_LINK_NODE : RT_LINK_NET;
+        out->sent[link].messages += sent[k].messages;
+        out->sent[link].bytes += sent[k].bytes;
+        out->received[link].messages += received[k].messages;
+        out->received[link].bytes += received[k].bytes;
+    }
+    return true;
+}
+
+static void add(RtUsage *u, const StepTraffic *s, int64_t times) {
+    for (int l = 0; l < RT_LINKS; l++) {
+        u->sent[s->kind][l].messages += times * s->sent[l].messages;
+        u->sent[s->kind][l].bytes += times * s->sent[l].bytes;
+        u->received[s->kind][l].messages += times * s->received[l].messages;
+        u->received[s->kind][l].bytes += times * s->received[l].bytes;
+    }
+}
+
+// How often a step of the plan runs in a step of training.
+static int64_t times_run(const RtPlan *plan, uint32_t step, int64_t waves) {
+    const RtProgram *p = RT_TABLE(plan, RtProgram, programs);
+    for (uint32_t i = 0; i < plan->programs.n; i++) {
+        if (step < p[i].first_step || step >= p[i].first_step + p[i].n_steps) continue;
+        const char *name = RT_TEXT(plan, p[i].name);
+        return !strcmp(name, "pass") ? waves : !strcmp(name, "update");
+    }
+    return 0;
+}
+
+void traffic_of_training_step(const TrafficOf *t, Arena *a, int64_t waves, RtUsage *out) {
+    *out = (RtUsage){.sent = {{{0}}}};
+    const int32_t **rows = arena_array(a, const int32_t *, (int)t->plan->steps.n + 1);        // by the step of their offsets
+    for (uint32_t i = 0; i < t->plan->steps.n; i++) {
+        StepTraffic s;
+        int64_t times = times_run(t->plan, i, waves);
+        uint32_t of = times ? traffic_offsets_step(t->plan, i) : UINT32_MAX;
+        if (of != UINT32_MAX && !rows[of]) rows[of] = traffic_rows(t, a, of);
+        if (times && traffic_of_step(t, a, i, of == UINT32_MAX ? NULL : rows[of], &s)) add(out, &s, times);
+    }
+}
+
+// ---- recorded routes ----------------------------------------------------------------------------------------------
+
+bool traffic_recorded(const TrafficOf *t, Arena *a, Diag *d, const RouteLog *log, int64_t waves, RtUsage *out) {
+    RtMesh mesh = t->plan->mesh;
+    *out = (RtUsage){.sent = {{{0}}}};
+    for (uint32_t i = 0; i < t->plan->steps.n; i++) {
+        StepTraffic s;
+        if (traffic_offsets_step(t->plan, i) == UINT32_MAX && traffic_of_step(t, a, i, NULL, &s))
+            add(out, &s, routes_steps(log) * times_run(t->plan, i, waves));
+    }
+    for (int line = 0; line < routes_lines(log); line++) {
+        bool is_known = false;
+        for (uint32_t i = 0; i < t->plan->steps.n; i++) {
+            uint32_t of = traffic_offsets_step(t->plan, i);
+            if (of == UINT32_MAX || rt_exchange_of(t->plan, of)->sequence != routes_exchange(log, line)) continue;
+            const RtExchange *x = rt_exchange_of(t->plan, i);
+            int m = rt_group_size(mesh, (RtGroup)x->group);
+            int32_t *rows = arena_array(a, int32_t, m * x->experts);
+            is_known = true;
+            for (int k = 0; k < m; k++)
+                if (!routes_rows(log, line, rt_group_member(mesh, (RtGroup)x->group, t->rank, k), rows + k * x->experts, x->experts)) is_known = false;
+            StepTraffic s;
+            if (is_known && traffic_of_step(t, a, i, rows, &s)) add(out, &s, 1);
+        }
+        if (is_known) continue;
+        diag_error(d, (Span){0}, "the recorded routes are of another program or layout: line %d of a rank is exchange %u", line + 1,
+                   routes_exchange(log, line));
+        return false;
+    }
+    return true;
+}

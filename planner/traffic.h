@@ -1,0 +1,38 @@
+// Messages of a step, by the functions that the runtime sizes its exchanges with.  What data decide, the rows of experts, is
+// modelled or comes from a record.
+#ifndef PLANNER_TRAFFIC_H
+#define PLANNER_TRAFFIC_H
+#include "ir/base/arena.h"
+#include "ir/base/diag.h"
+#include "planner/layout.h"
+#include "planner/routes.h"
+#include "runtime/usage.h"
+
+typedef struct {
+    const RtPlan *plan;
+    int    rank, per_node;         // whose messages; ranks of a node
+    double tokens;                 // of a rank's pass
+    double skew;                   // experts are chosen as 1 / (number + 1)^skew
+} TrafficOf;
+
+// How many rows an exchange of offsets sends to each expert from each rank of its group: rows[member * experts + expert].
+int32_t *traffic_rows(const TrafficOf *t, Arena *a, uint32_t offsets_step);
+
+typedef struct {
+    RtCommKind kind;
+    int       rounds;              // one after the other
+    RtTraffic sent[RT_LINKS], received[RT_LINKS];
+} StepTraffic;
+
+// Of a step of the plan.  rows: of the route whose rows it moves; false: it moves nothing.
+bool traffic_of_step(const TrafficOf *t, Arena *a, uint32_t step, const int32_t *rows, StepTraffic *out);
+// The step that makes the offsets whose rows a step moves; UINT32_MAX: it moves none.
+uint32_t traffic_offsets_step(const RtPlan *plan, uint32_t step);
+
+// A whole step of training: the waves and the update.
+void traffic_of_training_step(const TrafficOf *t, Arena *a, int64_t waves, RtUsage *out);
+
+// All steps of a record together.  false after an error: the log is of another plan.
+bool traffic_recorded(const TrafficOf *t, Arena *a, Diag *d, const RouteLog *log, int64_t waves, RtUsage *out);
+
+#endif
