@@ -52,7 +52,7 @@ static bool matmul_of(const CpuTarget *t, const KernelNode *k, Matmul *m) {
     int k_axis = a->ndim - (attr->ta ? 2 : 1);
     m->k = extent(a, k_axis, k_axis + 1);
     if (!m->batch.ok || !m->rows.ok || y->dim[y->ndim - 1].sym || (m->k.sym && !attr->ta)) return false;
-    int64_t bound = extent_bound(&m->rows), runs = (bound + ROWS_RUN - 1) / ROWS_RUN;
+    int64_t bound = extent_bound(&m->rows), runs = (bound + ROWS_RUN - 1) / ROWS_RUN, each = (bound + runs - 1) / (runs ? runs : 1);
     m->r = (Rows){.a_type = a->dtype,
                   .b_type = b->dtype,
                   .y_type = y->dtype,
@@ -63,17 +63,15 @@ static bool matmul_of(const CpuTarget *t, const KernelNode *k, Matmul *m) {
                   .K = extent_bound(&m->k),
                   .N = y->dim[y->ndim - 1].n,
                   .y_row = y->dim[y->ndim - 1].n,
-                  .max_rows = bound < ROWS_RUN ? bound : ROWS_RUN};
+                  .max_rows = m->rows.sym && bound > ROWS_RUN ? ROWS_RUN : each};
     m->runs = runs;
     m->groups =
         rows_groups(runs * extent_bound(&m->batch), m->r.max_rows, m->r.K, m->r.N, m->rows.sym != NULL);
     m->parts = m->rows.sym ? rows_parts(&m->r, m->groups) : 1;
     if (!t) return rows_possible(&m->r);
     int size = rows_tile(t, &m->r);
-    int64_t rest = bound % ROWS_RUN;
-    bool vary = m->rows.sym != NULL;
-    m->r.heights =
-        vary ? tile_all_heights(size) : tile_heights(m->r.max_rows, size) | tile_heights(rest, size);
+    int64_t last = bound - (runs - 1) * each;
+    m->r.heights = m->rows.sym ? tile_all_heights(size) : tile_heights(each, size) | tile_heights(last, size);
     int panels = rows_panels(t, m->r.N);
     m->panels_each = (panels + m->groups - 1) / m->groups;
     return true;
@@ -114,13 +112,15 @@ void emit_matmul(Cg *cg, const KernelNode *k) {
     LV part = cg_rem(cg, cg->task, cg_int(cg, m.parts)), task = cg_div(cg, cg->task, cg_int(cg, m.parts));
     LV group = cg_rem(cg, task, cg_int(cg, m.groups)), rest = cg_div(cg, task, cg_int(cg, m.groups));
     LV index = cg_rem(cg, rest, batch), run = cg_div(cg, rest, batch), zero = cg_int(cg, 0);
-    LV first = cg_muli(cg, run, ROWS_RUN), row = cg_add(cg, cg_mul(cg, index, rows), first);
+    LV runs = cg_div(cg, cg_addi(cg, rows, ROWS_RUN - 1), cg_int(cg, ROWS_RUN));
+    LV each = cg_div(cg, cg_add(cg, rows, cg_addi(cg, runs, -1)), cg_max(cg, runs, cg_int(cg, 1)));
+    LV first = cg_mul(cg, run, each), row = cg_add(cg, cg_mul(cg, index, rows), first);
     LV lo = cg_muli(cg, group, m.panels_each);
     LV a = cg_add(cg, cg_mul(cg, cg_mul(cg, index, rows), depth), r->ta ? first : cg_mul(cg, first, depth));
     LV b = m.shared ? zero : cg_muli(cg, cg_mul(cg, index, depth), r->N);
     RowsRun u = {.a = cg_at(cg, r->a_type, cg_in(cg, 0), r->numbered ? zero : a),
                  .a_step = r->ta ? rows : NULL,
-                 .n = cg_min(cg, cg_sub(cg, rows, first), cg_int(cg, ROWS_RUN)),
+                 .n = cg_min(cg, cg_sub(cg, rows, first), each),
                  .k = depth,
                  .lo = lo,
                  .hi = cg_min(cg, cg_addi(cg, lo, m.panels_each), cg_int(cg, rows_panels(cg->target, r->N))),

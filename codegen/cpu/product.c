@@ -211,7 +211,7 @@ void rows_begin(Cg *cg, Rows *r) {
     r->k_block = k_block_of(r, cg->k);
     r->copy_a = copies_a(r);
     int64_t k = up(steps_of(r->dot, r->k_block), LANES);
-    r->tiles_block = (int)(block_near(cg->k) / (4 * k * rows));
+    r->tiles_block = (int)((block_near(cg->k) / (4 * k) + rows - 1) / rows);
     if (r->tiles_block < 1) r->tiles_block = 1;
     r->panel_bytes = is_laid(r) ? rows_matrix(r) * dtype_bytes(r->b_type) * r->panel / up(r->N, PANEL_COLS)
                                 : k * r->panel * 4 + 64;
@@ -431,9 +431,11 @@ static void run_blocks(Cg *cg, const Rows *r, const RowsRun *u) {
     int sides = u->second_b ? 2 : 1;
     Group g = {.units = cg_muli(cg, cg_sub(cg, u->hi, u->lo), sides)};
     Block b = {.cut = tile_cut(cg, u->n, rows_tile(cg->target, r))};
-    cg_for(cg, &rows, zero, b.cut.tiles, r->tiles_block);
-    b.t0 = rows.i;
-    b.t1 = cg_min(cg, cg_addi(cg, rows.i, r->tiles_block), b.cut.tiles);
+    LV blocks = cg_div(cg, cg_addi(cg, b.cut.tiles, r->tiles_block - 1), cg_int(cg, r->tiles_block));
+    LV each = cg_div(cg, cg_add(cg, b.cut.tiles, cg_addi(cg, blocks, -1)), cg_max(cg, blocks, cg_int(cg, 1)));
+    cg_for(cg, &rows, zero, blocks, 1);
+    b.t0 = cg_mul(cg, rows.i, each);
+    b.t1 = cg_min(cg, cg_add(cg, b.t0, each), b.cut.tiles);
     begin_cut(cg, r, u, &b, &k);
     begin_block(cg, r, u, &b);
     cg_for(cg, &group, zero, g.units, r->group * sides);

@@ -25,7 +25,7 @@ typedef struct {
     bool    dot;               // a and b are multiplied in pairs of k (dot.h)
     bool    copy_a;            // tiles read copies of the rows of A
     int64_t k_block;           // k of a block of A
-    int     tiles_block;       // tiles of a block of A
+    int     tiles_block;       // most tiles of a block of A
     int64_t a_row, a_k, tile_bytes;      // tile_bytes: of the copied rows of a tile
     int     group;             // panels that a tile meets before the next tile
     int64_t panel_bytes, at_panels;
@@ -57,7 +57,7 @@ RowNumbers row_numbers(Cg *cg, const Contraction *c, int operand, LV first);
 int  rows_panels(const CpuTarget *t, int64_t N);   // panels of N columns
 int  rows_tile(const CpuTarget *t, const Rows *r); // rows of the tallest tile
 int64_t rows_matrix(const Rows *r);                // elements from a matrix b to the next
-enum { ROWS_RUN = 252 };                           // rows of a task: whole tiles on every machine
+enum { ROWS_RUN = 256 };                           // rows of a task at most; runs of a product are equally long
 
 // Does the node's kernel take its matrices in panels?
 bool matmul_takes_panels(const KernelNode *k);
