@@ -189,6 +189,8 @@ static void emit_packing(Cg *cg, Rows *r) {
                                                  ? pack_column_pairs_function(cg, name, r->vecs, cols)
                                                  : pack_columns_function(cg, name, r->b_type, r->vecs, cols);
     }
+    if (r->ahead && !r->tb)
+        r->pack_piece = pack_pieces_function(cg, "pack_piece", r->b_type, r->vecs, (cg->k->node->attr.pair ? 2 : 1) * r->panel_bytes, r->dot);
     if (!r->copy_a) return;
     if (r->ta)
         r->copy = r->dot ? pair_strips_function(cg, "strip", r->tile_bytes, false)
@@ -225,7 +227,9 @@ void rows_begin(Cg *cg, Rows *r) {
     int64_t panel_k = r->panel * k * (is_laid(r) ? dtype_bytes(r->b_type) : 4);
     r->group = (int)(group_near(cg->k) / panel_k);
     if (r->group < 1) r->group = 1;
-    assert(is_laid(r) || r->at_panels + 2 * r->group * r->panel_bytes <= RT_SCRATCH_BYTES);
+    int units = r->group > 2 ? r->group : 2;               // a pair has a panel of each matrix
+    assert(is_laid(r) || r->at_panels + units * r->panel_bytes <= RT_SCRATCH_BYTES);
+    r->ahead = !is_laid(r) && r->at_panels + 2 * units * r->panel_bytes <= RT_SCRATCH_BYTES;
     emit_tiles(cg, r);
     emit_packing(cg, r);
 }
@@ -248,17 +252,23 @@ static LV a_step(Cg *cg, const Rows *r, const RowsRun *u) {
     return u->a_step ? u->a_step : cg_int(cg, r->a_given ? r->a_given : r->K);
 }
 
-static void begin_block(Cg *cg, const Rows *r, const RowsRun *u, Block *b) {
+static LV block_source(Cg *cg, const Rows *r, const RowsRun *u, const Block *b) {
+    LV step = a_step(cg, r, u), from = r->ta ? cg_add(cg, b->first, cg_mul(cg, b->k0, step))
+                                             : cg_add(cg, r->numbered ? cg_int(cg, 0) : cg_mul(cg, b->first, step), b->k0);
+    return cg_at(cg, r->a_type, u->a, from);
+}
+
+static void block_at(Cg *cg, const Rows *r, const RowsRun *u, Block *b) {
     b->first = tile_first(cg, &b->cut, b->t0);
-    LV n = cg_sub(cg, tile_first(cg, &b->cut, b->t1), b->first), step = a_step(cg, r, u);
-    LV from = r->ta ? cg_add(cg, b->first, cg_mul(cg, b->k0, step))
-                    : cg_add(cg, r->numbered ? cg_int(cg, 0) : cg_mul(cg, b->first, step), b->k0);
-    from = cg_at(cg, r->a_type, u->a, from);
-    b->a = r->copy_a ? bytes_at(cg, cg->scratch, up(r->scratch_used, 64)) : from;
+    b->a = r->copy_a ? bytes_at(cg, cg->scratch, up(r->scratch_used, 64)) : block_source(cg, r, u, b);
+}
+
+static void copy_block(Cg *cg, const Rows *r, const RowsRun *u, const Block *b) {
+    LV n = cg_sub(cg, tile_first(cg, &b->cut, b->t1), b->first), step = a_step(cg, r, u), from = block_source(cg, r, u, b);
     if (r->ta) {
         TileCut part = {cg_sub(cg, b->t1, b->t0), b->cut.base, cg_sub(cg, b->cut.extra, b->t0)};
         pack_strips(cg, &r->copy, b->a, from, b->n_k, step, &part, NULL);
-    } else if (r->copy_a) {
+    } else {
         RowNumbers rows = {.n = u->rows.n};
         if (r->numbered) rows.index = cg_at(cg, I32, u->rows.index, b->first);
         copy_columns(cg, &r->copy, b->a, from, n, step, b->n_k, r->numbered ? &rows : NULL);
@@ -334,17 +344,18 @@ static void stream_next(Cg *cg, const Rows *r, const Block *b, const Unit *next,
     LV from = cg_max(cg, cg_addi(cg, b->t0, 1), cg_sub(cg, b->t1, tiles)), row = cg_mul(cg, cg_sub(cg, tile, from), each);
     LV some = LLVMBuildICmp(cg->b, LLVMIntULT, row, rows, "");
     call->ahead = cg_select(cg, some, cg_bytes(cg, next->b, cg_muli(cg, row, step)), call->a);
-    call->ahead_step = cg_select(cg, some, cg_int(cg, step), cg_int(cg, 0));
+    call->ahead_step = cg_int(cg, step);
+    call->n_ahead = cg_select(cg, some, each, cg_int(cg, 0));
 }
 
-// Panels that a tile meets before the next one, n units from unit g0 on.
-typedef struct { LV g0, n, units; } Group;
+// Panels that a tile meets before the next one, n units from unit g0 on; slots: where they lie in scratch.
+typedef struct { LV g0, n, units, slots; } Group;
 
 static Unit unit_of(Cg *cg, const Rows *r, const RowsRun *u, const Block *b, const Group *g, LV i) {
     return unit_at(cg, r, u, b, cg_min(cg, i, cg_addi(cg, g->units, -1)));
 }
 static LV panel_slot(Cg *cg, const Rows *r, const Group *g, LV i) {
-    return cg_bytes(cg, bytes_at(cg, cg->scratch, r->at_panels), cg_muli(cg, cg_sub(cg, i, g->g0), r->panel_bytes));
+    return cg_bytes(cg, g->slots, cg_muli(cg, cg_sub(cg, i, g->g0), r->panel_bytes));
 }
 
 static void pack_unit(Cg *cg, const Rows *r, const RowsRun *u, const Block *b, const Group *g, LV i) {
@@ -356,25 +367,91 @@ static void pack_unit(Cg *cg, const Rows *r, const RowsRun *u, const Block *b, c
     end_widths(cg, r, &width);
 }
 
-// Columns of a panel of the next group, which lie as rows: a part of them.
-static void ask_for_columns(Cg *cg, const Rows *r, const RowsRun *u, const Block *b, const Group *g, LV unit, LV tile) {
-    CgLoop col, k;
-    Unit next = unit_of(cg, r, u, b, g, cg_add(cg, unit, g->n));
-    LV n = cg_sub(cg, b->t1, b->t0), i = cg_sub(cg, tile, b->t0);
-    LV cols = cg_min(cg, cg_int(cg, r->panel), cg_sub(cg, cg_int(cg, r->N), next.col));
-    cg_for(cg, &col, cg_div(cg, cg_mul(cg, i, cols), n), cg_div(cg, cg_mul(cg, cg_addi(cg, i, 1), cols), n), 1);
-    LV from = cg_at(cg, r->b_type, next.b, cg_mul(cg, col.i, u->k));
-    cg_for(cg, &k, cg_int(cg, 0), b->n_k, 64 / dtype_bytes(r->b_type));
-    cg_prefetch(cg, cg_at(cg, r->b_type, from, k.i), false, 2);
-    cg_end(cg, &k);
-    cg_end(cg, &col);
+// ---- the next group, piece by piece
+// Between the tiles of a group a piece of the next group's panels is packed: asked for before a tile, packed after it, so
+// that nothing waits for memory, and nothing is gone again before it is read.
+
+enum { FEW_TILES = 4 };       // of a block: their first tile packs while it multiplies, there is no time between
+
+static int64_t piece_k(const Rows *r) { return !r->tb ? 1 : r->dot ? 2 * LANES : LANES; }
+static int sides_of(const RowsRun *u) { return u->second_b ? 2 : 1; }
+
+// Parts of the group that are packed at once: rows of k through all panels, or squares of one panel, which are transposed.
+static LV pieces_of_group(Cg *cg, const Rows *r, const Block *b, const Group *g) {
+    LV k = cg_div(cg, cg_addi(cg, b->n_k, piece_k(r) - 1), cg_int(cg, piece_k(r)));
+    if (!r->tb) return r->dot ? cg_div(cg, cg_addi(cg, k, 1), cg_int(cg, 2)) : k;
+    return cg_mul(cg, k, g->n);
 }
 
-// The first tile of a panel asks for its rows, and at last for those of the next panel; other tiles for rows of the next
-// group.
-static void unit_tile(Cg *cg, const Rows *r, const RowsRun *u, const Block *b, const Group *g, LV i, LV tile, bool is_first) {
+typedef struct { LV lo, hi; } Extent;
+static Extent span_of_tile(Cg *cg, const Block *now, LV tile, LV pieces) {
+    LV n = cg_sub(cg, now->t1, now->t0), i = cg_sub(cg, tile, now->t0);
+    return (Extent){cg_div(cg, cg_mul(cg, i, pieces), n), cg_div(cg, cg_mul(cg, cg_addi(cg, i, 1), pieces), n)};
+}
+
+static void pack_row_pieces(Cg *cg, const Rows *r, const RowsRun *u, const Block *b, const Group *g, const Extent *span) {
+    int sides = sides_of(u), k_row = r->dot ? 2 : 1;
+    LV lo = cg_muli(cg, span->lo, k_row), n = cg_sub(cg, cg_min(cg, cg_muli(cg, span->hi, k_row), b->n_k), lo);
+    LV to = cg_muli(cg, span->lo, r->panel * 4);
+    for (int side = 0; side < sides; side++) {
+        Unit at = unit_at(cg, r, u, b, cg_addi(cg, g->g0, side));
+        LV cols = cg_muli(cg, cg_div(cg, g->n, cg_int(cg, sides)), r->panel);
+        cols = cg_min(cg, cols, cg_sub(cg, cg_int(cg, r->N), at.col));
+        LV from = cg_at(cg, r->b_type, at.b, cg_muli(cg, lo, r->N));
+        pack_rows(cg, &r->pack_piece, cg_bytes(cg, bytes_at(cg, g->slots, side * r->panel_bytes), to), from, n, cg_int(cg, r->N), cols, NULL);
+    }
+}
+
+// Squares of a panel: asked for, or packed.
+static void column_pieces(Cg *cg, const Rows *r, const RowsRun *u, const Block *b, const Group *g, const Extent *span, bool asks) {
+    CgLoop l, col;
+    CgIf width;
+    LV squares = cg_div(cg, cg_addi(cg, b->n_k, piece_k(r) - 1), cg_int(cg, piece_k(r)));
+    cg_for(cg, &l, span->lo, span->hi, 1);
+    LV i = cg_add(cg, g->g0, cg_div(cg, l.i, squares)), k = cg_muli(cg, cg_rem(cg, l.i, squares), piece_k(r));
+    Unit at = unit_at(cg, r, u, b, i);
+    LV from = cg_at(cg, r->b_type, at.b, k), n = cg_min(cg, cg_int(cg, piece_k(r)), cg_sub(cg, b->n_k, k));
+    if (asks) {
+        cg_for(cg, &col, cg_int(cg, 0), cg_min(cg, cg_int(cg, r->panel), cg_sub(cg, cg_int(cg, r->N), at.col)), 1);
+        cg_prefetch(cg, cg_at(cg, r->b_type, from, cg_mul(cg, col.i, u->k)), false, 2);
+        cg_end(cg, &col);
+    } else {
+        LV to = cg_bytes(cg, panel_slot(cg, r, g, i), cg_muli(cg, k, r->panel * (r->dot ? 2 : 4)));
+        for (int part = 0; part < 2; part++)
+            if (begin_width(cg, r, at.panel, part, &width))
+                pack_columns(cg, part ? &r->pack_last : &r->pack, to, from, n, u->k);
+        end_widths(cg, r, &width);
+    }
+    cg_end(cg, &l);
+}
+
+// A group in its block; what follows it, if `more`; few: the block has few tiles.
+typedef struct { Block b; Group g; } Step;
+typedef struct { Step now, next; LV more, few; } Steps;
+
+// What the tile asks for meanwhile, in panel i of its group: a line of each row of its piece of the next group, or, where
+// panels lie ready or are left by the first tile, rows of the panel in the same place of the next group.
+static void stream(Cg *cg, const Rows *r, const RowsRun *u, const Steps *s, LV i, LV tile, LV height, TileCall *call) {
+    Unit next = unit_of(cg, r, u, &s->now.b, &s->now.g, cg_add(cg, i, s->now.g.n));
+    stream_next(cg, r, &s->now.b, &next, tile, height, call);
+    if (is_laid(r)) return;
+    const Step *n = &s->next;
+    Extent span = span_of_tile(cg, &s->now.b, tile, pieces_of_group(cg, r, &n->b, &n->g));
+    int k_row = r->dot ? 2 : 1;
+    LV at = cg_min(cg, cg_sub(cg, i, s->now.g.g0), cg_addi(cg, n->g.n, -1));
+    Unit piece = unit_at(cg, r, u, &n->b, cg_add(cg, n->g.g0, at));
+    LV from = cg_at(cg, r->b_type, piece.b, cg_muli(cg, span.lo, r->N * k_row));
+    call->ahead = cg_select(cg, s->few, call->ahead, from);
+    LV rows = cg_select(cg, s->more, cg_muli(cg, cg_sub(cg, span.hi, span.lo), k_row), cg_int(cg, 0));
+    call->n_ahead = cg_select(cg, s->few, call->n_ahead, rows);
+}
+
+// The first tile of a panel that leaves it in scratch asks for its rows, and at last for those of the next panel.
+static void unit_tile(Cg *cg, const Rows *r, const RowsRun *u, const Steps *s, LV i, LV tile, bool is_first) {
+    const Block *b = &s->now.b;
+    const Group *g = &s->now.g;
     LV first = tile_first(cg, &b->cut, tile), height = tile_height(cg, &b->cut, tile);
-    Unit at = unit_of(cg, r, u, b, g, i), next = unit_of(cg, r, u, b, g, cg_add(cg, i, is_first ? cg_int(cg, 1) : g->n));
+    Unit at = unit_of(cg, r, u, b, g, i);
     LV c = cg_at(cg, r->y_type, at.y, cg_add(cg, cg_muli(cg, first, r->y_row), at.col));
     bool lies = is_first && !is_laid(r);
     TileCall call = {.a = a_of_tile(cg, r, u, b, tile, first),
@@ -383,8 +460,8 @@ static void unit_tile(Cg *cg, const Rows *r, const RowsRun *u, const Block *b, c
                      .b_k = cg_int(cg, lies ? r->N : is_laid(r) ? PANEL_COLS : r->panel),
                      .c = c};
     if (lies) call.panel = panel_slot(cg, r, g, i);
-    if (is_first) call.next = next.b;
-    else if (rest_spec(r)->stream) stream_next(cg, r, b, &next, tile, height, &call);
+    if (is_first) call.next = unit_of(cg, r, u, b, g, cg_addi(cg, i, 1)).b;
+    else if (rest_spec(r)->stream) stream(cg, r, u, s, i, tile, height, &call);
     if (b->done) call.init = cg_select(cg, cg_lt(cg, cg_int(cg, 0), b->k0), c, LLVMConstNull(cg->ptr));
     CgIf width;
     for (int part = 0; part < 2; part++)
@@ -393,68 +470,122 @@ static void unit_tile(Cg *cg, const Rows *r, const RowsRun *u, const Block *b, c
     end_widths(cg, r, &width);
 }
 
-static void group_tile(Cg *cg, const Rows *r, const RowsRun *u, const Block *b, const Group *g, LV tile, bool is_first) {
+static void group_tile(Cg *cg, const Rows *r, const RowsRun *u, const Steps *s, LV tile, bool is_first) {
     CgLoop unit;
+    CgIf between;
+    const Block *b = &s->now.b;
+    const Group *g = &s->now.g;
     LV first = tile_first(cg, &b->cut, tile), height = tile_height(cg, &b->cut, tile), end = cg_add(cg, g->g0, g->n);
-    int sides = u->second_b ? 2 : 1;
-    LV col = cg_muli(cg, cg_add(cg, u->lo, cg_div(cg, g->g0, cg_int(cg, sides))), r->panel);
-    LV col_end = cg_min(cg, cg_add(cg, col, cg_muli(cg, cg_div(cg, g->n, cg_int(cg, sides)), r->panel)), cg_int(cg, r->N));
+    LV sides = cg_int(cg, sides_of(u)), col = cg_muli(cg, cg_add(cg, u->lo, cg_div(cg, g->g0, sides)), r->panel);
+    LV col_end = cg_min(cg, cg_add(cg, col, cg_muli(cg, cg_div(cg, g->n, sides), r->panel)), cg_int(cg, r->N));
+    LV packs = r->ahead ? LLVMBuildAnd(cg->b, s->more, LLVMBuildNot(cg->b, s->few, ""), "") : NULL;
+    Extent span;
+    if (packs) span = span_of_tile(cg, b, tile, pieces_of_group(cg, r, &s->next.b, &s->next.g));
     attach_strip(cg, u, false, b->done, first, height, col, col_end);
+    if (packs && r->tb) {
+        cg_if(cg, &between, packs);
+        column_pieces(cg, r, u, &s->next.b, &s->next.g, &span, true);
+        cg_endif(cg, &between);
+    }
     cg_for(cg, &unit, g->g0, end, 1);
-    if (r->tb && !is_laid(r)) ask_for_columns(cg, r, u, b, g, unit.i, tile);
-    unit_tile(cg, r, u, b, g, unit.i, tile, is_first);
+    unit_tile(cg, r, u, s, unit.i, tile, is_first);
     cg_end(cg, &unit);
     attach_strip(cg, u, true, b->done, first, height, col, col_end);
+    if (!packs) return;
+    cg_if(cg, &between, packs);
+    if (r->tb) column_pieces(cg, r, u, &s->next.b, &s->next.g, &span, false);
+    else pack_row_pieces(cg, r, u, &s->next.b, &s->next.g, &span);
+    cg_endif(cg, &between);
 }
 
-// Pieces of k, if chains are cut.
-static void begin_cut(Cg *cg, const Rows *r, const RowsRun *u, Block *b, CgLoop *l) {
-    b->k0 = cg_int(cg, 0);
-    b->n_k = u->k;
-    if (!cuts_k(r)) return;
+// How chains are cut: pieces, each of `block` k.
+typedef struct { LV pieces, block; } ChainCut;
+
+static ChainCut chain_cut(Cg *cg, const Rows *r, const RowsRun *u) {
+    LV one = cg_int(cg, 1);
+    if (!cuts_k(r)) return (ChainCut){one, u->k};
     // A single tile goes through rows of B rather than panels.
-    LV one = cg_lt(cg, u->n, cg_int(cg, rows_tile(cg->target, r) + 1)), block = cg_int(cg, r->k_block);
-    if (!r->tb && !is_laid(r)) block = cg_select(cg, one, cg_min(cg, block, cg_int(cg, FEW_K)), block);
+    LV single = cg_lt(cg, u->n, cg_int(cg, rows_tile(cg->target, r) + 1)), block = cg_int(cg, r->k_block);
+    if (!r->tb && !is_laid(r)) block = cg_select(cg, single, cg_min(cg, block, cg_int(cg, FEW_K)), block);
     LV pieces = cg_div(cg, cg_add(cg, u->k, cg_addi(cg, block, -1)), block);
-    cg_for(cg, l, b->k0, cg_max(cg, pieces, cg_int(cg, 1)), 1); // chains without steps are stored, too
-    b->k0 = cg_mul(cg, l->i, block);
-    b->n_k = cg_min(cg, cg_sub(cg, u->k, b->k0), block);
-    b->done = cg_eq(cg, cg_add(cg, b->k0, b->n_k), u->k);
+    return (ChainCut){cg_max(cg, pieces, one), block};         // chains without steps are stored, too
 }
-static void end_cut(Cg *cg, const Rows *r, CgLoop *l) {
-    if (cuts_k(r)) cg_end(cg, l);
+
+static void piece_of_chain(Cg *cg, const Rows *r, const RowsRun *u, const ChainCut *c, LV i, Block *b) {
+    b->k0 = cuts_k(r) ? cg_mul(cg, i, c->block) : cg_int(cg, 0);
+    b->n_k = cuts_k(r) ? cg_min(cg, cg_sub(cg, u->k, b->k0), c->block) : u->k;
+    b->done = cuts_k(r) ? cg_eq(cg, cg_add(cg, b->k0, b->n_k), u->k) : NULL;
 }
+
+// The order of a run.
+typedef struct {
+    TileCut cut;
+    ChainCut chain;
+    LV tiles_each, groups, units, units_each;
+} Order;
+
+static Step step_at(Cg *cg, const Rows *r, const RowsRun *u, const Order *o, LV i) {
+    LV group = cg_rem(cg, i, o->groups), piece = cg_div(cg, i, o->groups), block = piece;
+    Step s = {.b = {.cut = o->cut}};
+    if (cuts_k(r)) {
+        block = cg_div(cg, piece, o->chain.pieces);
+        piece = cg_rem(cg, piece, o->chain.pieces);
+    }
+    s.b.t0 = cg_mul(cg, block, o->tiles_each);
+    s.b.t1 = cg_min(cg, cg_add(cg, s.b.t0, o->tiles_each), o->cut.tiles);
+    piece_of_chain(cg, r, u, &o->chain, piece, &s.b);
+    block_at(cg, r, u, &s.b);
+    s.g = (Group){.g0 = cg_mul(cg, group, o->units_each), .units = o->units};
+    s.g.n = cg_min(cg, cg_sub(cg, o->units, s.g.g0), o->units_each);
+    s.g.slots = bytes_at(cg, cg->scratch, r->at_panels);
+    if (r->ahead) s.g.slots = cg_bytes(cg, s.g.slots, cg_mul(cg, cg_rem(cg, i, cg_int(cg, 2)), cg_muli(cg, o->units_each, r->panel_bytes)));
+    return s;
+}
+
+static LV parts_of(Cg *cg, LV n, LV each) { return cg_div(cg, cg_add(cg, n, cg_addi(cg, each, -1)), each); }
 
 static void run_blocks(Cg *cg, const Rows *r, const RowsRun *u) {
-    CgLoop rows, k, group, unit, tile;
-    LV zero = cg_int(cg, 0);
-    int sides = u->second_b ? 2 : 1;
-    Group g = {.units = cg_muli(cg, cg_sub(cg, u->hi, u->lo), sides)};
-    Block b = {.cut = tile_cut(cg, u->n, rows_tile(cg->target, r))};
-    LV blocks = cg_div(cg, cg_addi(cg, b.cut.tiles, r->tiles_block - 1), cg_int(cg, r->tiles_block));
-    LV each = cg_div(cg, cg_add(cg, b.cut.tiles, cg_addi(cg, blocks, -1)), cg_max(cg, blocks, cg_int(cg, 1)));
-    cg_for(cg, &rows, zero, blocks, 1);
-    b.t0 = cg_mul(cg, rows.i, each);
-    b.t1 = cg_min(cg, cg_add(cg, b.t0, each), b.cut.tiles);
-    begin_cut(cg, r, u, &b, &k);
-    begin_block(cg, r, u, &b);
-    cg_for(cg, &group, zero, g.units, r->group * sides);
-    g.g0 = group.i;
-    g.n = cg_min(cg, cg_sub(cg, g.units, g.g0), cg_int(cg, r->group * sides));
-    bool tiles_pack = !r->tb || is_laid(r);
-    if (tiles_pack) {
-        group_tile(cg, r, u, &b, &g, b.t0, true);
-    } else {
-        cg_for(cg, &unit, g.g0, cg_add(cg, g.g0, g.n), 1);
-        pack_unit(cg, r, u, &b, &g, unit.i);
-        cg_end(cg, &unit);
+    CgLoop step, unit, tile;
+    CgIf begins, packs;
+    LV one = cg_int(cg, 1), zero = cg_int(cg, 0);
+    int sides = sides_of(u), panels = r->group / sides ? r->group / sides : 1;
+    Order o = {.cut = tile_cut(cg, u->n, rows_tile(cg->target, r)), .chain = chain_cut(cg, r, u)};
+    LV blocks = parts_of(cg, o.cut.tiles, cg_int(cg, r->tiles_block));
+    o.tiles_each = parts_of(cg, o.cut.tiles, cg_max(cg, blocks, one));
+    o.units = cg_muli(cg, cg_sub(cg, u->hi, u->lo), sides);
+    o.units_each = cg_int(cg, panels * sides);
+    o.groups = parts_of(cg, o.units, o.units_each);
+    LV n = cg_mul(cg, cg_mul(cg, blocks, o.chain.pieces), o.groups);
+    cg_for(cg, &step, zero, n, 1);
+    LV after = cg_addi(cg, step.i, 1);
+    Steps s = {.now = step_at(cg, r, u, &o, step.i), .more = cg_lt(cg, after, n)};
+    s.next = step_at(cg, r, u, &o, cg_select(cg, s.more, after, step.i));
+    Block *b = &s.now.b;
+    s.few = r->ahead ? cg_lt(cg, cg_sub(cg, b->t1, b->t0), cg_int(cg, FEW_TILES)) : cg_bool(cg, true);
+    if (r->copy_a) {
+        cg_if(cg, &begins, cg_eq(cg, s.now.g.g0, zero));
+        copy_block(cg, r, u, b);
+        cg_endif(cg, &begins);
     }
-    cg_for(cg, &tile, tiles_pack ? cg_addi(cg, b.t0, 1) : b.t0, b.t1, 1);
-    group_tile(cg, r, u, &b, &g, tile.i, false);
+    LV empty = LLVMBuildOr(cg->b, s.few, cg_eq(cg, step.i, zero), ""), from = b->t0;
+    if (is_laid(r)) {
+        group_tile(cg, r, u, &s, b->t0, true);
+        from = cg_addi(cg, b->t0, 1);
+    } else {
+        cg_if(cg, &packs, empty);
+        if (!r->tb) group_tile(cg, r, u, &s, b->t0, true);
+        else {
+            cg_for(cg, &unit, s.now.g.g0, cg_add(cg, s.now.g.g0, s.now.g.n), 1);
+            pack_unit(cg, r, u, b, &s.now.g, unit.i);
+            cg_end(cg, &unit);
+        }
+        cg_endif(cg, &packs);
+        if (!r->tb) from = cg_select(cg, empty, cg_addi(cg, b->t0, 1), b->t0);
+    }
+    cg_for(cg, &tile, from, b->t1, 1);
+    group_tile(cg, r, u, &s, tile.i, false);
     cg_end(cg, &tile);
-    cg_end(cg, &group);
-    end_cut(cg, r, &k);
-    cg_end(cg, &rows);
+    cg_end(cg, &step);
 }
 
 // A run of few rows is one tile, in columns as wide as the registers allow.  Gives the first panel it leaves.
@@ -480,8 +611,11 @@ static LV run_wide(Cg *cg, const Rows *r, const RowsRun *u) {
         cg_if(cg, &some, cg_lt(cg, zero, n));
         Block b = {.cut = {cg_int(cg, 1), u->n, zero}, .t0 = zero, .t1 = cg_int(cg, 1)};
         attach_strip(cg, u, false, NULL, zero, u->n, lo, hi);
-        begin_cut(cg, r, u, &b, &k);
-        begin_block(cg, r, u, &b);
+        ChainCut chain = chain_cut(cg, r, u);
+        cg_for(cg, &k, zero, chain.pieces, 1);
+        piece_of_chain(cg, r, u, &chain, k.i, &b);
+        block_at(cg, r, u, &b);
+        if (r->copy_a) copy_block(cg, r, u, &b);
         for (int side = 0; side < (u->second_b ? 2 : 1); side++) {
             LV matrix = side ? u->second_b : u->b, y = side ? u->second_y : u->y;
             cg_for(cg, &l, lo, hi, vecs * LANES);
@@ -492,7 +626,7 @@ static LV run_wide(Cg *cg, const Rows *r, const RowsRun *u) {
             tile_call(cg, &set, u->n, &call);
             cg_end(cg, &l);
         }
-        end_cut(cg, r, &k);
+        cg_end(cg, &k);
         attach_strip(cg, u, true, NULL, zero, u->n, lo, hi);
         cg_endif(cg, &some);
         first = end;

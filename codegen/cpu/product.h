@@ -28,10 +28,11 @@ typedef struct {
     int     tiles_block;       // most tiles of a block of A
     int64_t a_row, a_k, tile_bytes;      // tile_bytes: of the copied rows of a tile
     int     group;             // panels that a tile meets before the next tile
+    bool    ahead;             // there is room for the next group's panels
     int64_t panel_bytes, at_panels;
     TileSet first, first_last, rest, rest_last;      // the first tile of a panel, the others; _last: the narrow panel
     TileSet wide[TILE_MAX_ROWS + 1];     // of runs of few rows, by height
-    PackFunction pack, pack_last, copy;
+    PackFunction pack, pack_last, pack_piece, copy;
 } Rows;
 
 // What the code of products takes from the machine becomes part of the key.

@@ -66,7 +66,7 @@ static LV offset(Cg *cg, LV base, int64_t elements) {
 enum {
     PREFETCH_ROWS = 32
 }; // of B, asked into the second cache: rows 4 KiB apart don't fit the first one's sets
-enum { P_A, P_B, P_K, P_B_K, P_C, P_INIT, P_N_MERGE, P_MERGE, P_NEXT, P_PANEL, P_AHEAD, P_AHEAD_STEP, N_PARAMS };
+enum { P_A, P_B, P_K, P_B_K, P_C, P_INIT, P_N_MERGE, P_MERGE, P_NEXT, P_PANEL, P_AHEAD, P_AHEAD_STEP, P_N_AHEAD, N_PARAMS };
 
 // Bytes between columns of a row of B, whose row holds one k or two.
 static int64_t b_bytes(const TileSpec *s) { return s->pairs ? 4 : dtype_bytes(s->b_type); }
@@ -157,7 +157,8 @@ static void tile_chain(Cg *cg, const TileSpec *s, int height, LV fn, LV *acc) {
         LV asked = s->prefetch ? cg_select(cg, cg_lt(cg, l.i, ahead.last), ahead.far, ahead.wrapped) : NULL;
         if (s->stream && u == unroll) {
             ask_for_b(cg, s, other, cg_int(cg, 0), 2);
-            other = cg_bytes(cg, other, LLVMGetParam(fn, P_AHEAD_STEP));
+            LV more = cg_lt(cg, l.i, cg_muli(cg, LLVMGetParam(fn, P_N_AHEAD), unroll));
+            other = cg_select(cg, more, cg_bytes(cg, other, LLVMGetParam(fn, P_AHEAD_STEP)), other);
         }
         for (int j = 0; j < u; j++) {
             tile_step(cg, s, height, a, j, b, s->joins ? cg_bytes(cg, b, row) : NULL, asked, other, pair, acc);
@@ -193,7 +194,7 @@ static void ask_for_c(Cg *cg, const TileSpec *s, int height, LV c) {
 
 static LV emit_tile(Cg *cg, const TileSpec *s, const char *name, int height, LT *type) {
     CgFunction f;
-    LT params[N_PARAMS] = {cg->ptr, cg->ptr, cg->i64, cg->i64, cg->ptr, cg->ptr, cg->i64, cg->ptr, cg->ptr, cg->ptr, cg->ptr, cg->i64};
+    LT params[N_PARAMS] = {cg->ptr, cg->ptr, cg->i64, cg->i64, cg->ptr, cg->ptr, cg->i64, cg->ptr, cg->ptr, cg->ptr, cg->ptr, cg->i64, cg->i64};
     char text[64];
     snprintf(text, sizeof text, "%s_%d", name, height);
     cg_function_begin(cg, &f, text, cg->void_t, params, N_PARAMS);
@@ -267,7 +268,8 @@ void tile_call_fixed(Cg *cg, const TileSet *set, int height, const TileCall *c) 
                          c->next ? c->next : null,
                          c->panel ? c->panel : null,
                          c->ahead ? c->ahead : c->a,
-                         c->ahead ? c->ahead_step : cg_int(cg, 0)};
+                         c->ahead ? c->ahead_step : cg_int(cg, 0),
+                         c->ahead ? c->n_ahead : cg_int(cg, 0)};
     assert(set->fn[height]);
     cg_call(cg, set->type, set->fn[height], args, N_PARAMS);
 }
@@ -446,7 +448,7 @@ static void ask_for_rows(Cg *cg, const RowLoop *r, LV col, int64_t cols) {
 
 // Row by row, so that memory is read as it lies; rows ahead are asked for, since rows may be pages apart.
 static PackFunction rows_function(Cg *cg, const char *name, DType t, int vecs, int64_t panel_bytes,
-                                  bool numbered, bool pairs) {
+                                  bool numbered, bool pairs, bool asks) {
     CgFunction f;
     PackFunction p;
     RowLoop row;
@@ -460,7 +462,7 @@ static PackFunction rows_function(Cg *cg, const char *name, DType t, int vecs, i
     for (int v = 0; v < vecs; v++)
         cg_store_vec(cg, F32, load_rows(cg, &row, cg_addi(cg, panel.i, v * LANES), NULL), to,
                      cg_int(cg, v * LANES), NULL);
-    ask_for_rows(cg, &row, panel.i, width);
+    if (asks) ask_for_rows(cg, &row, panel.i, width);
     LV next = cg_bytes(cg, to, cg_int(cg, panel_bytes));
     cg_loop_end(cg, &panel, &next);
     CgIf rest;
@@ -477,10 +479,13 @@ static PackFunction rows_function(Cg *cg, const char *name, DType t, int vecs, i
 
 PackFunction pack_rows_function(Cg *cg, const char *name, DType t, int vecs, int64_t panel_bytes,
                                 bool numbered) {
-    return rows_function(cg, name, t, vecs, panel_bytes, numbered, false);
+    return rows_function(cg, name, t, vecs, panel_bytes, numbered, false, true);
 }
 PackFunction pack_row_pairs_function(Cg *cg, const char *name, int vecs, int64_t panel_bytes, bool numbered) {
-    return rows_function(cg, name, BF16, vecs, panel_bytes, numbered, true);
+    return rows_function(cg, name, BF16, vecs, panel_bytes, numbered, true, true);
+}
+PackFunction pack_pieces_function(Cg *cg, const char *name, DType t, int vecs, int64_t panel_bytes, bool pairs) {
+    return rows_function(cg, name, t, vecs, panel_bytes, false, pairs, false);
 }
 
 void pack_rows(Cg *cg, const PackFunction *f, LV panels, LV source, LV n, LV step, LV cols,

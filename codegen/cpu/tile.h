@@ -67,7 +67,7 @@ typedef struct {
     LV n_merge, merge;         // NULL: none
     LV next;                   // behind the last row of B those of another tile are asked for; NULL: those that follow
     LV panel;                  // where B is left
-    LV ahead, ahead_step;      // the stream: address, bytes from a row of a panel to the next; NULL: nothing
+    LV ahead, ahead_step, n_ahead;       // the stream: address, bytes from a row to the next, rows; NULL: nothing
 } TileCall;
 LV   tile_streamed(Cg *cg, const TileSpec *s, LV height, LV k);       // rows that the stream of a tile asks for
 void tile_call(Cg *cg, const TileSet *set, LV height, const TileCall *c);     // dispatches on the height
@@ -92,6 +92,8 @@ PackFunction pack_rows_function(Cg *cg, const char *name, DType t, int vecs, int
                                 bool numbered);
 void         pack_rows(Cg *cg, const PackFunction *f, LV panels, LV source, LV n, LV step, LV cols,
                        const RowNumbers *rows);
+// The same, of a few rows, or pairs of them, that are near already.
+PackFunction pack_pieces_function(Cg *cg, const char *name, DType t, int vecs, int64_t panel_bytes, bool pairs);
 // One panel from a source that holds its columns as rows; k rounds up to 16.  Columns from `cols` on repeat
 // the last.
 PackFunction pack_columns_function(Cg *cg, const char *name, DType t, int vecs, int cols);
