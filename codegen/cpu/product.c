@@ -263,16 +263,20 @@ static void block_at(Cg *cg, const Rows *r, const RowsRun *u, Block *b) {
     b->a = r->copy_a ? bytes_at(cg, cg->scratch, up(r->scratch_used, 64)) : block_source(cg, r, u, b);
 }
 
+// Rows first .. of the block, n of them, are copied to their place.
+static void copy_part(Cg *cg, const Rows *r, const RowsRun *u, const Block *b, LV first, LV n) {
+    LV step = a_step(cg, r, u), from = block_source(cg, r, u, b), to = cg_at(cg, F32, b->a, cg_muli(cg, first, r->a_row));
+    RowNumbers rows = {.n = u->rows.n};
+    if (r->numbered) rows.index = cg_at(cg, I32, u->rows.index, cg_add(cg, b->first, first));
+    else from = cg_at(cg, r->a_type, from, cg_mul(cg, first, step));
+    copy_columns(cg, &r->copy, to, from, n, step, b->n_k, r->numbered ? &rows : NULL);
+}
+
 static void copy_block(Cg *cg, const Rows *r, const RowsRun *u, const Block *b) {
-    LV n = cg_sub(cg, tile_first(cg, &b->cut, b->t1), b->first), step = a_step(cg, r, u), from = block_source(cg, r, u, b);
-    if (r->ta) {
-        TileCut part = {cg_sub(cg, b->t1, b->t0), b->cut.base, cg_sub(cg, b->cut.extra, b->t0)};
-        pack_strips(cg, &r->copy, b->a, from, b->n_k, step, &part, NULL);
-    } else {
-        RowNumbers rows = {.n = u->rows.n};
-        if (r->numbered) rows.index = cg_at(cg, I32, u->rows.index, b->first);
-        copy_columns(cg, &r->copy, b->a, from, n, step, b->n_k, r->numbered ? &rows : NULL);
-    }
+    LV n = cg_sub(cg, tile_first(cg, &b->cut, b->t1), b->first);
+    TileCut part = {cg_sub(cg, b->t1, b->t0), b->cut.base, cg_sub(cg, b->cut.extra, b->t0)};
+    if (r->ta) pack_strips(cg, &r->copy, b->a, block_source(cg, r, u, b), b->n_k, a_step(cg, r, u), &part, NULL);
+    else copy_part(cg, r, u, b, cg_int(cg, 0), n);
 }
 
 static LV a_of_tile(Cg *cg, const Rows *r, const RowsRun *u, const Block *b, LV tile, LV first) {
@@ -470,6 +474,20 @@ static void unit_tile(Cg *cg, const Rows *r, const RowsRun *u, const Steps *s, L
     end_widths(cg, r, &width);
 }
 
+// A block follows in the place of this one: behind a tile's last use its rows give way to those of the tile in the same
+// place, which is not higher.
+static bool copies_between(const Rows *r) { return r->copy_a && !r->ta; }
+
+static void copy_next_tile(Cg *cg, const Rows *r, const RowsRun *u, const Steps *s, LV tile) {
+    CgIf last;
+    const Block *next = &s->next.b;
+    LV at = cg_add(cg, next->t0, cg_sub(cg, tile, s->now.b.t0)), there = cg_lt(cg, at, next->t1);
+    LV begins = LLVMBuildAnd(cg->b, s->more, cg_eq(cg, s->next.g.g0, cg_int(cg, 0)), "");
+    cg_if(cg, &last, LLVMBuildAnd(cg->b, begins, there, ""));
+    copy_part(cg, r, u, next, cg_sub(cg, tile_first(cg, &next->cut, at), next->first), tile_height(cg, &next->cut, at));
+    cg_endif(cg, &last);
+}
+
 static void group_tile(Cg *cg, const Rows *r, const RowsRun *u, const Steps *s, LV tile, bool is_first) {
     CgLoop unit;
     CgIf between;
@@ -491,6 +509,7 @@ static void group_tile(Cg *cg, const Rows *r, const RowsRun *u, const Steps *s, 
     unit_tile(cg, r, u, s, unit.i, tile, is_first);
     cg_end(cg, &unit);
     attach_strip(cg, u, true, b->done, first, height, col, col_end);
+    if (copies_between(r)) copy_next_tile(cg, r, u, s, tile);
     if (!packs) return;
     cg_if(cg, &between, packs);
     if (r->tb) column_pieces(cg, r, u, &s->next.b, &s->next.g, &span, false);
@@ -563,7 +582,7 @@ static void run_blocks(Cg *cg, const Rows *r, const RowsRun *u) {
     Block *b = &s.now.b;
     s.few = r->ahead ? cg_lt(cg, cg_sub(cg, b->t1, b->t0), cg_int(cg, FEW_TILES)) : cg_bool(cg, true);
     if (r->copy_a) {
-        cg_if(cg, &begins, cg_eq(cg, s.now.g.g0, zero));
+        cg_if(cg, &begins, cg_eq(cg, copies_between(r) ? step.i : s.now.g.g0, zero));
         copy_block(cg, r, u, b);
         cg_endif(cg, &begins);
     }
