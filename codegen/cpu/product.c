@@ -450,19 +450,35 @@ static void stream(Cg *cg, const Rows *r, const RowsRun *u, const Steps *s, LV i
     call->n_ahead = cg_select(cg, s->few, call->n_ahead, rows);
 }
 
+static LV c_at(Cg *cg, const Rows *r, const Block *b, const Unit *at, LV tile) {
+    return cg_at(cg, r->y_type, at->y, cg_add(cg, cg_muli(cg, tile_first(cg, &b->cut, tile), r->y_row), at->col));
+}
+
+// Where the tile after this one has its sums: to the right, or below at the left, or at the top of the next group.
+static LV next_c(Cg *cg, const Rows *r, const RowsRun *u, const Steps *s, LV i, LV tile) {
+    const Block *b = &s->now.b;
+    const Group *g = &s->now.g;
+    LV end = cg_add(cg, g->g0, g->n), right = cg_addi(cg, i, 1), below = cg_addi(cg, tile, 1);
+    LV is_last = cg_eq(cg, right, end), is_lowest = cg_eq(cg, below, b->t1);
+    LV unit = cg_select(cg, is_last, cg_select(cg, is_lowest, end, g->g0), right);
+    Unit at = unit_of(cg, r, u, b, g, unit);
+    return c_at(cg, r, b, &at, cg_select(cg, is_last, cg_select(cg, is_lowest, b->t0, below), tile));
+}
+
 // The first tile of a panel that leaves it in scratch asks for its rows, and at last for those of the next panel.
 static void unit_tile(Cg *cg, const Rows *r, const RowsRun *u, const Steps *s, LV i, LV tile, bool is_first) {
     const Block *b = &s->now.b;
     const Group *g = &s->now.g;
     LV first = tile_first(cg, &b->cut, tile), height = tile_height(cg, &b->cut, tile);
     Unit at = unit_of(cg, r, u, b, g, i);
-    LV c = cg_at(cg, r->y_type, at.y, cg_add(cg, cg_muli(cg, first, r->y_row), at.col));
+    LV c = c_at(cg, r, b, &at, tile);
     bool lies = is_first && !is_laid(r);
     TileCall call = {.a = a_of_tile(cg, r, u, b, tile, first),
                      .b = lies || is_laid(r) ? at.b : panel_slot(cg, r, g, i),
                      .k = lies ? b->n_k : steps(cg, r->dot, b->n_k),
                      .b_k = cg_int(cg, lies ? r->N : is_laid(r) ? PANEL_COLS : r->panel),
-                     .c = c};
+                     .c = c,
+                     .next_c = rest_spec(r)->ask_c ? next_c(cg, r, u, s, i, tile) : NULL};
     if (lies) call.panel = panel_slot(cg, r, g, i);
     if (is_first) call.next = unit_of(cg, r, u, b, g, cg_addi(cg, i, 1)).b;
     else if (rest_spec(r)->stream) stream(cg, r, u, s, i, tile, height, &call);

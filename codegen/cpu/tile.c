@@ -66,7 +66,7 @@ static LV offset(Cg *cg, LV base, int64_t elements) {
 enum {
     PREFETCH_ROWS = 32
 }; // of B, asked into the second cache: rows 4 KiB apart don't fit the first one's sets
-enum { P_A, P_B, P_K, P_B_K, P_C, P_INIT, P_N_MERGE, P_MERGE, P_NEXT, P_PANEL, P_AHEAD, P_AHEAD_STEP, P_N_AHEAD, N_PARAMS };
+enum { P_A, P_B, P_K, P_B_K, P_C, P_INIT, P_N_MERGE, P_MERGE, P_NEXT, P_PANEL, P_AHEAD, P_AHEAD_STEP, P_N_AHEAD, P_NEXT_C, N_PARAMS };
 
 // Bytes between columns of a row of B, whose row holds one k or two.
 static int64_t b_bytes(const TileSpec *s) { return s->pairs ? 4 : dtype_bytes(s->b_type); }
@@ -184,17 +184,17 @@ static void tile_chain(Cg *cg, const TileSpec *s, int height, LV fn, LV *acc) {
     cg_endif_join(cg, &odd, n, longer, carry, acc);
 }
 
-// Lines of the tile to the right: what it continues, and where its sums go.
+// Lines of the tile that comes next: what it continues, and where its sums go.
 static void ask_for_c(Cg *cg, const TileSpec *s, int height, LV c) {
     int64_t bytes = dtype_bytes(s->c_type);
     for (int row = 0; row < height; row++)
         for (int64_t at = 0; at < s->cols * bytes; at += 64)
-            cg_prefetch(cg, cg_bytes(cg, c, cg_int(cg, (row * s->c_row + s->cols) * bytes + at)), true, 3);
+            cg_prefetch(cg, cg_bytes(cg, c, cg_int(cg, row * s->c_row * bytes + at)), true, 3);
 }
 
 static LV emit_tile(Cg *cg, const TileSpec *s, const char *name, int height, LT *type) {
     CgFunction f;
-    LT params[N_PARAMS] = {cg->ptr, cg->ptr, cg->i64, cg->i64, cg->ptr, cg->ptr, cg->i64, cg->ptr, cg->ptr, cg->ptr, cg->ptr, cg->i64, cg->i64};
+    LT params[N_PARAMS] = {cg->ptr, cg->ptr, cg->i64, cg->i64, cg->ptr, cg->ptr, cg->i64, cg->ptr, cg->ptr, cg->ptr, cg->ptr, cg->i64, cg->i64, cg->ptr};
     char text[64];
     snprintf(text, sizeof text, "%s_%d", name, height);
     cg_function_begin(cg, &f, text, cg->void_t, params, N_PARAMS);
@@ -206,7 +206,7 @@ static LV emit_tile(Cg *cg, const TileSpec *s, const char *name, int height, LT 
     assert(n + 3 <= CG_MAX_CARRY);
     LV acc[CG_MAX_CARRY], c = LLVMGetParam(f.fn, P_C), zero = cg_vec(cg, 0);
     for (int i = 0; i < n; i++) acc[i] = zero;
-    if (s->ask_c) ask_for_c(cg, s, height, c);
+    if (s->ask_c) ask_for_c(cg, s, height, LLVMGetParam(f.fn, P_NEXT_C));
     if (s->reload) {
         LV zeros[CG_MAX_CARRY], held[CG_MAX_CARRY];
         CgIf again;
@@ -269,7 +269,8 @@ void tile_call_fixed(Cg *cg, const TileSet *set, int height, const TileCall *c) 
                          c->panel ? c->panel : null,
                          c->ahead ? c->ahead : c->a,
                          c->ahead ? c->ahead_step : cg_int(cg, 0),
-                         c->ahead ? c->n_ahead : cg_int(cg, 0)};
+                         c->ahead ? c->n_ahead : cg_int(cg, 0),
+                         c->next_c ? c->next_c : cg_at(cg, set->spec.c_type, c->c, cg_int(cg, set->spec.cols))};
     assert(set->fn[height]);
     cg_call(cg, set->type, set->fn[height], args, N_PARAMS);
 }

@@ -44,7 +44,7 @@ typedef struct {
     int     prefetch;          // B comes from far: rows ahead are asked for into this cache (cg_prefetch); 0: not so
     bool    packs;             // what is loaded of B is left as a panel for other tiles
     bool    stream;            // some lines that other tiles will read are asked for meanwhile
-    bool    ask_c;             // the lines of C to the right are asked for
+    bool    ask_c;             // lines of the C that comes next are asked for
     bool    reload;            // the chain may continue from a tile in memory (init)
     bool    merge;             // after the chain n_merge tiles at merge, merge - merge_step, .. are added
     int64_t merge_step;        // elements
@@ -66,6 +66,7 @@ typedef struct {
     LV init;                   // address of the tile the chain continues; NULL or null: from zero
     LV n_merge, merge;         // NULL: none
     LV next;                   // behind the last row of B those of another tile are asked for; NULL: those that follow
+    LV next_c;                 // the C that comes next; NULL: that to the right
     LV panel;                  // where B is left
     LV ahead, ahead_step, n_ahead;       // the stream: address, bytes from a row to the next, rows; NULL: nothing
 } TileCall;
