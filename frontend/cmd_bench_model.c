@@ -125,24 +125,44 @@ typedef struct {
     Cli     *c;
     Session *s;
     const RtSettings *settings;
+    bool     local;                // ranks are threads: b is one for all
     int64_t  warm, steps, traced;
     double   forward;              // of the leaves of all ranks
     json_t  *facts;
 } TrainBench;
 
 static RtStatus run_steps(const TrainBench *b, RtStepWork *w, double *took, RtError *e) {
-    bool first = rt_rank(w->p->ranks) == 0;
     RandomIds ids = {1 + (uint64_t)rt_rank(w->p->ranks), b->settings->vocabulary, w->in.sequence};
     int64_t number = 0, tokens = rt_work_sequences(w) * w->in.sequence;
     RT_TRY(rt_init(w->p, b->settings->seed, e));
     for (int64_t i = -b->warm; i < b->steps + b->traced; i++) {
-        if (i == b->steps && first) RT_TRY(rt_trace_begin(w->p, (int)(b->traced * (w->waves + 1)), e));
+        if (i == 0 && w->p->ranks) w->p->ranks->rows = (RtRowsTime){0};
+        if (i == b->steps) RT_TRY(rt_trace_begin(w->p, (int)(b->traced * (w->waves + 1)), e));
         int64_t begin_ns = rt_now_ns();
         number++;
         RT_TRY(rt_work_step(w, (RtStepNumbers){number, number, tokens * (number - 1), b->settings->lr}, random_batch, &ids, e));
         if (i >= 0 && i < b->steps) took[i] = (double)(rt_now_ns() - begin_ns) / 1e9;
     }
     return RT_OK;
+}
+
+// Exchanges of rows of the first rank, per step, and how much more rows than the mean the busiest rank's experts got.
+static RtStatus tell_rows(TrainBench *b, RtRanks *r, RtError *e) {
+    int64_t *arrived = calloc((size_t)r->n, sizeof *arrived);
+    if (!arrived) return rt_fail(e, RT_NO_MEMORY, "no memory for %d ranks", r->n);
+    RtStatus s = rt_gather(r, &r->rows.arrived, sizeof *arrived, arrived, e);
+    int64_t sum = 0, most = 0;
+    for (int i = 0; i < r->n && s == RT_OK; i++) {
+        sum += arrived[i];
+        if (arrived[i] > most) most = arrived[i];
+    }
+    free(arrived);
+    if (r->rank || !b->facts || !sum) return s;
+    double steps = (double)(b->steps + b->traced);
+    json_object_set_new(b->facts, "rows_under_way_ms", json_real((double)r->rows.under_way_ns / 1e6 / steps));
+    json_object_set_new(b->facts, "rows_exposed_ms", json_real((double)r->rows.exposed_ns / 1e6 / steps));
+    json_object_set_new(b->facts, "most_rows_over_mean", json_real((double)most * r->n / (double)sum));
+    return s;
 }
 
 static void tell_steps(TrainBench *b, const RtStepWork *w, double *took) {
@@ -173,6 +193,9 @@ static RtStatus bench_rank(void *self, RtPlanInstance *p, RtError *e) {
     if (status == RT_OK) {
         status = run_steps(b, &w, took, e);
         if (status == RT_OK && rt_rank(p->ranks) == 0) tell_steps(b, &w, took);
+        else if (status == RT_OK && cli_value(b->c, "trace")) status = rt_trace_write(p, NULL, cli_value(b->c, "trace"), e);
+        if (status == RT_OK && p->ranks) status = tell_rows(b, p->ranks, e);
+        if (status == RT_OK && rt_rank(p->ranks) && !b->local) b->facts = json_object();
         rt_trace_end(p);
         rt_work_close(&w);
     }
@@ -183,7 +206,7 @@ static RtStatus bench_rank(void *self, RtPlanInstance *p, RtError *e) {
 
 static json_t *train_facts(Cli *c, Session *s, const Ranks *ranks, const RtSettings *settings, double forward) {
     bool ok = true;
-    TrainBench b = {.c = c, .s = s, .settings = settings, .forward = forward, .warm = bench_number(c, "warmup", 0, 5, &ok),
+    TrainBench b = {.c = c, .s = s, .settings = settings, .local = ranks->local, .forward = forward, .warm = bench_number(c, "warmup", 0, 5, &ok),
                     .steps = bench_number(c, "steps", 1, 20, &ok),
                     .traced = wants_trace(c) ? cli_flag(c, "profile") ? PROFILED : 1 : 0};
     int threads;
@@ -327,6 +350,7 @@ static json_t *model_facts(Cli *c, const char *file) {
 int bench_model(Cli *c) {
     json_t *facts = model_facts(c, c->args.at[0]);
     if (!facts) return cli_finish(c, EXIT_WRONG);
+    if (!json_object_size(facts)) return cli_finish(c, EXIT_DONE);     // the first rank tells
     json_t *profile = json_incref(json_object_get(facts, "profile"));
     bool table = !cli_flag(c, "json");
     if (table) json_object_del(facts, "profile");

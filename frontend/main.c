@@ -286,7 +286,7 @@ static int parse_option(Cli *c, char **word) {
 
 static bool runs_on_ranks(const Cli *c) {
     return c->command->run == cmd_train || c->command->run == cmd_eval || c->command->run == cmd_generate ||
-           c->command->run == cmd_verify;
+           c->command->run == cmd_verify || (c->command->run == cmd_bench && strstr(c->args.at[0], ".moe"));
 }
 
 static bool choose_color(const char *when) {

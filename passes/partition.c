@@ -83,9 +83,22 @@ static void cut_source(Partition *q, Node *n) {
 
 // ---- operands ----------------------------------------------------------------------------------------------------
 
+// Parts are made of parts: what they were cut from may have no reader left.
+static void remove_unread(Node *n) {
+    if (!op_is(n->op, ELEMENTWISE) || n->out[0].n_uses) return;
+    Value *in[MAX_NAMED];
+    int n_in = n->n_in < MAX_NAMED ? n->n_in : MAX_NAMED;
+    for (int i = 0; i < n_in; i++) in[i] = n->in[i];
+    graph_remove(n);
+    for (int i = 0; i < n_in; i++)
+        if (!in[i]->n_uses) remove_unread(in[i]->node);
+}
+
 static void want(Partition *q, Node *n, int i, Place place) {
-    Value *v = placed(&q->p, n->in[i], place, n);
-    if (v != n->in[i]) replace_operand(n, i, v);
+    Value *old = n->in[i], *v = placed(&q->p, old, place, n);
+    if (v == old) return;
+    replace_operand(n, i, v);
+    remove_unread(old->node);
 }
 
 static void want_all_home(Partition *q, Node *n) {

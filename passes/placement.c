@@ -74,6 +74,23 @@ static Value *sent(Placement *p, Builder *b, Value *v, Place place) {
     return make(b, OP_EXCHANGE_ROWS, INS(v, r->near_offsets, r->far_offsets), .sym = r->far, .over = over);
 }
 
+// A part of a result that nobody else reads: made of parts of the operands, so that no more is computed than is read.
+static Value *part_made(Placement *p, const Value *v, Place place, Node *before) {
+    Node *n = v->node;
+    if (place.kind != PART || v->n_uses != 1 || n->n_out != 1 || !op_is(n->op, ELEMENTWISE) || !v->type.ndim) return NULL;
+    Value **in = arena_array(p->cx->scratch, Value *, n->n_in + 1);
+    for (int i = 0; i < n->n_in; i++) {
+        const Type *t = &n->in[i]->type;
+        bool is_cut = t->ndim == v->type.ndim && dim_eq(t->dim[0], v->type.dim[0]);
+        in[i] = is_cut ? placed(p, n->in[i], place, before) : n->in[i];
+    }
+    Builder b = builder_before(p->g, before);
+    Value *part = build_first(node_clone(&b, n, in));
+    part->type.dim[0].n /= group_size(p, place.group);
+    place_set(p, part, place);
+    return part;
+}
+
 Value *placed(Placement *p, Value *v, Place place, Node *before) {
     Place from = place_of(p, v);
     bool same = from.kind == place.kind && (from.kind != PART || from.group == place.group);
@@ -81,6 +98,7 @@ Value *placed(Placement *p, Value *v, Place place, Node *before) {
     if (from.kind == PART && place.kind == PART) return placed(p, placed(p, v, (Place){HOME, 0}, before), place, before);
     Value **there = slot(twins_of(p, v), place);
     if (*there) return *there;
+    if ((*there = part_made(p, v, place, before))) return *there;
     Builder b = builder_before(p->g, before);
     Value *to = sent(p, &b, v, place);
     *slot(twins_of(p, v), place) = to;

@@ -409,6 +409,8 @@ RtStatus rt_comm_run(RtComm *c, const RtCommOp *op, RtError *e) {
     return rt_comm_done(c, ticket, e);
 }
 
+int64_t rt_comm_moved_ns(const RtComm *c, int ticket) { return c->run[ticket].moved_ns; }
+
 void rt_comm_step(RtComm *c, int64_t step) { c->step = step; }
 void rt_comm_silence(RtComm *c, int64_t ns) { c->silence_ns = ns; }
 RtCommCounters rt_comm_counters(const RtComm *c) { return c->counters; }

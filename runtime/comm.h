@@ -160,6 +160,8 @@ bool     rt_comm_ready(const RtComm *c, int ticket, int part);
 // (silence_ns + 10 * expected_ns), with the peers that are missing and what each rank does; RT_COMM when ranks don't
 // run the same ops, or sizes differ.
 RtStatus rt_comm_done(RtComm *c, int ticket, RtError *e);
+// When the collective of a ticket, waited for or not, last got further: when it was over, once it is.
+int64_t  rt_comm_moved_ns(const RtComm *c, int ticket);
 RtStatus rt_comm_run(RtComm *c, const RtCommOp *op, RtError *e);      // start, done
 
 // ---- what was moved -------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "runtime/inputs.h"
+#include "runtime/trace.h"
 
 // Bytes of work space: what is added or gathered, and the communicator's scratch behind it.
 static size_t up(size_t n) { return (n + 63) & ~(size_t)63; }
@@ -55,6 +56,7 @@ typedef struct RtSlot {
     size_t   work_bytes, experts;
     void    *part, *from;      // reduce_scatter: the result, and where in work it will be
     size_t   part_bytes;
+    int64_t  begin_ns, exposed_ns;
     bool     taken;            // while slots are dealt
 } RtSlot;
 
@@ -63,21 +65,25 @@ const RtExchange *rt_exchange_of(const RtPlan *plan, uint32_t step) {
     return strcmp(RT_TEXT(plan, k->symbol), EXCHANGE_SYMBOL) ? NULL : (const RtExchange *)((const char *)plan + k->data.offset);
 }
 
-// Exchanges that are never under way at once share a slot.  slot, slot_of: [steps + 1], zeroed.  Returns how many slots.
-static int deal_slots(const RtPlan *plan, RtSlot *slot, int *slot_of) {
+typedef struct RtDealt {
+    int slot, step;            // step: of the plan, where it starts
+} RtDealt;
+
+// Exchanges that are never under way at once share a slot.  slot, dealt: [steps + 1], zeroed.  Returns how many slots.
+static int deal_slots(const RtPlan *plan, RtSlot *slot, RtDealt *dealt) {
     int n_slots = 0;
     for (uint32_t i = 0; i < plan->steps.n; i++) {
         const RtExchange *x = rt_exchange_of(plan, i);
         if (!x) continue;
         if (x->kind == RT_WAIT) {
-            slot[slot_of[x->sequence]].taken = false;
+            slot[dealt[x->sequence].slot].taken = false;
             continue;
         }
         int k = 0;
         while (slot[k].taken) k++;
         RtSlot *s = &slot[k];
         size_t bytes = work_bytes(x, plan->mesh);
-        slot_of[x->sequence] = k;
+        dealt[x->sequence] = (RtDealt){k, (int)i};
         s->taken = x->pending;
         if (bytes > s->work_bytes) s->work_bytes = bytes;
         if ((size_t)x->experts > s->experts) s->experts = (size_t)x->experts;
@@ -89,13 +95,14 @@ static int deal_slots(const RtPlan *plan, RtSlot *slot, int *slot_of) {
 static size_t work_room(const RtSlot *s) { return up(s->work_bytes + 1); }
 static size_t parts_room(const RtSlot *s) { return (s->experts + 1) * sizeof *s->send; }
 static size_t cut_room(const RtPlan *plan) { return ((size_t)rt_mesh_ranks(plan->mesh) + 1) * sizeof(int64_t); }
-static size_t dealt_room(const RtPlan *plan) { return ((size_t)plan->steps.n + 1) * (sizeof(RtSlot) + sizeof(int)); }
+static size_t dealt_room(const RtPlan *plan) { return ((size_t)plan->steps.n + 1) * (sizeof(RtSlot) + sizeof(RtDealt)); }
 
 int64_t rt_ranks_bytes(const RtPlan *plan) {
     RtSlot *slot = calloc((size_t)plan->steps.n + 1, sizeof *slot);
-    int *slot_of = calloc((size_t)plan->steps.n + 1, sizeof *slot_of), n = rt_mesh_ranks(plan->mesh), groups = 1, members = n;
+    RtDealt *dealt = calloc((size_t)plan->steps.n + 1, sizeof *dealt);
+    int n = rt_mesh_ranks(plan->mesh), groups = 1, members = n;
     size_t bytes = sizeof(RtRanks) + dealt_room(plan);
-    int n_slots = slot && slot_of ? deal_slots(plan, slot, slot_of) : 0;
+    int n_slots = slot && dealt ? deal_slots(plan, slot, dealt) : 0;
     for (int i = 0; i < n_slots; i++) bytes += work_room(&slot[i]) + 2 * parts_room(&slot[i]) + cut_room(plan);
     for (int g = 0; g < RT_GROUPS; g++) {
         int m = rt_group_size(plan->mesh, (RtGroup)g);
@@ -103,15 +110,15 @@ int64_t rt_ranks_bytes(const RtPlan *plan) {
         members += m > 1 ? m : 0;
     }
     free(slot);
-    free(slot_of);
+    free(dealt);
     return (int64_t)bytes + rt_comm_bytes(n, groups, members);
 }
 
 static RtStatus open_buffers(RtRanks *r, RtPlanInstance *p, RtError *e) {
     r->slot = calloc((size_t)p->plan->steps.n + 1, sizeof *r->slot);
-    r->slot_of = calloc((size_t)p->plan->steps.n + 1, sizeof *r->slot_of);
-    if (!r->slot || !r->slot_of) return rt_fail(e, RT_NO_MEMORY, "no memory for exchanges");
-    r->n_slots = deal_slots(p->plan, r->slot, r->slot_of);
+    r->dealt = calloc((size_t)p->plan->steps.n + 1, sizeof *r->dealt);
+    if (!r->slot || !r->dealt) return rt_fail(e, RT_NO_MEMORY, "no memory for exchanges");
+    r->n_slots = deal_slots(p->plan, r->slot, r->dealt);
     size_t taken = sizeof *r + dealt_room(p->plan);
     for (int i = 0; i < r->n_slots; i++) {
         RtSlot *s = &r->slot[i];
@@ -134,7 +141,7 @@ RtStatus rt_ranks_open(RtPlanInstance *p, RtComm *comm, RtRanks **out, RtError *
         return rt_fail(e, RT_BAD_SETTING, "the plan is for %d ranks, but there are %d", rt_mesh_ranks(p->plan->mesh), n);
     RtRanks *r = calloc(1, sizeof *r);
     if (!r) return rt_fail(e, RT_NO_MEMORY, "no memory for %d ranks", n);
-    *r = (RtRanks){.comm = comm, .plan = p->plan, .rank = rt_comm_rank(comm), .n = n, .mesh = p->plan->mesh};
+    *r = (RtRanks){.comm = comm, .plan = p->plan, .rank = rt_comm_rank(comm), .n = n, .mesh = p->plan->mesh, .plan_run = p};
     RtStatus s = open_groups(r, e);
     if (s == RT_OK) s = open_buffers(r, p, e);
     if (s != RT_OK) {
@@ -156,7 +163,7 @@ void rt_ranks_close(RtRanks *r) {
         free(r->slot[i].cut);
     }
     free(r->slot);
-    free(r->slot_of);
+    free(r->dealt);
     free(r);
 }
 
@@ -235,16 +242,45 @@ static void prepare(const Job *j, const RtRowsAt *at) {
     s->op.scratch = s->work;
 }
 
+static bool moves_rows(const RtCommOp *op) { return op->kind == RT_COMM_ROWS || op->kind == RT_COMM_BACK; }
+
+static int64_t bytes_sent(const Job *j) {
+    RtTraffic *sent = calloc((size_t)j->m * 2, sizeof *sent);
+    int64_t bytes = 0;
+    if (!sent) return 0;
+    rt_comm_traffic(&j->s->op, j->i, j->m, sent, sent + j->m);
+    for (int k = 0; k < j->m; k++) bytes += sent[k].bytes;
+    free(sent);
+    return bytes;
+}
+
+static void note_flight(const Job *j) {
+    RtRanks *r = j->r;
+    int64_t end_ns = rt_comm_moved_ns(r->comm, j->s->ticket);
+    if (moves_rows(&j->s->op)) {
+        r->rows.under_way_ns += end_ns - j->s->begin_ns;
+        r->rows.exposed_ns += j->s->exposed_ns;
+    }
+    if (!r->plan_run->trace) return;
+    rt_trace_flight(r->plan_run->trace, (RtTraceFlight){.step = r->dealt[j->x->sequence].step, .begin_ns = j->s->begin_ns, .end_ns = end_ns,
+                                                        .exposed_ns = j->s->exposed_ns, .bytes = bytes_sent(j)});
+}
+
 static void finish(const Job *j) {
     RtRanks *r = j->r;
+    int64_t wait_ns = rt_now_ns();
     r->status = rt_comm_done(r->comm, j->s->ticket, &r->error);
     if (r->status == RT_OK && j->s->part) memcpy(j->s->part, j->s->from, j->s->part_bytes);
     j->s->part = NULL;
+    j->s->exposed_ns += rt_now_ns() - wait_ns;
+    note_flight(j);
 }
 
 static void run(const Job *j) {
     RtRanks *r = j->r;
+    j->s->begin_ns = rt_now_ns();
     r->status = rt_comm_start(r->comm, &j->s->op, &j->s->ticket, &r->error);
+    j->s->exposed_ns = rt_now_ns() - j->s->begin_ns;
     if (r->status == RT_OK && !j->x->pending) finish(j);
 }
 
@@ -308,6 +344,7 @@ static void exchange_offsets(const Job *j, const int32_t *home, int32_t *far) {
 static void exchange_rows(const Job *j, unsigned char *x, const int32_t *home, const int32_t *far, unsigned char *y) {
     bool back = j->x->kind == RT_RETURN_ROWS;
     prepare(j, &(RtRowsAt){.home = home, .far = far, .home_rows = back ? y : x, .far_rows = back ? x : y});
+    if (!back) j->r->rows.arrived += far[(int64_t)(j->x->experts / j->m) * j->m * j->x->leaves];
     run(j);
 }
 
@@ -317,7 +354,7 @@ void moec_exchange(const RtCall *c) {
     const RtExchange *x = c->data;
     void *const *arg = c->arg;
     if (!r) return;
-    Job j = {.r = r, .x = x, .s = &r->slot[r->slot_of[x->sequence]]};
+    Job j = {.r = r, .x = x, .s = &r->slot[r->dealt[x->sequence].slot]};
     j.m = rt_group_size(r->mesh, (RtGroup)x->group);
     j.i = rt_group_rank(r->mesh, (RtGroup)x->group, r->rank);
     size_t part = bytes_of(x) / (size_t)j.m;

@@ -5,6 +5,10 @@
 #include "runtime/comm.h"
 #include "runtime/plan.h"
 
+// Of exchanges of rows: how long they were under way, and how much of that this rank spent on nothing else; rows that
+// arrived at this rank's experts.
+typedef struct { int64_t under_way_ns, exposed_ns, arrived; } RtRowsTime;
+
 typedef struct RtRanks {
     RtComm  *comm;             // borrowed
     const RtPlan *plan;
@@ -16,7 +20,9 @@ typedef struct RtRanks {
     RtError  agreed;           // the last error of rt_agree, which all ranks have
     struct RtSlot *slot;       // of exchanges under way
     int      n_slots;
-    int     *slot_of;          // by an exchange's number in the plan
+    struct RtDealt *dealt;     // by an exchange's number in the plan
+    RtPlanInstance *plan_run;  // borrowed: whose exchanges these are
+    RtRowsTime rows;           // since open
     FILE    *routes;           // where rows of each route are recorded, or NULL (borrowed)
     int64_t  step;             // of the run, for that
 } RtRanks;

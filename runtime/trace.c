@@ -2,6 +2,7 @@
 // is told of a step (rates, share of the limit) is told of one execution by all threads: from whoever begins
 // first to whoever ends last.
 #include "runtime/trace.h"
+#include "runtime/gather.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -29,9 +30,10 @@ RtStatus rt_trace_begin(RtPlanInstance *p, int runs, RtError *e) {
     t->n = calloc((size_t)t->threads, sizeof *t->n);
     t->event = calloc((size_t)t->threads * (size_t)t->capacity, sizeof *t->event);
     t->work = calloc((size_t)t->max_runs * (size_t)t->steps + 1, sizeof *t->work);
+    t->flight = calloc((size_t)t->max_runs * (size_t)t->steps + 1, sizeof *t->flight);
     t->origin_ns = rt_now_ns();
     p->trace = t;
-    if (t->n && t->event && t->work) return RT_OK;
+    if (t->n && t->event && t->work && t->flight) return RT_OK;
     rt_trace_end(p);
     return rt_fail(e, RT_NO_MEMORY, "no memory for a trace");
 }
@@ -41,6 +43,7 @@ void rt_trace_end(RtPlanInstance *p) {
     free(p->trace->n);
     free(p->trace->event);
     free(p->trace->work);
+    free(p->trace->flight);
     free(p->trace);
     p->trace = NULL;
 }
@@ -50,6 +53,12 @@ void rt_trace_add(RtTrace *t, int thread, RtTraceEvent event) {
         event.run = t->runs;
         t->event[(size_t)thread * (size_t)t->capacity + (size_t)t->n[thread]++] = event;
     }
+}
+
+void rt_trace_flight(RtTrace *t, RtTraceFlight flight) {
+    if (t->runs == t->max_runs || t->n_flights == t->max_runs * t->steps) return;
+    flight.run = t->runs;
+    t->flight[t->n_flights++] = flight;
 }
 
 void rt_trace_work(RtTrace *t, int step, RtWork work) {
@@ -111,7 +120,7 @@ static void write_event(FILE *f, const RtPlanInstance *p, const RtLimits *limits
     const RtPlan *plan = p->plan;
     const RtStep *step = &p->step[v->step];
     double seconds = (double)(x->end_ns - x->begin_ns) / 1e9;
-    fputs("{\"ph\": \"X\", \"pid\": 1, \"name\": \"", f);
+    fprintf(f, "{\"ph\": \"X\", \"pid\": %d, \"name\": \"", rt_rank(p->ranks) + 1);
     write_text(f, RT_TEXT(plan, step->op));
     fprintf(f, "\", \"tid\": %d, \"ts\": %.3f, \"dur\": %.3f, \"args\": {\"path\": \"", thread,
             (double)(v->begin_ns - p->trace->origin_ns) / 1e3, (double)(v->end_ns - v->begin_ns) / 1e3);
@@ -136,8 +145,31 @@ static void write_event(FILE *f, const RtPlanInstance *p, const RtLimits *limits
     fputs("}}", f);
 }
 
-RtStatus rt_trace_write(const RtPlanInstance *p, const RtLimits *limits, const char *path, RtError *e) {
+// Two events: they may overlap with others.
+static void write_flight(FILE *f, const RtPlanInstance *p, int number) {
+    const RtTraceFlight *x = &p->trace->flight[number];
+    const RtStep *step = &p->step[x->step];
+    for (int end = 0; end < 2; end++) {
+        fprintf(f, ",\n{\"ph\": \"%s\", \"cat\": \"exchange\", \"id\": %d, \"pid\": %d, \"tid\": 0, \"name\": \"", end ? "e" : "b", number,
+                rt_rank(p->ranks) + 1);
+        write_text(f, RT_TEXT(p->plan, step->op));
+        fprintf(f, "\", \"ts\": %.3f, \"args\": {\"path\": \"", (double)((end ? x->end_ns : x->begin_ns) - p->trace->origin_ns) / 1e3);
+        write_text(f, RT_TEXT(p->plan, step->path));
+        fprintf(f, "\", \"step\": %d, \"bytes\": %lld, \"exposed_us\": %.3f}}", x->step, (long long)x->bytes, (double)x->exposed_ns / 1e3);
+    }
+}
+
+static void path_of_rank(char *to, size_t room, const char *path, int rank) {
+    const char *slash = strrchr(path, '/'), *dot = strrchr(path, '.');
+    size_t stem = dot && (!slash || dot > slash + 1) && dot > path ? (size_t)(dot - path) : strlen(path);
+    if (rank) snprintf(to, room, "%.*s.%d%s", (int)stem, path, rank, path + stem);
+    else snprintf(to, room, "%s", path);
+}
+
+RtStatus rt_trace_write(const RtPlanInstance *p, const RtLimits *limits, const char *given, RtError *e) {
     const RtTrace *t = p->trace;
+    char path[4096];
+    path_of_rank(path, sizeof path, given, rt_rank(p->ranks));
     RtTraceExec *exec = executions(t);
     if (!exec) return rt_fail(e, RT_NO_MEMORY, "no memory for a trace");
     FILE *f = fopen(path, "w");
@@ -148,15 +180,16 @@ RtStatus rt_trace_write(const RtPlanInstance *p, const RtLimits *limits, const c
     fputs("{\"displayTimeUnit\": \"ms\", \"traceEvents\": [\n", f);
     for (int thread = 0; thread < t->threads; thread++)
         fprintf(f,
-                "%s{\"ph\": \"M\", \"pid\": 1, \"tid\": %d, \"name\": \"thread_name\", \"args\": {\"name\": "
+                "%s{\"ph\": \"M\", \"pid\": %d, \"tid\": %d, \"name\": \"thread_name\", \"args\": {\"name\": "
                 "\"thread %d\"}}",
-                thread ? ",\n" : "", thread, thread);
+                thread ? ",\n" : "", rt_rank(p->ranks) + 1, thread, thread);
     for (int thread = 0; thread < t->threads; thread++)
         for (int i = 0; i < t->n[thread]; i++) {
             const RtTraceEvent *v = &t->event[(size_t)thread * (size_t)t->capacity + (size_t)i];
             fputs(",\n", f);
             write_event(f, p, limits, thread, v, &exec[(size_t)v->run * (size_t)t->steps + (size_t)v->step]);
         }
+    for (int i = 0; i < t->n_flights; i++) write_flight(f, p, i);
     fputs("\n]}\n", f);
     free(exec);
     bool bad = ferror(f) != 0;

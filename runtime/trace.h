@@ -8,6 +8,13 @@ typedef struct {
     int64_t begin_ns, end_ns;
 } RtTraceEvent;
 
+// An exchange between ranks, from its start until nothing of it was under way any more.
+typedef struct {
+    int32_t run, step;
+    int64_t begin_ns, end_ns, exposed_ns;      // exposed: of it, what this rank spent in starting and waiting
+    int64_t bytes;                             // that this rank sent
+} RtTraceFlight;
+
 // One execution of a step, by all threads.
 typedef struct {
     RtWork  work;
@@ -21,6 +28,8 @@ typedef struct RtTrace {
     RtTraceEvent *event;                // [threads, capacity]
     int runs, max_runs, steps;
     RtWork *work;                       // [max_runs, steps]
+    RtTraceFlight *flight;              // [max_runs * steps]
+    int n_flights;
     int64_t origin_ns, run_ns;          // run_ns: all runs together
 } RtTrace;
 
@@ -30,6 +39,7 @@ void     rt_trace_end(RtPlanInstance *p);
 
 int64_t rt_now_ns(void);
 void    rt_trace_add(RtTrace *t, int thread, RtTraceEvent event);   // drops what no room is left for
+void    rt_trace_flight(RtTrace *t, RtTraceFlight flight);
 void    rt_trace_work(RtTrace *t, int step, RtWork work);           // of this run
 
 // ---- what was recorded ----------------------------------------------------------------------------------
@@ -46,7 +56,8 @@ typedef struct {
 // The least time this work can take: the longer of its operations and its bytes.
 double rt_limit_seconds(const RtLimits *l, RtWorkKind kind, RtWork w);
 
-// A Chrome trace.  limits NULL: without shares of them.
+// A Chrome trace; of several ranks each writes its own, those behind the first to PATH with their number in front of the
+// ending (t.json, t.1.json, ..).  limits NULL: without shares of them.
 RtStatus rt_trace_write(const RtPlanInstance *p, const RtLimits *limits, const char *path, RtError *e);
 
 // Steps of one kernel whose paths differ in numbers only.

@@ -384,7 +384,7 @@ static void next_batch(void *self, RtSlice slice, int32_t *tokens, int32_t *labe
 static RtStatus do_step(Run *r, RtError *e) {
     int64_t step = r->step + 1, traced = r->o->trace_step ? r->o->trace_step : r->first_step + 2;
     if (traced > r->last_step) traced = r->last_step;
-    bool trace = r->o->trace_path && step == traced && r->first_rank;
+    bool trace = r->o->trace_path && step == traced;
     if (trace) RT_TRY(rt_trace_begin(r->p, (int)r->work.waves + 1, e));
     int64_t begin_ns = rt_now_ns();
     double lr = rt_schedule_lr(&r->schedule, step);
@@ -436,7 +436,7 @@ static RtStatus do_step(Run *r, RtError *e) {
     if (trace) {
         RT_TRY(rt_trace_write(r->p, &r->o->limits, r->o->trace_path, e));
         rt_trace_end(r->p);
-        rt_progress_say(&r->progress, "trace of step %lld: %s", (long long)step, r->o->trace_path);
+        if (r->first_rank) rt_progress_say(&r->progress, "trace of step %lld: %s", (long long)step, r->o->trace_path);
     }
     return RT_OK;
 }

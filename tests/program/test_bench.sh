@@ -22,6 +22,12 @@ claim 'the trace is JSON' is_json "$work/trace.json"
 claim 'the trace names kernel, rates and share of the limit' \
     grep -qE '"kernel": "moec_[a-z_]+[0-9a-f]+".*"gflop_s": [0-9.]+, "gb_s": [0-9.]+, "share_of_limit": [0-9.]+, "source": "[^"]+:[0-9]+"' "$work/trace.json"
 
+exits 0 'steps on two ranks' "$MOEC" bench $model "${shrink[@]}" "${few[@]}" --local 2 --set parallel.ep=2 --json --trace "$work/ranks.json"
+claim 'rows are exposed no longer than they and their starts take' holds "$(number rows_exposed_ms) > 0 && $(number rows_under_way_ms) > 0"
+claim 'the busiest rank has the mean or more' holds "$(number most_rows_over_mean) >= 1 && $(number most_rows_over_mean) <= 2"
+claim 'each rank writes its trace' is_json "$work/ranks.1.json"
+claim 'with what is under way' grep -qE '"ph": "b", "cat": "exchange".*"pid": 2.*"exchange_rows".*"bytes": [1-9]' "$work/ranks.1.json"
+
 exits 0 'the same as JSON' "$MOEC" bench $model "${shrink[@]}" "${few[@]}" --profile --json
 claim 'it is JSON' is_json "$log.out"
 claim 'tokens of a step' test "$(number step_tokens)" = 256
