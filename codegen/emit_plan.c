@@ -50,6 +50,7 @@ typedef struct {
     VEC(SymSlot) sym_slots;
     VEC(RtSym) syms;
     VEC(TensorSlot) tensors;
+    VEC(RtSlotTable) slot_tables;
     VEC(PlanKernel) kernels;
     VEC(RtKernel) rt_kernels;
     VEC(RtArg) args;
@@ -196,6 +197,17 @@ static int init_kind(const char *name) {
     return RT_INIT_ZEROS;
 }
 
+// 1 + the number of the slot table by which axis 0 of what `experts` ranks have together is cut; 0: none.
+static int slot_table(Plan *p, const Node *n, int64_t experts) {
+    if (!n->attr.slots || !n->attr.over) return 0;
+    uint32_t name = add_text(p, n->attr.slots);
+    for (int i = 0; i < p->slot_tables.n; i++)
+        if (p->slot_tables.at[i].name == name) return 1 + i;
+    RtSlotTable t = {.name = name, .experts = (int32_t)experts, .slots = (int32_t)experts};
+    vec_push(p->a, &p->slot_tables, t);
+    return p->slot_tables.n;
+}
+
 // The persistent tensor of a name: made at first sight, shared by all programs after that.  -1 after
 // diag_error.
 static int named_tensor(Plan *p, const Type *t, const char *name, RtRole role, const Node *n) {
@@ -221,7 +233,10 @@ static int named_tensor(Plan *p, const Type *t, const char *name, RtRole role, c
     }
     RtGroup group;
     bool is_cut = (n->op == OP_PARAM || n->op == OP_STATE || n->op == OP_ACCUMULATE) && exchange_group(n, &group);
-    if (is_cut) x.shard = (uint8_t)(1 + group);
+    if (is_cut) {
+        x.shard = (uint8_t)(1 + group);
+        x.table = (uint16_t)slot_table(p, n, x.dim[0] * rt_group_size(n->graph->mesh, group));
+    }
     x.offset = add_persistent(p, x.bytes);
     TensorSlot slot = {x, name, 0};
     vec_push(p->a, &p->tensors, slot);
@@ -555,6 +570,8 @@ static int exchange_kernel(Plan *p, KernelNode *k, KernelDesc *desc) {
         e.experts = (int32_t)x->attr.experts;
         e.leaves = (int32_t)((t->dim[0].n - 1) / x->attr.experts);
     }
+    int64_t first = t->ndim ? dim_bound(t->dim[0]) : 0;
+    e.table = slot_table(p, x, e.experts ? e.experts : x->op == OP_ALL_GATHER ? first * rt_group_size(x->graph->mesh, group) : first);
     *desc = (KernelDesc){.key = {.arena = p->a}, .n_phases = 1, .n_rounds = 1};
     for (int i = 0; i < RT_MAX_PHASES; i++) desc->tasks[i] = tasks_fixed(1);
     PlanKernel kernel = {.key = intern(arena_printf(p->a, "%s %u", op_info[n->op].name, e.sequence)),
@@ -925,6 +942,7 @@ static size_t layout(Plan *p, RtPlan *r, const RtTensor *tensors, char *block) {
     size_t at = sizeof(RtPlan);
     r->text = put(block, &at, p->text.text, 1, (int)p->text.n);
     r->syms = put(block, &at, p->syms.at, sizeof(RtSym), p->syms.n);
+    r->slot_tables = put(block, &at, p->slot_tables.at, sizeof(RtSlotTable), p->slot_tables.n);
     r->tensors = put(block, &at, tensors, sizeof(RtTensor), p->tensors.n);
     r->kernels = put(block, &at, p->rt_kernels.at, sizeof(RtKernel), p->rt_kernels.n);
     r->args = put(block, &at, p->args.at, sizeof(RtArg), p->args.n);

@@ -76,6 +76,7 @@ typedef struct {
         int64_t  chunks;           // 0: by predicted time
         const char *a2a;           // auto flat node
         double   bound;
+        const char *placement;     // linear round_robin random
         Quantity rebalance;        // unit NULL: never
     } parallel;
     struct {

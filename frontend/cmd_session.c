@@ -349,7 +349,7 @@ static json_t *imported_files(Session *s) {
 
 char *session_json(Session *s) {
     const Settings *t = s->settings;
-    json_t *train = json_object(), *data = json_object(), *gen = json_object(), *sets = json_array();
+    json_t *train = json_object(), *data = json_object(), *parallel = json_object(), *gen = json_object(), *sets = json_array();
     json_object_set_new(train, "batch", json_integer(t->train.batch));
     json_object_set_new(train, "sequence", json_integer(t->train.sequence));
     set_quantity(train, "length", t->train.length);
@@ -381,6 +381,8 @@ char *session_json(Session *s) {
     if (t->data.end >= 0) json_object_set_new(data, "end", json_integer(t->data.end));
     if (t->data.pad >= 0) json_object_set_new(data, "pad", json_integer(t->data.pad));
 
+    json_object_set_new(parallel, "placement", json_string(t->parallel.placement));
+
     json_object_set_new(gen, "max_tokens", json_integer(t->generate.max_tokens));
     json_object_set_new(gen, "temperature", json_real(t->generate.temperature));
     if (t->generate.top_k) json_object_set_new(gen, "top_k", json_integer(t->generate.top_k));
@@ -400,9 +402,10 @@ char *session_json(Session *s) {
     int64_t active, total = session_parameters(s, &active);
     size_t n;
     const char *text_of_model = diag_file_text(s->diag, program_main(s->program)->file, &n);
-    json_t *root = json_pack("{s:{s:s, s:s, s:s%, s:o, s:I, s:I, s:I}, s:o, s:o, s:o, s:o}", "model", "name", program_model_name(s->program), "file",
+    json_t *root = json_pack("{s:{s:s, s:s, s:s%, s:o, s:I, s:I, s:I}, s:o, s:o, s:o, s:o, s:o}", "model", "name", program_model_name(s->program), "file",
                              program_main(s->program)->path, "text", text_of_model, n, "imports", imported_files(s), "parameters", (json_int_t)total, "active",
-                             (json_int_t)active, "vocabulary", (json_int_t)vocabulary(s), "sets", sets, "train", train, "data", data, "generate", gen);
+                             (json_int_t)active, "vocabulary", (json_int_t)vocabulary(s), "sets", sets, "train", train, "data", data, "parallel", parallel,
+                             "generate", gen);
     char *text = json_dumps(root, JSON_INDENT(2));
     json_decref(root);
     return text;

@@ -155,9 +155,12 @@ bool runner_open(Runner *r, Session *s, Graph *const *programs, int n, const Wei
             continue;
         }
         const RtTensor *t = rt_tensor(s->plan, w->param[i].name);
-        int64_t elements = t ? rt_tensor_elements(s->plan, t) : 0, first = t ? rt_tensor_part(s->plan, t) * elements : 0;
-        for (int64_t k = 0; k < elements; k++)
-            rt_store_number(rt_tensor_data(s->plan, t), (DType)t->dtype, k, (double)value[i][first + k]);
+        RtOwn own = t ? rt_tensor_own(s->plan, t) : (RtOwn){0};
+        for (int64_t run = 0; run < own.runs; run++) {
+            const float *from = value[i] + rt_own_begin(&own, run);
+            for (int64_t k = 0; k < own.run; k++)
+                rt_store_number(rt_tensor_data(s->plan, t), (DType)t->dtype, run * own.run + k, (double)from[k]);
+        }
     }
     return true;
 }
@@ -299,7 +302,12 @@ static const void *whole_tensor(Runner *r, const RtTensor *t) {
     RtError e = {0};
     if (rt_gather_at(r->ranks, (RtGroup)(t->shard - 1), 0, rt_tensor_data(r->s->plan, t), t->bytes, whole, &e) != RT_OK)
         failed(r, &e);
-    return whole;
+    if (!t->table) return whole;
+    const RtSlots *table = &r->ranks->table[t->table - 1];
+    size_t one = (size_t)(t->bytes / t->dim[0]);
+    char *by_expert = arena_array(r->s->arena, char, t->bytes * parts);
+    for (int k = 0; k < table->experts; k++) memcpy(by_expert + (size_t)k * one, whole + (size_t)table->slot[k] * one, one);
+    return by_expert;
 }
 
 const double *runner_value(Runner *r, const char *name, int64_t n) {

@@ -75,6 +75,7 @@ struct RouteVal {
     Value *row_weight;      // f32[R,1]: made once on demand by gates()/combine()
     Value *row_group;       // i32[R], the expert of each row: made once on demand
     Sym *sym;               // the rows' symbol R
+    const char *slots;      // path of the first instance that each_expert ran on them; NULL: it has no parameters so far
 };
 
 // ---- the elaboration -------------------------------------------------------------------------------------

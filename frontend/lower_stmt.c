@@ -178,6 +178,15 @@ static bool is_stored_f32(Lower *lw, Call *c, const Stmt *t, const Decl *d) {
     return false;
 }
 
+// All parameters of a route's experts lie on the same ranks: attribute `slots`, where the parameter's path doesn't say it.
+static Name slots_of(Lower *lw, const Call *c, const char *param) {
+    const char *dot = strrchr(param, '.');
+    const char *within = dot ? arena_strndup(lw->arena, param, (size_t)(dot - param)) : "";
+    while (c && !c->per_expert) c = c->caller;
+    if (!lw->expert->slots) lw->expert->slots = c && c->instance ? c->instance->path : within;
+    return strcmp(lw->expert->slots, within) ? intern(lw->expert->slots) : NULL;
+}
+
 static Node *make_own(Lower *lw, Call *c, const Stmt *t, const Decl *d, Instance *in, const LType *shape) {
     bool is_state = t->kind == S_STATE;
     Attrs attr = {.name = instance_path(lw, c, d->name), .dtype = is_state ? shape->dtype : F32};
@@ -203,6 +212,7 @@ static Node *make_own(Lower *lw, Call *c, const Stmt *t, const Decl *d, Instance
     attr.frozen = frozen || in->frozen || is_frozen(c);
     attr.group = intern(group ? group : "dense");
     if (attr.split >= 0 && lw->expert) attr.split++;
+    if (lw->expert) attr.slots = slots_of(lw, c, attr.name);
     if (in->copy_from) {
         attr.init_from = intern(arena_printf(lw->arena, "%s.%s", in->copy_from, d->name));
     }

@@ -23,7 +23,7 @@
 
 #include "passes/placement.h"
 
-static const Place at_home = {HOME, RT_GROUP_DATA}, at_experts = {AT_EXPERTS, RT_GROUP_EXP};
+static const Place at_home = {HOME, RT_GROUP_DATA, NULL}, at_experts = {AT_EXPERTS, RT_GROUP_EXP, NULL};
 
 typedef struct {
     Placement p;
@@ -43,6 +43,13 @@ static bool is_of_experts(const Node *param) {
     return param->attr.group && !strcmp(param->attr.group, "expert") && param->attr.dims.n > 1;
 }
 
+// The slot table of a tensor of experts: all of a layer share one, so that what an expert has lies on one rank.
+static Name slots_of(const Node *param) {
+    if (param->attr.slots) return param->attr.slots;
+    const char *dot = strrchr(param->attr.name, '.');
+    return dot ? intern_n(param->attr.name, (size_t)(dot - param->attr.name)) : intern("experts");
+}
+
 static bool same_dims(const Dims *a, const Dims *b) {
     if (a->n != b->n) return false;
     for (int i = 0; i < a->n; i++)
@@ -57,11 +64,12 @@ static Place tensor_place(const Partition *q, Name name, const Dims *whole) {
     if (!param) param = map_get(&q->params, name);
     if (!param || !same_dims(whole, &param->attr.dims)) return at_home;
     const RtMesh *m = &q->p.g->mesh;
-    if (is_of_experts(param) && m->ep > 1) return (Place){PART, RT_GROUP_EXP};
+    if (is_of_experts(param) && m->ep > 1) return (Place){PART, RT_GROUP_EXP, slots_of(param)};
     bool is_state = slash && strncmp(name, "grad/", 5), is_gradient = slash && !is_state;
     bool cut = (is_state && m->zero >= 1) || (is_gradient && m->zero >= 2);
     int64_t parts = group_size(&q->p, RT_GROUP_DATA);
-    return cut && parts > 1 && whole->n > 1 && whole->at[0].n % parts == 0 ? (Place){PART, RT_GROUP_DATA} : at_home;
+    return cut && parts > 1 && whole->n > 1 && whole->at[0].n % parts == 0 ? (Place){PART, RT_GROUP_DATA, NULL}
+                                                                                : at_home;
 }
 
 static void cut_source(Partition *q, Node *n) {
@@ -77,6 +85,7 @@ static void cut_source(Partition *q, Node *n) {
     }
     first->n /= parts;
     n->attr.over = intern(exchange_group_name[place.group]);
+    n->attr.slots = place.slots;
     n->out[0].type.dim[0] = *first;
     place_set(&q->p, &n->out[0], place);
 }
@@ -152,11 +161,12 @@ static bool any(const Partition *q, const Node *n, PlaceKind kind, Place *which)
 // x by w: rows go where the matrices are.
 static void place_grouped_matmul(Partition *q, Node *n) {
     Place w = place_of(&q->p, n->in[1]);
-    if (w.kind != PART || !rows_far(&q->p, type_ragged(&n->in[0]->type))) {
+    if (w.kind != PART || !rows_far(&q->p, type_ragged(&n->in[0]->type), w.slots)) {
         want_all_home(q, n);
         return;
     }
     want_at_experts(q, n);
+    want(q, n, 1, (Place){PART, RT_GROUP_EXP, rows_of(q, n->in[0])->slots});
     shape_again(q, n, at_experts);
 }
 
@@ -170,12 +180,13 @@ static void place_grouped_sum(Partition *q, Node *n) {
     }
     want_at_experts(q, n);
     n->attr.leaves = r->far->leaves;
-    shape_again(q, n, (Place){PART, RT_GROUP_EXP});
+    shape_again(q, n, (Place){PART, RT_GROUP_EXP, r->slots});
 }
 
 static void place_gather_rows(Partition *q, Node *n) {
     Place x = place_of(&q->p, n->in[0]);
-    bool by_expert = x.kind == PART && x.group == RT_GROUP_EXP && rows_of(q, n->in[1]);
+    FarRows *r = rows_of(q, n->in[1]);
+    bool by_expert = x.kind == PART && x.group == RT_GROUP_EXP && r && r->slots == x.slots;
     if (by_expert && n->in[1]->node->op == OP_ROW_GROUP) {          // biases of experts, by their own numbers
         want(q, n, 1, at_experts);
         shape_again(q, n, at_experts);
@@ -209,7 +220,8 @@ static void place_part(Partition *q, Node *n, Place place) {
     bool keeps = keeps_axis_0(n, whole);
     for (int i = 0; i < n->n_in; i++) {
         Place is = place_of(&q->p, n->in[i]);
-        if (is.kind == PART && (is.group != place.group || n->in[i]->type.ndim != ndim)) keeps = false;
+        bool other = is.group != place.group || is.slots != place.slots || n->in[i]->type.ndim != ndim;
+        if (is.kind == PART && other) keeps = false;
     }
     if (!keeps) {
         want_all_home(q, n);
@@ -239,7 +251,9 @@ static void place_effect(Partition *q, Node *n) {
     if (n->op == OP_ACCUMULATE) name = intern(arena_printf(q->p.cx->scratch, "grad/%s", name));
     Place place = param ? tensor_place(q, name, &param->attr.dims) : at_home;
     want(q, n, 0, place);
-    if (place.kind == PART && n->op == OP_ACCUMULATE) n->attr.over = intern(exchange_group_name[place.group]);
+    if (place.kind != PART || n->op != OP_ACCUMULATE) return;
+    n->attr.over = intern(exchange_group_name[place.group]);
+    n->attr.slots = place.slots;
 }
 
 static void place_node(Partition *q, Node *n) {

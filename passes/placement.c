@@ -25,12 +25,16 @@ static Twins *twins_of(Placement *p, const Value *v) {
 
 Place place_of(const Placement *p, const Value *v) {
     const Twins *t = map_get(&p->twins, v);
-    return t ? t->place : (Place){HOME, RT_GROUP_DATA};
+    return t ? t->place : (Place){HOME, RT_GROUP_DATA, NULL};
 }
 
 void place_set(Placement *p, Value *v, Place place) { twins_of(p, v)->place = place; }
 
-static Value **slot(Twins *t, Place place) {
+static bool same_place(Place a, Place b) {
+    return a.kind == b.kind && (a.kind != PART || (a.group == b.group && a.slots == b.slots));
+}
+
+static Value **twin(Twins *t, Place place) {
     return place.kind == HOME ? &t->home : place.kind == PART ? &t->part[place.group] : &t->experts;
 }
 
@@ -39,7 +43,7 @@ FarRows *rows_known(const Placement *p, Sym *s) {
     return r ? r : map_get(&p->near_of, s);
 }
 
-FarRows *rows_far(Placement *p, Sym *near) {
+FarRows *rows_far(Placement *p, Sym *near, Name slots) {
     FarRows *r = rows_known(p, near);
     int64_t ep = group_size(p, RT_GROUP_EXP);
     if (r || ep == 1 || !near->extent) return r;
@@ -48,12 +52,12 @@ FarRows *rows_far(Placement *p, Sym *near) {
     double bound = p->cx->train ? p->cx->train->row_bound : 0;
     int64_t most = near->bound * ep, some = (int64_t)(bound * (double)near->bound) / 32 * 32 + 32;
     if (bound > 0 && some < most) most = some;
-    *r = (FarRows){.near = near, .near_offsets = near->extent};
+    *r = (FarRows){.near = near, .near_offsets = near->extent, .slots = slots};
     r->far = graph_add_sym(p->g, arena_printf(p->g->arena, "%s_far", near->name), SYM_RAGGED, most,
                            near->groups / (int)ep, near->leaves * (int)ep);
     Builder b = builder_after(p->g, near->extent->node);
     r->far_offsets = make(&b, OP_EXCHANGE_OFFSETS, INS(near->extent), .experts = near->groups, .sym = r->far,
-                          .over = intern(exchange_group_name[RT_GROUP_EXP]));
+                          .over = intern(exchange_group_name[RT_GROUP_EXP]), .slots = slots);
     r->far->extent = r->far_offsets;
     p->n_exchanges++;
     map_put(&p->far_of, near, r);
@@ -65,13 +69,14 @@ static Value *sent(Placement *p, Builder *b, Value *v, Place place) {
     Place from = place_of(p, v);
     RtGroup group = place.kind == PART ? place.group : from.kind == PART ? from.group : RT_GROUP_EXP;
     Name over = intern(exchange_group_name[group]);
-    if (from.kind == PART) return make(b, OP_ALL_GATHER, INS(v), .over = over);
-    if (place.kind == PART) return make(b, OP_SHARD, INS(v), .over = over);
+    if (from.kind == PART) return make(b, OP_ALL_GATHER, INS(v), .over = over, .slots = from.slots);
+    if (place.kind == PART) return make(b, OP_SHARD, INS(v), .over = over, .slots = place.slots);
     FarRows *r = rows_known(p, type_ragged(&v->type));
     if (place.kind == HOME)
-        return make(b, OP_RETURN_ROWS, INS(v, r->near_offsets, r->far_offsets), .sym = r->near, .over = over);
+        return make(b, OP_RETURN_ROWS, INS(v, r->near_offsets, r->far_offsets), .sym = r->near, .over = over,
+                    .slots = r->slots);
     if (v->node->op == OP_ROW_GROUP) return make(b, OP_ROW_GROUP, INS(r->far_offsets), .sym = r->far);
-    return make(b, OP_EXCHANGE_ROWS, INS(v, r->near_offsets, r->far_offsets), .sym = r->far, .over = over);
+    return make(b, OP_EXCHANGE_ROWS, INS(v, r->near_offsets, r->far_offsets), .sym = r->far, .over = over, .slots = r->slots);
 }
 
 // A part of a result that nobody else reads: made of parts of the operands, so that no more is computed than is read.
@@ -93,17 +98,16 @@ static Value *part_made(Placement *p, const Value *v, Place place, Node *before)
 
 Value *placed(Placement *p, Value *v, Place place, Node *before) {
     Place from = place_of(p, v);
-    bool same = from.kind == place.kind && (from.kind != PART || from.group == place.group);
-    if (same) return v;
-    if (from.kind == PART && place.kind == PART) return placed(p, placed(p, v, (Place){HOME, 0}, before), place, before);
-    Value **there = slot(twins_of(p, v), place);
-    if (*there) return *there;
+    if (same_place(from, place)) return v;
+    if (from.kind == PART && place.kind == PART) return placed(p, placed(p, v, (Place){HOME, 0, NULL}, before), place, before);
+    Value **there = twin(twins_of(p, v), place);
+    if (*there && same_place(place_of(p, *there), place)) return *there;
     if ((*there = part_made(p, v, place, before))) return *there;
     Builder b = builder_before(p->g, before);
     Value *to = sent(p, &b, v, place);
-    *slot(twins_of(p, v), place) = to;
+    *twin(twins_of(p, v), place) = to;
     place_set(p, to, place);
-    *slot(twins_of(p, to), from) = v;
+    *twin(twins_of(p, to), from) = v;
     if (to->node->op != OP_SHARD && to->node->op != OP_ROW_GROUP) {
         p->n_exchanges++;
         p->bytes += (double)type_bytes(&v->type);

@@ -9,12 +9,17 @@ typedef enum {
     AT_EXPERTS       // rows, on the ranks of their experts
 } PlaceKind;
 
-typedef struct { PlaceKind kind; RtGroup group; } Place;
+typedef struct {
+    PlaceKind kind;
+    RtGroup   group;
+    Name      slots;           // of a part over the ranks of experts: the table that says whose it is
+} Place;
 
 // The rows of a route, seen by the ranks of its experts.
 typedef struct {
     Sym   *near, *far;
     Value *near_offsets, *far_offsets;
+    Name   slots;
 } FarRows;
 
 typedef struct {
@@ -30,8 +35,8 @@ Place place_of(const Placement *p, const Value *v);
 void  place_set(Placement *p, Value *v, Place place);
 // v in another place: made in front of `before`, or an earlier one.
 Value *placed(Placement *p, Value *v, Place place, Node *before);
-// The rows of a symbol at their experts; made at the first call.  NULL: its experts are on every rank.
-FarRows *rows_far(Placement *p, Sym *near);
+// The rows of a symbol at their experts; made at the first call, by this table.  NULL: its experts are on every rank.
+FarRows *rows_far(Placement *p, Sym *near, Name slots);
 FarRows *rows_known(const Placement *p, Sym *s);      // whichever side s is; NULL if nobody sent them
 int64_t  group_size(const Placement *p, RtGroup group);
 #endif

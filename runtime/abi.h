@@ -87,7 +87,7 @@ enum { RT_SCRATCH_BYTES = 4 << 20, RT_MAX_PHASES = 4 };
 
 // ---- ranks ----------------------------------------------------------------------------------------------
 // One plan is every rank's.  rank = (dp_i * ep + ep_i) * tp + tp_i; leaves are dealt to data ranks dp_i * ep + ep_i in
-// order, experts to ep_i in order; what is cut is cut along axis 0 in equal parts.
+// order, slots of experts to ep_i in order; what is cut is cut along axis 0 in equal parts.
 
 typedef struct { int32_t dp, ep, tp, zero; } RtMesh;
 
@@ -137,6 +137,7 @@ typedef struct {
     uint32_t sequence;      // number of this exchange in the plan
     uint32_t where;         // text offset: instance and line, for messages
     int32_t pending;        // 1: only started; a later step waits for it
+    int32_t table;          // 1 + number of the slot table, where axis 0 or rows are of experts; else 0
     int64_t elements;       // of x; of a row, where x has rows
 } RtExchange;
 
@@ -144,7 +145,7 @@ typedef struct {
 // One position-independent block: RtPlan, then tables; every reference is a byte offset from the block's start
 // (RtSpan) or an index into a table.  Built in memory by the JIT, linked as a constant array into a trainer.
 
-enum { RT_PLAN_MAGIC = 0x6365f06d, RT_PLAN_VERSION = 4 };
+enum { RT_PLAN_MAGIC = 0x6365f06d, RT_PLAN_VERSION = 5 };
 
 typedef struct { uint32_t offset, n; } RtSpan;   // n entries (bytes for text) at offset
 
@@ -182,6 +183,7 @@ typedef struct {
     uint8_t  kind;          // outputs: RtOutputKind
     uint8_t  layout;        // Layout; checkpoints hold rows
     uint8_t  shard;         // 1 + RtGroup over which axis 0 is cut: dim[] are of a part.  0: whole on every rank
+    uint16_t table;         // 1 + number of the slot table that says which experts the part is of; 0: none
     int64_t  dim[MAX_DIM];  // bound sizes
     int32_t  dim_sym[MAX_DIM];   // >= 0: dim[i] is scaled by that symbol (dim[i] = n * bound; size now = n * value)
     int64_t  offset, bytes;      // bytes: as laid out
@@ -191,6 +193,9 @@ typedef struct {
     float    weight;        // losses: factor in the objective
     uint32_t span;          // index into spans
 } RtTensor;
+
+// Which experts a rank holds is data (runtime/slots.h): the ranks of a group have slots, each as many, in order.
+typedef struct { uint32_t name; int32_t experts, slots, pad; } RtSlotTable;   // name: text offset; of a MoE layer
 
 typedef enum { RT_OUT_LOSS, RT_OUT_METRIC, RT_OUT_RESULT } RtOutputKind;
 
@@ -229,7 +234,7 @@ typedef struct {
     int64_t  persistent_bytes, step_bytes, lower_bound_bytes;
     uint32_t arithmetic;    // text offset: name of the arithmetic ("f32-fma", "f32-mul-add"): part of a run's identity
     uint32_t info;          // text offset: JSON the compiler leaves for the runtime: model name, settings, counts
-    RtSpan   text, syms, tensors, kernels, args, steps, programs, sources, consts;
+    RtSpan   text, syms, slot_tables, tensors, kernels, args, steps, programs, sources, consts;
 } RtPlan;
 
 #define RT_TABLE(plan, Type, span) ((const Type *)((const char *)(plan) + (plan)->span.offset))

@@ -50,8 +50,7 @@ static bool is_cut(const RtPlanInstance *p, const RtTensor *t) { return rt_tenso
 static int64_t n_pieces(const RtTensor *t) { return t->experts ? t->dim[0] : 1; }
 
 static StWrite piece(const RtPlanInstance *p, const RtTensor *t, int64_t k, char **name) {
-    int64_t expert = rt_tensor_part(p, t) * t->dim[0] + k;
-    *name = t->experts ? rt_expert_name(rt_tensor_name(p, t), expert) : rt_path("%s", rt_tensor_name(p, t));
+    *name = t->experts ? rt_expert_name(rt_tensor_name(p, t), rt_tensor_expert(p, t, k)) : rt_path("%s", rt_tensor_name(p, t));
     StWrite w = {
         .name = *name, .dtype = st_dtype_of((DType)t->dtype), .ndim = t->ndim - (t->experts ? 1 : 0)};
     for (int i = 0; i < w.ndim; i++) w.dim[i] = t->dim[i + (t->experts ? 1 : 0)];
@@ -244,6 +243,38 @@ static RtStatus save_text(Saver *s, const char *name, const char *text, RtError 
     return status == RT_OK ? note_file(s, name, e) : status;
 }
 
+// The experts in the slots of each table: any run may go on from there, none has to.
+static json_t *placement_json(const RtPlanInstance *p) {
+    json_t *all = json_object();
+    for (uint32_t i = 0; p->ranks && i < p->plan->slot_tables.n; i++) {
+        const RtSlots *t = &p->ranks->table[i];
+        json_t *list = json_array();
+        for (int s = 0; s < t->slots; s++) json_array_append_new(list, json_integer(t->expert[s]));
+        json_object_set_new(all, t->name, list);
+    }
+    return all;
+}
+
+// Of another layout's run, what fits.
+static RtStatus take_placement(const json_t *manifest, RtPlanInstance *p, RtError *e) {
+    const json_t *all = json_object_get(json_object_get(manifest, "progress"), "placement");
+    for (uint32_t i = 0; p->ranks && i < p->plan->slot_tables.n; i++) {
+        RtSlots *t = &p->ranks->table[i];
+        const json_t *list = json_object_get(all, t->name);
+        if ((int)json_array_size(list) != t->slots) continue;
+        int32_t *expert = malloc((size_t)t->slots * sizeof *expert);
+        if (!expert) return rt_fail(e, RT_NO_MEMORY, "no memory for tables of experts");
+        for (int s = 0; s < t->slots; s++) {
+            json_int_t x = json_integer_value(json_array_get(list, (size_t)s));
+            expert[s] = x >= 0 && x < t->experts ? (int32_t)x : -1;
+        }
+        bool ok = rt_slots_set(t, expert);
+        free(expert);
+        if (!ok) return BAD("the placement of %s is none of its %d experts in %d slots", t->name, t->experts, t->slots);
+    }
+    return RT_OK;
+}
+
 static RtStatus save_manifest(Saver *s, RtError *e) {
     const RtCkptInfo *info = s->info;
     RtMesh mesh = s->p->ranks ? s->p->ranks->mesh : (RtMesh){1, 1, 1, 0};
@@ -266,6 +297,7 @@ static RtStatus save_manifest(Saver *s, RtError *e) {
                   "spec_hash", hex_json(info->data_hash), "epoch", (json_int_t)info->data.epoch,
                   "next_sample", (json_int_t)info->data.next_sample, "seed", hex_json(info->seed),
                   "skipped_steps", (json_int_t)info->skipped_steps, "seconds", seconds);
+    json_object_set_new(progress, "placement", placement_json(s->p));
     json_object_set_new(m, "progress", progress);
     json_object_set(m, "files", s->files);
     json_object_set(m, "tensors", s->tensors);
@@ -780,7 +812,8 @@ static RtStatus load_tensors(const Loader *l, RtPlanInstance *p, bool all, RtErr
 RtStatus rt_ckpt_load(const char *dir, RtPlanInstance *p, RtCkptInfo *info, RtError *e) {
     Loader l;
     RT_TRY(loader_open(dir, &l, e));
-    RtStatus status = load_tensors(&l, p, true, e);
+    RtStatus status = take_placement(l.manifest, p, e);
+    if (status == RT_OK) status = load_tensors(&l, p, true, e);
     if (status == RT_OK && info) fill_info(dir, l.manifest, info);
     loader_close(&l);
     return status;
@@ -856,16 +889,17 @@ static RtStatus load_plain(const char *path, RtPlanInstance *p, RtError *e) {
         const RtTensor *t = &p->tensor[i];
         if (!is_saved(p, t)) continue;
         const StTensor *whole = st_find(f, rt_tensor_name(p, t));
-        for (int64_t k = 0; k < (whole ? 1 : n_pieces(t)) && status == RT_OK; k++) {
+        RtOwn own = rt_tensor_own(p, t);
+        for (int64_t k = 0; k < (whole ? own.runs : n_pieces(t)) && status == RT_OK; k++) {
             char *name;
             StWrite to = piece(p, t, k, &name);
             const StTensor *from = whole ? whole : st_find(f, name);
-            int64_t n = whole ? rt_tensor_elements(p, t) : elements(&to), parts = whole ? rt_tensor_parts(p, t) : 1,
-                    begin = whole ? rt_tensor_part(p, t) * n : 0;
+            int64_t n = whole ? own.run : elements(&to), runs = whole ? own.runs * rt_tensor_parts(p, t) : 1,
+                    begin = whole ? rt_own_begin(&own, k) : 0;
             if (!from && t->role == RT_PARAM) status = BAD("%s has no tensor '%s'", path, name);
-            else if (from && from->elements != parts * n)
+            else if (from && from->elements != runs * n)
                 status = BAD("%s: '%s' has %lld elements, the model's has %lld", from->file, from->name,
-                             (long long)from->elements, (long long)(parts * n));
+                             (long long)from->elements, (long long)(runs * n));
             if (from && status == RT_OK) status = put_any(p, t, k * n, from, begin, n, e);
             if (from) st_drop(from);
             free(name);

@@ -61,21 +61,25 @@ static double first_value(const RtTensor *t, DrawKey key, uint64_t i) {
     return 0;
 }
 
+enum { BLOCK = 4096 };                       // elements that a thread draws at once
+
 static void draw_tensor(const RtPlanInstance *p, const RtTensor *t, uint64_t seed) {
     const char *name = RT_TEXT(p->plan, t->init_name);
     DrawKey key = {seed, XXH3_64bits(name, strlen(name))};
     RtOwn own = rt_tensor_own(p, t);
-    int64_t n = own.runs * own.run;
+    int64_t blocks = (own.run + BLOCK - 1) / BLOCK;
     void *data = rt_tensor_data(p, t);
     if (t->init == RT_INIT_ZEROS) {
         memset(data, 0, (size_t)t->bytes);
         return;
     }
 #pragma omp parallel for num_threads(p->threads) schedule(static)
-    for (int64_t block = 0; block < (n + 4095) / 4096; block++)
-        for (int64_t i = block * 4096; i < n && i < (block + 1) * 4096; i++)
-            rt_store_number(data, (DType)t->dtype, rt_tensor_index(t, i),
-                            first_value(t, key, (uint64_t)(own.first + i / own.run * own.stride + i % own.run)));
+    for (int64_t b = 0; b < own.runs * blocks; b++) {
+        int64_t run = b / blocks, begin = b % blocks * BLOCK, first = rt_own_begin(&own, run);
+        for (int64_t i = begin; i < own.run && i < begin + BLOCK; i++)
+            rt_store_number(data, (DType)t->dtype, rt_tensor_index(t, run * own.run + i),
+                            first_value(t, key, (uint64_t)(first + i)));
+    }
 }
 
 // A copy may be larger than its source: then it repeats (the same start for every expert).
@@ -85,21 +89,24 @@ static RtStatus copy_tensor(const RtPlanInstance *p, const RtTensor *t, RtError 
     if (!source)
         return rt_fail(e, RT_BAD_PLAN, "'%s' starts as a copy of '%s', which does not exist",
                        rt_tensor_name(p, t), from);
-    // both cut alike: part to part; else the source is whole
-    int64_t n = rt_tensor_elements(p, t), m = rt_tensor_elements(p, source),
-            first = source->shard ? 0 : rt_tensor_part(p, t) * n;
-    if (source->shard && (source->shard != t->shard || n != m))
+    // both cut alike, experts in the slots of one layer's and the other's: part to part; else the source is whole
+    RtOwn own = rt_tensor_own(p, t);
+    int64_t all = own.runs * own.run, m = rt_tensor_elements(p, source);
+    if (source->shard && (source->shard != t->shard || all != m))
         return rt_fail(e, RT_BAD_PLAN, "'%s' starts as a copy of '%s', which is cut over other ranks",
                        rt_tensor_name(p, t), from);
-    if (n && (!m || n * rt_tensor_parts(p, t) % m))
+    if (all && (!m || all * rt_tensor_parts(p, t) % m))
         return rt_fail(e, RT_BAD_PLAN, "'%s' has %lld elements and starts as a copy of '%s' with %lld",
-                       rt_tensor_name(p, t), (long long)n, from, (long long)m);
+                       rt_tensor_name(p, t), (long long)all, from, (long long)m);
     void *data = rt_tensor_data(p, t);
     const void *source_data = rt_tensor_data(p, source);
+    for (int64_t k = 0; k < own.runs; k++) {
+        int64_t first = source->shard ? k * own.run : rt_own_begin(&own, k);
 #pragma omp parallel for num_threads(p->threads) schedule(static)
-    for (int64_t i = 0; i < n; i++)
-        rt_store_number(data, (DType)t->dtype, rt_tensor_index(t, i),
-                        rt_load_number(source_data, (DType)source->dtype, rt_tensor_index(source, (first + i) % m)));
+        for (int64_t i = 0; i < own.run; i++)
+            rt_store_number(data, (DType)t->dtype, rt_tensor_index(t, k * own.run + i),
+                            rt_load_number(source_data, (DType)source->dtype, rt_tensor_index(source, (first + i) % m)));
+    }
     return RT_OK;
 }
 

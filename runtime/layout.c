@@ -103,7 +103,7 @@ void rt_tensor_put(const RtPlanInstance *p, const RtTensor *t, int64_t first, in
 
 // Of run i, what lies in [first, first + n): [*begin, *end) of the whole tensor.
 static bool in_run(const RtOwn *own, int64_t i, int64_t first, int64_t n, int64_t *begin, int64_t *end) {
-    int64_t from = own->first + i * own->stride, to = from + own->run;
+    int64_t from = rt_own_begin(own, i), to = from + own->run;
     *begin = from > first ? from : first;
     *end = to < first + n ? to : first + n;
     return *begin < *end;
@@ -123,6 +123,6 @@ void rt_tensor_take(const RtPlanInstance *p, const RtTensor *t, int64_t first, i
     int64_t begin, end;
     for (int64_t i = 0; i < own.runs; i++)
         if (in_run(&own, i, first, n, &begin, &end))
-            rt_tensor_put(p, t, begin - own.first - i * own.stride + i * own.run, end - begin,
+            rt_tensor_put(p, t, begin - rt_own_begin(&own, i) + i * own.run, end - begin,
                           (const char *)from + (begin - first) * dtype_bytes(dtype), dtype);
 }

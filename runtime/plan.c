@@ -64,6 +64,23 @@ static bool lies_in_panels(const RtTensor *t, int64_t *bytes) {
     return true;
 }
 
+static RtStatus check_slot_tables(const RtPlan *plan, RtError *e) {
+    const RtSlotTable *t = RT_TABLE(plan, RtSlotTable, slot_tables);
+    RtMesh m = plan->mesh;
+    for (uint32_t i = 0; i < plan->slot_tables.n; i++) {
+        if (!text_ok(plan, t[i].name)) return BAD("slot table %u has no name", i);
+        if (t[i].experts < 1 || t[i].slots != t[i].experts || m.ep < 1 || t[i].slots % m.ep)
+            return BAD("slot table '%s' has %d experts in %d slots", RT_TEXT(plan, t[i].name), t[i].experts, t[i].slots);
+    }
+    return RT_OK;
+}
+
+// Its part has as many experts as a rank has slots in its table.
+static bool is_dealt(const RtPlan *plan, const RtTensor *t) {
+    const RtSlotTable *table = RT_TABLE(plan, RtSlotTable, slot_tables) + t->table - 1;
+    return t->shard == 1 + RT_GROUP_EXP && t->dim_sym[0] < 0 && t->dim[0] == table->slots / plan->mesh.ep;
+}
+
 static RtStatus check_tensors(const RtPlan *plan, RtError *e) {
     const RtTensor *t = RT_TABLE(plan, RtTensor, tensors);
     for (uint32_t i = 0; i < plan->tensors.n; i++) {
@@ -93,6 +110,8 @@ static RtStatus check_tensors(const RtPlan *plan, RtError *e) {
             return BAD("tensor '%s' has no random key", name);
         if (t[i].shard > RT_GROUPS || (t[i].shard && t[i].ndim == 0))
             return BAD("tensor '%s' is cut over ranks that are no group", name);
+        if (t[i].table > plan->slot_tables.n || (t[i].table && !is_dealt(plan, &t[i])))
+            return BAD("tensor '%s' has experts by no table", name);
         if (t[i].experts && t[i].ndim == 0) return BAD("tensor '%s' has no axis of experts", name);
     }
     return RT_OK;
@@ -164,6 +183,7 @@ RtStatus rt_plan_check(const RtPlan *plan, size_t available, RtError *e) {
     if (!plan->text.n || RT_TEXT(plan, 0)[plan->text.n - 1]) return BAD("its text does not end");
     if (!text_ok(plan, plan->arithmetic) || !text_ok(plan, plan->info)) return BAD("its texts are missing");
     RT_TRY(check_table(plan, "syms", plan->syms, sizeof(RtSym), e));
+    RT_TRY(check_table(plan, "slot tables", plan->slot_tables, sizeof(RtSlotTable), e));
     RT_TRY(check_table(plan, "tensors", plan->tensors, sizeof(RtTensor), e));
     RT_TRY(check_table(plan, "kernels", plan->kernels, sizeof(RtKernel), e));
     RT_TRY(check_table(plan, "args", plan->args, sizeof(RtArg), e));
@@ -172,6 +192,7 @@ RtStatus rt_plan_check(const RtPlan *plan, size_t available, RtError *e) {
     RT_TRY(check_table(plan, "sources", plan->sources, sizeof(RtSource), e));
     RT_TRY(check_table(plan, "consts", plan->consts, 1, e));
     RT_TRY(check_syms(plan, e));
+    RT_TRY(check_slot_tables(plan, e));
     RT_TRY(check_tensors(plan, e));
     RT_TRY(check_kernels(plan, e));
     return check_steps(plan, e);
@@ -384,8 +405,20 @@ int rt_tensor_part(const RtPlanInstance *p, const RtTensor *t) {
     return t->shard && p->ranks ? rt_group_rank(p->ranks->mesh, (RtGroup)(t->shard - 1), p->ranks->rank) : 0;
 }
 
+// This rank's slots of a tensor of experts; NULL: each expert's slot has its number.
+static const int32_t *own_slots(const RtPlanInstance *p, const RtTensor *t) {
+    return t->table && p->ranks ? p->ranks->table[t->table - 1].expert + rt_tensor_part(p, t) * t->dim[0] : NULL;
+}
+
+int64_t rt_tensor_expert(const RtPlanInstance *p, const RtTensor *t, int64_t k) {
+    const int32_t *expert = own_slots(p, t);
+    return expert ? expert[k] : rt_tensor_part(p, t) * t->dim[0] + k;
+}
+
 RtOwn rt_tensor_own(const RtPlanInstance *p, const RtTensor *t) {
     int64_t n = rt_tensor_elements(p, t);
+    const int32_t *expert = own_slots(p, t);
+    if (expert) return (RtOwn){.runs = t->dim[0], .run = n / t->dim[0], .stride = n / t->dim[0], .expert = expert};
     return (RtOwn){.runs = 1, .run = n, .first = rt_tensor_part(p, t) * n, .stride = n};
 }
 

@@ -56,9 +56,14 @@ int64_t         rt_tensor_elements(const RtPlanInstance *p, const RtTensor *t); 
 int             rt_tensor_parts(const RtPlanInstance *p, const RtTensor *t);
 int             rt_tensor_part(const RtPlanInstance *p, const RtTensor *t);
 // Where a rank's elements stand in the whole tensor, both row by row: `runs` times `run` elements, run i from
-// first + i * stride on.
-typedef struct { int64_t runs, run, first, stride; } RtOwn;
+// first + i * stride on; of experts, run i is that of expert[i] (slots.h).
+typedef struct { int64_t runs, run, first, stride; const int32_t *expert; } RtOwn;
 RtOwn           rt_tensor_own(const RtPlanInstance *p, const RtTensor *t);
+static inline int64_t rt_own_begin(const RtOwn *own, int64_t i) {
+    return own->first + (own->expert ? own->expert[i] : i) * own->stride;
+}
+// Of a tensor whose axis 0 counts experts: the number of the k-th that this rank holds.
+int64_t         rt_tensor_expert(const RtPlanInstance *p, const RtTensor *t, int64_t k);
 // Outputs of a program.  One called PROGRAM/NAME belongs to that program, any other to the programs whose
 // steps touch it; rt_output_name leaves PROGRAM/ out.
 bool            rt_is_output_of(const RtPlanInstance *p, int program, const RtTensor *t);

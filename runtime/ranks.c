@@ -2,9 +2,9 @@
 //
 //     at home, rank j          rows by (expert, own leaves):     | e0       | e1       | e2       | e3       |
 //                                                                  to rank 0, its e0 e1   to rank 1, its e2 e3
-//     at the experts, rank 1   rows by (expert, all leaves):     | e2: from 0, from 1 ..  | e3: from 0, from 1 .. |
+//     at the experts, rank 1   rows by (slot, all leaves):       | e2: from 0, from 1 ..  | e3: from 0, from 1 .. |
 //
-// So what a rank sends another is contiguous, what it receives from it one piece per expert, and both lie where they are
+// What goes to a rank, and what comes from one, is a piece for each of the slots there (slots.h), and lies where it is
 // computed: nothing is packed.
 #include "runtime/ranks.h"
 
@@ -27,6 +27,7 @@ static size_t work_bytes(const RtExchange *x, RtMesh mesh) {
         return (size_t)rt_comm_scratch_bytes(is_exact(x) ? RT_COMM_EXACT : RT_COMM_TREE_REDUCE, (DType)x->dtype, x->elements, m);
     case RT_TREE_REDUCE_SCATTER:
         return up(bytes) + (size_t)rt_comm_scratch_bytes(RT_COMM_TREE_SCATTER, (DType)x->dtype, x->elements, m);
+    case RT_ALL_GATHER: return x->table ? bytes * (size_t)m : 0;
     case RT_EXCHANGE_OFFSETS: return (size_t)m * (size_t)x->experts * (size_t)x->leaves * sizeof(int32_t);
     default: return 0;
     }
@@ -54,8 +55,8 @@ typedef struct RtSlot {
     int64_t *cut;              // [ranks + 1]
     unsigned char *work;       // what it adds, gathers or counts
     size_t   work_bytes, experts;
-    void    *part, *from;      // reduce_scatter: the result, and where in work it will be
-    size_t   part_bytes;
+    void    *part, *from;      // the result of a reduce_scatter, or of gathered experts, and where in work it will be
+    size_t   part_bytes;       // of one expert
     int64_t  begin_ns, exposed_ns;
     bool     taken;            // while slots are dealt
 } RtSlot;
@@ -101,7 +102,7 @@ int64_t rt_ranks_bytes(const RtPlan *plan) {
     RtSlot *slot = calloc((size_t)plan->steps.n + 1, sizeof *slot);
     RtDealt *dealt = calloc((size_t)plan->steps.n + 1, sizeof *dealt);
     int n = rt_mesh_ranks(plan->mesh), groups = 1, members = n;
-    size_t bytes = sizeof(RtRanks) + dealt_room(plan);
+    size_t bytes = sizeof(RtRanks) + dealt_room(plan) + (size_t)rt_slots_bytes(plan);
     int n_slots = slot && dealt ? deal_slots(plan, slot, dealt) : 0;
     for (int i = 0; i < n_slots; i++) bytes += work_room(&slot[i]) + 2 * parts_room(&slot[i]) + cut_room(plan);
     for (int g = 0; g < RT_GROUPS; g++) {
@@ -119,7 +120,7 @@ static RtStatus open_buffers(RtRanks *r, RtPlanInstance *p, RtError *e) {
     r->dealt = calloc((size_t)p->plan->steps.n + 1, sizeof *r->dealt);
     if (!r->slot || !r->dealt) return rt_fail(e, RT_NO_MEMORY, "no memory for exchanges");
     r->n_slots = deal_slots(p->plan, r->slot, r->dealt);
-    size_t taken = sizeof *r + dealt_room(p->plan);
+    size_t taken = sizeof *r + dealt_room(p->plan) + (size_t)rt_slots_bytes(p->plan);
     for (int i = 0; i < r->n_slots; i++) {
         RtSlot *s = &r->slot[i];
         s->work = aligned_alloc(64, work_room(s));
@@ -142,7 +143,8 @@ RtStatus rt_ranks_open(RtPlanInstance *p, RtComm *comm, RtRanks **out, RtError *
     RtRanks *r = calloc(1, sizeof *r);
     if (!r) return rt_fail(e, RT_NO_MEMORY, "no memory for %d ranks", n);
     *r = (RtRanks){.comm = comm, .plan = p->plan, .rank = rt_comm_rank(comm), .n = n, .mesh = p->plan->mesh, .plan_run = p};
-    RtStatus s = open_groups(r, e);
+    RtStatus s = rt_slots_open(p->plan, &r->table, e);
+    if (s == RT_OK) s = open_groups(r, e);
     if (s == RT_OK) s = open_buffers(r, p, e);
     if (s != RT_OK) {
         rt_ranks_close(r);
@@ -164,6 +166,7 @@ void rt_ranks_close(RtRanks *r) {
     }
     free(r->slot);
     free(r->dealt);
+    rt_slots_close(r->table, r->plan);
     free(r);
 }
 
@@ -173,6 +176,7 @@ typedef struct {
     RtRanks *r;
     const RtExchange *x;
     RtSlot *s;
+    const RtSlots *t;          // which experts are where; NULL: it is not about experts
     int m, i;                  // ranks of the group; this one
 } Job;
 
@@ -201,8 +205,9 @@ static void size_rows(const RtExchange *x, int m, const RtRowsAt *at, RtCommPart
     int64_t row = (int64_t)bytes_of(x);
     RtCommPart *near_part = back ? recv : send, *far_part = back ? send : recv;
     for (int k = 0; k < m; k++)
-        for (int e = 0; e < mine; e++, n++) {
-            const int32_t *h = at->home + (int64_t)(k * mine + e) * leaves, *f = at->far + (int64_t)(e * m + k) * leaves;
+        for (int s = 0; s < mine; s++, n++) {
+            int slot = k * mine + s, expert = at->expert ? at->expert[slot] : slot;
+            const int32_t *h = at->home + (int64_t)expert * leaves, *f = at->far + (int64_t)(s * m + k) * leaves;
             near_part[n] = (RtCommPart){address(at->home_rows, h[0] * row), (h[leaves] - h[0]) * row, k};
             far_part[n] = (RtCommPart){address(at->far_rows, f[0] * row), (f[leaves] - f[0]) * row, k};
         }
@@ -270,7 +275,11 @@ static void finish(const Job *j) {
     RtRanks *r = j->r;
     int64_t wait_ns = rt_now_ns();
     r->status = rt_comm_done(r->comm, j->s->ticket, &r->error);
-    if (r->status == RT_OK && j->s->part) memcpy(j->s->part, j->s->from, j->s->part_bytes);
+    unsigned char *to = j->s->part, *from = j->s->from;
+    size_t n = j->s->part_bytes;
+    if (r->status == RT_OK && to && j->t)
+        for (int e = 0; e < j->t->experts; e++) memcpy(to + (size_t)e * n, from + (size_t)j->t->slot[e] * n, n);
+    else if (r->status == RT_OK && to) memcpy(to, from, n);
     j->s->part = NULL;
     j->s->exposed_ns += rt_now_ns() - wait_ns;
     note_flight(j);
@@ -305,7 +314,13 @@ static void reduce_scatter(const Job *j, const unsigned char *x, void *y) {
     run(j);
 }
 
+// Parts of experts are in the order of slots, what they make is in that of experts.
 static void all_gather(const Job *j, const void *x, unsigned char *y) {
+    if (j->t) {
+        j->s->part = y;
+        j->s->from = y = j->s->work;
+        j->s->part_bytes = bytes_of(j->x) * (size_t)j->m / (size_t)j->t->slots;
+    }
     memcpy(y + (size_t)j->i * bytes_of(j->x), x, bytes_of(j->x));
     prepare(j, NULL);
     j->s->op.buf = y;
@@ -322,8 +337,19 @@ static void record_route(const RtRanks *r, const RtExchange *x, const int32_t *h
     funlockfile(r->routes);
 }
 
+static void shard(const Job *j, const unsigned char *x, unsigned char *y) {
+    if (!j->t) {
+        size_t part = bytes_of(j->x) / (size_t)j->m;
+        memcpy(y, x + part * (size_t)j->i, part);
+        return;
+    }
+    int mine = j->t->slots / j->m;
+    size_t one = bytes_of(j->x) / (size_t)j->t->experts;
+    for (int k = 0; k < mine; k++) memcpy(y + (size_t)k * one, x + (size_t)j->t->expert[j->i * mine + k] * one, one);
+}
+
 static void exchange_offsets(const Job *j, const int32_t *home, int32_t *far) {
-    int experts = j->x->experts, leaves = j->x->leaves, mine = experts / j->m;
+    int experts = j->x->experts, leaves = j->x->leaves, mine = j->t->slots / j->m;
     int32_t *counts = (int32_t *)(void *)j->s->work;         // [ranks, experts, leaves]
     int64_t n = (int64_t)experts * leaves;
     for (int64_t k = 0; k < n; k++) counts[j->i * n + k] = home[k + 1] - home[k];
@@ -332,19 +358,20 @@ static void exchange_offsets(const Job *j, const int32_t *home, int32_t *far) {
     j->s->op.buf = counts;
     run(j);
     int32_t at = 0, *to = far;
-    for (int e = j->i * mine; e < (j->i + 1) * mine; e++)
+    for (int s = j->i * mine; s < (j->i + 1) * mine; s++)
         for (int k = 0; k < j->m; k++)
             for (int l = 0; l < leaves; l++) {
                 *to++ = at;
-                at += j->r->status == RT_OK ? counts[k * n + (int64_t)e * leaves + l] : 0;
+                at += j->r->status == RT_OK ? counts[k * n + (int64_t)j->t->expert[s] * leaves + l] : 0;
             }
     *to = at;
 }
 
 static void exchange_rows(const Job *j, unsigned char *x, const int32_t *home, const int32_t *far, unsigned char *y) {
     bool back = j->x->kind == RT_RETURN_ROWS;
-    prepare(j, &(RtRowsAt){.home = home, .far = far, .home_rows = back ? y : x, .far_rows = back ? x : y});
-    if (!back) j->r->rows.arrived += far[(int64_t)(j->x->experts / j->m) * j->m * j->x->leaves];
+    const int32_t *expert = j->t->expert;
+    prepare(j, &(RtRowsAt){.home = home, .far = far, .home_rows = back ? y : x, .far_rows = back ? x : y, .expert = expert});
+    if (!back) j->r->rows.arrived += far[(int64_t)j->t->slots * j->x->leaves];
     run(j);
 }
 
@@ -355,9 +382,9 @@ void moec_exchange(const RtCall *c) {
     void *const *arg = c->arg;
     if (!r) return;
     Job j = {.r = r, .x = x, .s = &r->slot[r->dealt[x->sequence].slot]};
+    j.t = x->table ? &r->table[x->table - 1] : NULL;
     j.m = rt_group_size(r->mesh, (RtGroup)x->group);
     j.i = rt_group_rank(r->mesh, (RtGroup)x->group, r->rank);
-    size_t part = bytes_of(x) / (size_t)j.m;
     if (r->status != RT_OK) {
         if (x->kind == RT_EXCHANGE_OFFSETS)
             memset(arg[1], 0, ((size_t)x->experts * (size_t)x->leaves + 1) * sizeof(int32_t));
@@ -367,7 +394,7 @@ void moec_exchange(const RtCall *c) {
     case RT_TREE_ALL_REDUCE: all_reduce(&j, arg[0], arg[1]); break;
     case RT_TREE_REDUCE_SCATTER: reduce_scatter(&j, arg[0], arg[1]); break;
     case RT_ALL_GATHER: all_gather(&j, arg[0], arg[1]); break;
-    case RT_SHARD: memcpy(arg[1], (unsigned char *)arg[0] + part * (size_t)j.i, part); break;
+    case RT_SHARD: shard(&j, arg[0], arg[1]); break;
     case RT_EXCHANGE_OFFSETS: exchange_offsets(&j, arg[0], arg[1]); break;
     case RT_EXCHANGE_ROWS: case RT_RETURN_ROWS: exchange_rows(&j, arg[0], arg[1], arg[2], arg[3]); break;
     case RT_WAIT: finish(&j); break;

@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include "runtime/comm.h"
 #include "runtime/plan.h"
+#include "runtime/slots.h"
 
 // Of exchanges of rows: how long they were under way, and how much of that this rank spent on nothing else; rows that
 // arrived at this rank's experts.
@@ -15,6 +16,7 @@ typedef struct RtRanks {
     int      rank, n;
     RtMesh   mesh;
     int      group[RT_GROUPS]; // the communicator's number of the group that holds this rank; -1: it is alone there
+    RtSlots *table;            // of the plan, by number: which experts its slots hold
     RtStatus status;           // of the first exchange that failed; those behind it do nothing
     RtError  error;
     RtError  agreed;           // the last error of rt_agree, which all ranks have
@@ -38,10 +40,11 @@ int64_t  rt_ranks_bytes(const RtPlan *plan);
 // What a step exchanges; NULL: nothing.
 const RtExchange *rt_exchange_of(const RtPlan *plan, uint32_t step);
 
-// Where rows lie that are exchanged: at home by (expert, own leaves), at the experts by (expert, rank, leaf).
+// Where rows lie that are exchanged: at home by (expert, own leaves), at the experts by (slot, rank, leaf).
 typedef struct {
     const int32_t *home, *far;             // offsets
     unsigned char *home_rows, *far_rows;
+    const int32_t *expert;                 // in each slot (slots.h); NULL: that of its number
 } RtRowsAt;
 typedef struct { RtCommPart *send, *recv; int64_t *cut; } RtExchangeRoom;       // [experts], [experts], [m + 1]
 

@@ -20,7 +20,7 @@ typedef enum {
     INT, UINT, REAL, BOOLEAN, INT_OR_NONE, REAL_OR_NONE,
     QUANTITY,
     CALL,            // source, tokenizer
-    SCHEDULE, OPTIMIZER, AVERAGE, INT_LIST, TEXT_LIST
+    SCHEDULE, OPTIMIZER, AVERAGE, PLACEMENT, INT_LIST, TEXT_LIST
 } KeyType;
 
 typedef struct {
@@ -67,6 +67,7 @@ static const Key keys[] = {
     {"data", "documents", BUILT_IN},
     {"data", "mean", BUILT_IN},
     {"data", "std", BUILT_IN},
+    {"parallel", "placement", PLACEMENT, AT(placement), ANY, false},
     {"generate", "max_tokens", INT, AT(max_tokens), 1, 1e12, false},
     {"generate", "temperature", REAL, AT(temperature), 0, 1e6, false},
     {"generate", "top_k", INT_OR_NONE, AT(top_k), 0, 1e9, false},
@@ -174,6 +175,10 @@ static const char *const shape_word[SHAPE_KINDS] = {[SHAPE_LINEAR] = "linear",
                                                     [SHAPE_COSINE] = "cosine",
                                                     [SHAPE_EXPONENTIAL] = "exponential",
                                                     [SHAPE_SQRT] = "sqrt"};
+
+static const char *const placement_word[PLACEMENT_KINDS] = {[PLACEMENT_LINEAR] = "linear",
+                                                            [PLACEMENT_ROUND_ROBIN] = "round_robin",
+                                                            [PLACEMENT_RANDOM] = "random"};
 
 static RtStatus read_schedule(const json_t *v, const char *name, RtScheduleSetting *out, RtError *e) {
     const char *word =
@@ -296,6 +301,12 @@ static RtStatus read_key(const Key *k, const json_t *v, RtSettings *s, RtError *
         if (!json_is_string(v)) return expected(name, "leaf or token", v, e);
         s->average_token = !strcmp(json_string_value(v), "token");
         return RT_OK;
+    case PLACEMENT: {
+        int kind = find_word(json_string_value(v), placement_word, PLACEMENT_KINDS);
+        if (kind < 0) return expected(name, "linear, round_robin or random", v, e);
+        s->placement = (RtPlacementKind)kind;
+        return RT_OK;
+    }
     case INT_LIST: return read_int_list(v, name, s, e);
     case TEXT_LIST: return read_text_list(v, name, s, e);
     }

@@ -1,6 +1,6 @@
-// What a run may be told: the keys of train, data and generate, read from JSON and from `key=value`.
+// What a run may be told: the keys of train, data, parallel and generate, read from JSON and from `key=value`.
 //
-// The JSON is one object with the objects "train", "data", "generate" (of others only model.vocabulary is read).  Keys and
+// The JSON is one object with the objects "train", "data", "parallel", "generate" (of others only model.vocabulary is read).  Keys and
 // words are those of the language's blocks; none is null; a quantity is {"value": 500, "unit": "steps"} (a
 // plain number where no unit is possible); a call is {"kind": "cosine", "warmup": {...}, "floor": 0.1}, its
 // positional arguments in "args": {"kind": "text", "args": ["kjv.txt"]}.
@@ -23,6 +23,8 @@ typedef struct {
     RtDecayShape shape;                // of wsd
 } RtScheduleSetting;
 
+typedef enum { PLACEMENT_LINEAR, PLACEMENT_ROUND_ROBIN, PLACEMENT_RANDOM, PLACEMENT_KINDS } RtPlacementKind;
+
 typedef struct { char *kind; char **arg; int n_args; } RtCallSetting;   // text("a.txt"), gpt2("dir"), bytes
 
 typedef struct {
@@ -40,6 +42,8 @@ typedef struct {
     double held_out;
     bool shuffle;
     int64_t end, pad;                  // -1: none
+    // parallel
+    RtPlacementKind placement;         // of experts, at first
     // generate
     int64_t max_tokens, top_k;         // top_k 0: none
     double temperature, top_p, min_p, repetition;

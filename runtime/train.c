@@ -280,6 +280,7 @@ static RtStatus open_work(Run *r, RtError *e) {
 }
 
 static RtStatus begin(Run *r, RtError *e) {
+    if (r->ranks) rt_slots_begin(r->ranks->table, r->p->plan, r->s->placement, r->s->seed);
     RT_TRY(r->o->resume ? resume(r, e) : first_values(r, e));
     r->first_step = r->progress.first_step = r->step + 1;
     return open_outputs(r, e);

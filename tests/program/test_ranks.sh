@@ -25,6 +25,14 @@ waves=(--set train.batch=16 --set train.micro_batch=1 --set train.lanes=4 --set 
 claim 'waves: one rank' train "$work/waves" "${steps[@]}" "${waves[@]}"
 alike waves waves-dp2-ep2 "${waves[@]}" --local 4 --set parallel.ep=2 --set parallel.zero=1
 
+# experts anywhere; an expert's tensors, its rows and its norm go where the table says
+placed=(--set parallel.placement=random)
+alike one placed-ep2 --local 2 --set parallel.ep=2 "${placed[@]}"
+second() { grep -A2 "\"$2\": \[" "$(newest "$work/$1")/manifest.json" | tail -n 1 | tr -dc 0-9; }     # expert in the second slot
+claim 'placed-ep2: not by number' test "$(second placed-ep2 layers.0.ffn.experts)" = 6
+alike one placed-ep4-zero --local 4 --set parallel.ep=4 --set parallel.zero=2 "${placed[@]}"
+alike one placed-dp2-ep2 --local 4 --set parallel.ep=2 --set parallel.placement=round_robin
+
 # choices without a place
 mixtral=$model model=models/tiny_switch.moe
 claim 'drops: one rank' train "$work/drops" "${steps[@]}"
@@ -33,8 +41,11 @@ claim 'there were some' grep -qE '"drop_rate": 0\.0*[1-9]' "$work/drops/metrics.
 model=$mixtral
 
 # from one layout to another, and back to one rank
-claim 'two steps on two ranks' train "$work/moved" "${steps[@]}" --local 2 --set parallel.ep=2 --set 'train.stop=2 steps'
-claim 'two more on four' train "$work/moved" "${steps[@]}" --local 4 --set parallel.zero=1 --set 'train.stop=4 steps' --resume
+claim 'two steps on two ranks' train "$work/moved" "${steps[@]}" --local 2 --set parallel.ep=2 "${placed[@]}" --set 'train.stop=2 steps'
+claim 'two more on four' train "$work/moved" "${steps[@]}" --local 4 --set parallel.ep=2 --set parallel.zero=1 --set 'train.stop=4 steps' --resume
+claim 'one more on four, with experts where the two had them' train "$work/moved" "${steps[@]}" --local 4 --set parallel.ep=4 \
+    --set 'train.stop=5 steps' --resume
+claim 'as their checkpoint says' test "$(second moved layers.1.ffn.experts)" = 6
 claim 'the rest on one' train "$work/moved" "${steps[@]}" --resume
 claim 'with the tensors of one go' same_tensors "$work/one" "$work/moved"
 claim 'and every step once' diff <(seq 6) <(steps_of "$work/moved")
