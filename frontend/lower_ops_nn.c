@@ -612,8 +612,11 @@ static TVal *uniform(OpCx *cx, LType t) {
     if (!lw->rng)
         lw->rng = make(cx->b, OP_INPUT, INS(NULL), .name = intern("rng"), .dtype = I32, .dims = four);
     if (!lw->rng) return NULL;
-    return t_new(cx, make(cx->b, OP_RANDOM, INS(lw->rng), .stream = lw->n_streams++, .dtype = F32, .dims = d),
-                 t, lead);
+    // rows of a route draw by where they come from: as many experts or ranks as there may be, a slot draws alike
+    Value *slot = t.expert_rows ? lw->expert->slot_of : NULL;
+    Value *u = slot ? make(cx->b, OP_RANDOM, INS(lw->rng, slot), .stream = lw->n_streams++, .dtype = F32, .dims = d)
+                    : make(cx->b, OP_RANDOM, INS(lw->rng), .stream = lw->n_streams++, .dtype = F32, .dims = d);
+    return t_new(cx, u, t, lead);
 }
 
 // log(max(u, 2^-25)): finite for every draw.

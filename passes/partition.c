@@ -326,11 +326,9 @@ static void reduce_over_ranks(Partition *q, Node *n, int result) {
 }
 
 // Draws of a rank are its part of those of all: n is replaced by one that knows which, from `part` on in its graph.
-static void place_random(Partition *q, Node *n, Value *part) {
+static void place_random(Node *n, Value *part) {
     const Type *t = &n->out[0].type;
-    if (type_ragged(t)) refuse(q, n, "draws for rows of a route");
-    else if (type_is_leafy(t) && type_bound_elements(t) % 4) refuse(q, n, "draws numbers that are no multiple of four per rank");
-    if (!type_is_leafy(t) || !q->ok) return;
+    if (!type_is_leafy(t)) return;
     Builder b = builder_before(n->graph, n);
     Value *y = make(&b, OP_RANDOM, INS(n->in[0], part), .stream = n->attr.stream, .dtype = n->attr.dtype, .dims = n->attr.dims);
     replace_all_uses(n->graph, &n->out[0], y);
@@ -341,6 +339,29 @@ static Value *data_rank(Partition *q) {
     if (q->data_rank) return q->data_rank;
     Builder first = builder_before(q->p.g, q->p.g->first);
     return q->data_rank = make(&first, OP_INPUT, INS(NULL), .name = intern("data_rank"), .dtype = I32);
+}
+
+// How many slots this rank's tokens have.
+static int64_t own_slots(const Sym *rows) {
+    const Node *route = rows->extent->node;
+    if (route->op == OP_GATE)
+        for_each_node(route->attr.body, n) if (n->op == OP_ROUTE && n->attr.sym == rows) return type_bound_elements(&n->in[0]->type);
+    return type_bound_elements(&route->in[0]->type);
+}
+
+// Rows of a route draw by their slots, which are numbered over all ranks here, wherever the rows are.
+static void place_random_rows(Partition *q, Node *n) {
+    Sym *rows = type_ragged(&n->out[0].type);
+    if (n->n_in == 1) {
+        refuse(q, n, "draws for rows of a route by their places");
+        return;
+    }
+    Builder b = builder_before(q->p.g, n);
+    Value *before = build_binary(&b, OP_MUL, data_rank(q), build_const(&b, (double)own_slots(rows), I32));
+    replace_operand(n, 1, build_binary(&b, OP_ADD, n->in[1], before));
+    if (!rows_known(&q->p, rows)) return;
+    want_at_experts(q, n);
+    shape_again(q, n, at_experts);
 }
 
 static void add_operand(Node *n, Value *v) {
@@ -362,7 +383,7 @@ static void place_random_in(Partition *q, Node *gate) {
             add_operand(gate, data_rank(q));
             part = make(&first, OP_ARG, INS(NULL), .k = gate->n_in - 1, .dtype = I32);
         }
-        place_random(q, n, part);
+        place_random(n, part);
     }
 }
 
@@ -400,7 +421,8 @@ bool pass_partition(Graph *g, PassCtx *cx) {
         for (int i = 0; i < n->n_in; i++)
             if (n->in[i]->mark) replace_operand(n, i, n->in[i]->mark);
         if (n->op == OP_RANDOM) {
-            place_random(&q, n, data_rank(&q));
+            if (type_ragged(&n->out[0].type)) place_random_rows(&q, n);
+            else place_random(n, data_rank(&q));
             if (!q.ok) return true;
             continue;
         }

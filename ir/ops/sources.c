@@ -70,10 +70,15 @@ bool check_source(const Node *n, Diag *d) {
 
 // seed, wave and step: four numbers.
 bool check_random(const Node *n, Diag *d) {
-    const Type *t = &n->in[0]->type;
-    bool has_part = n->n_in == 1 || (n->n_in == 2 && !n->in[1]->type.ndim);
-    if (t->dtype == I32 && t->ndim == 1 && dim_eq(t->dim[0], dim_n(4)) && has_part) return true;
-    diag_error(d, n->at, "random draws from i32[4], not %s", type_text(n->graph->arena, t));
+    const Type *t = &n->in[0]->type, *of = n->n_in > 1 ? &n->in[1]->type : NULL, *y = &n->out[0].type;
+    if (t->dtype != I32 || t->ndim != 1 || !dim_eq(t->dim[0], dim_n(4))) {
+        diag_error(d, n->at, "random draws from i32[4], not %s", type_text(n->graph->arena, t));
+        return false;
+    }
+    if (n->n_in == 1 || (n->n_in == 2 && (!of->ndim || (of->ndim == 1 && y->ndim && dim_eq(of->dim[0], y->dim[0])))))
+        return true;
+    diag_error(d, n->at, "random draws %s as a part of a larger tensor, i32[], or as rows of one, numbered one by one: not %s",
+               type_text(n->graph->arena, y), type_text(n->graph->arena, of));
     return false;
 }
 

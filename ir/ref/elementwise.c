@@ -73,9 +73,12 @@ MEANING(iota) {
 
 MEANING(random) {
     UNUSED;
-    int64_t n = n_elements(out), before = n_in > 1 ? ints(&in[1])[0] * n : 0;
-    for (int64_t i = 0; i < n; i++)
-        reals(out)[i] = philox_element(ints(&in[0]), (uint32_t)attr->stream, (uint64_t)(before + i));
+    int64_t n = n_elements(out), rows = n_in > 1 && in[1].ndim ? out->dim[0] : 1, each = rows ? n / rows : 0;
+    for (int64_t r = 0; r < rows; r++) {
+        int64_t before = n_in > 1 ? ints(&in[1])[r] * each : 0;
+        for (int64_t i = 0; i < each; i++)
+            reals(out)[r * each + i] = philox_element(ints(&in[0]), (uint32_t)attr->stream, (uint64_t)(before + i));
+    }
 }
 
 // ---- arithmetic -----------------------------------------------------------------------------------------

@@ -204,6 +204,17 @@ static void gates_run_as_bodies_and_lone_ops(void **state) {
     case_free(&c);
 }
 
+static void rows_draw_what_their_numbers_say(void **state) {
+    for (int64_t cols = 1; cols < 6000; cols = cols * 3 + 2) {
+        Case c = case_new();
+        Value *rng = case_input(&c, "rng", I32, DIMS(dim_n(4))), *of = case_input(&c, "of", I32, DIMS(dim_n(37)));
+        case_return(&c, make(&c.b, OP_RANDOM, INS(rng, of), .stream = 3, .dtype = F32, .dims = DIMS(dim_n(37), dim_n(cols))),
+                    "u");
+        assert_int_equal(case_compare_all(&c, 0, 0), 0);
+        case_free(&c);
+    }
+}
+
 static void random_numbers_are_philox(void **state) {
     static const int64_t sizes[] = {1, 15, 64, 10000};
     for (int i = 0; i < 4; i++) {
@@ -230,6 +241,7 @@ int main(void) {
         cmocka_unit_test(memory_moves_along_every_axis),
         cmocka_unit_test(ragged_rows_follow_their_route),
         cmocka_unit_test(random_numbers_are_philox),
+        cmocka_unit_test(rows_draw_what_their_numbers_say),
         cmocka_unit_test(gates_run_as_bodies_and_lone_ops),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

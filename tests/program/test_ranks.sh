@@ -40,6 +40,17 @@ alike drops drops-dp2-ep2 --local 4 --set parallel.ep=2
 claim 'there were some' grep -qE '"drop_rate": 0\.0*[1-9]' "$work/drops/metrics.jsonl"
 model=$mixtral
 
+# draws for tokens and for rows at experts
+sed 's/expert: swiglu(H:)/expert: relu_ffn(H:, rate: 0.2)/; s/= take(embed, tokens)/= dropout(take(embed, tokens), 0.1)/' \
+    models/tiny_mixtral.moe >"$work/tiny_mixtral.moe"
+ln -s "$PWD/models/kjv.txt" "$work/kjv.txt"
+model=$work/tiny_mixtral.moe
+claim 'dropout: one rank' train "$work/dropout" "${steps[@]}"
+alike dropout dropout-dp2 --local 2
+alike dropout dropout-ep2 --local 2 --set parallel.ep=2
+alike dropout dropout-dp2-ep2 --local 4 --set parallel.ep=2
+model=$mixtral
+
 # from one layout to another, and back to one rank
 claim 'two steps on two ranks' train "$work/moved" "${steps[@]}" --local 2 --set parallel.ep=2 "${placed[@]}" --set 'train.stop=2 steps'
 claim 'two more on four' train "$work/moved" "${steps[@]}" --local 4 --set parallel.ep=2 --set parallel.zero=1 --set 'train.stop=4 steps' --resume
