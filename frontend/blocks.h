@@ -78,6 +78,8 @@ typedef struct {
         double   bound;
         const char *placement;     // linear round_robin random
         Quantity rebalance;        // unit NULL: never
+        Quantity rebalance_window; // unit NULL: as long
+        double   rebalance_gain;
     } parallel;
     struct {
         int64_t  max_tokens;

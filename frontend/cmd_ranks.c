@@ -57,7 +57,8 @@ static bool can_share(Session *s, const Settings *t) {
                      "version does not do", (long long)t->parallel.zero);
     if (t->parallel.etp > 1)
         return WRONG("parallel.etp is %lld: this version keeps experts whole", (long long)t->parallel.etp);
-    if (t->parallel.rebalance.unit) return WRONG("parallel.rebalance: in this version experts stay where they are");
+    if (t->parallel.rebalance.unit && t->parallel.ep == 1)
+        return WRONG("parallel.rebalance: with parallel.ep = 1 every rank has all experts, there is nothing to move");
     if (order->n && strcmp(order->at[0], "ep") != 0)
         return WRONG("parallel.order begins with %s: in this version neighbours share experts", order->at[0]);
     return true;

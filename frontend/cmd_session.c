@@ -117,6 +117,8 @@ bool session_can_train(Session *s, int ranks) {
     const Settings *t = s->settings;
     session_has_ranks(s, t, ranks);
     refuse(s, t->parallel.zero > 0 && ranks == 1 && wanted_ranks(t) <= 1, "parallel.zero", "there is nothing to share on one rank");
+    refuse(s, t->parallel.rebalance.unit && ranks == 1 && wanted_ranks(t) <= 1, "parallel.rebalance",
+           "one rank has all experts, there is nothing to move");
     refuse(s, t->train.fast_gate, "train.fast_gate", "this version always chooses as the router's text says");
     refuse(s, !strcmp(t->train.recompute, "offload"), "train.recompute is offload",
            "there is no slower memory to offload to on a CPU; none, cheap and layer are for it");
@@ -382,6 +384,9 @@ char *session_json(Session *s) {
     if (t->data.pad >= 0) json_object_set_new(data, "pad", json_integer(t->data.pad));
 
     json_object_set_new(parallel, "placement", json_string(t->parallel.placement));
+    set_quantity(parallel, "rebalance", t->parallel.rebalance);
+    set_quantity(parallel, "rebalance_window", t->parallel.rebalance_window);
+    json_object_set_new(parallel, "rebalance_gain", json_real(t->parallel.rebalance_gain));
 
     json_object_set_new(gen, "max_tokens", json_integer(t->generate.max_tokens));
     json_object_set_new(gen, "temperature", json_real(t->generate.temperature));

@@ -110,7 +110,11 @@ const Command commands[] = {
      "The run's folder gets metrics.jsonl, train.log, TensorBoard events and ckpt/step-NNNNNNNN.  SIGINT and SIGTERM save and\n"
      "exit with status 75; --resume goes on with the same bits.\n"
      "On several ranks --set parallel.ep=4 shares the experts of each MoE layer between groups of 4, parallel.dp is how many\n"
-     "groups there are.  How ranks share a step changes no bit of it; any number of them resumes what others began.\n", train_options, 1, 1, cmd_train},
+     "groups there are.  How ranks share a step changes no bit of it; any number of them resumes what others began.\n"
+     "Experts begin by parallel.placement (linear, round_robin, random).  --set 'parallel.rebalance=100 steps' counts their rows and\n"
+     "moves them between ranks each 100 steps where that saves more time than it takes: over parallel.rebalance_window (the same\n"
+     "100 steps), parallel.rebalance_gain (1) times more; 0 moves whenever loads say so.  Bits and checkpoints are not changed by it.\n",
+     train_options, 1, 1, cmd_train},
     {"eval", "RUN|CHECKPOINT|DIR", "loss, perplexity and bits per byte on the held-out text",
      "moec eval runs/tiny",
      "On several ranks --set parallel.ep=N shares the experts: a rank reads and holds only its own.  The numbers stay the same.\n", eval_options, 1, 1, cmd_eval},

@@ -51,6 +51,12 @@ RtStatus rt_gather(RtRanks *r, const void *own, int64_t bytes, void *all, RtErro
     return rt_ranks_status(r, e);
 }
 
+RtStatus rt_move(RtRanks *r, RtGroup g, const RtCommPart *send, int n_send, const RtCommPart *recv, int n_recv, RtError *e) {
+    RtCommOp op = {.kind = RT_COMM_MOVE, .group = r->group[g], .dtype = U8, .send = send, .recv = recv, .n_send = n_send,
+                   .n_recv = n_recv};
+    return run(r, &op, rt_group_size(r->mesh, g), e);
+}
+
 RtStatus rt_gather_at(RtRanks *r, RtGroup g, int root, void *own, int64_t bytes, void *all, RtError *e) {
     int n = rt_group_size(r->mesh, g), i = rt_group_rank(r->mesh, g, r->rank);
     if (n == 1) {
@@ -60,9 +66,7 @@ RtStatus rt_gather_at(RtRanks *r, RtGroup g, int root, void *own, int64_t bytes,
     RtCommPart send = {own, bytes, root}, *recv = calloc((size_t)n, sizeof *recv);
     if (!recv) return rt_fail(e, RT_NO_MEMORY, "no memory for a list of ranks");
     for (int k = 0; k < n && i == root; k++) recv[k] = (RtCommPart){(char *)all + k * bytes, bytes, k};
-    RtCommOp op = {.kind = RT_COMM_MOVE, .group = r->group[g], .dtype = U8, .send = &send, .recv = recv, .n_send = 1,
-                   .n_recv = i == root ? n : 0};
-    RtStatus s = run(r, &op, n, e);
+    RtStatus s = rt_move(r, g, &send, 1, recv, i == root ? n : 0, e);
     free(recv);
     return s;
 }
@@ -76,10 +80,15 @@ RtStatus rt_from_first(RtRanks *r, void *data, int64_t bytes, RtError *e) {
     return r ? broadcast(r, 0, data, bytes, e) : RT_OK;
 }
 
+RtStatus rt_sum_over(RtRanks *r, RtGroup g, int64_t *x, int64_t n, RtError *e) {
+    int m = rt_group_size(r->mesh, g);
+    if (m == 1) return RT_OK;
+    RtCommOp op = {.kind = RT_COMM_EXACT, .group = r->group[g], .dtype = I64, .n = n, .buf = x};
+    return run(r, &op, m, e);
+}
+
 RtStatus rt_sum(RtRanks *r, int64_t *x, RtError *e) {
-    if (rt_data_ranks(r) == 1) return RT_OK;
-    RtCommOp op = {.kind = RT_COMM_EXACT, .group = r->group[RT_GROUP_DATA], .dtype = I64, .n = 1, .buf = x};
-    return run(r, &op, rt_data_ranks(r), e);
+    return r ? rt_sum_over(r, RT_GROUP_DATA, x, 1, e) : RT_OK;
 }
 
 // With the words that tell whether all ranks have run the same exchanges so far.

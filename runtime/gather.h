@@ -15,10 +15,14 @@ RtStatus rt_ranks_status(const RtRanks *r, RtError *e);
 RtStatus rt_gather(RtRanks *r, const void *own, int64_t bytes, void *all, RtError *e);
 // own[bytes] of every rank of a group, in their order, on the group's rank `root`: all[group size * bytes]; NULL elsewhere.
 RtStatus rt_gather_at(RtRanks *r, RtGroup g, int root, void *own, int64_t bytes, void *all, RtError *e);
+// Anything from rank to rank of a group: RT_COMM_MOVE.
+RtStatus rt_move(RtRanks *r, RtGroup g, const RtCommPart *send, int n_send, const RtCommPart *recv, int n_recv, RtError *e);
 // data[bytes] becomes what it is on the first rank.
 RtStatus rt_from_first(RtRanks *r, void *data, int64_t bytes, RtError *e);
 // *x becomes its sum over data ranks.
 RtStatus rt_sum(RtRanks *r, int64_t *x, RtError *e);
+// x[n] become their sums over a group.
+RtStatus rt_sum_over(RtRanks *r, RtGroup g, int64_t *x, int64_t n, RtError *e);
 // flag[n], each 0 or 1, become 1 where any rank has 1.  RT_COMM where ranks have run different exchanges before.
 RtStatus rt_any(RtRanks *r, int32_t *flag, int n, RtError *e);
 // The texts of all ranks, one after the other, each with its zero; NULL counts as "".  The caller frees it.

@@ -504,14 +504,18 @@ static double expected_share(const RtPlanInstance *p, const RtStep *s) {
     return 1;
 }
 
-double rt_program_flops(const RtPlanInstance *p, int program) {
+static double sum_flops(const RtPlanInstance *p, int program, bool at_experts) {
     double flops = 0;
     for (uint32_t i = 0; i < p->program[program].n_steps; i++) {
         const RtStep *s = &p->step[p->program[program].first_step + i];
-        if (s->work != RT_ELEMENTWISE) flops += s->flops * expected_share(p, s);
+        double share = expected_share(p, s);
+        if (s->work != RT_ELEMENTWISE && (share < 1 || !at_experts)) flops += s->flops * share;
     }
     return flops;
 }
+
+double rt_program_flops(const RtPlanInstance *p, int program) { return sum_flops(p, program, false); }
+double rt_expert_flops(const RtPlanInstance *p, int program) { return sum_flops(p, program, true); }
 
 RtWork rt_step_work(const RtPlanInstance *p, const RtStep *s) {
     const RtSym *sym = RT_TABLE(p->plan, RtSym, syms);

@@ -78,6 +78,7 @@ void    rt_read_sym(RtPlanInstance *p, int sym);
 
 int64_t rt_parameters(const RtPlanInstance *p); // elements of all PARAM tensors, all their parts
 // Of contractions, at bound sizes (for rows at the experts of several ranks: at their mean): the work that MFU counts.
+double  rt_expert_flops(const RtPlanInstance *p, int program);        // of these, on rows at the experts of several ranks
 double  rt_program_flops(const RtPlanInstance *p, int program);
 
 typedef struct { double flops, bytes, fixed_bytes; } RtWork;       // fixed: of bytes, what grows with no symbol

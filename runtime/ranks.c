@@ -357,6 +357,7 @@ static void exchange_offsets(const Job *j, const int32_t *home, int32_t *far) {
     prepare(j, NULL);
     j->s->op.buf = counts;
     run(j);
+    for (int64_t k = 0; j->r->status == RT_OK && k < n * j->m; k++) j->t->rows[k % n / leaves] += counts[k];
     int32_t at = 0, *to = far;
     for (int s = j->i * mine; s < (j->i + 1) * mine; s++)
         for (int k = 0; k < j->m; k++)

@@ -44,6 +44,8 @@ typedef struct {
     int64_t end, pad;                  // -1: none
     // parallel
     RtPlacementKind placement;         // of experts, at first
+    RtQuantity rebalance, rebalance_window;    // rebalance.h; {0}: never; as long
+    double rebalance_gain;
     // generate
     int64_t max_tokens, top_k;         // top_k 0: none
     double temperature, top_p, min_p, repetition;

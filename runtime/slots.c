@@ -9,7 +9,8 @@ static bool open_table(RtSlots *t, const RtPlan *plan, const RtSlotTable *from) 
     *t = (RtSlots){.name = RT_TEXT(plan, from->name), .experts = from->experts, .slots = from->slots};
     t->expert = calloc((size_t)t->slots, sizeof *t->expert);
     t->slot = calloc((size_t)t->experts, sizeof *t->slot);
-    if (!t->expert || !t->slot) return false;
+    t->rows = calloc((size_t)t->experts, sizeof *t->rows);
+    if (!t->expert || !t->slot || !t->rows) return false;
     for (int i = 0; i < t->slots; i++) t->expert[i] = i;
     for (int i = 0; i < t->experts; i++) t->slot[i] = i;
     return true;
@@ -18,7 +19,7 @@ static bool open_table(RtSlots *t, const RtPlan *plan, const RtSlotTable *from) 
 int64_t rt_slots_bytes(const RtPlan *plan) {
     const RtSlotTable *t = RT_TABLE(plan, RtSlotTable, slot_tables);
     int64_t bytes = (plan->slot_tables.n + 1) * (int64_t)sizeof(RtSlots);
-    for (uint32_t i = 0; i < plan->slot_tables.n; i++) bytes += (t[i].slots + t[i].experts) * (int64_t)sizeof(int32_t);
+    for (uint32_t i = 0; i < plan->slot_tables.n; i++) bytes += (t[i].slots + t[i].experts) * (int64_t)sizeof(int32_t) + t[i].experts * (int64_t)sizeof(int64_t);
     return bytes;
 }
 
@@ -34,6 +35,7 @@ void rt_slots_close(RtSlots *t, const RtPlan *plan) {
     for (uint32_t i = 0; t && i < plan->slot_tables.n; i++) {
         free(t[i].expert);
         free(t[i].slot);
+        free(t[i].rows);
     }
     free(t);
 }

@@ -17,6 +17,7 @@ typedef struct {
     int      experts, slots;
     int32_t *expert;           // [slots]: whom a slot holds
     int32_t *slot;             // [experts]: where one is
+    int64_t *rows;             // [experts]: that the ranks of this group sent it so far
 } RtSlots;
 
 // Those of a plan, by number; each expert in the slot of its number.

@@ -23,6 +23,7 @@
 #include "runtime/files.h"
 #include "runtime/gather.h"
 #include "runtime/progress.h"
+#include "runtime/rebalance.h"
 #include "runtime/report.h"
 #include "runtime/schedule.h"
 #include "runtime/step.h"
@@ -45,9 +46,10 @@ typedef struct {
     RtRanks *ranks;                 // NULL: this one is alone
     bool     first_rank;
     RtStepWork work;
+    RtRebalance *rebalance;         // NULL: experts stay where they are
     int     eval;
     int64_t steps_run;              // by this process
-    double  lr, mfu, tokens_per_s;  // of the last step
+    double  lr, mfu, tokens_per_s, step_seconds;   // of the last step
     RtEvalResult evaluated;         // after the last step; {0}: it was not
     RtTokenizer *tokenizer;
     RtData  *data;
@@ -225,6 +227,19 @@ static RtStatus open_outputs(Run *r, RtError *e) {
     return rt_events_open(dir, r->step + 1, &r->events, e);
 }
 
+// A window beyond the interval would be memory for steps long ago; beyond this, of steps nobody remembers.
+static RtStatus open_rebalance(Run *r, RtError *e) {
+    enum { LONGEST = 100000 };
+    double every = rt_quantity_steps(r->s->rebalance, r->size), window = rt_quantity_steps(r->s->rebalance_window, r->size);
+    if (every <= 0 || !r->ranks || !r->p->plan->slot_tables.n) return RT_OK;
+    if (every < 1 || window < 0 || window > LONGEST)
+        return rt_fail(e, RT_BAD_SETTING, "parallel.rebalance and parallel.rebalance_window are whole numbers of steps, at most %d",
+                       LONGEST);
+    RtRebalanceSetting s = {.interval = (int64_t)every, .gain = r->s->rebalance_gain};
+    s.window = window >= 1 ? (int64_t)window : s.interval < LONGEST ? s.interval : LONGEST;
+    return rt_rebalance_open(r->p, s, &r->rebalance, e);
+}
+
 static const char *plural(int64_t n) { return n == 1 ? "" : "s"; }
 
 static void say_start(Run *r) {
@@ -281,6 +296,7 @@ static RtStatus open_work(Run *r, RtError *e) {
 
 static RtStatus begin(Run *r, RtError *e) {
     if (r->ranks) rt_slots_begin(r->ranks->table, r->p->plan, r->s->placement, r->s->seed);
+    RT_TRY(open_rebalance(r, e));
     RT_TRY(r->o->resume ? resume(r, e) : first_values(r, e));
     r->first_step = r->progress.first_step = r->step + 1;
     return open_outputs(r, e);
@@ -302,6 +318,7 @@ static RtStatus open_run(Run *r, RtError *e) {
 
 static void close_run(Run *r) {
     rt_progress_close(&r->progress);
+    rt_rebalance_close(r->rebalance);
     rt_events_close(r->events);
     if (r->metrics) fclose(r->metrics);
     if (r->routes) fclose(r->routes);
@@ -394,6 +411,7 @@ static RtStatus do_step(Run *r, RtError *e) {
         rt_comm_step(r->ranks->comm, step);
         rt_comm_silence(r->ranks->comm, step == r->first_step ? FIRST_SILENCE_NS : SILENCE_NS);
     }
+    if (r->rebalance) rt_rebalance_begin(r->rebalance);
     RtCommCounters before = r->ranks ? rt_comm_counters(r->ranks->comm) : (RtCommCounters){.ops = {0}};
     if (r->ranks) r->ranks->routes = r->routes;
     RT_TRY(rt_work_step(&r->work, (RtStepNumbers){step, step - r->skipped, r->tokens, lr}, next_batch, r, e));
@@ -401,7 +419,7 @@ static RtStatus do_step(Run *r, RtError *e) {
         r->ranks->routes = NULL;               // evaluations are not recorded
         rt_usage_add(&r->usage, &before, r->ranks->comm);
     }
-    double seconds = (double)(rt_now_ns() - begin_ns) / 1e9;
+    double seconds = r->step_seconds = (double)(rt_now_ns() - begin_ns) / 1e9;
 
     r->step = step;
     r->tokens += (int64_t)r->size.tokens;
@@ -471,6 +489,22 @@ static RtStatus decide(Run *r, int32_t decision[DECISIONS], RtError *e) {
     return RT_OK;
 }
 
+static RtStatus rebalance(Run *r, RtError *e) {
+    RtRebalanced x;
+    if (!r->rebalance) return RT_OK;
+    RT_TRY(rt_rebalance_end(r->rebalance, r->step, r->step_seconds, r->last_step - r->step, &x, e));
+    if (!x.considered) return RT_OK;
+    if (x.experts)
+        rt_progress_say(&r->progress,
+                        "step %lld: busiest rank at %.2f of the mean load; moved %lld experts, %.1f MB in %.0f ms: %.2f, %.2g ms less a step",
+                        (long long)r->step, x.before, (long long)x.experts, (double)x.bytes / 1e6, 1e3 * x.seconds, x.after,
+                        1e3 * x.saves);
+    else
+        rt_progress_say(&r->progress, "step %lld: busiest rank at %.2f of the mean load; experts stay: %.2f would save %.2g ms a step and take %.2g ms",
+                        (long long)r->step, x.before, x.after, 1e3 * x.saves, 1e3 * x.takes);
+    return RT_OK;
+}
+
 static RtStatus evaluate(Run *r, RtError *e) {
     if (r->eval < 0 || rt_data_held_out(r->data) == 0) return RT_OK;
     RtEvalResult v;
@@ -527,6 +561,7 @@ static RtStatus run_steps(Run *r, RtError *e) {
     while (r->step < r->last_step && !r->signal) {
         int32_t decision[DECISIONS];
         RT_TRY(do_step(r, e));
+        RT_TRY(rebalance(r, e));
         RT_TRY(decide(r, decision, e));
         bool last = decision[OVER];
         if (!r->signal && (last || decision[EVALUATE])) RT_TRY(evaluate(r, e));

@@ -33,6 +33,15 @@ claim 'placed-ep2: not by number' test "$(second placed-ep2 layers.0.ffn.experts
 alike one placed-ep4-zero --local 4 --set parallel.ep=4 --set parallel.zero=2 "${placed[@]}"
 alike one placed-dp2-ep2 --local 4 --set parallel.ep=2 --set parallel.placement=round_robin
 
+# experts that move after each step whose loads say so, and where it pays
+always=(--set 'parallel.rebalance=1 step' --set 'parallel.rebalance_window=2 steps' --set parallel.rebalance_gain=0)
+alike one moving-ep2 --local 2 --set parallel.ep=2 "${always[@]}"
+alike one moving-ep4-zero --local 4 --set parallel.ep=4 --set parallel.zero=2 "${always[@]}" "${placed[@]}"
+alike one moving-dp2-ep2 --local 4 --set parallel.ep=2 "${always[@]}"
+claim 'moving-ep4-zero: most steps moved some' test "$(grep -c 'moved [0-9]* experts, [0-9.]* MB in' "$work/moving-ep4-zero/train.log")" -ge 3
+alike one staying --local 2 --set parallel.ep=2 --set 'parallel.rebalance=2 steps' --set parallel.rebalance_gain=1000000
+claim 'staying: said so' grep -q 'experts stay: .* would save' "$work/staying/train.log"
+
 # choices without a place
 mixtral=$model model=models/tiny_switch.moe
 claim 'drops: one rank' train "$work/drops" "${steps[@]}"
@@ -72,7 +81,7 @@ if [ -f "$MOEC_MPI_LIBRARY" ] && command -v mpirun >/dev/null; then
         shift
         mpi train "$model" "${tiny[@]}" --out "$out" "$@"
     }
-    claim 'mpirun -n 2: trained' mpi_train "$work/mpi" "${steps[@]}" --set parallel.ep=2
+    claim 'mpirun -n 2: trained' mpi_train "$work/mpi" "${steps[@]}" --set parallel.ep=2 "${always[@]}"
     claim 'mpirun -n 2: numbers of one rank' same_numbers "$work/one" "$work/mpi"
     claim 'mpirun -n 2: tensors of one rank' same_tensors "$work/one" "$work/mpi"
     exits 1 'mpirun -n 2: another seed' mpi_train "$work/mpi" "${steps[@]}" --set train.seed=9 --resume
@@ -125,6 +134,8 @@ says 'help: --set train.lanes=2' 'with help'
 refused 'no power of two' 'six lanes' --local 2 --set train.batch=12 --set train.lanes=6
 refused 'ffn.*12 experts.*8 ranks|E.*12' '12 experts on 8 ranks' --local 8 --set parallel.ep=8 --set E=12
 refused 'parallel.tp is 2' 'tensor parallelism' --local 2 --set parallel.tp=2
+refused 'parallel.rebalance: with parallel.ep = 1' 'moving experts that are everywhere' --local 2 --set 'parallel.rebalance=5 steps'
+refused 'parallel.rebalance' 'moving experts on one rank' --set 'parallel.rebalance=5 steps'
 refused 'parallel.pp is 2' 'pipelines' --local 2 --set parallel.pp=2
 refused 'parallel.zero is 3' 'zero 3' --local 2 --set parallel.zero=3
 finish

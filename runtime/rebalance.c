@@ -1,0 +1,338 @@
+// Counting, placing, deciding, moving.
+#include "runtime/rebalance.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "runtime/eplb.h"
+#include "runtime/gather.h"
+#include "runtime/trace.h"
+
+static const int64_t STAGING = 64 << 20, PROBE = 1 << 20;
+
+struct RtRebalance {
+    RtPlanInstance *p;
+    RtRanks *ranks;
+    RtRebalanceSetting s;
+    int      n_tables, n_experts, n_slots;      // of all tables
+    int64_t *counts;           // [window, n_experts]
+    int64_t *sum;              // [n_experts]
+    int32_t *expert;           // [n_slots]: new tables
+    int64_t  counted;          // steps
+    double   share;            // of a step's work that is experts', were they loaded evenly
+    double   rate;             // bytes a second of the last move; 0: not known yet
+    double   seconds;          // of the steps since the last decision
+    int64_t  timed;
+};
+
+// ---- moving ------------------------------------------------------------------------------------------------------
+
+// A round: of each expert that moves, the same bytes.  All that leave are copied before any arrive, so circles are no
+// case of their own.
+typedef struct {
+    const RtSlots *t;
+    const int32_t *to;         // the new table
+    int      ranks, rank, each;
+    unsigned char *staging;
+    RtCommPart *send, *recv;
+} Mover;
+
+static bool changes(const Mover *m, int slot) { return m->to[slot] != m->t->expert[slot]; }
+static int  source(const Mover *m, int slot) { return m->t->slot[m->to[slot]]; }
+
+// Slots that one rank fills, its own among them: of the rank that fills most.
+static int most_sent(const Mover *m) {
+    int most = 1, *sent = calloc((size_t)m->ranks, sizeof *sent);
+    for (int s = 0; sent && s < m->t->slots; s++)
+        if (changes(m, s) && ++sent[source(m, s) / m->each] > most) most = sent[source(m, s) / m->each];
+    free(sent);
+    return most;
+}
+
+static RtStatus move_round(const Mover *m, RtRanks *r, unsigned char *data, size_t one, size_t begin, size_t n, RtError *e) {
+    int n_send = 0, n_recv = 0;
+    for (int s = 0; s < m->t->slots; s++) {
+        if (!changes(m, s) || source(m, s) / m->each != m->rank) continue;
+        unsigned char *copy = m->staging + (size_t)n_send * n;
+        memcpy(copy, data + (size_t)(source(m, s) % m->each) * one + begin, n);
+        m->send[n_send++] = (RtCommPart){copy, (int64_t)n, s / m->each};
+    }
+    for (int from = 0; from < m->ranks; from++)
+        for (int s = m->rank * m->each; s < (m->rank + 1) * m->each; s++)
+            if (changes(m, s) && source(m, s) / m->each == from)
+                m->recv[n_recv++] = (RtCommPart){data + (size_t)(s % m->each) * one + begin, (int64_t)n, from};
+    return rt_move(r, RT_GROUP_EXP, m->send, n_send, m->recv, n_recv, e);
+}
+
+static RtStatus move_tensor(const Mover *m, const RtPlanInstance *p, const RtTensor *t, size_t slice, RtError *e) {
+    size_t one = (size_t)(t->bytes / t->dim[0]);
+    for (size_t begin = 0; begin < one; begin += slice)
+        RT_TRY(move_round(m, p->ranks, rt_tensor_data(p, t), one, begin, one - begin < slice ? one - begin : slice, e));
+    return RT_OK;
+}
+
+static bool moves(const RtTensor *t, int table) { return t->table == table + 1 && (t->role == RT_PARAM || t->role == RT_STATE); }
+
+static int64_t bytes_of_expert(const RtPlanInstance *p, int table) {
+    int64_t bytes = 0;
+    for (int i = 0; i < p->n_tensors; i++)
+        if (moves(&p->tensor[i], table)) bytes += p->tensor[i].bytes / p->tensor[i].dim[0];
+    return bytes;
+}
+
+static Mover mover(const RtPlanInstance *p, int table, const int32_t *expert) {
+    const RtSlots *t = &p->ranks->table[table];
+    int ranks = p->ranks->mesh.ep;
+    return (Mover){.t = t, .to = expert, .ranks = ranks, .each = t->slots / ranks,
+                   .rank = rt_group_rank(p->ranks->mesh, RT_GROUP_EXP, p->ranks->rank)};
+}
+
+// The tensors of a layer's experts come to lie as `expert` says, then that is the table.  out: what travelled.
+static RtStatus move_experts(RtPlanInstance *p, int table, const int32_t *expert, RtRebalanced *out, RtError *e) {
+    RtSlots *t = &p->ranks->table[table];
+    Mover m = mover(p, table, expert);
+    int most = most_sent(&m), n = 0;
+    size_t slice = (size_t)(STAGING / most) & ~(size_t)63;
+    m.staging = malloc(slice * (size_t)most);
+    m.send = calloc((size_t)t->slots, sizeof *m.send);
+    m.recv = calloc((size_t)m.each, sizeof *m.recv);
+    RtStatus s = m.staging && m.send && m.recv ? RT_OK : rt_fail(e, RT_NO_MEMORY, "no memory to move experts of %s", t->name);
+    s = rt_agree(p->ranks, s, e);
+    for (int i = 0; i < p->n_tensors && s == RT_OK; i++)
+        if (moves(&p->tensor[i], table)) s = move_tensor(&m, p, &p->tensor[i], slice, e);
+    for (int k = 0; k < t->slots; k++) n += changes(&m, k) && source(&m, k) / m.each != k / m.each;
+    if (s == RT_OK) {
+        out->experts += n;
+        out->bytes += n * bytes_of_expert(p, table) * p->ranks->mesh.dp;
+        rt_slots_set(t, expert);
+    }
+    free(m.staging);
+    free(m.send);
+    free(m.recv);
+    return s;
+}
+
+// ---- placing -----------------------------------------------------------------------------------------------------
+
+static double load_of(const int64_t *sum, const int32_t *expert, int rank, int each) {
+    double load = 0;
+    for (int s = rank * each; s < (rank + 1) * each; s++) load += (double)sum[expert[s]];
+    return load;
+}
+
+static double busiest(const RtSlots *t, const int64_t *sum, const int32_t *expert, int ranks) {
+    double most = 0;
+    for (int r = 0; r < ranks; r++) {
+        double load = load_of(sum, expert, r, t->slots / ranks);
+        if (load > most) most = load;
+    }
+    return most;
+}
+
+static int in_common(const int32_t *a, const int32_t *b, int n) {
+    int both = 0;
+    for (int i = 0; i < n; i++)
+        for (int k = 0; k < n; k++) both += a[i] == b[k];
+    return both;
+}
+
+// Which rank gets which pack is free, and so is the order of its slots: as many experts as may be stay where they are.
+static bool keep_in_place(const RtSlots *t, int ranks, const int32_t *pack, int32_t *expert) {
+    int each = t->slots / ranks;
+    int *owner = malloc((size_t)ranks * sizeof *owner);     // pack of a rank
+    bool *taken = calloc((size_t)ranks, sizeof *taken), *placed = calloc((size_t)t->slots, sizeof *placed);
+    bool ok = owner && taken && placed;
+    for (int r = 0; ok && r < ranks; r++) owner[r] = -1;
+    for (int turn = 0; ok && turn < ranks; turn++) {
+        int best = -1, rank = 0, which = 0;
+        for (int r = 0; r < ranks; r++)
+            for (int k = 0; k < ranks && owner[r] < 0; k++) {
+                int both = taken[k] ? -1 : in_common(t->expert + r * each, pack + k * each, each);
+                if (both > best) best = both, rank = r, which = k;
+            }
+        owner[rank] = which;
+        taken[which] = true;
+    }
+    for (int r = 0; ok && r < ranks; r++) {
+        const int32_t *mine = pack + owner[r] * each;
+        bool *done = placed + r * each;                     // of the pack's experts
+        int32_t *to = expert + r * each;
+        for (int s = 0; s < each; s++) {
+            to[s] = -1;
+            for (int k = 0; k < each && to[s] < 0; k++)
+                if (!done[k] && mine[k] == t->expert[r * each + s]) to[s] = mine[k], done[k] = true;
+        }
+        for (int s = 0, k = 0; s < each; s++) {
+            if (to[s] >= 0) continue;
+            while (done[k]) k++;
+            to[s] = mine[k];
+            done[k] = true;
+        }
+    }
+    free(owner);
+    free(taken);
+    free(placed);
+    return ok;
+}
+
+static RtStatus place(const RtSlots *t, int ranks, const int64_t *sum, int32_t *expert, RtError *e) {
+    RtEplbSizes z = {.experts = t->experts, .slots = t->slots, .ranks = ranks, .nodes = 1, .groups = 1};
+    float *load = malloc((size_t)t->experts * sizeof *load);
+    int32_t *pack = malloc((size_t)t->slots * sizeof *pack), *count = malloc((size_t)t->experts * sizeof *count);
+    bool ok = load && pack && count;
+    for (int i = 0; ok && i < t->experts; i++) load[i] = (float)sum[i];
+    RtStatus s = ok ? rt_eplb(&z, load, pack, count, e) : RT_NO_MEMORY;
+    if (s == RT_OK && !keep_in_place(t, ranks, pack, expert)) s = RT_NO_MEMORY;
+    if (s == RT_NO_MEMORY) rt_fail(e, s, "no memory to place experts of %s", t->name);
+    free(load);
+    free(pack);
+    free(count);
+    return s;
+}
+
+// ---- deciding ----------------------------------------------------------------------------------------------------
+
+// Bytes a second between neighbours, all at once.
+static RtStatus probe(RtRebalance *r, RtError *e) {
+    int m = r->ranks->mesh.ep, i = rt_group_rank(r->ranks->mesh, RT_GROUP_EXP, r->ranks->rank);
+    unsigned char *buffer = calloc(2, (size_t)PROBE);
+    RtStatus s = rt_agree(r->ranks, buffer ? RT_OK : rt_fail(e, RT_NO_MEMORY, "no memory to move experts"), e);
+    for (int turn = 0; turn < 2 && s == RT_OK; turn++) {                       // the first touches its memory
+        RtCommPart send = {buffer, PROBE, (i + 1) % m}, recv = {buffer + PROBE, PROBE, (i + m - 1) % m};
+        int64_t begin = rt_now_ns();
+        s = rt_move(r->ranks, RT_GROUP_EXP, &send, 1, &recv, 1, e);
+        r->rate = (double)PROBE / ((double)(rt_now_ns() - begin) / 1e9);
+    }
+    free(buffer);
+    return s;
+}
+
+typedef struct { double before, after, mean, bytes; } Prospect;       // of a table: rows of the busiest rank; bytes of the one that moves most
+
+static Prospect prospect(const RtRebalance *r, int table, const int64_t *sum, const int32_t *expert) {
+    const RtSlots *t = &r->ranks->table[table];
+    int ranks = r->ranks->mesh.ep;
+    Mover m = mover(r->p, table, expert);
+    double all = 0;
+    bool any = false;
+    for (int i = 0; i < t->experts; i++) all += (double)sum[i];
+    for (int s = 0; s < t->slots; s++) any |= changes(&m, s);
+    return (Prospect){.before = busiest(t, sum, t->expert, ranks),
+                      .after = busiest(t, sum, expert, ranks),
+                      .mean = all / ranks,
+                      .bytes = any ? (double)most_sent(&m) * (double)bytes_of_expert(r->p, table) : 0};
+}
+
+// flag[n_tables]: which layers' experts move.
+static void decide(const RtRebalance *r, int64_t steps, const Prospect *x, int32_t *flag, RtRebalanced *out) {
+    double before = 0, after = 0, mean = 0;
+    for (int i = 0; i < r->n_tables; i++) before += x[i].before, after += x[i].after, mean += x[i].mean;
+    double imbalance = mean > 0 ? before / mean : 1, experts = r->share * imbalance,
+           seconds = r->seconds / (double)r->timed * experts / (1 - r->share + experts);        // of a step, in experts
+    out->before = imbalance;
+    out->after = mean > 0 ? after / mean : 1;
+    for (int i = 0; i < r->n_tables; i++) {
+        double saves = before > 0 ? seconds * (x[i].before - x[i].after) / before : 0, takes = x[i].bytes / r->rate;
+        flag[i] = x[i].bytes > 0 && saves > 0 && saves * (double)steps >= r->s.gain * takes;
+        out->saves += saves;
+        out->takes += takes;
+    }
+}
+
+static RtStatus sum_counts(RtRebalance *r, RtError *e) {
+    int64_t steps = r->counted < r->s.window ? r->counted : r->s.window;
+    memset(r->sum, 0, (size_t)r->n_experts * sizeof *r->sum);
+    for (int64_t k = 0; k < steps; k++)
+        for (int i = 0; i < r->n_experts; i++) r->sum[i] += r->counts[k * r->n_experts + i];
+    return rt_sum_over(r->ranks, RT_GROUP_EDP, r->sum, r->n_experts, e);
+}
+
+static RtStatus move_those(RtRebalance *r, const int32_t *flag, RtRebalanced *out, RtError *e) {
+    const int32_t *expert = r->expert;
+    int64_t begin = rt_now_ns();
+    for (int i = 0; i < r->n_tables; i++) {
+        if (flag[i]) RT_TRY(move_experts(r->p, i, expert, out, e));
+        expert += r->ranks->table[i].slots;
+    }
+    out->seconds = (double)(rt_now_ns() - begin) / 1e9;
+    return RT_OK;
+}
+
+static RtStatus rebalance(RtRebalance *r, int64_t steps, Prospect *x, int32_t *flag, RtRebalanced *out, RtError *e) {
+    int32_t *expert = r->expert;
+    const int64_t *sum = r->sum;
+    double bytes = 0;
+    out->considered = true;
+    RT_TRY(sum_counts(r, e));
+    if (r->rate == 0) RT_TRY(probe(r, e));
+    for (int i = 0; i < r->n_tables; i++) {
+        const RtSlots *t = &r->ranks->table[i];
+        RT_TRY(rt_agree(r->ranks, place(t, r->ranks->mesh.ep, sum, expert, e), e));
+        x[i] = prospect(r, i, sum, expert);
+        expert += t->slots;
+        sum += t->experts;
+    }
+    decide(r, steps, x, flag, out);
+    RT_TRY(rt_from_first(r->ranks, flag, r->n_tables * (int64_t)sizeof *flag, e));
+    RT_TRY(move_those(r, flag, out, e));
+    for (int i = 0; i < r->n_tables; i++) bytes += flag[i] ? x[i].bytes : 0;
+    if (bytes > 0 && out->seconds > 0) r->rate = bytes / out->seconds;
+    r->seconds = 0;
+    r->timed = 0;
+    return RT_OK;
+}
+
+// ---- a run -------------------------------------------------------------------------------------------------------
+
+RtStatus rt_rebalance_open(RtPlanInstance *p, RtRebalanceSetting s, RtRebalance **out, RtError *e) {
+    RtRebalance *r = *out = calloc(1, sizeof *r);
+    if (!r) return rt_fail(e, RT_NO_MEMORY, "no memory to count rows of experts");
+    *r = (RtRebalance){.p = p, .ranks = p->ranks, .s = s, .n_tables = (int)p->plan->slot_tables.n};
+    for (int i = 0; i < r->n_tables; i++) {
+        r->n_experts += p->ranks->table[i].experts;
+        r->n_slots += p->ranks->table[i].slots;
+    }
+    r->counts = calloc((size_t)(s.window * r->n_experts) + 1, sizeof *r->counts);
+    r->sum = calloc((size_t)r->n_experts + 1, sizeof *r->sum);
+    r->expert = calloc((size_t)r->n_slots + 1, sizeof *r->expert);
+    int pass = rt_program(p, "pass");
+    double all = pass >= 0 ? rt_program_flops(p, pass) : 0;
+    r->share = all > 0 ? rt_expert_flops(p, pass) / all : 0;
+    if (r->counts && r->sum && r->expert) return RT_OK;
+    rt_fail(e, RT_NO_MEMORY, "no memory to count the rows of %d experts for %lld steps", r->n_experts, (long long)s.window);
+    rt_rebalance_close(r);
+    *out = NULL;
+    return RT_NO_MEMORY;
+}
+
+void rt_rebalance_close(RtRebalance *r) {
+    if (!r) return;
+    free(r->counts);
+    free(r->sum);
+    free(r->expert);
+    free(r);
+}
+
+void rt_rebalance_begin(RtRebalance *r) {
+    for (int i = 0; i < r->n_tables; i++)
+        memset(r->ranks->table[i].rows, 0, (size_t)r->ranks->table[i].experts * sizeof *r->ranks->table[i].rows);
+}
+
+RtStatus rt_rebalance_end(RtRebalance *r, int64_t step, double seconds, int64_t steps_left, RtRebalanced *out, RtError *e) {
+    int64_t *row = r->counts + r->counted % r->s.window * r->n_experts;
+    *out = (RtRebalanced){0};
+    for (int i = 0; i < r->n_tables; i++) {
+        memcpy(row, r->ranks->table[i].rows, (size_t)r->ranks->table[i].experts * sizeof *row);
+        row += r->ranks->table[i].experts;
+    }
+    r->counted++;
+    if (r->counted > 1) r->seconds += seconds, r->timed++;                     // the first step touches its memory
+    if (step % r->s.interval || !r->timed || !steps_left) return RT_OK;
+    Prospect *x = calloc((size_t)r->n_tables + 1, sizeof *x);
+    int32_t *flag = calloc((size_t)r->n_tables + 1, sizeof *flag);
+    RtStatus s = rt_agree(r->ranks, x && flag ? RT_OK : rt_fail(e, RT_NO_MEMORY, "no memory to place experts"), e);
+    if (s == RT_OK) s = rebalance(r, steps_left < r->s.interval ? steps_left : r->s.interval, x, flag, out, e);
+    free(x);
+    free(flag);
+    return s;
+}

@@ -1,0 +1,34 @@
+// Experts move between ranks while a run goes on, where that pays.
+//
+//     each step             exchanges count the rows of every expert (slots.h); the last `window` steps are kept
+//     every `interval`      the counts of all ranks --eplb--> new tables.  For each layer: is what it saves until the next
+//                           time more than what moving takes?  Then weights, moments and tables move.
+//
+// Counts are integers, so all ranks find the same tables; whether they pay is the first rank's to say, by its clock.
+#ifndef RUNTIME_REBALANCE_H
+#define RUNTIME_REBALANCE_H
+#include "runtime/plan.h"
+
+typedef struct {
+    int64_t interval, window;  // steps
+    double  gain;              // a move must save so many times the seconds it takes
+} RtRebalanceSetting;
+
+typedef struct {
+    bool    considered;        // it was a step for it
+    int64_t experts, bytes;    // moved, of all ranks
+    double  seconds;           // that took
+    double  before, after;     // rows of the busiest rank over the mean, over all layers; as moving would make it
+    double  saves, takes;      // predicted: seconds a step, seconds once, of all layers
+} RtRebalanced;
+
+typedef struct RtRebalance RtRebalance;
+
+// Of a plan whose experts are shared (p->ranks, slot tables).
+RtStatus rt_rebalance_open(RtPlanInstance *p, RtRebalanceSetting s, RtRebalance **out, RtError *e);
+void     rt_rebalance_close(RtRebalance *r);            // NULL is fine
+// Around a step of training, which took `seconds`; steps_left: of the run.  Called by all ranks.
+void     rt_rebalance_begin(RtRebalance *r);
+RtStatus rt_rebalance_end(RtRebalance *r, int64_t step, double seconds, int64_t steps_left, RtRebalanced *out, RtError *e);
+
+#endif
