@@ -536,7 +536,8 @@ static int kernel_of(Plan *p, KernelNode *k, KernelDesc *desc) {
     const char *symbol =
         t ? arena_printf(p->a, "moec_%s_%016llx", op_info[n->op].name, (unsigned long long)key_hash(text))
           : REF_KERNEL_SYMBOL;
-    PlanKernel kernel = {.key = text, .symbol = symbol, .made_by = t, .node = *k, .n_phases = desc->n_phases};
+    PlanKernel kernel = {.key = text, .symbol = symbol, .made_by = t, .node = *k, .n_phases = desc->n_phases, .n_choices = desc->n_choices};
+    memcpy(kernel.choice, desc->choice, sizeof kernel.choice);
     return kernel_named(p, kernel, desc->n_rounds, data, bytes);
 }
 
@@ -1000,5 +1001,10 @@ EmittedPlan *emit_plan(Arena *a, Graph *const *programs, int n, const PlanOpts *
     e->plan = finish(p, programs, n);
     e->n_kernels = p->kernels.n;
     e->kernel = p->kernels.at;
+    if (opts->machine) {
+        Machine *machine = arena_new(a, Machine);
+        *machine = *opts->machine;
+        e->machine = machine;
+    }
     return e;
 }

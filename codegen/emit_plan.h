@@ -20,7 +20,8 @@ typedef struct {
     const char *symbol;             // name of the code
     const KernelTemplate *made_by;  // NULL: ref_kernel (interp/ref_kernel.h), all meaning in the data block
     KernelNode node;                // a node that asked for it
-    int n_phases;
+    int n_phases, n_choices;
+    Choice choice[KERNEL_CHOICES];  // of its tiles (cpu/choose.h)
     bool is_exchange;               // the runtime's own (EXCHANGE_SYMBOL), whatever the target
 } PlanKernel;
 
@@ -28,6 +29,7 @@ typedef struct {
     RtPlan *plan;                   // one block of plan->bytes, 64-byte aligned
     int n_kernels;
     PlanKernel *kernel;             // [n_kernels], by plan number
+    const Machine *machine;         // they were chosen by; NULL: none
 } EmittedPlan;
 
 // NULL after diag_error.  Everything lives in a.
@@ -38,8 +40,8 @@ EmittedPlan *emit_plan(Arena *a, Graph *const *programs, int n, const PlanOpts *
 // behind the graph's own.
 Graph *open_gates(Arena *a, Graph *g);
 
-// Text of a plan: tables, steps with their arguments.
-void plan_print(const RtPlan *p, Str *out);
+// Text of a plan: tables, what was chosen for kernels, with predicted times of one thread, steps with their arguments.
+void plan_print(const EmittedPlan *e, Str *out);
 
 // Floating-point operations of one execution at bound sizes: contractions 2 per multiply-add, others 1 per
 // element.

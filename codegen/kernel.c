@@ -104,3 +104,9 @@ void *const_elements(Arena *a, const Node *n, DType t) {
     }
     return to;
 }
+
+double predicted_seconds(const Machine *m, const Predicted *p, int threads) {
+    if (threads <= 0 || threads > m->threads) threads = m->threads;
+    double compute = p->compute / threads, moved = p->bytes / machine_bandwidth(m, m->level[p->level].read, threads);
+    return (compute > moved ? compute : moved) + p->tasks * m->task / threads;
+}

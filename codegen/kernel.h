@@ -33,12 +33,31 @@ typedef struct KernelNode {
 // How many tasks a phase has: as RtTasks (runtime/abi.h) says; sym NULL: n alone.
 typedef struct { int64_t n, grain, times; const Sym *sym; int extra; } TaskCount;
 
+// What a way to make a kernel is predicted to take, and the ways that were weighed: the one taken, then the next best.
+typedef struct {
+    double compute;                 // seconds of one thread in its tiles
+    double bytes;                   // moved, all from the same level of memory
+    MachineLevelKind level;
+    double tasks;
+} Predicted;
+typedef struct { const char *text; Predicted takes; } Weighed;
+enum { CHOICE_BEST = 3, KERNEL_CHOICES = 3 };
+typedef struct {
+    const char *what;               // product it is of
+    int n, candidates;              // of best; of all that were weighed
+    Weighed best[CHOICE_BEST];
+} Choice;
+// max(compute, bytes / bandwidth) + tasks * overhead, of `threads` threads (0: all).
+double predicted_seconds(const Machine *m, const Predicted *p, int threads);
+
 typedef struct KernelDesc {
     Str       key;                  // canonical text; op, types and attributes are already in it
     int       n_phases, n_rounds;   // 1 unless set; the phases run once in each round
     TaskCount tasks[RT_MAX_PHASES];
     int64_t   workspace;            // bytes shared by a step's tasks and phases; undefined at its start
     double    flops;                // of one execution at bound sizes; 0: node_flops
+    int       n_choices;
+    Choice    choice[KERNEL_CHOICES];
 } KernelDesc;
 
 // Fills d.  Presets: key, n_phases = n_rounds = 1, one task per phase.  false: this node has no fast form, the

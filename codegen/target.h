@@ -38,6 +38,9 @@ const Target *target_find(const char *name);
 const RtPlan *compiled_plan(const Compiled *c);
 RtKernelFn   *compiled_kernel(const Compiled *c, int kernel);    // address of plan kernel i
 CompileStats  compiled_stats(const Compiled *c);
+// Seconds that the products of plan kernel i were predicted to take on so many threads of the machine it was made for; 0: not
+// weighed.
+double        compiled_predicted(const Compiled *c, int kernel, int threads);
 void          compiled_free(Compiled *c);
 
 #endif

@@ -153,8 +153,8 @@ static bool bench_one(Cli *c, const Machine *known, const Machine *m, const Peer
         double flops = 2.0 * (double)(s->M * s->K * s->N) * (double)(s->experts ? s->experts : 1) * (s->kind == HEAD_GRAD ? 3 : 1);
         MachineRates r = machine_rates(m, threads);
         double rate = flops / what[0].seconds;
-        json_t *row = json_pack("{s:s, s:s, s:i, s:f, s:f, s:f, s:o}", "product", name, "dtype", dtype, "threads", threads, "time_us",
-                                what[0].seconds * 1e6, "gflop_s", rate / 1e9, "share_of_fma", rate / r.fma, "share_of_bf16_dot",
+        json_t *row = json_pack("{s:s, s:s, s:i, s:f, s:f, s:f, s:f, s:o}", "product", name, "dtype", dtype, "threads", threads, "time_us",
+                                what[0].seconds * 1e6, "predicted_us", bench_predicted(&b, &steps, threads) * 1e6, "gflop_s", rate / 1e9, "share_of_fma", rate / r.fma, "share_of_bf16_dot",
                                 is_f32 || !r.bf16_dot ? json_null() : json_real(rate / r.bf16_dot));
         if (peer->sgemm) {
             json_object_set_new(row, "peer_gflop_s", with_peer ? json_real(flops / what[1].seconds / 1e9) : json_null());

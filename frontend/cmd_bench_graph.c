@@ -131,3 +131,9 @@ BenchSteps bench_graph_steps(const BenchGraph *b, BenchCounts *counts) {
         if (counts(b->plan->plan, &b->plan->step[i])) step[n++] = i;
     return (BenchSteps){b->plan, n, step};
 }
+
+double bench_predicted(const BenchGraph *b, const BenchSteps *s, int threads) {
+    double seconds = 0;
+    for (int i = 0; i < s->n; i++) seconds += compiled_predicted(b->compiled, (int)b->plan->step[s->step[i]].kernel, threads);
+    return seconds;
+}

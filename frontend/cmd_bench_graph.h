@@ -34,5 +34,7 @@ BenchRun bench_steps(BenchSteps *self);
 typedef bool BenchCounts(const RtPlan *plan, const RtStep *s);
 BenchSteps bench_graph_steps(const BenchGraph *b, BenchCounts *counts);
 BenchCounts bench_is_contraction, bench_is_any;
+// What the compiler predicted these steps to take; 0: nothing was weighed.
+double bench_predicted(const BenchGraph *b, const BenchSteps *s, int threads);
 
 #endif

@@ -81,7 +81,8 @@ int bench_machine(Cli *c) {
     print_arithmetic(&m);
     print_memory(c->arena, &m);
     print_tiles(&m);
-    printf("\nteam of %d: %.2f us to run an empty function, %.2f us for a barrier\n", m.threads, m.region * 1e6, m.barrier * 1e6);
+    printf("\nteam of %d: %.2f us to run an empty function, %.2f us for a barrier, %.3f us to take a task\n", m.threads, m.region * 1e6,
+           m.barrier * 1e6, m.task * 1e6);
     if (!c->quiet) printf("kept in %s\n", path);
     return cli_finish(c, EXIT_DONE);
 }

@@ -155,7 +155,8 @@ static bool is_code(const char *emit) { return emit && (!strcmp(emit, "plan") ||
 
 static int print_code(Session *s, Graph *const *graphs, int n, const char *emit) {
     const Target *t = session_target(s);
-    CompileOpts co = {.cpu = cli_value(s->cli, "target-cpu"), .waves = s->settings ? s->settings->train.waves : 0};
+    CompileOpts co = session_compile_opts(s);
+    if (!s->settings) co.waves = 0;                        // a graph may be a pass of any number
     char *json = s->settings ? session_json(s) : NULL;
     co.info_json = json;
     Str text = {.arena = s->arena};
@@ -167,6 +168,21 @@ static int print_code(Session *s, Graph *const *graphs, int n, const char *emit)
     }
     if (text.text) fputs(text.text, stdout);
     return EXIT_DONE;
+}
+
+// Code is made of planned graphs.
+static bool is_planned(Session *s, const Graph *g, const char *emit) {
+    if (g->stage == PLANNED) return true;
+    diag_error(s->diag, (Span){0}, "graph @%s is in stage %s; --emit %s is made of graphs in stage %s", g->name, stage_name[g->stage], emit,
+               stage_name[PLANNED]);
+    if (g->stage != WHOLE) return false;
+    bool trains = false;
+    for_each_node(g, n) trains |= n->op == OP_LOSS;
+    Str list = {.arena = s->arena};
+    for (const char *const *name = trains ? pipeline_train : pipeline_forward; *name; name++)
+        str_printf(&list, "%s%s", list.n ? "," : "", *name);
+    diag_help(s->diag, "--passes=%s", list.text);
+    return false;
 }
 
 static int dump_ir(Cli *c, Session *s) {
@@ -188,8 +204,10 @@ static int dump_ir(Cli *c, Session *s) {
             if (update) print_graph(s, update);
         }
     }
-    if (is_code(cli_value(c, "emit"))) print_code(s, g, n_graphs, cli_value(c, "emit"));
-    return cli_finish(c, EXIT_DONE);
+    const char *emit = cli_value(c, "emit");
+    for (int i = 0; is_code(emit) && i < n_graphs; i++)
+        if (!is_planned(s, g[i], emit)) return cli_finish(c, EXIT_WRONG);
+    return cli_finish(c, is_code(emit) ? print_code(s, g, n_graphs, emit) : EXIT_DONE);
 }
 
 int cmd_dump(Cli *c) {

@@ -12,6 +12,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <omp.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
@@ -141,16 +142,22 @@ static void lab_close(Lab *lab) {
 
 // ---- the team -----------------------------------------------------------------------------------------------
 
-enum { MEETINGS = 50, TEAMS = 40 };
+enum { MEETINGS = 50, TEAMS = 40, TASKS = 4000 };
 
 static void nothing(void *arg, int thread) { (void)arg, (void)thread; }
 static void meet(void *arg, int thread) {
     for (int i = 0; i < MEETINGS; i++) rt_team_barrier(arg, thread);
 }
 
+// Empty tasks, taken as those of a step are (runtime/exec.c).
+static void take_tasks(void *arg, int thread) {
+    (void)thread;
+    while (atomic_fetch_add_explicit((atomic_int *)arg, 1, memory_order_relaxed) < TASKS) {}
+}
+
 // Many new teams: where other programs run, the system often puts two threads of a team on one core, and leaves them there.
 static void measure_team(Machine *m) {
-    double first = clock_now(CLOCK_MONOTONIC), least_region = 1, least_barrier = 1;
+    double first = clock_now(CLOCK_MONOTONIC), least_region = 1, least_barrier = 1, least_task = 1;
     for (int run = 0; run < TEAMS && (run < 3 || clock_now(CLOCK_MONOTONIC) < first + 0.2); run++) {
         RtTeam *team = rt_team_open(m->threads);
         if (!team) break;
@@ -159,14 +166,19 @@ static void measure_team(Machine *m) {
         for (int i = 0; i < MEETINGS; i++) rt_team_run(team, nothing, NULL);
         double between = clock_now(CLOCK_MONOTONIC);
         rt_team_run(team, meet, team);
-        double end = clock_now(CLOCK_MONOTONIC), region = (between - begin) / MEETINGS, barrier = (end - between) / MEETINGS;
+        double met = clock_now(CLOCK_MONOTONIC);
+        atomic_int next = 0;
+        rt_team_run(team, take_tasks, &next);
+        double end = clock_now(CLOCK_MONOTONIC), task = (end - met) * m->threads / TASKS, region = (between - begin) / MEETINGS, barrier = (met - between) / MEETINGS;
         if (region < least_region) least_region = region;
         if (barrier < least_barrier) least_barrier = barrier;
+        if (task < least_task) least_task = task;
         rt_team_close(team);
     }
     if (least_region == 1) return;
     m->region = least_region;
     m->barrier = least_barrier;
+    m->task = least_task;
 }
 
 // ---- all ----------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ typedef struct {
     const char *name;
     Kind kind;
     size_t at;
+    bool may_lack;             // files of earlier versions don't have it: what is there stays
 } Member;
 
 static const Member of_machine[] = {
@@ -21,6 +22,7 @@ static const Member of_machine[] = {
     {"vector_bytes", COUNT, offsetof(Machine, vector_bytes)},
     {"region", SECONDS, offsetof(Machine, region)},
     {"barrier", SECONDS, offsetof(Machine, barrier)},
+    {"task", SECONDS, offsetof(Machine, task), true},
     {0}};
 static const Member of_rates[] = {
     {"threads", COUNT, offsetof(MachineRates, threads)},
@@ -114,7 +116,9 @@ static bool read_members(Reader *r, const Member *members, const char *path, con
     if (!json_is_object(o)) return wrong(r, path, o, "an object");
     char name[160];
     int n = 0;
-    for (const Member *m = members; m->name; m++, n++) {
+    for (const Member *m = members; m->name; m++) {
+        if (m->may_lack && !json_object_get(o, m->name)) continue;
+        n++;
         snprintf(name, sizeof name, "%s.%s", path, m->name);
         if (!read_member(r, m, name, json_object_get(o, m->name), (char *)to + m->at)) return false;
     }
@@ -146,7 +150,7 @@ bool machine_from_json(Machine *m, const char *name, const json_t *o, char why[2
     static const char *const lists[] = {"rates", "levels", "tiles", NULL}, *const none[] = {NULL}, *const kind[] = {"kind", NULL};
     Reader r = {why};
     char path[64];
-    *m = (Machine){0};
+    *m = (Machine){.task = machine_guess(16, 1).task};
     snprintf(m->name, sizeof m->name, "%s", name);
     if (!read_members(&r, of_machine, "machine", o, m, lists)) return false;
     const json_t *rates = json_object_get(o, "rates"), *levels = json_object_get(o, "levels"), *tiles = json_object_get(o, "tiles");

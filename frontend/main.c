@@ -30,7 +30,7 @@ static const Option dump_options[] = {
     {"passes", "A,B", "run exactly these passes"},
     {"disable", "A,B", "leave these passes out"},
     {"program", "NAME", "pass (default), update, eval or run"},
-    {"emit", "WHAT", "ir (default), dot, plan, llvm or asm"},
+    {"emit", "WHAT", "ir (default), dot, plan (with what tiles were chosen by: the three best, predicted times), llvm or asm"},
     {"html", "FILE", "write one self-contained page: graph, pipeline, memory plan"},
     {"names", NULL, "print the language's names instead of numbers"},
     {"spans", NULL, "print source places"},

@@ -24,7 +24,7 @@ static void both(double rate[2], double one, int threads) {
 }
 
 Machine machine_guess(int vector_bytes, int threads) {
-    Machine m = {.threads = threads, .vector_bytes = vector_bytes, .n_rates = threads > 1 ? 2 : 1, .region = 3e-6, .barrier = 1e-6};
+    Machine m = {.threads = threads, .vector_bytes = vector_bytes, .n_rates = threads > 1 ? 2 : 1, .region = 3e-6, .barrier = 1e-6, .task = 1e-7};
     int row = 0;
     while (row < 2 && typical[row].vector_bytes > vector_bytes) row++;
     m.rates[0] = (MachineRates){.threads = 1, .fma = typical[row].fma};

@@ -44,6 +44,7 @@ typedef struct {
     MachineLevel level[MACHINE_LEVELS];
     double region;                 // seconds from calling the team of all threads until all have returned from an empty function
     double barrier;                // seconds that a phase more costs: all threads meet once
+    double task;                   // seconds of a thread that taking a task costs
     int    n_tiles;
     MachineTile tile[MACHINE_TILES];
 } Machine;

@@ -18,6 +18,7 @@ typedef struct {
     DType  a_type, b_type;
     Layout layout;                   // of B
     bool   tb;
+    bool   cut;                      // tasks begin at multiples of 32 columns: so must panels
     bool   vary;                     // how many rows there are is known when it runs
     int    sides;                    // 2: a pair
     int64_t K, N;

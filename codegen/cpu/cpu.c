@@ -285,14 +285,13 @@ static double now(void) {
 }
 
 // The machine that opts name, and how it multiplies bf16: the native one by what was measured, a row of the table
-// as it says.  Dot products must win clearly, for a plan that names them resumes only where they are used.
+// as it says.
 static const CpuTarget *choose_target(Arena *a, const CompileOpts *opts, bool run_here, Diag *d) {
     const CpuTarget *found = cpu_find(opts->cpu, run_here, d);
     if (found != &native || !opts->machine) return found;
-    MachineRates rates = machine_rates(opts->machine, 1);
     CpuTarget *t = arena_new(a, CpuTarget);
     *t = native;
-    t->dot = t->bf16_dot && rates.bf16_dot > 1.25 * rates.fma;
+    t->dot = choose_dots(t, opts->machine);
     return t;
 }
 
@@ -399,7 +398,7 @@ static bool dump(Graph *const *programs, int n, const CompileOpts *opts, const c
     Arena *a = arena_create();
     const CpuTarget *t = choose_target(a, opts, false, d);
     EmittedPlan *e = t ? plan_for(a, t, programs, n, opts, d) : NULL;
-    if (e && !strcmp(what, "plan")) plan_print(e->plan, out);
+    if (e && !strcmp(what, "plan")) plan_print(e, out);
     else if (e)
         for (int i = 0; i < e->n_kernels; i++) {
             str_printf(out, "%s kernel %d: %s\n", form == FORM_LLVM ? ";" : "#", i, e->kernel[i].key);

@@ -42,6 +42,18 @@ static bool grouped_of(const KernelNode *k, GroupedMatmul *g) {
     return rows_possible(&g->r);
 }
 
+// Rows as if all experts had as many.
+static void grouped_choose(const KernelNode *k, GroupedMatmul *g, KernelDesc *d) {
+    int64_t most = g->bound < g->experts ? g->bound : g->experts, rows = (g->bound + most - 1) / most, runs = (rows + EXPERT_RUN - 1) / EXPERT_RUN;
+    RowsLoad load = {.vary = true,
+                     .sides = k->node->attr.pair ? 2 : 1,
+                     .matrices = (double)most,
+                     .runs = (double)runs,
+                     .rows = (double)rows / (double)runs,
+                     .tasks = (double)(most * runs * g->groups * g->parts)};
+    rows_choose(&g->r, k, load, d, "product");
+}
+
 bool grouped_takes_panels(const KernelNode *k) {
     GroupedMatmul g;
     return grouped_of(k, &g);
@@ -55,6 +67,7 @@ bool describe_grouped_matmul(const KernelNode *k, KernelDesc *d) {
     d->tasks[0].times *= g.groups * g.parts;
     str_printf(&d->key, " groups %d%s", (int)g.groups, g.bound <= TILE_MAX_ROWS ? " few" : "");
     product_key(k, d);
+    grouped_choose(k, &g, d);
     d->flops = 2.0 * (double)g.bound * (double)g.r.K * (double)g.r.N * (k->node->attr.pair ? 2 : 1);
     return true;
 }
@@ -86,13 +99,14 @@ void emit_grouped_matmul(Cg *cg, const KernelNode *k) {
     grouped_of(k, &g);
     Rows *r = &g.r;
     r->max_rows = g.bound <= TILE_MAX_ROWS ? g.bound : EXPERT_RUN; // as far as the key says it
-    r->heights = tile_all_heights(rows_tile(cg->target, r));
+    grouped_choose(k, &g, NULL);
+    r->heights = tile_all_heights(r->schedule.rows);
     rows_begin(cg, r);
     epilogue_begin(cg, &e);
     LV x = cg_in(cg, 0), offsets = cg_in(cg, 2);
     LV part = cg_rem(cg, cg->task, cg_int(cg, g.parts)), task = cg_div(cg, cg->task, cg_int(cg, g.parts));
     LV run = cg_div(cg, task, cg_int(cg, g.groups)), group = cg_rem(cg, task, cg_int(cg, g.groups));
-    int panels = rows_panels(cg->target, r->N);
+    int panels = rows_panels(r);
     int64_t each = (panels + g.groups - 1) / g.groups;
     LV p0 = cg_muli(cg, group, each);
     Run at = run_of_expert(cg, &g, offsets, run);
@@ -126,9 +140,9 @@ bool describe_grouped_dw(const KernelNode *k, KernelDesc *d) {
     int64_t experts;
     Sums s = grouped_sums_of(k, &experts);
     if (s.a_type == F16) return false;
-    SumCut cut = sums_cut(s.M, s.N, experts);
-    d->tasks[0] = tasks_fixed(experts * cut.runs * cut.groups);
     Contraction c = contraction_of(k->node);
+    sums_choose(&s, k, experts, (double)rows_bound(&c.a) / (double)experts, d, "sum");
+    d->tasks[0] = tasks_fixed(experts * s.cut.runs * s.cut.groups);
     d->flops = 2.0 * (double)rows_bound(&c.a) * (double)s.M * (double)s.N;
     return true;
 }
@@ -147,7 +161,9 @@ static void segment_rows(void *self, Cg *cg, LV leaf, LV *begin, LV *end) {
 void emit_grouped_dw(Cg *cg, const KernelNode *k) {
     int64_t experts;
     Sums s = grouped_sums_of(k, &experts);
-    sums_begin(cg, &s, experts);
+    Contraction c = contraction_of(k->node);
+    sums_choose(&s, k, experts, (double)rows_bound(&c.a) / (double)experts, NULL, "sum");
+    sums_begin(cg, &s);
     LV groups = cg_int(cg, s.cut.groups), runs = cg_int(cg, s.cut.runs), rest = cg_div(cg, cg->task, groups);
     LV expert = cg_div(cg, rest, runs);
     Segments segments = {cg_in(cg, 2), cg_muli(cg, expert, s.leaves)};
@@ -158,7 +174,6 @@ void emit_grouped_dw(Cg *cg, const KernelNode *k) {
                  .group = cg_rem(cg, cg->task, groups),
                  .leaf = segment_rows,
                  .self = &segments};
-    Contraction c = contraction_of(k->node);
     for (int i = 0; i < 2; i++)
         if (s.numbered[i]) u.rows[i] = row_numbers(cg, &c, i, cg_int(cg, 0));
     sums_run(cg, &s, &u);

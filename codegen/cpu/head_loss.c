@@ -143,11 +143,54 @@ static bool head_of(const KernelNode *k, Head *h) {
     return h->type != F16 && h->rows > 0 && rows_possible(&logits);
 }
 
+// ---- its products -------------------------------------------------------------------------------
+
+// Elements from a row of g to the next, in the place of the logits.
+static int64_t g_step(const Head *h) { return h->step * 4 / dtype_bytes(h->type); }
+
+// Heights of tiles for a round's rows in runs.
+static unsigned heights_of(const Head *h, int size, int64_t run) {
+    if (h->vary) return tile_all_heights(size);
+    int64_t last = h->pieces > 1 ? h->leaf_rows - (h->pieces - 1) * h->round_rows
+                                 : (h->leaves - (h->units - 1) * h->group) * h->leaf_rows;
+    return tile_heights(run, size) | tile_heights(h->round_rows % run, size) |
+           (last >= run ? tile_heights(run, size) : 0) | tile_heights(last % run, size);
+}
+
+static Rows logits_of(const KernelNode *k, const Head *h, KernelDesc *d) {
+    Rows y = {.a_type = h->type, .b_type = h->type, .y_type = F32, .tb = true, .K = h->D, .N = h->V, .y_row = h->step, .max_rows = h->run};
+    RowsLoad load = {.vary = h->vary, .sides = 1, .matrices = 1, .runs = (double)h->rows / (double)h->run, .rows = (double)h->run,
+                     .tasks = (double)(h->rounds * h->runs * h->groups)};
+    rows_choose(&y, k, load, d, "logits");
+    y.heights = heights_of(h, y.schedule.rows, h->run);
+    return y;
+}
+
+// A chain over the vocabulary may be cut, and then goes on from what is stored: so that is f32.
+static Rows dx_of(const KernelNode *k, const Head *h, KernelDesc *d) {
+    bool narrow = h->type != F32;
+    Rows dx = {.a_type = h->type, .b_type = h->type, .y_type = F32, .K = h->V, .N = h->D, .y_row = narrow ? NARROW_COLUMNS : h->D,
+               .a_given = g_step(h), .max_rows = h->dx_run, .scratch_used = narrow ? h->dx_run * NARROW_COLUMNS * 4 : 0};
+    RowsLoad load = {.cut = true, .vary = h->vary, .sides = 1, .matrices = 1, .runs = (double)h->rows / (double)h->dx_run,
+                     .rows = (double)h->dx_run, .tasks = (double)(h->rounds * h->dx_runs * h->dx_groups)};
+    rows_choose(&dx, k, load, d, "dx");
+    dx.heights = heights_of(h, dx.schedule.rows, h->dx_run);
+    return dx;
+}
+
+static Sums dw_of(const KernelNode *k, const Head *h, KernelDesc *d) {
+    Sums s = {.a_type = h->type, .b_type = h->type, .y_type = F32, .M = h->V, .N = h->D, .leaves = h->group, .a_given = g_step(h), .cut = h->cut};
+    sums_choose(&s, k, 1, (double)h->rows, d, "dw");
+    return s;
+}
+
 bool describe_head_loss(const KernelNode *k, KernelDesc *d) {
     Head h;
     if (!head_of(k, &h)) return false;
     if (h.vary) str_printf(&d->key, " at most %lld", (long long)h.rows);
     product_key(k, d);
+    logits_of(k, &h, d);
+    if (h.grad) dx_of(k, &h, d), dw_of(k, &h, d);
     d->n_phases = h.grad ? 3 : 2;
     d->n_rounds = h.rounds;
     d->tasks[0] = tasks_fixed(h.runs * h.groups);
@@ -185,22 +228,10 @@ static Round round_of(Cg *cg, const KernelNode *k, const Head *h) {
     return r;
 }
 
-// Heights of tiles for a round's rows in runs.
-static unsigned heights_of(const Head *h, const CpuTarget *t, int64_t run) {
-    int size = tile_size(t).rows;
-    if (h->vary) return tile_all_heights(size);
-    int64_t last = h->pieces > 1 ? h->leaf_rows - (h->pieces - 1) * h->round_rows
-                                 : (h->leaves - (h->units - 1) * h->group) * h->leaf_rows;
-    return tile_heights(run, size) | tile_heights(h->round_rows % run, size) |
-           (last >= run ? tile_heights(run, size) : 0) | tile_heights(last % run, size);
-}
-
 // Rows first .. of the round, at most `most`.
 static LV rows_from(Cg *cg, const Round *r, LV first, int64_t most) {
     return cg_min(cg, cg_sub(cg, r->n, first), cg_int(cg, most));
 }
-// Elements from a row of g to the next, in the place of the logits.
-static int64_t g_step(const Head *h) { return h->step * 4 / dtype_bytes(h->type); }
 static LV logits_at(Cg *cg, const Round *r, LV row) {
     return cg_at(cg, F32, r->logits, cg_muli(cg, row, r->h->step));
 }
@@ -209,15 +240,7 @@ static LV logits_at(Cg *cg, const Round *r, LV row) {
 
 static void emit_logits(Cg *cg, const Round *r) {
     const Head *h = r->h;
-    Rows y = {.a_type = h->type,
-              .b_type = h->type,
-              .y_type = F32,
-              .tb = true,
-              .K = h->D,
-              .N = h->V,
-              .y_row = h->step,
-              .max_rows = h->run,
-              .heights = heights_of(h, cg->target, h->run)};
+    Rows y = logits_of(cg->k, h, NULL);
     rows_begin(cg, &y);
     LV groups = cg_int(cg, h->groups), each = cg_int(cg, parts(y.n_panels, h->groups));
     LV first = cg_muli(cg, cg_div(cg, cg->task, groups), h->run);
@@ -342,20 +365,10 @@ static void narrow_rows(Cg *cg, const Head *h, LV from, int64_t from_step, LV to
     cg_end(cg, &row);
 }
 
-// A chain over the vocabulary may be cut, and then goes on from what is stored: so that is f32.
 static void emit_dx(Cg *cg, const Round *r, LV task) {
     const Head *h = r->h;
     bool narrow = h->type != F32;
-    Rows dx = {.a_type = h->type,
-               .b_type = h->type,
-               .y_type = F32,
-               .K = h->V,
-               .N = h->D,
-               .y_row = narrow ? NARROW_COLUMNS : h->D,
-               .a_given = g_step(h),
-               .max_rows = h->dx_run,
-               .heights = heights_of(h, cg->target, h->dx_run),
-               .scratch_used = narrow ? h->dx_run * NARROW_COLUMNS * 4 : 0};
+    Rows dx = dx_of(cg->k, h, NULL);
     rows_begin(cg, &dx);
     LV groups = cg_int(cg, h->dx_groups), D = cg_int(cg, h->D);
     LV first = cg_muli(cg, cg_div(cg, task, groups), h->dx_run);
@@ -403,15 +416,8 @@ static SumLevels levels_in(Cg *cg, const Round *r) {
 
 static void emit_dw(Cg *cg, Round *r, LV task) {
     const Head *h = r->h;
-    Sums s = {.a_type = h->type,
-              .b_type = h->type,
-              .y_type = F32,
-              .M = h->V,
-              .N = h->D,
-              .leaves = h->group,
-              .a_given = g_step(h),
-              .cut = h->cut};
-    sums_begin(cg, &s, 1);
+    Sums s = dw_of(cg->k, h, NULL);
+    sums_begin(cg, &s);
     LV groups = cg_int(cg, h->cut.groups);
     SumLevels levels = levels_in(cg, r);
     LV left = cg_sub(cg, cg_int(cg, h->leaves), cg_muli(cg, r->round, h->group));

@@ -40,7 +40,7 @@ typedef struct {
 } Matmul;
 
 // From types and attributes.  false: a form the reference runs.
-static bool matmul_of(const CpuTarget *t, const KernelNode *k, Matmul *m) {
+static bool matmul_of(const KernelNode *k, Matmul *m) {
     const Attrs *attr = &k->node->attr;
     Contraction c = contraction_of(k->node);
     const Type *a = &c.a, *b = &c.b, *y = &c.y;
@@ -68,23 +68,34 @@ static bool matmul_of(const CpuTarget *t, const KernelNode *k, Matmul *m) {
     m->groups =
         rows_groups(runs * extent_bound(&m->batch), m->r.max_rows, m->r.K, m->r.N, m->rows.sym != NULL);
     m->parts = m->rows.sym ? rows_parts(&m->r, m->groups) : 1;
-    if (!t) return rows_possible(&m->r);
-    int size = rows_tile(t, &m->r);
-    int64_t last = bound - (runs - 1) * each;
-    m->r.heights = m->rows.sym ? tile_all_heights(size) : tile_heights(each, size) | tile_heights(last, size);
-    int panels = rows_panels(t, m->r.N);
-    m->panels_each = (panels + m->groups - 1) / m->groups;
-    return true;
+    return rows_possible(&m->r);
+}
+
+// How it is made, on the machine whose code it becomes.
+static void matmul_choose(const KernelNode *k, Matmul *m, KernelDesc *d) {
+    int64_t bound = extent_bound(&m->rows), batch = extent_bound(&m->batch);
+    bool vary = m->rows.sym != NULL;
+    RowsLoad load = {.vary = vary,
+                     .sides = k->node->attr.pair ? 2 : 1,
+                     .matrices = m->shared ? 1 : (double)batch,
+                     .runs = (double)(bound * (m->shared ? batch : 1)) / (double)(m->r.max_rows ? m->r.max_rows : 1),
+                     .rows = (double)m->r.max_rows,
+                     .tasks = (double)(m->runs * batch * m->groups * m->parts)};
+    rows_choose(&m->r, k, load, d, "product");
+    int size = m->r.schedule.rows;
+    int64_t last = bound - (m->runs - 1) * m->r.max_rows;
+    m->r.heights = vary ? tile_all_heights(size) : tile_heights(m->r.max_rows, size) | tile_heights(last, size);
+    m->panels_each = (rows_panels(&m->r) + m->groups - 1) / m->groups;
 }
 
 bool matmul_takes_panels(const KernelNode *k) {
     Matmul m;
-    return matmul_of(NULL, k, &m) && m.shared && !m.r.ta;
+    return matmul_of(k, &m) && m.shared && !m.r.ta;
 }
 
 bool describe_matmul(const KernelNode *k, KernelDesc *d) {
     Matmul m;
-    if (!matmul_of(NULL, k, &m)) return false;
+    if (!matmul_of(k, &m)) return false;
     int64_t batch = extent_bound(&m.batch);
     if (m.rows.sym || m.batch.sym || m.k.sym) // what the code takes from bounds
         str_printf(&d->key, " runs %d groups %d rows %d k %lld", (int)m.runs, (int)m.groups,
@@ -96,6 +107,7 @@ bool describe_matmul(const KernelNode *k, KernelDesc *d) {
     else
         d->tasks[0] = tasks_fixed(m.runs * batch * m.groups * m.parts);
     product_key(k, d);
+    matmul_choose(k, &m, d);
     d->flops = 2.0 * (double)extent_bound(&m.rows) * (double)batch * (double)m.r.N * (double)m.r.K;
     d->flops *= k->node->attr.pair ? 2 : 1;
     return true;
@@ -104,7 +116,8 @@ bool describe_matmul(const KernelNode *k, KernelDesc *d) {
 void emit_matmul(Cg *cg, const KernelNode *k) {
     Matmul m;
     Epilogue e;
-    matmul_of(cg->target, k, &m);
+    matmul_of(k, &m);
+    matmul_choose(k, &m, NULL);
     Rows *r = &m.r;
     rows_begin(cg, r);
     epilogue_begin(cg, &e);
@@ -123,7 +136,7 @@ void emit_matmul(Cg *cg, const KernelNode *k) {
                  .n = cg_min(cg, cg_sub(cg, rows, first), each),
                  .k = depth,
                  .lo = lo,
-                 .hi = cg_min(cg, cg_addi(cg, lo, m.panels_each), cg_int(cg, rows_panels(cg->target, r->N))),
+                 .hi = cg_min(cg, cg_addi(cg, lo, m.panels_each), cg_int(cg, rows_panels(r))),
                  .row = row};
     if (r->numbered) u.rows = row_numbers(cg, &e.c, 0, row);
     if (m.rows.sym) rows_part(cg, r, &u, u.n, group, part, (int)m.groups, m.parts);
@@ -148,9 +161,9 @@ static Sums sums_of(const KernelNode *k) {
 bool describe_matmul_dw(const KernelNode *k, KernelDesc *d) {
     Sums s = sums_of(k);
     if (s.a_type == F16) return false;
-    SumCut cut = sums_cut(s.M, s.N, 1);
-    d->tasks[0] = tasks_fixed(cut.runs * cut.groups);
     Contraction c = contraction_of(k->node);
+    sums_choose(&s, k, 1, (double)rows_bound(&c.a), d, "sum");
+    d->tasks[0] = tasks_fixed(s.cut.runs * s.cut.groups);
     d->flops = 2.0 * (double)rows_bound(&c.a) * (double)s.M * (double)s.N;
     return true;
 }
@@ -164,7 +177,8 @@ static void leaf_rows(void *self, Cg *cg, LV leaf, LV *begin, LV *end) {
 void emit_matmul_dw(Cg *cg, const KernelNode *k) {
     Contraction c = contraction_of(k->node);
     Sums s = sums_of(k);
-    sums_begin(cg, &s, 1);
+    sums_choose(&s, k, 1, (double)rows_bound(&c.a), NULL, "sum");
+    sums_begin(cg, &s);
     LV rows = cg_rows(cg, &c.a), per_leaf = cg_div(cg, rows, cg_int(cg, s.leaves));
     LV groups = cg_int(cg, s.cut.groups);
     SumsRun u = {.a = cg_in(cg, 0),

@@ -21,23 +21,10 @@ static LV steps(Cg *cg, bool dot, LV k) {
 }
 static LV bytes_at(Cg *cg, LV base, int64_t n) { return n ? cg_bytes(cg, base, cg_int(cg, n)) : base; }
 
-// Narrow matrices get panels of one vector.
-static int panel_vecs(const CpuTarget *t, int64_t N) {
-    int vecs = tile_size(t).vecs;
-    return N <= LANES ? 1 : vecs;
-}
-
-int rows_panels(const CpuTarget *t, int64_t N) {
-    int panel = panel_vecs(t, N) * LANES;
-    return (int)((N + panel - 1) / panel);
-}
+static int panels_of(int64_t N, int vecs) { return (int)((N + vecs * LANES - 1) / (vecs * LANES)); }
+int rows_panels(const Rows *r) { return panels_of(r->N, r->schedule.vecs); }
 
 static bool is_laid(const Rows *r) { return r->layout != LAYOUT_ROWS; }
-
-// The halves of a pair need two vectors more.
-int rows_tile(const CpuTarget *t, const Rows *r) {
-    return tile_size(t).rows - (layout_is_pairs(r->layout) && !dot_used(t, r->a_type, r->b_type));
-}
 
 int64_t rows_matrix(const Rows *r) {
     return r->tb ? layout_elements(r->layout, r->N, r->K) : layout_elements(r->layout, r->K, r->N);
@@ -59,6 +46,14 @@ static int64_t block_near(const KernelNode *k) {
 static int64_t group_near(const KernelNode *k) { return block_near(k) / 4; }
 void product_key(const KernelNode *k, KernelDesc *d) {
     str_printf(&d->key, " near %d %d", (int)panel_near(k), (int)block_near(k));
+}
+
+void rows_choose(Rows *r, const KernelNode *k, RowsLoad load, KernelDesc *d, const char *what) {
+    load.a_type = r->a_type, load.b_type = r->b_type;
+    load.layout = r->layout;
+    load.tb = r->tb;
+    load.K = r->K, load.N = r->N;
+    r->schedule = choose_rows(k, &load, d, what);
 }
 
 // Chains go on from y, so they can be cut where y keeps them whole.
@@ -112,11 +107,12 @@ static Pieces pieces_of(const Rows *r) {
 
 int rows_parts(const Rows *r, int64_t groups) { return (int)((pieces_of(r).n + groups - 1) / groups); }
 
-static LV piece_table(Cg *cg, const Pieces *p, int n, int scale, int most) {
+// In panels of `panel` columns: from one that begins in the piece.
+static LV piece_table(Cg *cg, const Pieces *p, int n, int panel, int most) {
     LV *first = malloc((size_t)(n + 1) * sizeof *first);
     assert(first);
     for (int i = 0; i <= n; i++) {
-        int at = p->first[i < p->n ? i : p->n] * scale;
+        int at = (p->first[i < p->n ? i : p->n] * PANEL_COLS + panel - 1) / panel;
         first[i] = cg_int32(cg, at < most ? at : most);
     }
     LV init = LLVMConstArray2(cg->i32, first, (uint64_t)n + 1), table = LLVMAddGlobal(cg->module, LLVMTypeOf(init), "pieces");
@@ -130,7 +126,7 @@ static LV piece_table(Cg *cg, const Pieces *p, int n, int scale, int most) {
 // u has the group's panels; rows: of the task, whoever multiplies them.
 void rows_part(Cg *cg, const Rows *r, RowsRun *u, LV rows, LV group, LV part, int groups, int parts) {
     Pieces p = pieces_of(r);
-    LV table = piece_table(cg, &p, groups * parts, PANEL_COLS / r->panel, r->n_panels);
+    LV table = piece_table(cg, &p, groups * parts, r->panel, r->n_panels);
     LV piece = cg_add(cg, cg_muli(cg, group, parts), part), few = cg_lt(cg, rows, cg_int(cg, FEW_ROWS + 1));
     LV lo = cg_i64(cg, cg_load1(cg, I32, table, piece)), hi = cg_i64(cg, cg_load1(cg, I32, table, cg_addi(cg, piece, 1)));
     LV all = cg_select(cg, cg_eq(cg, part, cg_int(cg, 0)), u->hi, u->lo);
@@ -151,7 +147,7 @@ static void emit_tiles(Cg *cg, Rows *r) {
                   .dot = r->dot,
                   .reload = cuts_k(r),
                   .stream = !r->tb || laid,
-                  .ask_c = r->max_rows > rows_tile(cg->target, r)};
+                  .ask_c = r->max_rows > r->schedule.rows};
     for (int tail = 0; tail < 2; tail++) {
         if (tail ? !r->tail : !r->n_whole) continue;
         s.cols = tail ? r->tail : r->panel;
@@ -171,12 +167,12 @@ static void emit_tiles(Cg *cg, Rows *r) {
     }
     if (laid) return;
     s.packs = s.mask_b = false;
-    for (int h = 1; h <= TILE_MAX_ROWS; h++) {
-        s.vecs = tile_vecs(cg->target, h);
+    for (int h = 1; h <= r->schedule.rows; h++) {
+        s.vecs = r->schedule.few[h];
         s.cols = s.vecs * LANES;
         char name[32];
         snprintf(name, sizeof name, "wide%d", s.vecs);
-        if ((r->heights >> h & 1) && s.vecs >= r->vecs && s.cols <= r->N) tile_functions(cg, &r->wide[h], &s, name, 1u << h);
+        if ((r->heights >> h & 1) && s.vecs) tile_functions(cg, &r->wide[h], &s, name, 1u << h);
     }
 }
 
@@ -203,10 +199,10 @@ static void emit_packing(Cg *cg, Rows *r) {
 }
 
 void rows_begin(Cg *cg, Rows *r) {
-    int rows = rows_tile(cg->target, r);
-    r->vecs = panel_vecs(cg->target, r->N);
+    int rows = r->schedule.rows;
+    r->vecs = r->schedule.vecs;
     r->panel = r->vecs * LANES;
-    r->n_panels = rows_panels(cg->target, r->N);
+    r->n_panels = rows_panels(r);
     r->n_whole = (int)(r->N / r->panel);
     r->tail = (int)(r->N % r->panel);
     r->dot = dot_used(cg->target, r->a_type, r->b_type);
@@ -540,7 +536,7 @@ static ChainCut chain_cut(Cg *cg, const Rows *r, const RowsRun *u) {
     LV one = cg_int(cg, 1);
     if (!cuts_k(r)) return (ChainCut){one, u->k};
     // A single tile goes through rows of B rather than panels.
-    LV single = cg_lt(cg, u->n, cg_int(cg, rows_tile(cg->target, r) + 1)), block = cg_int(cg, r->k_block);
+    LV single = cg_lt(cg, u->n, cg_int(cg, r->schedule.rows + 1)), block = cg_int(cg, r->k_block);
     if (!r->tb && !is_laid(r)) block = cg_select(cg, single, cg_min(cg, block, cg_int(cg, FEW_K)), block);
     LV pieces = cg_div(cg, cg_add(cg, u->k, cg_addi(cg, block, -1)), block);
     return (ChainCut){cg_max(cg, pieces, one), block};         // chains without steps are stored, too
@@ -584,7 +580,7 @@ static void run_blocks(Cg *cg, const Rows *r, const RowsRun *u) {
     CgIf begins, packs;
     LV one = cg_int(cg, 1), zero = cg_int(cg, 0);
     int sides = sides_of(u), panels = r->group / sides ? r->group / sides : 1;
-    Order o = {.cut = tile_cut(cg, u->n, rows_tile(cg->target, r)), .chain = chain_cut(cg, r, u)};
+    Order o = {.cut = tile_cut(cg, u->n, r->schedule.rows), .chain = chain_cut(cg, r, u)};
     LV blocks = parts_of(cg, o.cut.tiles, cg_int(cg, r->tiles_block));
     o.tiles_each = parts_of(cg, o.cut.tiles, cg_max(cg, blocks, one));
     o.units = cg_muli(cg, cg_sub(cg, u->hi, u->lo), sides);
@@ -626,7 +622,7 @@ static void run_blocks(Cg *cg, const Rows *r, const RowsRun *u) {
 // A run of few rows is one tile, in columns as wide as the registers allow.  Gives the first panel it leaves.
 static LV run_wide(Cg *cg, const Rows *r, const RowsRun *u) {
     LV first = u->lo, zero = cg_int(cg, 0);
-    for (int vecs = TILE_MAX_VECS; vecs >= r->vecs; vecs /= 2) {
+    for (int vecs = TILE_MAX_VECS; vecs >= r->vecs; vecs--) {
         TileSet set = {0};
         LV fits = NULL;
         for (int h = 1; h <= TILE_MAX_ROWS; h++) {
@@ -715,13 +711,19 @@ SumCut sums_cut(int64_t M, int64_t N, int64_t matrices) {
     return c;
 }
 
+void sums_choose(Sums *s, const KernelNode *k, int64_t matrices, double rows, KernelDesc *d, const char *what) {
+    if (!s->cut.m) s->cut = sums_cut(s->M, s->N, matrices);
+    SumsLoad load = {s->a_type, s->b_type, s->M, s->N, s->cut.m, s->cut.n, (double)matrices, rows,
+                     (double)(matrices * s->cut.runs * s->cut.groups)};
+    s->size = choose_sums(k, &load, d, what);
+}
+
 // Scratch:  stack of tiles, one level for each power of two of leaves | columns of a, a panel of its own width | panels of b
-void sums_begin(Cg *cg, Sums *s, int64_t matrices) {
-    TileSize size = tile_size(cg->target);
+void sums_begin(Cg *cg, Sums *s) {
+    TileSize size = s->size;
     int levels = 1;
     while ((1 << levels) <= s->leaves) levels++;
-    if (!s->cut.m) s->cut = sums_cut(s->M, s->N, matrices);
-    s->vecs = panel_vecs(cg->target, s->N);
+    s->vecs = size.vecs;
     s->panel = s->vecs * LANES;
     s->tiles = (s->cut.m + size.rows - 1) / size.rows;
     s->panels = (s->cut.n + s->panel - 1) / s->panel;
@@ -947,8 +949,8 @@ void sums_run(Cg *cg, Sums *s, const SumsRun *u) {
     LV zero = cg_int(cg, 0), one = cg_int(cg, 1), n_leaves = u->n_leaves ? u->n_leaves : cg_int(cg, s->leaves);
     SumPart part = {.m0 = cg_muli(cg, u->run, s->cut.m), .p0 = cg_muli(cg, u->group, s->cut.n / s->panel)};
     part.m = cg_min(cg, cg_int(cg, s->cut.m), cg_sub(cg, cg_int(cg, s->M), part.m0));
-    part.cut = tile_cut(cg, part.m, tile_size(cg->target).rows);
-    part.p1 = cg_min(cg, cg_addi(cg, part.p0, s->panels), cg_int(cg, rows_panels(cg->target, s->N)));
+    part.cut = tile_cut(cg, part.m, s->size.rows);
+    part.p1 = cg_min(cg, cg_addi(cg, part.p0, s->panels), cg_int(cg, panels_of(s->N, s->vecs)));
     part.panels = cg_sub(cg, part.p1, part.p0);
     if (u->levels) load_sums(cg, s, &part, u->y, u->levels);
     CgLoop leaf, chunk;

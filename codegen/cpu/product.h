@@ -2,8 +2,8 @@
 // their gradients and head_loss share; the kernels say which rows, which matrix, which part a task takes.
 #ifndef CODEGEN_CPU_PRODUCT_H
 #define CODEGEN_CPU_PRODUCT_H
+#include "codegen/cpu/choose.h"
 #include "codegen/cpu/epilogue.h"
-#include "codegen/cpu/tile.h"
 
 // ---- y[n, N] = a[n, K] b[K, N] ------------------------------------------------------------------
 // Blocks of A, in rows and k, stay in the second cache while groups of panels of B pass by.  The first tile that meets a
@@ -19,6 +19,7 @@ typedef struct {
     int64_t max_rows;          // of a run
     unsigned heights;          // tile heights that can occur
     int64_t scratch_used;      // bytes at the start of the scratch that are not ours
+    Schedule schedule;         // by rows_choose
     // made by rows_begin
     int     vecs, panel;       // vectors and columns of a panel
     int     n_panels, n_whole, tail;     // panels, whole ones, columns of the last if it is narrow
@@ -38,6 +39,9 @@ typedef struct {
 // What the code of products takes from the machine becomes part of the key.
 void product_key(const KernelNode *k, KernelDesc *d);
 bool rows_possible(const Rows *r);                 // false: sizes beyond the scratch
+// Fills the schedule.  load: what Rows doesn't say (vary, sides, matrices, runs, rows, tasks).  d: what was chosen goes there; NULL
+// when the code is made.  what: the product's name among those of the kernel.
+void rows_choose(Rows *r, const KernelNode *k, RowsLoad load, KernelDesc *d, const char *what);
 void rows_begin(Cg *cg, Rows *r);
 // One run of n rows and panels lo .. hi-1.  a: its first row (ta: its first column, a_step: elements between
 // the rows of a as stored); b: element (0, 0) of the matrix.  Numbered rows: a is row 0 of the source, `rows`
@@ -55,8 +59,7 @@ void rows_run(Cg *cg, Rows *r, const RowsRun *run);
 void rows_attached(Cg *cg, Rows *r, RowsRun run, const Epilogue *e, LV b_at, LV y_at);
 // Numbers of the rows of operand 0 or 1 from row `first` on.
 RowNumbers row_numbers(Cg *cg, const Contraction *c, int operand, LV first);
-int  rows_panels(const CpuTarget *t, int64_t N);   // panels of N columns
-int  rows_tile(const CpuTarget *t, const Rows *r); // rows of the tallest tile
+int  rows_panels(const Rows *r);                   // panels of N columns
 int64_t rows_matrix(const Rows *r);                // elements from a matrix b to the next
 enum { ROWS_RUN = 256 };                           // rows of a task at most; runs of a product are equally long
 
@@ -86,6 +89,7 @@ typedef struct {
     bool    numbered[2];                         // rows of a, of b are read by number
     int64_t a_given;                             // elements between rows of a, if they are not M; 0: they are
     SumCut  cut;                                 // m = 0: sums_begin fills it; n: whole panels, or all of N
+    TileSize size;                               // by sums_choose
     // made by sums_begin
     bool    dot;                                 // rows are multiplied in pairs
     int64_t rows;                                // of a and b packed at once: so many stay in the second cache
@@ -97,7 +101,9 @@ typedef struct {
     PackFunction pack, pack_a;
 } Sums;
 
-void sums_begin(Cg *cg, Sums *s, int64_t matrices);
+// Fills cut and size.  rows: that are summed into each matrix.
+void sums_choose(Sums *s, const KernelNode *k, int64_t matrices, double rows, KernelDesc *d, const char *what);
+void sums_begin(Cg *cg, Sums *s);
 // begin .. end-1: the rows of a leaf; the next leaf begins where it ends.
 typedef void LeafRows(void *self, Cg *cg, LV leaf, LV *begin, LV *end);
 // Sums whose rows come in several calls: finished ones of earlier leaves wait in levels of f32 [M, N], like

@@ -53,7 +53,7 @@ static bool dump(Graph *const *programs, int n, const CompileOpts *opts, const c
     if (strcmp(what, "plan")) return false;
     PlanOpts po = plan_opts(opts);
     EmittedPlan *e = emit_plan(out->arena, programs, n, &po, d);
-    if (e) plan_print(e->plan, out);
+    if (e) plan_print(e, out);
     return e != NULL;
 }
 

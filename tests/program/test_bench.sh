@@ -46,6 +46,7 @@ claim 'weights that a token reads' holds "$(number weights_mb_a_token) * 1e6 > $
 
 exits 0 'products' "$MOEC" bench gemm --only '64x' --threads 1 --milliseconds 1 --json
 claim 'it is JSON' is_json "$log.out"
+claim 'what each was predicted to take' test "$(grep -cE '"predicted_us": [1-9]' "$log.out")" -gt 30
 claim 'each kind of product' test "$(grep -cE '"product": "(8 experts )?(x w|x panels|dy w\^T|x\^T dy) 64x' "$log.out")" = 32
 
 exits 0 'heads' "$MOEC" bench gemm --only 'head' --threads 2 --milliseconds 1

@@ -39,6 +39,13 @@ prints '^digraph' 'is a graph for dot'
 if command -v dot >/dev/null; then claim 'which dot reads' dot -Tsvg -o "$work/g.svg" "$log.out"; fi
 exits 0 '--emit plan' dump --emit plan
 prints '^plan +kernels [0-9]+' 'is the plan'
+prints '^choose kernel [0-9]+ (product|sum|logits) [0-9]+x[0-9]+.*: [0-9.e-]+ ms( \| [0-9]+x[0-9]+.*: [0-9.e-]+ ms){2}  of [0-9]+$' \
+    'with the three best ways to make a product and their predicted times'
+exits 1 'of text that is not planned' "$MOEC" dump "$work/input.ir" --emit plan
+says 'graph @pass is in stage WHOLE; --emit plan is made of graphs in stage PLANNED' 'is told'
+says '--passes=simplify,.*autodiff,.*plan-memory' 'with the passes that go there'
+exits 0 'of text that is' "$MOEC" dump "$work/plan-memory.ir" --emit plan
+prints '^choose kernel' 'has choices as well'
 exits 0 '--emit llvm' dump --emit llvm --program update
 prints '^define ' 'is LLVM text'
 for opt in opt-19 opt; do                       # kernels are modules of their own, one after the other

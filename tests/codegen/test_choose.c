@@ -1,0 +1,164 @@
+// Tiles and forms are chosen by what a machine was measured to do, the dump tells what was weighed, and no choice changes a bit.
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <cmocka.h>
+#include "passes/pass.h"
+#include "tests/codegen/run_graph.h"
+
+static const char *plan_text(Case *c, const char *cpu) {
+    Str text = {.arena = c->arena};
+    CompileOpts co = {.cpu = cpu, .cache_dir = "", .threads = 1, .machine = case_machine};
+    assert_true(target_find("cpu")->dump(&c->g, 1, &co, "plan", &text, c->diag));
+    return text.text;
+}
+
+static void attach(Case *c) {
+    Arena *scratch = arena_create();
+    PassCtx cx = {.scratch = scratch, .diag = c->diag, .own_parameters = true, .layout = target_find("cpu")->layout};
+    pass_fuse(c->g, &cx);
+    pass_attach(c->g, &cx);
+    pass_layout(c->g, &cx);
+    arena_destroy(scratch);
+}
+
+// Most candidates of a product in the text, whose lines end with "of NUMBER".
+static int most_candidates(const char *text) {
+    int most = 0;
+    for (const char *at = text; (at = strstr(at, "\nchoose kernel ")); at++) {
+        const char *end = strchr(at + 1, '\n'), *of = end;
+        while (strncmp(of, "of ", 3) != 0) of--;
+        if (atoi(of + 3) > most) most = atoi(of + 3);
+    }
+    return most;
+}
+
+// Rows: few and many, known and not; columns that end inside a panel; a k that is cut; experts with a pair and numbered rows; sums.
+static void every_product(Case *c) {
+    Builder *b = &c->b;
+    enum { K = 300, N = 70, E = 3 };
+    Dim S = {1, graph_add_sym(c->g, "S", SYM_PLAIN, 40, 0, 0)}, rows = {1, graph_add_sym(c->g, "R0", SYM_RAGGED, 40, E, 1)};
+    Dim k = dim_n(K), n = dim_n(N);
+    Value *w = case_input(c, "w", F32, DIMS(k, n));
+    case_return(c, make(b, OP_MATMUL, INS(case_input(c, "few", F32, DIMS(dim_n(2), k)), w), 0), "y_few");
+    case_return(c, make(b, OP_MATMUL, INS(case_input(c, "many", F32, DIMS(dim_n(29), k)), w), 0), "y_many");
+    case_return(c, make(b, OP_MATMUL, INS(case_input(c, "some", F32, DIMS(S, k)), w), 0), "y_some");
+    Value *dy = case_input(c, "dy", F32, DIMS(dim_n(29), n));
+    case_return(c, make(b, OP_MATMUL, INS(dy, w), .tb = 1), "dx");
+    case_return(c, make(b, OP_MATMUL_DW, INS(case_input(c, "many", F32, DIMS(dim_n(29), k)), dy), 0), "dw");
+    Value *p = make(b, OP_PARAM, INS(NULL), .name = intern("p"), .dtype = F32, .dims = DIMS(k, n));
+    case_return(c, make(b, OP_MATMUL, INS(case_input(c, "some", F32, DIMS(S, k)), p), 0), "y_laid");
+    Value *x = case_input(c, "x", F32, DIMS(dim_n(40), k));
+    Node *route = build(b, OP_ROUTE, INS(case_input(c, "choice", I32, DIMS(dim_n(40), dim_n(1)))), .experts = E, .sym = rows.sym);
+    Value *offsets = &route->out[0], *sorted = make(b, OP_GATHER_ROWS, INS(x, &route->out[2]), 0);
+    Value *up = make(b, OP_GROUPED_MATMUL, INS(sorted, case_input(c, "w1", F32, DIMS(dim_n(E), k, n)), offsets), 0);
+    Value *gate = make(b, OP_GROUPED_MATMUL, INS(sorted, case_input(c, "w2", F32, DIMS(dim_n(E), k, n)), offsets), 0);
+    Value *h = build_binary(b, OP_MUL, up, gate);
+    case_return(c, make(b, OP_GROUPED_DW, INS(sorted, h, offsets), 0), "dw1");
+}
+
+static void bits_are_the_same(void **state) {
+    const char *cpus[] = {"native", "avx2"};
+    for (int i = 0; i < 2; i++) {
+        Case c = case_new();
+        every_product(&c);
+        attach(&c);
+        case_place(c.g);
+        bool runs = case_runs(i ? "avx512" : cpus[i]);     // where native code is avx2 itself once is enough
+        int n = runs ? most_candidates(plan_text(&c, cpus[i])) : 0;
+        for (int taken = 0; taken < n; taken++) {
+            char text[32];
+            snprintf(text, sizeof text, "choose:%d", taken);
+            setenv("MOE_DEBUG", text, 1);
+            int bad = case_compare_placed(&c, cpus[i], 37, 0);
+            if (bad) print_message("%s, %s\n%s", cpus[i], text, plan_text(&c, cpus[i]));
+            unsetenv("MOE_DEBUG");
+            assert_int_equal(bad, 0);
+        }
+        assert_true(n > 4 || !runs);
+        case_free(&c);
+    }
+    assert_int_equal(case_references, 0);
+}
+
+// ---- what is chosen ------------------------------------------------------------------------------------
+
+static Machine machine_with(int vector_bytes, int rows, int vecs, MachineTileKind kind, double share) {
+    Machine m = machine_guess(vector_bytes, 1);
+    m.tile[m.n_tiles++] = (MachineTile){rows, vecs, kind, share * m.rates[0].fma};
+    return m;
+}
+
+static const char *plan_of(Case *c, const char *cpu, const Machine *m, DType t, int64_t M, int64_t K, int64_t N) {
+    *c = case_new();
+    Value *x = case_input(c, "x", t, DIMS(dim_n(M), dim_n(K))), *w = case_input(c, "w", t, DIMS(dim_n(K), dim_n(N)));
+    case_return(c, make(&c->b, OP_MATMUL, INS(x, w), 0), "y");
+    case_place(c->g);
+    case_machine = m;
+    const char *text = plan_text(c, cpu);
+    case_machine = NULL;
+    return text;
+}
+
+static void is_chosen(const char *cpu, const Machine *m, int64_t M, int64_t K, int64_t N, const char *what) {
+    Case c;
+    const char *text = plan_of(&c, cpu, m, F32, M, K, N), *at = strstr(text, "choose kernel 0 product ");
+    if (!at || strncmp(at + 24, what, strlen(what))) fail_msg("not %s: %s", what, at ? at : text);
+    case_free(&c);
+}
+
+static void rates_decide(void **state) {
+    Machine m = machine_guess(64, 1), slow = machine_with(64, 14, 2, TILE_F32, 0.5), fast = machine_with(32, 4, 1, TILE_F32, 1.5);
+    is_chosen("avx512", &m, 256, 512, 1024, "14x32:");
+    is_chosen("avx512", &slow, 256, 512, 1024, "13x32:");
+    is_chosen("avx2", &m, 256, 512, 1024, "6x16:");                // measured with other registers: typical rates
+    is_chosen("avx2", &fast, 256, 512, 1024, "4x16:");
+    is_chosen("avx512", &m, 256, 512, 8, "14x16:");                // no wider than the matrix
+    is_chosen("avx512", &m, 16, 512, 1024, "8x32:");               // rows are shared out evenly
+}
+
+static void few_rows_read_as_they_are_fastest(void **state) {
+    Machine rows = machine_with(32, 2, 3, TILE_F32_ROWS, 0.99), panels = machine_with(32, 2, 3, TILE_F32, 4.0);
+    rows.level[LEVEL_L2].write[0] = panels.level[LEVEL_L2].write[0] = 1e15;    // nothing to leave panels
+    is_chosen("avx2", &rows, 2, 256, 96, "2x16, rows as they lie: 2x48:");
+    is_chosen("avx2", &panels, 2, 256, 96, "2x48:");
+}
+
+// The formula: the longer of work and memory, and the tasks.
+static void times_are_predicted(void **state) {
+    Machine m = machine_guess(32, 1);
+    m.level[LEVEL_DRAM].read[0] = m.level[LEVEL_L3].read[0] = 1e6;             // so slow that bytes decide
+    m.level[LEVEL_L1].size = m.level[LEVEL_L2].size = m.level[LEVEL_L3].size = 1 << 10;
+    m.task = 0;
+    Case c;
+    const char *text = plan_of(&c, "avx2", &m, F32, 252, 512, 1024), *at = strstr(text, "6x16: ");
+    assert_non_null(at);
+    assert_float_equal(atof(at + 6), (252 * 512 + 512 * 1024 + 252 * 1024) * 4 / 1e6 * 1e3, 5);
+    case_free(&c);
+    m.task = 1;
+    int tasks = 0;
+    text = plan_of(&c, "avx2", &m, F32, 252, 512, 1024);
+    assert_true(sscanf(strstr(text, "  tasks "), "  tasks %d", &tasks) == 1 && tasks > 1);
+    assert_float_equal(atof(strstr(text, "6x16: ") + 6), 1e3 * tasks + (252 * 512 + 512 * 1024 + 252 * 1024) * 4 / 1e6 * 1e3, 20);
+    case_free(&c);
+}
+
+// Instructions: dot products only where their tiles were measured to be clearly faster.
+static void dots_are_chosen(void **state) {
+    if (!case_runs("avx512bf16")) skip();
+    for (int fast = 0; fast < 2; fast++) {
+        Machine m = machine_with(64, 14, 2, TILE_BF16_DOT, fast ? 1.9 : 1.1);
+        m.rates[0].bf16_dot = (fast ? 2.0 : 0.5) * m.rates[0].fma;
+        Case c;
+        const char *text = plan_of(&c, "native", &m, BF16, 256, 512, 1024);
+        assert_non_null(strstr(text, fast ? "arithmetic bf16-dot" : "arithmetic f32-fma"));
+        case_free(&c);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(rates_decide), cmocka_unit_test(few_rows_read_as_they_are_fastest),
+                                       cmocka_unit_test(times_are_predicted), cmocka_unit_test(dots_are_chosen),
+                                       cmocka_unit_test(bits_are_the_same)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
