@@ -35,11 +35,6 @@ typedef struct {
 // NULL after diag_error.  Everything lives in a.
 EmittedPlan *emit_plan(Arena *a, Graph *const *programs, int n, const PlanOpts *opts, Diag *d);
 
-// The graph itself, or a copy in which each gate is the nodes it consists of: row-local ones of equal row
-// counts joined into bodies, the others (count, queue, route, sums over tokens) alone.  Values get memory
-// behind the graph's own.
-Graph *open_gates(Arena *a, Graph *g);
-
 // Text of a plan: tables, what was chosen for kernels, with predicted times of one thread, steps with their arguments.
 void plan_print(const EmittedPlan *e, Str *out);
 

@@ -26,6 +26,8 @@ typedef struct KernelNode {
     bool workspace;                          // there is a workspace argument
     double bytes;                            // read and written by one execution at bound sizes
     uint32_t in_place;                       // bit j: result j lies where an operand does
+    int64_t grain;                           // rows of a task (of count, queue and route: tokens), where a gate's kernel cuts
+                                             // all its pieces alike; 0: as the template likes
     const Machine *machine;                  // rates to choose by; what was chosen belongs into the key, rates never do
     const CpuTarget *target;                 // whose code it is (cpu/cg.h); NULL: a target without templates
 } KernelNode;

@@ -1,31 +1,33 @@
-// A gate becomes the nodes it consists of, for targets without a kernel for the whole of it.
+// A gate becomes the nodes it consists of: pieces of one kernel, or where no kernel takes it whole, nodes of the graph.
 //
 //     gate {softmax topk sum div count route}   =>   fused {softmax topk sum div}    rows of tokens
 //                                                    count                           runs of slots
 //                                                    route
 //
-// All of it runs in parallel; one kernel for the whole would save the pieces' barriers and one histogram, of 4096 tokens
-// among 64 experts about 15 of 330 microseconds.
-//
 // Levels: a row-local node stands one above a column node or a node with another number of rows that it
 // reads.  Row-local nodes of one level and row count make one body.
 #include <assert.h>
 #include <string.h>
-#include "codegen/emit_plan.h"
+#include "codegen/gates.h"
+#include "codegen/kernel.h"
 #include "ir/base/vec.h"
 #include "ir/build.h"
 
 typedef struct {
     Arena *a;
     Builder b;
-    Node *gate;
+    const Node *gate;
     const Graph *body;
+    Value *const *in;                // what the gate's operands are where the pieces stand
+    Sym *rows;                       // stands for the route's where the pieces are no part of its graph
     int *level;                      // by id of the body's nodes
     bool *done;
     Value **outside;                 // by id of the body's values: where the new graph has it
     bool *wanted;                    // read by another piece, or yielded
     int64_t temp, most_temp;         // memory of what no result holds, from the graph's end
 } Gate;
+
+enum { MOST_TABLE = 4096 };
 
 static bool is_source(const Node *n) { return n->op == OP_CONST || n->op == OP_IOTA; }
 
@@ -64,9 +66,30 @@ static void set_levels(Gate *k) {
 
 static void give_memory(Gate *k, Value *v) {
     v->arena = RT_STEP;
-    v->offset = k->gate->graph->arena_bytes + k->temp;
+    v->offset = k->b.g->arena_bytes + k->temp;
     k->temp += (type_bytes(&v->type) + 127) / 64 * 64;
     if (k->temp > k->most_temp) k->most_temp = k->temp;
+}
+
+// An iota as a constant: a piece by itself would cost a phase.
+static Value *iota_table(Gate *k, const Node *n) {
+    const Type *type = &n->out[0].type;
+    Tensor t = {.dtype = I32, .ndim = type->ndim};
+    int64_t count = type_bound_elements(type), inner = 1;
+    int32_t *to = arena_array(k->a, int32_t, count + 1);
+    for (int i = 0; i < t.ndim; i++) {
+        t.dim[i] = dim_bound(type->dim[i]);
+        if (i > n->attr.axis) inner *= t.dim[i];
+    }
+    for (int64_t i = 0; i < count; i++) to[i] = (int32_t)(i / inner % t.dim[n->attr.axis]);
+    t.data = to;
+    return build_data(&k->b, &t);
+}
+
+static bool is_table(const Gate *k, const Type *t) {
+    for (int i = 0; i < t->ndim; i++)
+        if (t->dim[i].sym) return false;
+    return k->rows && t->dtype == I32 && type_bound_elements(t) <= MOST_TABLE;
 }
 
 // The new graph's value for a value of the body; constants are made where they are wanted.
@@ -74,6 +97,8 @@ static Value *outside_of(Gate *k, Value *v) {
     if (!k->outside[v->id] && v->node->op == OP_CONST) {
         k->outside[v->id] = make(&k->b, OP_CONST, INS(NULL), .dtype = v->node->attr.dtype,
                                  .value = v->node->attr.value, .data = v->node->attr.data);
+    } else if (!k->outside[v->id] && v->node->op == OP_IOTA && is_table(k, &v->type)) {
+        k->outside[v->id] = iota_table(k, v->node);
     } else if (!k->outside[v->id] && v->node->op == OP_IOTA) {
         k->outside[v->id] = build_first(build_node(&k->b, OP_IOTA, INS(NULL), &v->node->attr));
         give_memory(k, k->outside[v->id]);
@@ -85,7 +110,7 @@ static Value *outside_of(Gate *k, Value *v) {
 // One body of all undone row-local nodes of first's level and row count, from first on.
 static void add_body(Gate *k, Node *first) {
     Graph *g = graph_new(k->a, "body");
-    g->parent = k->gate->graph;
+    g->parent = k->b.g;
     Builder in = builder_end(g, NULL);
     in.path = k->gate->path;
     in.at = k->gate->at;
@@ -134,8 +159,13 @@ static void add_alone(Gate *k, Node *n) {
     Value **ops = arena_array(k->a, Value *, n->n_in + 1);
     for (int i = 0; i < n->n_in; i++) ops[i] = outside_of(k, n->in[i]);
     Type *types = arena_array(k->a, Type, n->n_out + 1);
+    Attrs attr = n->attr;
     for (int i = 0; i < n->n_out; i++) types[i] = n->out[i].type;
-    Node *m = build_typed(&k->b, n->op, ops, &n->attr, n->n_out, types);
+    if (n->op == OP_ROUTE && k->rows) {
+        *k->rows = *attr.sym;
+        attr.sym = types[2].dim[0].sym = k->rows;
+    }
+    Node *m = build_typed(&k->b, n->op, ops, &attr, n->n_out, types);
     k->done[n->id] = true;
     for (int i = 0; i < n->n_out; i++) {
         k->outside[n->out[i].id] = &m->out[i];
@@ -155,17 +185,20 @@ static void set_wanted(Gate *k) {
         }
 }
 
-// The gate's results: made in their place by whoever makes them first, copied there otherwise.
-static void give_results(Gate *k, const Node *yield) {
-    Node *gate = k->gate;
+// What result i of the gate is: made by a piece, or a copy of what none makes for it.
+static Value *result_of(Gate *k, int i) {
+    const Node *yield = k->body->last;
+    Value *from = outside_of(k, yield->in[i]);
+    Op op = from->node->op;
+    bool taken = yield->in[i]->node->op == OP_ARG || op == OP_CONST || op == OP_RESHAPE || op == OP_STOP_GRADIENT;
+    for (int j = 0; j < i; j++) taken |= yield->in[j] == yield->in[i];
+    return taken ? make(&k->b, OP_COPY, INS(from)) : from;
+}
+
+static void give_results(Gate *k, Node *gate) {
     Graph *g = gate->graph;
     for (int i = 0; i < gate->n_out; i++) {
-        Value *from = outside_of(k, yield->in[i]), *old = &gate->out[i];
-        Op op = from->node->op;
-        bool taken =
-            yield->in[i]->node->op == OP_ARG || op == OP_CONST || op == OP_RESHAPE || op == OP_STOP_GRADIENT;
-        for (int j = 0; j < i; j++) taken |= yield->in[j] == yield->in[i];
-        if (taken) from = make(&k->b, OP_COPY, INS(from));
+        Value *from = result_of(k, i), *old = &gate->out[i];
         from->arena = old->arena;
         from->offset = old->offset;
         from->name = old->name;
@@ -175,8 +208,8 @@ static void give_results(Gate *k, const Node *yield) {
     }
 }
 
-static void open_gate(Gate *k) {
-    const Node *yield = k->body->last;
+// The pieces, where k's builder stands.
+static void add_pieces(Gate *k) {
     int n_values = graph_number((Graph *)k->body), most = 0, n_nodes = 0;
     for_each_node(k->body, n) n_nodes++;
     k->level = arena_array(k->a, int, n_nodes + 1);
@@ -187,7 +220,7 @@ static void open_gate(Gate *k) {
     set_levels(k);
     set_wanted(k);
     for_each_node(k->body, n) {
-        if (n->op == OP_ARG) k->outside[n->out[0].id] = k->gate->in[n->attr.k];
+        if (n->op == OP_ARG) k->outside[n->out[0].id] = k->in[n->attr.k];
         if (n->op == OP_ARG || n->op == OP_YIELD || is_source(n)) k->done[n->id] = true;
         if (k->level[n->id] > most) most = k->level[n->id];
     }
@@ -197,22 +230,42 @@ static void open_gate(Gate *k) {
         for_each_node(k->body, n)
             if (!k->done[n->id] && k->level[n->id] == level && !is_row_local(n)) add_alone(k, n);
     }
-    give_results(k, yield);
-    graph_remove(k->gate);
 }
 
-Graph *open_gates(Arena *a, Graph *g) {
+GatePieces gate_pieces(Arena *a, const Node *gate) {
+    GatePieces p = {.g = graph_new(a, "pieces"), .result = arena_array(a, Value *, gate->n_out + 1)};
+    Gate k = {.a = a, .gate = gate, .body = gate->attr.body, .b = builder_end(p.g, NULL)};
+    Value **in = arena_array(a, Value *, gate->n_in + 1);
+    k.rows = arena_new(a, Sym);
+    k.b.path = gate->path;
+    k.b.at = gate->at;
+    for (int i = 0; i < gate->n_in; i++) {
+        const Type *t = &gate->in[i]->type;
+        in[i] = make(&k.b, OP_ARG, INS(NULL), .k = i, .dtype = t->dtype, .dims = dims_of(t));
+    }
+    k.in = in;
+    add_pieces(&k);
+    for (int i = 0; i < gate->n_out; i++) p.result[i] = result_of(&k, i);
+    for_each_node(p.g, n)
+        if (n->op == OP_ROUTE) p.route = n;
+    return p;
+}
+
+Graph *open_gates(Arena *a, Graph *g, bool (*is_kernel)(const Node *gate)) {
     bool any = false;
-    for_each_node(g, n) any |= n->op == OP_GATE;
+    for_each_node(g, n) any |= n->op == OP_GATE && !is_kernel(n);
     if (!any) return g;
     Graph *to = graph_copy(a, g);
     Gate k = {.a = a};
     for_each_node(to, n) {
-        if (n->op != OP_GATE) continue;
+        if (n->op != OP_GATE || is_kernel(n)) continue;
         k.gate = n;
         k.body = n->attr.body;
+        k.in = n->in;
         k.b = builder_before(to, n);
-        open_gate(&k);
+        add_pieces(&k);
+        give_results(&k, n);
+        graph_remove(n);
     }
     to->arena_bytes = (to->arena_bytes + k.most_temp + 63) / 64 * 64;
     return to;

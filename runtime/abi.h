@@ -83,7 +83,7 @@ typedef struct {
 } RtCall;
 typedef void RtKernelFn(const RtCall *c);
 
-enum { RT_SCRATCH_BYTES = 4 << 20, RT_MAX_PHASES = 4 };
+enum { RT_SCRATCH_BYTES = 4 << 20, RT_MAX_PHASES = 8 };
 
 // ---- ranks ----------------------------------------------------------------------------------------------
 // One plan is every rank's.  rank = (dp_i * ep + ep_i) * tp + tp_i; leaves are dealt to data ranks dp_i * ep + ep_i in
@@ -145,7 +145,7 @@ typedef struct {
 // One position-independent block: RtPlan, then tables; every reference is a byte offset from the block's start
 // (RtSpan) or an index into a table.  Built in memory by the JIT, linked as a constant array into a trainer.
 
-enum { RT_PLAN_MAGIC = 0x6365f06d, RT_PLAN_VERSION = 5 };
+enum { RT_PLAN_MAGIC = 0x6365f06d, RT_PLAN_VERSION = 6 };
 
 typedef struct { uint32_t offset, n; } RtSpan;   // n entries (bytes for text) at offset
 

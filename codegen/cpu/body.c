@@ -136,7 +136,7 @@ static Step *new_step(Body *b, StepKind kind, DType dtype, Dim width) {
     *s = (Step){.kind = kind,
                 .dtype = dtype,
                 .width = plain_width(width),
-                .wide = !dim_is_1(width),
+                .wide = !dim_is_1(plain_width(width)),
                 .buffer = -1,
                 .seen = -1};
     vec_push(b->a, &b->steps, s);
@@ -153,7 +153,7 @@ static Step *arith(Body *b, Op op, DType dtype, Step *x, Step *y) {
 
 // x in all of `width` columns, if it is the same in each and so far has none.
 static Step *spread(Body *b, Step *x, Dim width) {
-    if (x->wide || dim_is_1(width)) return x;
+    if (x->wide || dim_is_1(plain_width(width))) return x;
     Step *s = arith(b, OP_COPY, x->dtype, x, NULL);
     s->width = plain_width(width);
     s->wide = true;
@@ -691,7 +691,7 @@ static bool make_body(Body *b, Arena *a, const KernelNode *k, int at_once) {
     b->body = n->attr.body ? n->attr.body : one_node_body(a, n);
     if (n->n_out < 1 || n->n_out > MAX_RESULTS) return false;
     b->rows = &n->out[0].type;
-    b->flat = is_flat(b);
+    b->flat = !k->grain && is_flat(b);
     if (b->flat) flatten_types(b);
     for (int i = 0; i < n->n_out; i++) {
         b->result[i] = b->body->last->in[i];
@@ -991,22 +991,6 @@ static void emit_put(Em *e, Step *s) {
     cg_store1(cg, t, t == F32 ? cg_fadd(cg, old, x) : cg_add(cg, old, x), y, i);
     cg_endif(cg, &f);
     cg_end(cg, &l);
-}
-
-static LV table_at(Em *e, const Step *s) {
-    Cg *cg = e->cg;
-    Arena *a = arena_create();
-    const Node *n = s->node;
-    int64_t count = type_bound_elements(&n->out[0].type);
-    char *bytes = const_elements(a, n, s->dtype);
-    LV init = LLVMConstStringInContext(cg->cx, bytes, (unsigned)(count * dtype_bytes(s->dtype)), true);
-    LV global = LLVMAddGlobal(cg->module, LLVMTypeOf(init), "table");
-    LLVMSetInitializer(global, init);
-    LLVMSetGlobalConstant(global, true);
-    LLVMSetLinkage(global, LLVMInternalLinkage);
-    LLVMSetAlignment(global, 64);
-    arena_destroy(a);
-    return global;
 }
 
 static LV emit_step(Em *e, Step *s);
@@ -1422,6 +1406,7 @@ static void emit_flat(Em *e) {
 // Rows per task, by the bytes that loads and stores of a row touch.
 static int64_t body_grain(const Body *b) {
     int64_t bytes = 0;
+    if (b->k->grain) return b->k->grain;
     for (int i = 0; i < b->steps.n; i++) {
         const Step *s = b->steps.at[i];
         if (s->kind == S_LOAD) bytes += dim_bound(s->width) * dtype_bytes(s->dtype);
@@ -1452,7 +1437,7 @@ static LV emit_rows(Cg *cg, Arena *a, Body *b, LV lo, LV hi, int at_once) {
     e->cg = cg;
     e->b = b;
     for (int i = 0; i < b->steps.n; i++)
-        if (b->steps.at[i]->kind == S_TABLE) b->steps.at[i]->chunk[0] = table_at(e, b->steps.at[i]);
+        if (b->steps.at[i]->kind == S_TABLE) b->steps.at[i]->chunk[0] = cg_table(cg, b->steps.at[i]->node, b->steps.at[i]->dtype);
     make_zeros(e);
     if (b->flat) {
         emit_flat(e);

@@ -370,6 +370,45 @@ void cg_prefetch(Cg *cg, LV at, bool write, int locality) {
     cg_intrinsic(cg, "llvm.prefetch", overload, 1, args, 4);
 }
 
+static LV call_field(Cg *cg, LT t, size_t offset) {
+    return cg_load(cg, t, cg_bytes(cg, cg->call, cg_int(cg, (int64_t)offset)), t == cg->i32 ? 4 : 8);
+}
+
+void cg_kernel_begin(Cg *cg, const char *symbol) {
+    LT type = LLVMFunctionType(cg->void_t, &cg->ptr, 1, false);
+    cg->fn = LLVMAddFunction(cg->module, symbol, type);
+    cg->call = LLVMGetParam(cg->fn, 0);
+    cg->entry = LLVMAppendBasicBlockInContext(cg->cx, cg->fn, "entry");
+    LLVMBasicBlockRef start = LLVMAppendBasicBlockInContext(cg->cx, cg->fn, "start");
+    LLVMPositionBuilderAtEnd(cg->b, cg->entry);
+    LLVMBuildBr(cg->b, start);
+    LLVMPositionBuilderAtEnd(cg->b, start);
+    cg->n_args = kernel_n_args(cg->k) + cg->k->n_ragged + cg->k->workspace;
+    assert(cg->n_args <= (int)(sizeof cg->arg / sizeof *cg->arg));
+    LV args = call_field(cg, cg->ptr, offsetof(RtCall, arg));
+    for (int i = 0; i < cg->n_args; i++)
+        cg->arg[i] = cg_load(cg, cg->ptr, cg_gep(cg, cg->ptr, args, cg_int(cg, i)), 8);
+    cg->task = cg_i64(cg, call_field(cg, cg->i32, offsetof(RtCall, task)));
+    cg->n_tasks = cg_i64(cg, call_field(cg, cg->i32, offsetof(RtCall, n_tasks)));
+    cg->phase = cg_i64(cg, call_field(cg, cg->i32, offsetof(RtCall, phase)));
+    cg->thread = cg_i64(cg, call_field(cg, cg->i32, offsetof(RtCall, thread)));
+    cg->scratch = call_field(cg, cg->ptr, offsetof(RtCall, scratch));
+}
+
+LV cg_table(Cg *cg, const Node *n, DType t) {
+    Arena *a = arena_create();
+    int64_t count = type_bound_elements(&n->out[0].type);
+    char *bytes = const_elements(a, n, t);
+    LV init = LLVMConstStringInContext(cg->cx, bytes, (unsigned)(count * dtype_bytes(t)), true);
+    LV global = LLVMAddGlobal(cg->module, LLVMTypeOf(init), "table");
+    LLVMSetInitializer(global, init);
+    LLVMSetGlobalConstant(global, true);
+    LLVMSetLinkage(global, LLVMInternalLinkage);
+    LLVMSetAlignment(global, 64);
+    arena_destroy(a);
+    return global;
+}
+
 void cg_memcpy(Cg *cg, LV to, LV from, LV bytes) { LLVMBuildMemCpy(cg->b, to, 1, from, 1, bytes); }
 void cg_memset0(Cg *cg, LV to, LV bytes) { LLVMBuildMemSet(cg->b, to, LLVMConstNull(cg->i8), bytes, 1); }
 

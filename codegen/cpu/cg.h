@@ -52,6 +52,7 @@ LV cg_arg(Cg *cg, int i);              // address of operand or result i (result
 LV cg_in(Cg *cg, int i);               // = cg_arg(i)
 LV cg_out(Cg *cg, int i);              // = cg_arg(n_in + i)
 LV cg_workspace(Cg *cg);               // KernelDesc.workspace bytes, 64-byte aligned
+void cg_kernel_begin(Cg *cg, const char *symbol);    // cg->k's function up to where its body starts
 LV cg_sym(Cg *cg, const Sym *s);       // its value now, i64; a constant for leaf symbols
 LV cg_dim(Cg *cg, Dim d);
 LV cg_rows(Cg *cg, const Type *t);     // product of all dimensions but the last
@@ -139,6 +140,7 @@ void cg_store_vec(Cg *cg, DType t, LV x, LV base, LV index, LV mask);
 LV cg_gather_vec(Cg *cg, DType t, LV base, LV index, LV mask);
 LV cg_tail_mask(Cg *cg, LV n_left);                  // lane < n_left (i64)
 void cg_prefetch(Cg *cg, LV at, bool write, int locality);   // locality 3 L1, 2 L2, 1 L3
+LV cg_table(Cg *cg, const Node *n, DType t);         // the elements of a CONST node, in the module
 void cg_memcpy(Cg *cg, LV to, LV from, LV bytes);
 void cg_memset0(Cg *cg, LV to, LV bytes);
 

@@ -12,6 +12,8 @@
 #include "codegen/compiled.h"
 #include "codegen/cpu/dot.h"
 #include "codegen/cpu/product.h"
+#include "codegen/cpu/route.h"
+#include "codegen/gates.h"
 #include "codegen/interp/ref_kernel.h"
 
 // ---- machines ------------------------------------------------------------------------------------------
@@ -128,32 +130,6 @@ static void init_types(Cg *cg) {
     cg->vf64 = LLVMVectorType(cg->f64, LANES);
 }
 
-static LV call_field(Cg *cg, LT t, size_t offset) {
-    return cg_load(cg, t, cg_bytes(cg, cg->call, cg_int(cg, (int64_t)offset)), t == cg->i32 ? 4 : 8);
-}
-
-// The kernel's function up to where its body starts.
-static void begin_kernel(Cg *cg, const char *symbol) {
-    LT type = LLVMFunctionType(cg->void_t, &cg->ptr, 1, false);
-    cg->fn = LLVMAddFunction(cg->module, symbol, type);
-    cg->call = LLVMGetParam(cg->fn, 0);
-    cg->entry = LLVMAppendBasicBlockInContext(cg->cx, cg->fn, "entry");
-    LLVMBasicBlockRef start = LLVMAppendBasicBlockInContext(cg->cx, cg->fn, "start");
-    LLVMPositionBuilderAtEnd(cg->b, cg->entry);
-    LLVMBuildBr(cg->b, start);
-    LLVMPositionBuilderAtEnd(cg->b, start);
-    cg->n_args = kernel_n_args(cg->k) + cg->k->n_ragged + cg->k->workspace;
-    assert(cg->n_args <= (int)(sizeof cg->arg / sizeof *cg->arg));
-    LV args = call_field(cg, cg->ptr, offsetof(RtCall, arg));
-    for (int i = 0; i < cg->n_args; i++)
-        cg->arg[i] = cg_load(cg, cg->ptr, cg_gep(cg, cg->ptr, args, cg_int(cg, i)), 8);
-    cg->task = cg_i64(cg, call_field(cg, cg->i32, offsetof(RtCall, task)));
-    cg->n_tasks = cg_i64(cg, call_field(cg, cg->i32, offsetof(RtCall, n_tasks)));
-    cg->phase = cg_i64(cg, call_field(cg, cg->i32, offsetof(RtCall, phase)));
-    cg->thread = cg_i64(cg, call_field(cg, cg->i32, offsetof(RtCall, thread)));
-    cg->scratch = call_field(cg, cg->ptr, offsetof(RtCall, scratch));
-}
-
 static void check_module(LLVMModuleRef module, const char *what) {
     char *error = NULL;
     if (!LLVMVerifyModule(module, LLVMReturnStatusAction, &error)) {
@@ -212,7 +188,7 @@ Object cpu_emit(const CpuTarget *t, const PlanKernel *k, CodeForm form) {
     cg->module = new_module(cg->cx, tm, k->symbol);
     cg->b = LLVMCreateBuilderInContext(cg->cx);
     init_types(cg);
-    begin_kernel(cg, k->symbol);
+    cg_kernel_begin(cg, k->symbol);
     k->made_by->emit(cg, &k->node);
     LLVMBuildRetVoid(cg->b);
     for (LV fn = LLVMGetFirstFunction(cg->module); fn; fn = LLVMGetNextFunction(fn))
@@ -318,7 +294,7 @@ static EmittedPlan *plan_for(Arena *a, const CpuTarget *t, Graph *const *program
                    .info_json = opts->info_json, .waves = opts->waves,
                    .machine = opts->machine ? opts->machine : guess, .target = t};
     Graph **opened = arena_array(a, Graph *, n + 1);
-    for (int i = 0; i < n; i++) opened[i] = open_gates(a, programs[i]);
+    for (int i = 0; i < n; i++) opened[i] = open_gates(a, programs[i], gate_is_kernel);
     return emit_plan(a, opened, n, &po, d);
 }
 

@@ -11,9 +11,11 @@ static int64_t rows_grain_of(const Type *y) {
     return each < RUN ? RUN / (each ? each : 1) : 1;
 }
 
+static int64_t run_of(const KernelNode *k) { return k->grain ? k->grain * type_cols(&k->node->out[0].type) : RUN; }
+
 bool describe_random(const KernelNode *k, KernelDesc *d) {
     const Type *y = &k->node->out[0].type;
-    TaskCount c = {1, RUN, 1, NULL};
+    TaskCount c = {1, run_of(k), 1, NULL};
     if (y->dtype != F32) return false;
     if (by_rows(k->node)) {
         for (int i = 1; i < y->ndim; i++)
@@ -90,7 +92,7 @@ void emit_random(Cg *cg, const KernelNode *k) {
         cg_end(cg, &row);
         return;
     }
-    LV n = cg_elements(cg, y), lo = cg_muli(cg, cg->task, RUN), hi = cg_min(cg, cg_addi(cg, lo, RUN), n);
+    LV n = cg_elements(cg, y), lo = cg_muli(cg, cg->task, run_of(k)), hi = cg_min(cg, cg_addi(cg, lo, run_of(k)), n);
     LV first = cg_int(cg, 0);
     if (node->n_in > 1) first = cg_mul(cg, cg_i64(cg, cg_load1(cg, I32, cg_in(cg, 1), cg_int(cg, 0))), n);
     draw(cg, node->attr.stream, rng, first, cg_out(cg, 0), lo, hi);

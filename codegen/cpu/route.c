@@ -10,6 +10,7 @@
 // choice by choice.  A queue with priorities sorts each expert's slots by key: radix passes of 8 bits, stable.
 #include <assert.h>
 #include "codegen/cpu/cg.h"
+#include "codegen/cpu/route.h"
 #include "codegen/kernel.h"
 
 enum { RUN = 2048, SMALL = 4096, DIGITS = 256, FEW = 64 };
@@ -24,7 +25,8 @@ typedef struct {
     int64_t choices;             // histograms per run
 } Slots;
 
-static Slots slots_of(const Node *n) {
+// grain: tokens of a run, if a gate's kernel says so.
+static Slots slots_of(const Node *n, int64_t grain) {
     const Type *e = &n->in[0]->type;
     Slots s = {.e = e, .E = n->attr.experts, .k = dim_bound(e->dim[e->ndim - 1]), .first = e->ndim - 2, .times = 1};
     if (n->op == OP_ROUTE) s.first = type_is_leafy(e) ? 1 : 0;
@@ -37,11 +39,23 @@ static Slots slots_of(const Node *n) {
     s.run = RUN / s.k * s.k;
     if (s.run < s.k) s.run = s.k;
     if (s.slots <= SMALL) s.run = s.slots;
+    if (grain) s.run = grain * s.k;
     if (s.run < 1) s.run = 1;
     s.runs = (s.slots + s.run - 1) / s.run;
     if (s.runs < 1) s.runs = 1;
     s.choices = n->op == OP_QUEUE && n->attr.by_choice ? s.k : 1;
     return s;
+}
+
+bool slots_keep_to_runs(const Node *n, int64_t tokens, int64_t run) {
+    Slots s = slots_of(n, run);
+    int64_t of_group = s.k > 0 ? s.slots / s.k : 0;
+    return s.groups * of_group == tokens && of_group > 0 && (s.groups == 1 || of_group % run == 0);
+}
+
+bool slots_are_alike(const Node *a, const Node *b) {
+    Slots s = slots_of(a, 0), t = slots_of(b, 0);
+    return s.groups == t.groups && s.slots == t.slots && s.E == t.E;
 }
 
 // Of a group.
@@ -111,10 +125,10 @@ static void run_range(Cg *cg, const Slots *s, LV run, LV *lo, LV *hi) {
 // ---- count -------------------------------------------------------------------------------------------------
 
 bool describe_count(const KernelNode *k, KernelDesc *d) {
-    Slots s = slots_of(k->node);
+    Slots s = slots_of(k->node, k->grain);
     if (k->node->in[0]->type.dtype != I32) return false;
     d->tasks[0] = tasks_of_dims(s.e, 0, s.first, 1);
-    if (s.runs == 1) return true;
+    if (s.runs == 1 && !k->grain) return true;
     d->n_phases = 2;
     d->tasks[1] = d->tasks[0];
     d->tasks[0].times = s.runs;
@@ -124,9 +138,9 @@ bool describe_count(const KernelNode *k, KernelDesc *d) {
 }
 
 void emit_count(Cg *cg, const KernelNode *k) {
-    Slots s = slots_of(k->node);
+    Slots s = slots_of(k->node, k->grain);
     LV lo, hi;
-    if (s.runs == 1) {
+    if (s.runs == 1 && !k->grain) {
         run_range(cg, &s, cg_int(cg, 0), &lo, &hi);
         emit_histograms(cg, &s, cg_mul(cg, cg->task, slots_now(cg, &s)), lo, hi,
                         histogram(cg, &s, cg_out(cg, 0), cg->task), 0);
@@ -147,13 +161,18 @@ void emit_count(Cg *cg, const KernelNode *k) {
 // ---- route -------------------------------------------------------------------------------------------------
 // Tables: a histogram per run, then the totals of each leaf.
 
-static bool is_one_task(const Slots *s) { return s->groups * s->slots <= SMALL; }
+static bool is_one_task(const KernelNode *k, const Slots *s) { return !k->grain && s->groups * s->slots <= SMALL; }
+
+int64_t route_totals_at(const KernelNode *k) {
+    Slots s = slots_of(k->node, k->grain);
+    return s.groups * s.runs * s.E * 4;
+}
 
 bool describe_route(const KernelNode *k, KernelDesc *d) {
-    Slots s = slots_of(k->node);
+    Slots s = slots_of(k->node, k->grain);
     int64_t tables = s.groups * (s.runs + 1) * s.E * 4;
     if (tables + s.E * 4 > RT_SCRATCH_BYTES) return false;
-    if (is_one_task(&s)) return true;
+    if (is_one_task(k, &s)) return true;
     d->n_phases = 3;
     d->tasks[0] = d->tasks[2] = tasks_fixed(s.groups * s.runs);
     d->workspace = tables;
@@ -195,8 +214,8 @@ static void emit_rows(Cg *cg, const Slots *s, LV leaf, LV lo, LV hi, LV begins, 
 }
 
 void emit_route(Cg *cg, const KernelNode *k) {
-    Slots s = slots_of(k->node);
-    bool alone = is_one_task(&s);
+    Slots s = slots_of(k->node, k->grain);
+    bool alone = is_one_task(k, &s);
     LV tables = alone ? cg->scratch : cg_workspace(cg), totals = histogram(cg, &s, tables, cg_int(cg, s.groups * s.runs));
     LV next = alone ? histogram(cg, &s, totals, cg_int(cg, s.groups)) : cg->scratch, lo, hi;
     LV runs = cg_int(cg, s.runs);
@@ -237,7 +256,7 @@ static bool has_priority(const Node *n) { return n->n_in > 1; }
 static int64_t sorting_bytes(const Slots *s) { return (s->E * s->choices + 1 + 4 * s->slots) * 4; }
 
 bool describe_queue(const KernelNode *k, KernelDesc *d) {
-    Slots s = slots_of(k->node);
+    Slots s = slots_of(k->node, k->grain);
     int64_t tables = s.choices * s.runs * s.E * 4;
     if (tables > RT_SCRATCH_BYTES) return false;
     d->tasks[0] = tasks_of_dims(s.e, 0, s.first, 1);
@@ -250,7 +269,7 @@ bool describe_queue(const KernelNode *k, KernelDesc *d) {
         str_printf(&d->key, " slots %lld", (long long)s.slots);
         return true;
     }
-    if (s.runs == 1) return true;
+    if (s.runs == 1 && !k->grain) return true;
     d->n_phases = 3;
     d->tasks[1] = d->tasks[0];
     d->tasks[0].times = s.runs;
@@ -391,7 +410,7 @@ static void emit_sorted(Cg *cg, const Slots *s, LV group, LV expert) {
 }
 
 void emit_queue(Cg *cg, const KernelNode *k) {
-    Slots s = slots_of(k->node);
+    Slots s = slots_of(k->node, k->grain);
     LV runs = cg_int(cg, s.runs), lo, hi;
     CgIf f;
     if (has_priority(k->node)) {
@@ -402,7 +421,7 @@ void emit_queue(Cg *cg, const KernelNode *k) {
         cg_endif(cg, &f);
         return;
     }
-    if (s.runs == 1) {
+    if (s.runs == 1 && !k->grain) {
         LV first = cg_mul(cg, cg->task, slots_now(cg, &s));
         run_range(cg, &s, cg_int(cg, 0), &lo, &hi);
         emit_histograms(cg, &s, first, lo, hi, cg->scratch, 1);

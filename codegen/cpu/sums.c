@@ -9,6 +9,7 @@
 // cumsum: a task is a run of rows, or columns of one outer index, whose running sums no other task needs.
 #include <assert.h>
 #include "codegen/cpu/cg.h"
+#include "codegen/cpu/route.h"
 
 enum { CHUNK = 64, COLUMNS = 4, MAX_PARTS = MAX_DIM + 1 };
 
@@ -66,6 +67,18 @@ static bool shape_of(const Node *n, Shape *s) {
     s->chunks = (dim_bound(s->rows) + CHUNK - 1) / CHUNK;
     if (s->chunks < 1) s->chunks = 1;
     return x->dtype == F32 || x->dtype == BF16 || x->dtype == F16 || x->dtype == I32;
+}
+
+// Rows of the sum must be the tokens, or so many of each; those of a kept index must follow each other.
+int64_t sum_tasks_of_run(const Node *n, int64_t tokens, int64_t run) {
+    Shape s;
+    if (!shape_of(n, &s) || s.leaves > 1 || s.rows.sym) return 0;
+    for (int i = 1; i < s.n; i++)
+        if (s.summed[i - 1] && !s.summed[i]) return 0;
+    int64_t all = s.kept * s.rows.n, rows = all / tokens * run;
+    if (s.rows.n < 1 || all % tokens) return 0;
+    if (rows % s.rows.n == 0) return rows / s.rows.n * s.chunks;
+    return rows % CHUNK == 0 && (s.kept == 1 || s.rows.n % rows == 0) ? rows / CHUNK : 0;
 }
 
 static int64_t blocks(const Shape *s) { return (s->cols + COLUMNS * LANES - 1) / (COLUMNS * LANES); }
@@ -213,14 +226,18 @@ static int64_t outer_grain(const Type *x, int axis) {
     return n < 4096 ? 4096 / (n > 0 ? n : 1) : 1;
 }
 
+static int64_t max_grain(const KernelNode *k) {
+    return k->grain ? k->grain : outer_grain(&k->node->in[0]->type, (int)k->node->attr.axis);
+}
+
 bool describe_max(const KernelNode *k, KernelDesc *d) {
     const Type *x = &k->node->in[0]->type;
     int axis = (int)k->node->attr.axis;
     if (axis == x->ndim - 1) return describe_body(k, d);
     if (!dtype_is_float(x->dtype) && x->dtype != I32 && x->dtype != BOOL) return false;
     if (dim_bound(x->dim[axis]) < 1 || x->dim[axis].sym) return false;
-    d->tasks[0] = tasks_of_dims(x, 0, axis, outer_grain(x, axis));
-    str_printf(&d->key, " grain %lld", (long long)outer_grain(x, axis));
+    d->tasks[0] = tasks_of_dims(x, 0, axis, max_grain(k));
+    str_printf(&d->key, " grain %lld", (long long)max_grain(k));
     return true;
 }
 
@@ -239,7 +256,7 @@ void emit_max(Cg *cg, const KernelNode *k) {
         return;
     }
     LV n = cg_dim(cg, x->dim[axis]), inner = cg_dims(cg, x, axis + 1, x->ndim);
-    LV lo = cg_muli(cg, cg->task, outer_grain(x, axis)), hi = cg_min(cg, cg_addi(cg, lo, outer_grain(x, axis)), cg_dims(cg, x, 0, axis));
+    LV lo = cg_muli(cg, cg->task, max_grain(k)), hi = cg_min(cg, cg_addi(cg, lo, max_grain(k)), cg_dims(cg, x, 0, axis));
     CgLoop rows, cols, l;
     cg_for(cg, &rows, lo, hi, 1);
     cg_for(cg, &cols, cg_int(cg, 0), inner, LANES);
