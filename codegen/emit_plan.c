@@ -979,6 +979,12 @@ static RtPlan *finish(Plan *p, Graph *const *programs, int n) {
     return (RtPlan *)block;
 }
 
+bool graphs_have_one_chain(Graph *const *programs, int n) {
+    for (int i = 0; i < n; i++)
+        for_each_node(programs[i], x) if (x->attr.one_chain) return true;
+    return false;
+}
+
 EmittedPlan *emit_plan(Arena *a, Graph *const *programs, int n, const PlanOpts *opts, Diag *d) {
     Plan *p = arena_new(a, Plan);
     *p = (Plan){.a = a, .d = d, .opts = opts, .text = {.arena = a}};

@@ -35,6 +35,9 @@ typedef struct {
 // NULL after diag_error.  Everything lives in a.
 EmittedPlan *emit_plan(Arena *a, Graph *const *programs, int n, const PlanOpts *opts, Diag *d);
 
+// Do weight gradients leave the leaf tree out (train.exact = false)?  The arithmetic says so.
+bool graphs_have_one_chain(Graph *const *programs, int n);
+
 // Text of a plan: tables, what was chosen for kernels, with predicted times of one thread, steps with their arguments.
 void plan_print(const EmittedPlan *e, Str *out);
 

@@ -56,7 +56,7 @@ static void fill_train_opts(Session *s) {
         .beta1 = t->train.optimizer.beta1, .beta2 = t->train.optimizer.beta2, .eps = t->train.optimizer.eps,
         .decay = t->train.optimizer.decay, .momentum = t->train.optimizer.momentum, .decay_all = t->train.optimizer.decay_all,
         .clip = t->train.clip, .lr_expert = t->train.lr_expert, .average_token = !strcmp(t->train.average, "token"),
-        .waves = t->train.waves};
+        .one_chain = !t->train.exact, .waves = t->train.waves};
 }
 
 static bool load(Session *s, Cli *c, const char *file, int n_files, const GivenFile *files) {
@@ -131,8 +131,6 @@ bool session_can_train(Session *s, int ranks) {
            "this version trains on text(..) only");
     refuse(s, t->data.documents, "data.documents", "this version does not separate the documents of a text");
     refuse(s, t->data.pad >= 0, "data.pad", "texts are cut into full sequences: nothing is padded");
-    if (!t->train.exact)
-        diag_warning(s->diag, (Span){0}, "train.exact = false has no effect in this version: every sum keeps its one order");
     return diag_n_errors(s->diag) == 0;
 }
 

@@ -144,7 +144,7 @@ static bool has_results(const Node *n, const Type *types, Diag *d) {
 // How many leaves the sums of the node end in.  Rows cut by offsets know their own leaves; otherwise axis 0
 // says it.
 static int64_t summed_leaves(const Node *n) {
-    if (!n->n_in) return 1;
+    if (!n->n_in || n->attr.one_chain) return 1;
     int rows = n->attr.gather & 1 ? (n->op == OP_GROUPED_DW ? 3 : 2) : 0;     // the operand that has a's rows
     const Type *t = &n->in[rows < n->n_in ? rows : 0]->type;
     if (lists(n->op, ATTR_axes) && !(n->attr.axes.n && n->attr.axes.at[0] == 0)) return 1;

@@ -15,6 +15,7 @@ typedef struct {
     double clip;                             // 0: none
     double lr_expert;
     bool   average_token;                    // train.average = "token"
+    bool   one_chain;                        // train.exact = false
     int64_t waves;                           // passes of a step (gradient accumulation)
     RtMesh mesh;                             // ranks that share the step; {0}: one
     double row_bound;                        // > 0: rows at experts are at most so many times those at home (planner); 0: all ranks'

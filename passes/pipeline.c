@@ -13,7 +13,7 @@ const int n_passes = (int)(sizeof pass_info / sizeof *pass_info);
 // products with 1) and repeat forward work that is there already; head_loss meets its gradient.
 const char *const pipeline_train[] = {
     "simplify", "fuse-gating", "precision", "autodiff", "optimizer", "simplify", "contract", "partition",
-    "recompute", "fuse", "attach", "layout", "schedule-a2a", "plan-memory", NULL};
+    "one-chain", "recompute", "fuse", "attach", "layout", "schedule-a2a", "plan-memory", NULL};
 const char *const pipeline_update[] = {
     "simplify", "contract", "partition", "fuse", "layout", "schedule-a2a", "plan-memory", NULL};
 const char *const pipeline_forward[] = {
@@ -32,6 +32,7 @@ static const struct { const char *first, *then, *because; bool always; } pass_or
     {"contract",    "fuse",         "rounding must not depend on which nodes meet in one body"},
     {"contract",    "recompute",    "a clone must compute what its original does"},
     {"simplify",    "recompute",    "merging equal nodes would undo the clones", true},
+    {"partition",   "one-chain",    "sums over ranks are known by the leaves they end in"},
     {"partition",   "recompute",    "exchanges are never done twice: they must be there to be seen"},
     {"recompute",   "fuse",         "clones are fused into the backward bodies that read them"},
     {"partition",   "schedule-a2a", "there is no exchange to schedule until tensors are split"},

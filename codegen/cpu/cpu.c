@@ -281,9 +281,11 @@ static bool uses_dots(const CpuTarget *t, const Graph *g) {
 }
 
 static const char *arithmetic_of(const CpuTarget *t, Graph *const *programs, int n) {
-    for (int i = 0; i < n; i++)
-        if (uses_dots(t, programs[i])) return "bf16-dot";
-    return t->fma ? "f32-fma" : "f32-mul-add";
+    bool dots = false, one_chain = graphs_have_one_chain(programs, n);
+    for (int i = 0; i < n; i++) dots |= uses_dots(t, programs[i]);
+    if (dots) return one_chain ? "bf16-dot one-chain" : "bf16-dot";
+    if (!t->fma) return one_chain ? "f32-mul-add one-chain" : "f32-mul-add";
+    return one_chain ? "f32-fma one-chain" : "f32-fma";
 }
 
 static EmittedPlan *plan_for(Arena *a, const CpuTarget *t, Graph *const *programs, int n,

@@ -123,6 +123,8 @@ void emit_grouped_matmul(Cg *cg, const KernelNode *k) {
 
 // ---- grouped_dw ---------------------------------------------------------------------------------
 
+static int64_t leaves_of(const Node *n, int64_t experts) { return (n->in[2]->type.dim[0].n - 1) / experts; }
+
 static Sums grouped_sums_of(const KernelNode *k, int64_t *experts) {
     Contraction c = contraction_of(k->node);
     const Type *a = &c.a, *b = &c.b, *y = &c.y;
@@ -133,7 +135,7 @@ static Sums grouped_sums_of(const KernelNode *k, int64_t *experts) {
                   .M = type_cols(a),
                   .N = type_cols(b),
                   .numbered = {c.index[0] >= 0, c.index[1] >= 0},
-                  .leaves = (int)((k->node->in[2]->type.dim[0].n - 1) / *experts)};
+                  .leaves = k->node->attr.one_chain ? 1 : (int)leaves_of(k->node, *experts)};
 }
 
 bool describe_grouped_dw(const KernelNode *k, KernelDesc *d) {
@@ -147,15 +149,17 @@ bool describe_grouped_dw(const KernelNode *k, KernelDesc *d) {
     return true;
 }
 
+// first: number of the expert's first segment; a leaf of the sum is `step` of them.
 typedef struct {
     LV offsets, first;
-} Segments; // first: number of the expert's first segment
+    int64_t step;
+} Segments;
 
 static void segment_rows(void *self, Cg *cg, LV leaf, LV *begin, LV *end) {
     Segments *s = self;
-    LV at = cg_add(cg, s->first, leaf);
+    LV at = cg_add(cg, s->first, cg_muli(cg, leaf, s->step));
     *begin = offset_at(cg, s->offsets, at);
-    *end = offset_at(cg, s->offsets, cg_addi(cg, at, 1));
+    *end = offset_at(cg, s->offsets, cg_addi(cg, at, s->step));
 }
 
 void emit_grouped_dw(Cg *cg, const KernelNode *k) {
@@ -166,7 +170,8 @@ void emit_grouped_dw(Cg *cg, const KernelNode *k) {
     sums_begin(cg, &s);
     LV groups = cg_int(cg, s.cut.groups), runs = cg_int(cg, s.cut.runs), rest = cg_div(cg, cg->task, groups);
     LV expert = cg_div(cg, rest, runs);
-    Segments segments = {cg_in(cg, 2), cg_muli(cg, expert, s.leaves)};
+    int64_t leaves = leaves_of(k->node, experts);
+    Segments segments = {cg_in(cg, 2), cg_muli(cg, expert, leaves), leaves / s.leaves};
     SumsRun u = {.a = cg_in(cg, 0),
                  .b = cg_in(cg, 1),
                  .y = cg_at(cg, s.y_type, cg_out(cg, 0), cg_muli(cg, expert, s.M * s.N)),

@@ -16,14 +16,14 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static PlanOpts plan_opts(const CompileOpts *opts) {
-    return (PlanOpts){.arithmetic = "f32-fma", .info_json = opts->info_json, .waves = opts->waves};
+static PlanOpts plan_opts(Graph *const *programs, int n, const CompileOpts *opts) {
+    return (PlanOpts){.arithmetic = graphs_have_one_chain(programs, n) ? "f32-fma one-chain" : "f32-fma", .info_json = opts->info_json, .waves = opts->waves};
 }
 
 static Compiled *compile(Graph *const *programs, int n, const CompileOpts *opts, Diag *d) {
     double start = now();
     Arena *a = arena_create();
-    PlanOpts po = plan_opts(opts);
+    PlanOpts po = plan_opts(programs, n, opts);
     EmittedPlan *e = emit_plan(a, programs, n, &po, d);
     if (!e) {
         arena_destroy(a);
@@ -37,7 +37,7 @@ static Compiled *compile(Graph *const *programs, int n, const CompileOpts *opts,
 }
 
 static const RtPlan *plan(Arena *a, Graph *const *programs, int n, const CompileOpts *opts, Diag *d) {
-    PlanOpts po = plan_opts(opts);
+    PlanOpts po = plan_opts(programs, n, opts);
     EmittedPlan *e = emit_plan(a, programs, n, &po, d);
     return e ? e->plan : NULL;
 }
@@ -51,7 +51,7 @@ static bool emit_objects(Graph *const *programs, int n, const CompileOpts *opts,
 static bool dump(Graph *const *programs, int n, const CompileOpts *opts, const char *what, Str *out,
                  Diag *d) {
     if (strcmp(what, "plan")) return false;
-    PlanOpts po = plan_opts(opts);
+    PlanOpts po = plan_opts(programs, n, opts);
     EmittedPlan *e = emit_plan(out->arena, programs, n, &po, d);
     if (e) plan_print(e, out);
     return e != NULL;

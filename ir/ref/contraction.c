@@ -3,6 +3,7 @@
 // matmul, grouped_matmul   y = one chain c = fma(a[k], b[k], c) from +0, k ascending.
 // matmul_dw                per leaf such a chain over the leaf's rows, ascending; then the leaf tree.
 // grouped_dw               per (expert, leaf) such a chain over its rows; then, per expert, the leaf tree.
+//   one_chain: no leaves, one chain over all rows (of an expert).
 //                          A segment without rows is +0 and takes part in the tree.
 // grouped_sum              per (expert, leaf) chunks of 64 rows from the segment's first row, added in order;
 //                          chunks meet in the tree of abi.h; then the leaf tree.
@@ -127,17 +128,18 @@ void REF(grouped_matmul)(const Attrs *attr, int n_in, const Tensor *in, int n_ou
 }
 
 void REF(grouped_dw)(const Attrs *attr, int n_in, const Tensor *in, int n_out, Tensor *out) {
-    (void)attr; (void)n_in; (void)n_out;
+    (void)n_in; (void)n_out;
     const int32_t *offsets = ints(&in[2]);
     int64_t E = out[0].dim[0], leaves = (n_elements(&in[2]) - 1) / E, M = n_cols(&in[0]), N = n_cols(&in[1]);
-    real *part = reals_new(leaves * M * N);
+    int64_t parts = attr->one_chain ? 1 : leaves, step = leaves / parts;
+    real *part = reals_new(parts * M * N);
     for (int64_t e = 0; e < E; e++) {
-        memset(part, 0, (size_t)(leaves * M * N) * sizeof(real));
-        for (int64_t l = 0; l < leaves; l++) {
-            int64_t begin = offsets[e * leaves + l], rows = offsets[e * leaves + l + 1] - begin;
+        memset(part, 0, (size_t)(parts * M * N) * sizeof(real));
+        for (int64_t l = 0; l < parts; l++) {
+            int64_t begin = offsets[e * leaves + l * step], rows = offsets[e * leaves + (l + 1) * step] - begin;
             chains(M, N, rows, reals(&in[0]) + begin * M, 1, M, reals(&in[1]) + begin * N, part + l * M * N);
         }
-        leaf_tree(reals(&out[0]) + e * M * N, part, leaves, M * N);
+        leaf_tree(reals(&out[0]) + e * M * N, part, parts, M * N);
     }
     free(part);
 }
