@@ -101,13 +101,14 @@ void emit_grouped_matmul(Cg *cg, const KernelNode *k) {
     r->max_rows = g.bound <= TILE_MAX_ROWS ? g.bound : EXPERT_RUN; // as far as the key says it
     grouped_choose(k, &g, NULL);
     r->heights = tile_all_heights(r->schedule.rows);
+    int panels = rows_panels(r);
+    int64_t each = (panels + g.groups - 1) / g.groups;
+    r->cols = each * r->schedule.vecs * LANES;
     rows_begin(cg, r);
     epilogue_begin(cg, &e);
     LV x = cg_in(cg, 0), offsets = cg_in(cg, 2);
     LV part = cg_rem(cg, cg->task, cg_int(cg, g.parts)), task = cg_div(cg, cg->task, cg_int(cg, g.parts));
     LV run = cg_div(cg, task, cg_int(cg, g.groups)), group = cg_rem(cg, task, cg_int(cg, g.groups));
-    int panels = rows_panels(r);
-    int64_t each = (panels + g.groups - 1) / g.groups;
     LV p0 = cg_muli(cg, group, each);
     Run at = run_of_expert(cg, &g, offsets, run);
     RowsRun u = {.a = r->numbered ? x : cg_at(cg, r->a_type, x, cg_muli(cg, at.begin, r->K)),

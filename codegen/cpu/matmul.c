@@ -86,6 +86,7 @@ static void matmul_choose(const KernelNode *k, Matmul *m, KernelDesc *d) {
     int64_t last = bound - (m->runs - 1) * m->r.max_rows;
     m->r.heights = vary ? tile_all_heights(size) : tile_heights(m->r.max_rows, size) | tile_heights(last, size);
     m->panels_each = (rows_panels(&m->r) + m->groups - 1) / m->groups;
+    m->r.cols = m->panels_each * m->r.schedule.vecs * LANES;
 }
 
 bool matmul_takes_panels(const KernelNode *k) {

@@ -36,9 +36,9 @@ static int64_t cache_bytes(const KernelNode *k, MachineLevelKind level, int64_t 
     int64_t size = k->machine ? k->machine->level[level].size : 0;
     return size ? size : typical;
 }
-// What stays near while other operands pass: a panel in half of the first cache, rows of A in half of the second, a
+// What stays near while other operands pass: a panel as large as the first cache (tiles read it as a stream), rows of A in half of the second, a
 // group of panels and the one behind it in the rest.
-static int64_t panel_near(const KernelNode *k) { return cache_bytes(k, LEVEL_L1, 32 << 10) / 2; }
+static int64_t panel_near(const KernelNode *k) { return cache_bytes(k, LEVEL_L1, 32 << 10) ; }
 static int64_t block_near(const KernelNode *k) {
     int64_t half = cache_bytes(k, LEVEL_L2, 512 << 10) / 2, most = RT_SCRATCH_BYTES / 4;
     return half < most ? half : most;
@@ -65,12 +65,24 @@ static int64_t k_block_of(const Rows *r, const KernelNode *k) {
     int64_t pieces = (r->K + most - 1) / most;
     return up((r->K + pieces - 1) / pieces, 2 * LANES);
 }
-static bool cuts_k(const Rows *r) { return r->k_block < r->K; }
-// Rows of A that are a power of two apart meet in the same cache sets: they are copied, too.
+// A block of few tiles asks for B faster than its rows come in short pieces: its panels are shorter, more of them lie side
+// by side.
+enum { FEW_TILES = 4 };
+static bool may_be_few(const Rows *r, int tile) { return r->max_rows < FEW_TILES * tile || (r->heights >> 1 & 1); }
+static int64_t few_k(const Rows *r) {
+    int64_t k = r->N * dtype_bytes(r->b_type) % 4096 ? LEAST_K : LEAST_K / 2;      // rows in the same sets of the second cache
+    if (r->dot) k *= 2;
+    return k < r->k_block ? k : r->k_block;
+}
+static bool cuts_k(const Rows *r) { return r->k_block < r->K || r->cuts_few; }
+// Rows of A that are a power of two apart meet in the same cache sets: they are copied, too, if more than one group of
+// panels reads them.
+enum { GROUP_COLS = 64 };
+static bool rows_alias(const Rows *r) { return (r->a_given ? r->a_given : r->K) * 4 % 4096 == 0; }
 static bool copies_a(const Rows *r) {
-    int64_t row = (r->a_given ? r->a_given : r->K) * 4;
+    int64_t cols = r->cols ? r->cols : r->N;
     return r->ta || r->numbered || r->a_type != F32 ||
-           (row % 4096 == 0 && r->N >= 128 && r->max_rows > TILE_MAX_ROWS);
+           (rows_alias(r) && cols > GROUP_COLS && r->max_rows > TILE_MAX_ROWS);
 }
 
 bool rows_possible(const Rows *r) {
@@ -167,6 +179,7 @@ static void emit_tiles(Cg *cg, Rows *r) {
     }
     if (laid) return;
     s.packs = s.mask_b = false;
+    s.reload = r->cuts_few;
     for (int h = 1; h <= r->schedule.rows; h++) {
         s.vecs = r->schedule.few[h];
         s.cols = s.vecs * LANES;
@@ -186,7 +199,7 @@ static void emit_packing(Cg *cg, Rows *r) {
                                                  : pack_columns_function(cg, name, r->b_type, r->vecs, cols);
     }
     if (r->ahead && !r->tb)
-        r->pack_piece = pack_pieces_function(cg, "pack_piece", r->b_type, r->vecs, (cg->k->node->attr.pair ? 2 : 1) * r->panel_bytes, r->dot);
+        r->pack_piece = pack_pieces_function(cg, "pack_piece", r->b_type, r->vecs, (cg->k->node->attr.pair ? 2 : 1) * r->panel_bytes, false, r->dot);
     if (!r->copy_a) return;
     if (r->ta)
         r->copy = r->dot ? pair_strips_function(cg, "strip", r->tile_bytes, false)
@@ -207,6 +220,7 @@ void rows_begin(Cg *cg, Rows *r) {
     r->tail = (int)(r->N % r->panel);
     r->dot = dot_used(cg->target, r->a_type, r->b_type);
     r->k_block = k_block_of(r, cg->k);
+    r->cuts_few = r->y_type == F32 && r->K > FEW_K && !r->tb && !is_laid(r) && may_be_few(r, rows);
     r->copy_a = copies_a(r);
     int64_t k = up(steps_of(r->dot, r->k_block), LANES);
     r->tiles_block = (int)((block_near(cg->k) / (4 * k) + rows - 1) / rows);
@@ -223,7 +237,9 @@ void rows_begin(Cg *cg, Rows *r) {
     int64_t panel_k = r->panel * k * (is_laid(r) ? dtype_bytes(r->b_type) : 4);
     r->group = (int)(group_near(cg->k) / panel_k);
     if (r->group < 1) r->group = 1;
-    int units = r->group > 2 ? r->group : 2;               // a pair has a panel of each matrix
+    r->few_group = r->cuts_few ? (int)(group_near(cg->k) / (few_k(r) * r->panel * 4)) : r->group;
+    int units = r->group > r->few_group ? r->group : r->few_group;
+    if (units < 2) units = 2;                              // a pair has a panel of each matrix
     assert(is_laid(r) || r->at_panels + units * r->panel_bytes <= RT_SCRATCH_BYTES);
     r->ahead = !is_laid(r) && r->at_panels + 2 * units * r->panel_bytes <= RT_SCRATCH_BYTES;
     emit_tiles(cg, r);
@@ -371,7 +387,7 @@ static void pack_unit(Cg *cg, const Rows *r, const RowsRun *u, const Block *b, c
 // Between the tiles of a group a piece of the next group's panels is packed: asked for before a tile, packed after it, so
 // that nothing waits for memory, and nothing is gone again before it is read.
 
-enum { FEW_TILES = 4 };       // of a block: their first tile packs while it multiplies, there is no time between
+// The first of few tiles packs while it multiplies instead: there is no time between.
 
 static int64_t piece_k(const Rows *r) { return !r->tb ? 1 : r->dot ? 2 * LANES : LANES; }
 static int sides_of(const RowsRun *u) { return u->second_b ? 2 : 1; }
@@ -490,6 +506,47 @@ static void unit_tile(Cg *cg, const Rows *r, const RowsRun *u, const Steps *s, L
 // place, which is not higher.
 static bool copies_between(const Rows *r) { return r->copy_a && !r->ta; }
 
+// Tile `tile` of a block where it lies, asked for into the first cache: part i of n, all its rows.
+static void ask_for_a(Cg *cg, const Rows *r, const RowsRun *u, const Block *b, LV tile, LV i, LV n) {
+    CgLoop row, line;
+    LV step = a_step(cg, r, u), first = cg_sub(cg, tile_first(cg, &b->cut, tile), b->first), height = tile_height(cg, &b->cut, tile);
+    LV from = cg_at(cg, F32, block_source(cg, r, u, b), cg_mul(cg, first, step));
+    LV lines = cg_div(cg, cg_addi(cg, b->n_k, LANES - 1), cg_int(cg, LANES));
+    LV lo = cg_div(cg, cg_mul(cg, i, lines), n), hi = cg_div(cg, cg_mul(cg, cg_addi(cg, i, 1), lines), n);
+    cg_for(cg, &row, cg_int(cg, 0), height, 1);
+    LV at = cg_at(cg, F32, from, cg_mul(cg, row.i, step));
+    cg_for(cg, &line, lo, hi, 1);
+    cg_prefetch(cg, cg_at(cg, F32, at, cg_muli(cg, line.i, LANES)), false, 3);
+    cg_end(cg, &line);
+    cg_end(cg, &row);
+}
+
+// Before a panel of the last group that reads a block's copied rows: a part of the rows that take their place; of the first
+// group that reads rows as they lie: of those of the tile that follows.
+static void ask_for_next_a(Cg *cg, const Rows *r, const RowsRun *u, const Steps *s, LV i, LV tile) {
+    if (r->ta || r->numbered || r->a_type != F32 || !rows_alias(r)) return;
+    CgIf here;
+    const Block *b = &s->now.b, *next = &s->next.b;
+    LV begins = LLVMBuildAnd(cg->b, s->more, cg_eq(cg, s->next.g.g0, cg_int(cg, 0)), "");
+    LV part = cg_sub(cg, i, s->now.g.g0), n = s->now.g.n;
+    if (r->copy_a) {
+        LV at = cg_add(cg, next->t0, cg_sub(cg, tile, b->t0));
+        cg_if(cg, &here, LLVMBuildAnd(cg->b, begins, cg_lt(cg, at, next->t1), ""));
+        ask_for_a(cg, r, u, next, at, part, n);
+        cg_endif(cg, &here);
+        return;
+    }
+    LV below = cg_addi(cg, tile, 1), inside = cg_lt(cg, below, b->t1), first = cg_eq(cg, s->now.g.g0, cg_int(cg, 0));
+    cg_if(cg, &here, LLVMBuildAnd(cg->b, first, inside, ""));
+    ask_for_a(cg, r, u, b, below, part, n);
+    cg_else(cg, &here);
+    CgIf last;
+    cg_if(cg, &last, LLVMBuildAnd(cg->b, begins, LLVMBuildNot(cg->b, inside, ""), ""));
+    ask_for_a(cg, r, u, next, next->t0, part, n);
+    cg_endif(cg, &last);
+    cg_endif(cg, &here);
+}
+
 static void copy_next_tile(Cg *cg, const Rows *r, const RowsRun *u, const Steps *s, LV tile) {
     CgIf last;
     const Block *next = &s->next.b;
@@ -518,6 +575,7 @@ static void group_tile(Cg *cg, const Rows *r, const RowsRun *u, const Steps *s, 
         cg_endif(cg, &between);
     }
     cg_for(cg, &unit, g->g0, end, 1);
+    ask_for_next_a(cg, r, u, s, unit.i, tile);
     unit_tile(cg, r, u, s, unit.i, tile, is_first);
     cg_end(cg, &unit);
     attach_strip(cg, u, true, b->done, first, height, col, col_end);
@@ -529,15 +587,23 @@ static void group_tile(Cg *cg, const Rows *r, const RowsRun *u, const Steps *s, 
     cg_endif(cg, &between);
 }
 
+static LV few_tiles(Cg *cg, const Rows *r, LV rows) {
+    return cg_lt(cg, rows, cg_int(cg, (FEW_TILES - 1) * r->schedule.rows + 1));
+}
+
 // How chains are cut: pieces, each of `block` k.
 typedef struct { LV pieces, block; } ChainCut;
 
 static ChainCut chain_cut(Cg *cg, const Rows *r, const RowsRun *u) {
     LV one = cg_int(cg, 1);
     if (!cuts_k(r)) return (ChainCut){one, u->k};
-    // A single tile goes through rows of B rather than panels.
-    LV single = cg_lt(cg, u->n, cg_int(cg, r->schedule.rows + 1)), block = cg_int(cg, r->k_block);
-    if (!r->tb && !is_laid(r)) block = cg_select(cg, single, cg_min(cg, block, cg_int(cg, FEW_K)), block);
+    LV block = cg_int(cg, r->k_block);
+    if (r->cuts_few) {
+        // A single tile goes through rows of B rather than panels.
+        LV single = cg_lt(cg, u->n, cg_int(cg, r->schedule.rows + 1));
+        block = cg_select(cg, few_tiles(cg, r, u->n), cg_int(cg, few_k(r)), block);
+        block = cg_select(cg, single, cg_int(cg, FEW_K), block);
+    }
     LV pieces = cg_div(cg, cg_add(cg, u->k, cg_addi(cg, block, -1)), block);
     return (ChainCut){cg_max(cg, pieces, one), block};         // chains without steps are stored, too
 }
@@ -579,12 +645,13 @@ static void run_blocks(Cg *cg, const Rows *r, const RowsRun *u) {
     CgLoop step, unit, tile;
     CgIf begins, packs;
     LV one = cg_int(cg, 1), zero = cg_int(cg, 0);
-    int sides = sides_of(u), panels = r->group / sides ? r->group / sides : 1;
+    int sides = sides_of(u), panels = r->group / sides ? r->group / sides : 1, few_panels = r->few_group / sides ? r->few_group / sides : 1;
+    LV few = few_tiles(cg, r, u->n);
     Order o = {.cut = tile_cut(cg, u->n, r->schedule.rows), .chain = chain_cut(cg, r, u)};
     LV blocks = parts_of(cg, o.cut.tiles, cg_int(cg, r->tiles_block));
     o.tiles_each = parts_of(cg, o.cut.tiles, cg_max(cg, blocks, one));
     o.units = cg_muli(cg, cg_sub(cg, u->hi, u->lo), sides);
-    o.units_each = cg_int(cg, panels * sides);
+    o.units_each = cg_select(cg, few, cg_int(cg, few_panels * sides), cg_int(cg, panels * sides));
     o.groups = parts_of(cg, o.units, o.units_each);
     LV n = cg_mul(cg, cg_mul(cg, blocks, o.chain.pieces), o.groups);
     cg_for(cg, &step, zero, n, 1);
@@ -592,7 +659,7 @@ static void run_blocks(Cg *cg, const Rows *r, const RowsRun *u) {
     Steps s = {.now = step_at(cg, r, u, &o, step.i), .more = cg_lt(cg, after, n)};
     s.next = step_at(cg, r, u, &o, cg_select(cg, s.more, after, step.i));
     Block *b = &s.now.b;
-    s.few = r->ahead ? cg_lt(cg, cg_sub(cg, b->t1, b->t0), cg_int(cg, FEW_TILES)) : cg_bool(cg, true);
+    s.few = r->ahead ? few : cg_bool(cg, true);
     if (r->copy_a) {
         cg_if(cg, &begins, cg_eq(cg, copies_between(r) ? step.i : s.now.g.g0, zero));
         copy_block(cg, r, u, b);
@@ -729,7 +796,8 @@ void sums_begin(Cg *cg, Sums *s) {
     s->panels = (s->cut.n + s->panel - 1) / s->panel;
     s->slot = (int64_t)size.rows * s->panel;
     s->level = s->slot * s->tiles * s->panels;
-    s->at_a = levels * s->level * 4;
+    s->at_table = levels * s->level * 4;
+    s->at_a = up(s->at_table + s->leaves * LEAF_FIELDS * 4, 64);
     s->dot = dot_used(cg->target, s->a_type, s->b_type);
     int a_vecs = (int)((s->cut.m + LANES - 1) / LANES) | 1;        // rows an even number of lines apart would share cache sets
     s->a_step = a_vecs * LANES;
@@ -738,33 +806,35 @@ void sums_begin(Cg *cg, Sums *s) {
     s->rows = room / row < LANES ? LANES : room / row / LANES * LANES;
     s->panel_bytes = steps_of(s->dot, s->rows) * s->panel * 4 + 64;
     s->at_b = s->at_a + steps_of(s->dot, s->rows) * s->a_step * 4;
-    assert(s->at_b + s->panels * s->panel_bytes <= RT_SCRATCH_BYTES);
+    int64_t buffer = s->at_b + s->panels * s->panel_bytes - s->at_a;
+    s->buffer = !s->dot && s->at_a + 2 * buffer <= RT_SCRATCH_BYTES ? up(buffer, 64) : 0;
+    assert(s->at_a + buffer <= RT_SCRATCH_BYTES);
     TileSpec spec = {.vecs = s->vecs,
                      .cols = s->panel,
                      .a_row = 1,
                      .a_k = s->a_step,
-                     .c_row = s->panel,
+                     .c_row = s->N,
                      .b_type = F32,
-                     .c_type = F32,
+                     .c_type = s->y_type,
                      .dot = s->dot,
-                     .reload = true,
-                     .merge = true,
+                     .leaves = true,
+                     .held_row = s->panel,
                      .merge_step = s->level};
     unsigned heights = tile_heights(s->cut.m, size.rows) | tile_heights(s->M % s->cut.m, size.rows);
-    tile_functions(cg, &s->tile, &spec, "sum", heights);
-    spec.held_row = s->panel;
-    spec.c_row = s->N;
-    spec.c_type = s->y_type;
-    if (s->N >= s->panel) tile_functions(cg, &s->final, &spec, "final", heights);
+    if (s->N >= s->panel) tile_functions(cg, &s->tile, &spec, "sum", heights);
     spec.cols = (int)(s->N % s->panel);
-    if (spec.cols) tile_functions(cg, &s->final_last, &spec, "final_last", heights);
+    if (spec.cols) tile_functions(cg, &s->tile_last, &spec, "sum_last", heights);
     if (s->dot) {
         s->pack = pack_row_pairs_function(cg, "pack", s->vecs, s->panel_bytes, s->numbered[1]);
         s->pack_a = pack_row_pairs_function(cg, "pack_a", a_vecs, 0, s->numbered[0]);
         return;
     }
     s->pack = pack_rows_function(cg, "pack", s->b_type, s->vecs, s->panel_bytes, s->numbered[1]);
-    s->pack_a = pack_rows_function(cg, "pack_a", s->a_type, a_vecs, 0, s->numbered[0]);
+    s->pack_a = s->numbered[0] ? copy_numbered_rows_function(cg, "copy_a", s->a_type, s->cut.m, s->a_step)
+                               : copy_rows_function(cg, "copy_a", s->a_type, s->cut.m, s->a_step);
+    if (!s->buffer) return;
+    s->piece = pack_pieces_function(cg, "piece", s->b_type, s->vecs, s->panel_bytes, s->numbered[1], false);
+    s->piece_a = copy_pieces_function(cg, "piece_a", s->a_type, s->cut.m, s->a_step, s->numbered[0]);
 }
 
 // What a task computes: m rows of the result from m0 on, in tiles, panels p0 .. p1-1.
@@ -779,11 +849,12 @@ static LV slot_at(Cg *cg, const Sums *s, LV level, LV t, LV p) {
     LV at = cg_add(cg, cg_muli(cg, level, s->level), cg_muli(cg, n, s->slot));
     return cg_at(cg, F32, cg->scratch, at);
 }
-static LV a_at(Cg *cg, const Sums *s, LV row, LV column) {
-    return cg_at(cg, F32, bytes_at(cg, cg->scratch, s->at_a), cg_add(cg, cg_muli(cg, row, s->a_step), column));
+// buffer: bytes to that of a chunk.
+static LV a_at(Cg *cg, const Sums *s, LV buffer, LV row, LV column) {
+    return cg_at(cg, F32, cg_bytes(cg, bytes_at(cg, cg->scratch, s->at_a), buffer), cg_add(cg, cg_muli(cg, row, s->a_step), column));
 }
-static LV sum_panel_at(Cg *cg, const Sums *s, LV p) {
-    return cg_bytes(cg, bytes_at(cg, cg->scratch, s->at_b), cg_muli(cg, p, s->panel_bytes));
+static LV sum_panel_at(Cg *cg, const Sums *s, LV buffer, LV p) {
+    return cg_bytes(cg, bytes_at(cg, cg->scratch, s->at_b), cg_add(cg, buffer, cg_muli(cg, p, s->panel_bytes)));
 }
 
 static LV bits_set(Cg *cg, LV x) { return cg_intrinsic(cg, "llvm.ctpop", &cg->i64, 1, &x, 1); }
@@ -792,22 +863,59 @@ static LV trailing_zeros(Cg *cg, LV x) { // x is not 0
     return cg_intrinsic(cg, "llvm.cttz", &cg->i64, 1, args, 2);
 }
 
-// Packs n rows for the part, from row `first` of all.
-static void pack_sums(Cg *cg, const Sums *s, const SumsRun *u, const SumPart *part, LV first, LV n) {
-    LV col = cg_muli(cg, part->p0, s->panel), end = cg_min(cg, cg_muli(cg, part->p1, s->panel), cg_int(cg, s->N));
-    RowNumbers rows[2] = {u->rows[0], u->rows[1]};
-    LV row[2] = {first, first};                // of a, of b where they lie
-    for (int i = 0; i < 2; i++) {
-        if (!s->numbered[i]) continue;
-        rows[i].index = cg_at(cg, I32, rows[i].index, first);
-        row[i] = cg_int(cg, 0);
+// Rows of a (0) or b (1) that a part reads, columns col .. end-1.
+typedef struct { LV from, step, col, end; RowNumbers rows; } SumRows;
+
+static SumRows sum_rows(Cg *cg, const Sums *s, const SumsRun *u, const SumPart *part, int operand) {
+    SumRows r = {.from = u->a, .step = cg_int(cg, s->a_given ? s->a_given : s->M), .col = part->m0, .rows = u->rows[operand]};
+    r.end = cg_add(cg, part->m0, part->m);
+    if (!operand) return r;
+    r.from = u->b;
+    r.step = cg_int(cg, s->N);
+    r.col = cg_muli(cg, part->p0, s->panel);
+    r.end = cg_min(cg, cg_muli(cg, part->p1, s->panel), cg_int(cg, s->N));
+    return r;
+}
+
+// Packs n rows, from row `first` of all, behind `at` rows of a buffer.
+static void pack_operand(Cg *cg, const Sums *s, const SumRows *r, int operand, const PackFunction *f, LV buffer, LV at, LV first, LV n) {
+    DType t = operand ? s->b_type : s->a_type;
+    RowNumbers rows = r->rows;
+    LV row = first, zero = cg_int(cg, 0);
+    if (s->numbered[operand]) {
+        rows.index = cg_at(cg, I32, rows.index, first);
+        row = zero;
     }
-    LV step = cg_int(cg, s->a_given ? s->a_given : s->M), zero = cg_int(cg, 0);
-    LV a = cg_at(cg, s->a_type, u->a, cg_add(cg, cg_mul(cg, row[0], step), part->m0));
-    LV b = cg_at(cg, s->b_type, u->b, cg_add(cg, cg_muli(cg, row[1], s->N), col));
-    pack_rows(cg, &s->pack, sum_panel_at(cg, s, zero), b, n, cg_int(cg, s->N), cg_sub(cg, end, col),
-              s->numbered[1] ? &rows[1] : NULL);
-    pack_rows(cg, &s->pack_a, a_at(cg, s, zero, zero), a, n, step, part->m, s->numbered[0] ? &rows[0] : NULL);
+    LV from = cg_at(cg, t, r->from, cg_add(cg, cg_mul(cg, row, r->step), r->col)), cols = cg_sub(cg, r->end, r->col);
+    LV to = operand ? cg_at(cg, F32, sum_panel_at(cg, s, buffer, zero), cg_muli(cg, at, s->panel)) : a_at(cg, s, buffer, at, zero);
+    (operand || s->dot ? pack_rows : copy_columns)(cg, f, to, from, n, r->step, cols, s->numbered[operand] ? &rows : NULL);
+}
+
+static void pack_sums(Cg *cg, const Sums *s, const SumsRun *u, const SumPart *part, LV buffer, LV first, LV n) {
+    for (int i = 1; i >= 0; i--) {
+        SumRows r = sum_rows(cg, s, u, part, i);
+        pack_operand(cg, s, &r, i, i ? &s->pack : &s->pack_a, buffer, cg_int(cg, 0), first, n);
+    }
+}
+
+// Part i of n of the lines of rows lo .. hi-1 is asked for.
+static void ask_for_sums(Cg *cg, const Sums *s, const SumsRun *u, const SumPart *part, LV lo, LV hi, LV i, LV n) {
+    for (int operand = 0; operand < 2; operand++) {
+        CgLoop row, at;
+        DType t = operand ? s->b_type : s->a_type;
+        int line = 64 / (int)dtype_bytes(t);
+        SumRows r = sum_rows(cg, s, u, part, operand);
+        LV lines = cg_div(cg, cg_addi(cg, cg_sub(cg, r.end, r.col), line - 1), cg_int(cg, line));
+        LV l0 = cg_div(cg, cg_mul(cg, lines, i), n), l1 = cg_div(cg, cg_mul(cg, lines, cg_addi(cg, i, 1)), n);
+        cg_for(cg, &row, lo, hi, 1);
+        LV number = row.i;
+        if (s->numbered[operand]) number = cg_i64(cg, cg_load1(cg, I32, r.rows.index, row.i));
+        LV from = cg_at(cg, t, r.from, cg_add(cg, cg_mul(cg, number, r.step), r.col));
+        cg_for(cg, &at, l0, l1, 1);
+        cg_prefetch(cg, cg_at(cg, t, from, cg_muli(cg, at.i, line)), false, 2);
+        cg_end(cg, &at);
+        cg_end(cg, &row);
+    }
 }
 
 static void begin_tiles(Cg *cg, const SumPart *part, CgLoop *t, CgLoop *p) {
@@ -877,58 +985,71 @@ static void store_sums(Cg *cg, const Sums *s, const SumPart *part, LV y, const S
     end_tile_rows(cg, &r);
 }
 
-// Rows lo .. hi-1 of all, packed at once: those of leaves l0 .. end-1, of which leaves below l1 end here.
-typedef struct { LV lo, hi, l0, l1, end; } Chunk;
+// Rows lo .. hi-1 of all, packed at once: those of leaves l0 .. end-1, of which leaves below l1 end here.  Rows hi .. next-1
+// are those of the next chunk.
+typedef struct { LV lo, hi, l0, l1, end, next, buffer; } Chunk;
 
-// A leaf's rows of the chunk in a tile.  The stack is that of a binary counter: before leaf l it holds one sum for each
-// bit of l; a finished leaf adds those its carry runs through, the last leaf all.
-static void leaf_call(Cg *cg, const Sums *s, const SumsRun *u, const SumPart *part, const Chunk *c, LV n_leaves, LV leaf, LV t, LV p, TileCall *call) {
-    LV begin, end, top = bits_set(cg, leaf), carried = trailing_zeros(cg, cg_addi(cg, leaf, 1));
-    u->leaf(u->self, cg, leaf, &begin, &end);
-    LV first = cg_max(cg, begin, c->lo), at = cg_sub(cg, first, c->lo), goes_on = cg_lt(cg, begin, c->lo);
-    LV merges = cg_select(cg, cg_eq(cg, leaf, cg_addi(cg, n_leaves, -1)), top, carried);
+// What each leaf of the chunk adds to the tree.
+static void fill_table(Cg *cg, const Sums *s, const SumsRun *u, const Chunk *c, LV n_leaves, LV table) {
+    CgLoop leaf;
+    LV begin, end, zero = cg_int(cg, 0);
+    cg_for(cg, &leaf, c->l0, c->end, 1);
+    LV top = bits_set(cg, leaf.i), carried = trailing_zeros(cg, cg_addi(cg, leaf.i, 1));
+    u->leaf(u->self, cg, leaf.i, &begin, &end);
+    LV first = cg_max(cg, begin, c->lo), goes_on = cg_lt(cg, begin, c->lo);
+    LV merges = cg_select(cg, cg_eq(cg, leaf.i, cg_addi(cg, n_leaves, -1)), top, carried);
     if (u->levels) {
-        LV before = LLVMBuildAnd(cg->b, u->levels->goes_on, cg_eq(cg, leaf, cg_int(cg, 0)), "");
+        LV before = LLVMBuildAnd(cg->b, u->levels->goes_on, cg_eq(cg, leaf.i, zero), "");
         goes_on = LLVMBuildOr(cg->b, goes_on, before, "");
     }
-    *call = (TileCall){.a = a_at(cg, s, at, tile_first(cg, &part->cut, t)),
-                       .b = cg_at(cg, F32, sum_panel_at(cg, s, p), cg_muli(cg, at, s->panel)),
-                       .k = steps(cg, s->dot, cg_sub(cg, cg_min(cg, end, c->hi), first)),
-                       .b_k = cg_int(cg, s->panel),
-                       .init = cg_select(cg, goes_on, slot_at(cg, s, top, t, p), LLVMConstNull(cg->ptr)),
-                       .n_merge = cg_select(cg, cg_lt(cg, leaf, c->l1), merges, cg_int(cg, 0)),
-                       .merge = slot_at(cg, s, cg_addi(cg, top, -1), t, p)};
-    call->c = slot_at(cg, s, cg_sub(cg, top, call->n_merge), t, p);
+    LV field[LEAF_FIELDS] = {[LEAF_K] = steps(cg, s->dot, cg_sub(cg, cg_min(cg, end, c->hi), first)),
+                             [LEAF_GOES_ON] = LLVMBuildZExt(cg->b, goes_on, cg->i64, ""),
+                             [LEAF_TOP] = top,
+                             [LEAF_MERGES] = cg_select(cg, cg_lt(cg, leaf.i, c->l1), merges, zero)};
+    LV entry = leaf_table_at(cg, table, cg_sub(cg, leaf.i, c->l0));
+    for (int i = 0; i < LEAF_FIELDS; i++)
+        cg_store1(cg, I32, LLVMBuildTrunc(cg->b, field[i], cg->i32, ""), entry, cg_int(cg, i));
+    cg_end(cg, &leaf);
 }
 
 // The last leaf's sums go to y at once, unless there are levels.
 static void sum_chunk(Cg *cg, const Sums *s, const SumsRun *u, const SumPart *part, const Chunk *c, LV n_leaves) {
-    CgLoop t, p, leaf;
-    CgIf last, width;
-    TileCall call;
-    pack_sums(cg, s, u, part, c->lo, cg_sub(cg, c->hi, c->lo));
-    LV is_last = u->levels ? NULL : cg_eq(cg, c->l1, n_leaves), end = c->end;
-    if (is_last) end = cg_select(cg, is_last, cg_addi(cg, n_leaves, -1), end);
-    begin_tiles(cg, part, &t, &p);
-    LV height = tile_height(cg, &part->cut, t.i);
-    cg_for(cg, &leaf, c->l0, end, 1);
-    leaf_call(cg, s, u, part, c, n_leaves, leaf.i, t.i, p.i, &call);
-    tile_call(cg, &s->tile, height, &call);
-    cg_end(cg, &leaf);
-    if (is_last) {
-        LV panel = cg_add(cg, part->p0, p.i), row = cg_add(cg, part->m0, tile_first(cg, &part->cut, t.i));
-        cg_if(cg, &last, is_last);
-        leaf_call(cg, s, u, part, c, n_leaves, cg_addi(cg, n_leaves, -1), t.i, p.i, &call);
-        call.c = cg_at(cg, s->y_type, u->y, cg_add(cg, cg_muli(cg, row, s->N), cg_muli(cg, panel, s->panel)));
-        bool whole = s->N >= s->panel, tail = s->N % s->panel;
-        if (whole && tail) cg_if(cg, &width, cg_lt(cg, panel, cg_int(cg, s->N / s->panel)));
-        if (whole) tile_call(cg, &s->final, height, &call);
-        if (whole && tail) cg_else(cg, &width);
-        if (tail) tile_call(cg, &s->final_last, height, &call);
-        if (whole && tail) cg_endif(cg, &width);
-        cg_endif(cg, &last);
+    CgLoop t, p;
+    CgIf width;
+    LV zero = cg_int(cg, 0), table = bytes_at(cg, cg->scratch, s->at_table), null = LLVMConstNull(cg->ptr), lo = NULL, hi = NULL;
+    fill_table(cg, s, u, c, n_leaves, table);
+    cg_for(cg, &t, zero, part->cut.tiles, 1);
+    if (s->buffer) { // rows of the next chunk that are packed behind this tile row
+        LV rows = cg_sub(cg, c->next, c->hi);
+        lo = cg_add(cg, c->hi, cg_div(cg, cg_mul(cg, rows, t.i), part->cut.tiles));
+        hi = cg_add(cg, c->hi, cg_div(cg, cg_mul(cg, rows, cg_addi(cg, t.i, 1)), part->cut.tiles));
     }
+    cg_for(cg, &p, zero, part->panels, 1);
+    if (s->buffer) ask_for_sums(cg, s, u, part, lo, hi, p.i, part->panels);
+    LV height = tile_height(cg, &part->cut, t.i), first = tile_first(cg, &part->cut, t.i);
+    LV panel = cg_add(cg, part->p0, p.i), row = cg_add(cg, part->m0, first);
+    LV y = cg_at(cg, s->y_type, u->y, cg_add(cg, cg_muli(cg, row, s->N), cg_muli(cg, panel, s->panel)));
+    TileCall call = {.a = a_at(cg, s, c->buffer, zero, first),
+                     .b = sum_panel_at(cg, s, c->buffer, p.i),
+                     .k = cg_sub(cg, c->end, c->l0),
+                     .b_k = cg_int(cg, s->panel),
+                     .init = slot_at(cg, s, zero, t.i, p.i),
+                     .leaves = table,
+                     .c = u->levels ? null : cg_select(cg, cg_eq(cg, c->l1, n_leaves), y, null)};
+    bool whole = s->N >= s->panel, tail = s->N % s->panel;
+    if (whole && tail) cg_if(cg, &width, cg_lt(cg, panel, cg_int(cg, s->N / s->panel)));
+    if (whole) tile_call(cg, &s->tile, height, &call);
+    if (whole && tail) cg_else(cg, &width);
+    if (tail) tile_call(cg, &s->tile_last, height, &call);
+    if (whole && tail) cg_endif(cg, &width);
     cg_end(cg, &p);
+    if (s->buffer) {
+        LV other = cg_sub(cg, cg_int(cg, s->buffer), c->buffer), n = cg_sub(cg, hi, lo), at = cg_sub(cg, lo, c->hi);
+        for (int i = 0; i < 2; i++) {
+            SumRows r = sum_rows(cg, s, u, part, i);
+            pack_operand(cg, s, &r, i, i ? &s->piece : &s->piece_a, other, at, lo, n);
+        }
+    }
     cg_end(cg, &t);
 }
 
@@ -971,6 +1092,8 @@ void sums_run(Cg *cg, Sums *s, const SumsRun *u) {
     cg_loop_begin(cg, &chunk, zero, cg_max(cg, chunks, one), 1, 1, &zero);
     Chunk c = {.lo = cg_add(cg, begin, cg_mul(cg, chunk.i, most)), .l0 = chunk.carry[0]};
     c.hi = cg_min(cg, cg_add(cg, c.lo, most), end);
+    c.next = cg_min(cg, cg_add(cg, c.hi, most), end);
+    c.buffer = s->buffer ? cg_muli(cg, cg_rem(cg, chunk.i, cg_int(cg, 2)), s->buffer) : zero;
     if (s->dot) {
         c.l0 = leaf.i;
         c.end = cg_addi(cg, leaf.i, 1);
@@ -981,6 +1104,10 @@ void sums_run(Cg *cg, Sums *s, const SumsRun *u) {
         LV begun = LLVMBuildAnd(cg->b, cg_lt(cg, c.l1, n_leaves), cg_lt(cg, begin, c.hi), "");
         c.end = cg_add(cg, c.l1, LLVMBuildZExt(cg->b, begun, cg->i64, ""));
     }
+    CgIf packs;
+    if (s->buffer) cg_if(cg, &packs, cg_eq(cg, chunk.i, zero));
+    pack_sums(cg, s, u, &part, c.buffer, c.lo, cg_sub(cg, c.hi, c.lo));
+    if (s->buffer) cg_endif(cg, &packs);
     sum_chunk(cg, s, u, &part, &c, n_leaves);
     cg_loop_end(cg, &chunk, &c.l1);
     if (s->dot) cg_end(cg, &leaf);

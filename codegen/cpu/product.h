@@ -16,7 +16,7 @@ typedef struct {
     Layout  layout;            // of b: panels are read as they lie, whatever the run's length
     int64_t K, N;              // K: largest; N is known
     int64_t y_row, a_given;    // elements between rows of y; of a, if they are not its K (0: they are)
-    int64_t max_rows;          // of a run
+    int64_t max_rows, cols;    // of a run at most; cols = 0: all N
     unsigned heights;          // tile heights that can occur
     int64_t scratch_used;      // bytes at the start of the scratch that are not ours
     Schedule schedule;         // by rows_choose
@@ -26,9 +26,10 @@ typedef struct {
     bool    dot;               // a and b are multiplied in pairs of k (dot.h)
     bool    copy_a;            // tiles read copies of the rows of A
     int64_t k_block;           // k of a block of A
+    bool    cuts_few;          // runs of few rows take less
     int     tiles_block;       // most tiles of a block of A
     int64_t a_row, a_k, tile_bytes;      // tile_bytes: of the copied rows of a tile
-    int     group;             // panels that a tile meets before the next tile
+    int     group, few_group;  // panels that a tile meets before the next tile
     bool    ahead;             // there is room for the next group's panels
     int64_t panel_bytes, at_panels;
     TileSet first, first_last, rest, rest_last;      // the first tile of a panel, the others; _last: the narrow panel
@@ -96,9 +97,10 @@ typedef struct {
     int     vecs, panel;
     int64_t tiles, panels;                       // most of a task
     int64_t slot, level;                         // floats of a tile, of a level of the stack
-    int64_t at_a, a_step, at_b, panel_bytes;     // a_step: elements from a row of a to the next
-    TileSet tile, final, final_last;             // final: of the last leaf, to y
-    PackFunction pack, pack_a;
+    int64_t at_table, at_a, a_step, at_b, panel_bytes;     // a_step: elements from a row of a to the next
+    int64_t buffer;                              // bytes from the rows packed now to those packed meanwhile; 0: none are
+    TileSet tile, tile_last;                     // last: the narrow panel
+    PackFunction pack, pack_a, piece, piece_a;   // piece: of rows that were asked for
 } Sums;
 
 // Fills cut and size.  rows: that are summed into each matrix.

@@ -61,12 +61,14 @@ static LV offset(Cg *cg, LV base, int64_t elements) {
     return elements ? cg_bytes(cg, base, cg_int(cg, elements * 4)) : base;
 }
 
+static LV offset_by(Cg *cg, LV base, LV n, int64_t elements) { return cg_at(cg, F32, base, cg_muli(cg, n, elements)); }
+
 // ---- the tile -----------------------------------------------------------------------------------
 
 enum {
     PREFETCH_ROWS = 32
 }; // of B, asked into the second cache: rows 4 KiB apart don't fit the first one's sets
-enum { P_A, P_B, P_K, P_B_K, P_C, P_INIT, P_N_MERGE, P_MERGE, P_NEXT, P_PANEL, P_AHEAD, P_AHEAD_STEP, P_N_AHEAD, P_NEXT_C, N_PARAMS };
+enum { P_A, P_B, P_K, P_B_K, P_C, P_INIT, P_LEAVES, P_NEXT, P_PANEL, P_AHEAD, P_AHEAD_STEP, P_N_AHEAD, P_NEXT_C, N_PARAMS };
 
 // Bytes between columns of a row of B, whose row holds one k or two.
 static int64_t b_bytes(const TileSpec *s) { return s->pairs ? 4 : dtype_bytes(s->b_type); }
@@ -135,25 +137,30 @@ LV tile_streamed(Cg *cg, const TileSpec *s, LV height, LV k) {
     return LLVMBuildLShr(cg->b, k, cg_select(cg, large, cg_int(cg, 1), cg_int(cg, 2)), "");
 }
 
+// Operands of a chain; a and b become what follows them.
+typedef struct { LV a, b, k; } Chain;
+
 // n sums in registers, chained over k.
-static void tile_chain(Cg *cg, const TileSpec *s, int height, LV fn, LV *acc) {
-    int n = height * s->vecs, unroll = unroll_of(n), carried = n + (s->packs || s->stream ? 3 : 2);
-    assert(!s->packs || !s->stream);
-    LV all = LLVMGetParam(fn, P_K), k = s->joins ? LLVMBuildLShr(cg->b, all, cg_int(cg, 1), "") : all;
+static void tile_chain(Cg *cg, const TileSpec *s, int height, LV fn, Chain *chain, LV *acc) {
+    int n = height * s->vecs, unroll = unroll_of(n), panel_at = n + 2, ahead_at = panel_at + s->packs;
+    int carried = ahead_at + s->stream;
+    LV all = chain->k, k = s->joins ? LLVMBuildLShr(cg->b, all, cg_int(cg, 1), "") : all;
     LV row = cg_muli(cg, LLVMGetParam(fn, P_B_K), b_bytes(s)), step = s->joins ? cg_add(cg, row, row) : row;
     Ahead ahead = {0};
     if (s->prefetch) ahead = ahead_of(cg, fn, k, s->pairs ? 2 : 1, step);
     LV carry[CG_MAX_CARRY], lo = cg_int(cg, 0);
     for (int i = 0; i < n; i++) carry[i] = acc[i];
-    carry[n] = LLVMGetParam(fn, P_A);
-    carry[n + 1] = LLVMGetParam(fn, P_B);
-    carry[n + 2] = LLVMGetParam(fn, s->packs ? P_PANEL : P_AHEAD);
+    carry[n] = chain->a;
+    carry[n + 1] = chain->b;
+    if (s->packs) carry[panel_at] = LLVMGetParam(fn, P_PANEL);
+    if (s->stream) carry[ahead_at] = LLVMGetParam(fn, P_AHEAD);
     for (int u = unroll; u >= 1; u = s->pairs || u == 1 ? u / 2 : 1) { // then what is left, one by one or by pairs
         CgLoop l;
         LV hi = LLVMBuildAnd(cg->b, k, cg_int(cg, -u), "");
         cg_loop_begin(cg, &l, lo, hi, u, carried, carry);
         for (int i = 0; i < n; i++) acc[i] = l.carry[i];
-        LV a = l.carry[n], b = l.carry[n + 1], other = carried > n + 2 ? l.carry[n + 2] : NULL, pair[TILE_MAX_VECS];
+        LV a = l.carry[n], b = l.carry[n + 1], pair[TILE_MAX_VECS];
+        LV panel = s->packs ? l.carry[panel_at] : NULL, other = s->stream ? l.carry[ahead_at] : NULL;
         LV asked = s->prefetch ? cg_select(cg, cg_lt(cg, l.i, ahead.last), ahead.far, ahead.wrapped) : NULL;
         if (s->stream && u == unroll) {
             ask_for_b(cg, s, other, cg_int(cg, 0), 2);
@@ -161,25 +168,28 @@ static void tile_chain(Cg *cg, const TileSpec *s, int height, LV fn, LV *acc) {
             other = cg_select(cg, more, cg_bytes(cg, other, LLVMGetParam(fn, P_AHEAD_STEP)), other);
         }
         for (int j = 0; j < u; j++) {
-            tile_step(cg, s, height, a, j, b, s->joins ? cg_bytes(cg, b, row) : NULL, asked, other, pair, acc);
+            tile_step(cg, s, height, a, j, b, s->joins ? cg_bytes(cg, b, row) : NULL, asked, panel, pair, acc);
             if (!s->pairs || j % 2) b = cg_bytes(cg, b, step);
-            if (s->packs) other = offset(cg, other, s->vecs * LANES);
+            if (s->packs) panel = offset(cg, panel, s->vecs * LANES);
         }
         for (int i = 0; i < n; i++) carry[i] = acc[i];
         carry[n] = offset(cg, a, u * s->a_k);
         carry[n + 1] = b;
-        carry[n + 2] = other;
+        if (s->packs) carry[panel_at] = panel;
+        if (s->stream) carry[ahead_at] = other;
         cg_loop_end(cg, &l, carry);
         for (int i = 0; i < carried; i++) carry[i] = l.carry[i];
         lo = l.i;
     }
     for (int i = 0; i < n; i++) acc[i] = carry[i];
+    chain->a = carry[n];
+    chain->b = carry[n + 1];
     if (!s->joins) return;
     CgIf odd;
     LV longer[CG_MAX_CARRY];
     cg_if(cg, &odd, cg_lt(cg, cg_add(cg, k, k), all));
     for (int i = 0; i < n; i++) longer[i] = acc[i];
-    tile_step(cg, s, height, carry[n], 0, carry[n + 1], NULL, NULL, carry[n + 2], NULL, longer);
+    tile_step(cg, s, height, carry[n], 0, carry[n + 1], NULL, NULL, s->packs ? carry[panel_at] : NULL, NULL, longer);
     cg_else(cg, &odd);
     cg_endif_join(cg, &odd, n, longer, carry, acc);
 }
@@ -192,59 +202,102 @@ static void ask_for_c(Cg *cg, const TileSpec *s, int height, LV c) {
             cg_prefetch(cg, cg_bytes(cg, c, cg_int(cg, row * s->c_row * bytes + at)), true, 3);
 }
 
-static LV emit_tile(Cg *cg, const TileSpec *s, const char *name, int height, LT *type) {
-    CgFunction f;
-    LT params[N_PARAMS] = {cg->ptr, cg->ptr, cg->i64, cg->i64, cg->ptr, cg->ptr, cg->i64, cg->ptr, cg->ptr, cg->ptr, cg->ptr, cg->i64, cg->i64, cg->ptr};
+static void begin_tile(Cg *cg, const char *name, int height, CgFunction *f, LT *type) {
+    LT params[N_PARAMS] = {cg->ptr, cg->ptr, cg->i64, cg->i64, cg->ptr, cg->ptr, cg->ptr,
+                           cg->ptr, cg->ptr, cg->ptr, cg->i64, cg->i64, cg->ptr};
     char text[64];
     snprintf(text, sizeof text, "%s_%d", name, height);
-    cg_function_begin(cg, &f, text, cg->void_t, params, N_PARAMS);
-    tile_noinline(cg, f.fn);
-    no_alias(cg, f.fn, P_PANEL);
-    *type = f.type;
-    int n = height * s->vecs;
-    int64_t held_row = s->held_row ? s->held_row : s->c_row;
-    assert(n + 3 <= CG_MAX_CARRY);
-    LV acc[CG_MAX_CARRY], c = LLVMGetParam(f.fn, P_C), zero = cg_vec(cg, 0);
-    for (int i = 0; i < n; i++) acc[i] = zero;
-    if (s->ask_c) ask_for_c(cg, s, height, LLVMGetParam(f.fn, P_NEXT_C));
-    if (s->reload) {
-        LV zeros[CG_MAX_CARRY], held[CG_MAX_CARRY];
-        CgIf again;
-        LV init = LLVMGetParam(f.fn, P_INIT);
-        cg_if(cg, &again, LLVMBuildIsNotNull(cg->b, init, ""));
-        for (int i = 0; i < n; i++) {
-            int row = i / s->vecs, v = i % s->vecs;
-            held[i] = cg_load_vec(cg, F32, init, cg_int(cg, row * held_row + v * LANES),
-                                  tile_mask(cg, s->cols - v * LANES));
-            zeros[i] = zero;
-        }
-        cg_else(cg, &again);
-        cg_endif_join(cg, &again, n, held, zeros, acc);
-    }
-    tile_chain(cg, s, height, f.fn, acc);
-    if (s->merge) {
-        CgLoop l;
-        LV carry[CG_MAX_CARRY];
-        for (int i = 0; i < n; i++) carry[i] = acc[i];
-        carry[n] = LLVMGetParam(f.fn, P_MERGE);
-        cg_loop_begin(cg, &l, cg_int(cg, 0), LLVMGetParam(f.fn, P_N_MERGE), 1, n + 1, carry);
-        for (int i = 0; i < n; i++) {
-            int row = i / s->vecs, v = i % s->vecs;
-            LV left = cg_load_vec(cg, F32, l.carry[n], cg_int(cg, row * held_row + v * LANES), NULL);
-            carry[i] = cg_fadd(cg, left, l.carry[i]);
-        }
-        carry[n] = offset(cg, l.carry[n], -s->merge_step);
-        cg_loop_end(cg, &l, carry);
-        for (int i = 0; i < n; i++) acc[i] = l.carry[i];
-    }
+    cg_function_begin(cg, f, text, cg->void_t, params, N_PARAMS);
+    tile_noinline(cg, f->fn);
+    *type = f->type;
+}
+
+static void zero_sums(Cg *cg, int n, LV *acc) {
+    for (int i = 0; i < n; i++) acc[i] = cg_vec(cg, 0);
+}
+
+// The sums of a tile whose rows are `row` elements apart, if there is one; else zeros.
+static void load_sums(Cg *cg, const TileSpec *s, int n, LV there, LV from, int64_t row, LV *acc) {
+    LV zeros[CG_MAX_CARRY], held[CG_MAX_CARRY];
+    CgIf again;
+    zero_sums(cg, n, zeros);
+    cg_if(cg, &again, there);
     for (int i = 0; i < n; i++) {
-        int row = i / s->vecs, v = i % s->vecs;
-        LV mask = tile_mask(cg, s->cols - v * LANES);
-        if (s->store)
-            s->store(s->self, cg, acc[i], c, row, v * LANES, mask);
-        else
-            cg_store_vec(cg, s->c_type, acc[i], c, cg_int(cg, row * s->c_row + v * LANES), mask);
+        int col = i % s->vecs * LANES;
+        held[i] = cg_load_vec(cg, F32, from, cg_int(cg, i / s->vecs * row + col), tile_mask(cg, s->cols - col));
     }
+    cg_else(cg, &again);
+    cg_endif_join(cg, &again, n, held, zeros, acc);
+}
+
+static void store_sums(Cg *cg, const TileSpec *s, int n, const LV *acc, LV c) {
+    for (int i = 0; i < n; i++) {
+        int row = i / s->vecs, col = i % s->vecs * LANES;
+        LV mask = tile_mask(cg, s->cols - col);
+        if (s->store) s->store(s->self, cg, acc[i], c, row, col, mask);
+        else cg_store_vec(cg, s->c_type, acc[i], c, cg_int(cg, row * s->c_row + col), mask);
+    }
+}
+
+static LV emit_tile(Cg *cg, const TileSpec *s, const char *name, int height, LT *type) {
+    CgFunction f;
+    begin_tile(cg, name, height, &f, type);
+    no_alias(cg, f.fn, P_PANEL);
+    int n = height * s->vecs;
+    assert(n + 4 <= CG_MAX_CARRY);
+    LV acc[CG_MAX_CARRY], init = LLVMGetParam(f.fn, P_INIT);
+    Chain chain = {LLVMGetParam(f.fn, P_A), LLVMGetParam(f.fn, P_B), LLVMGetParam(f.fn, P_K)};
+    zero_sums(cg, n, acc);
+    if (s->ask_c) ask_for_c(cg, s, height, LLVMGetParam(f.fn, P_NEXT_C));
+    if (s->reload) load_sums(cg, s, n, LLVMBuildIsNotNull(cg->b, init, ""), init, s->c_row, acc);
+    tile_chain(cg, s, height, f.fn, &chain, acc);
+    store_sums(cg, s, n, acc, LLVMGetParam(f.fn, P_C));
+    cg_function_end(cg, &f);
+    return f.fn;
+}
+
+// ---- a tile's leaves ----------------------------------------------------------------------------
+
+LV leaf_table_at(Cg *cg, LV table, LV leaf) { return cg_at(cg, I32, table, cg_muli(cg, leaf, LEAF_FIELDS)); }
+
+static LV leaf_field(Cg *cg, LV entry, LeafField i) { return cg_i64(cg, cg_load1(cg, I32, entry, cg_int(cg, i))); }
+
+// P_K: leaves, P_LEAVES: their table, P_INIT: the tile at the bottom of the stack, P_C: where the last leaf's sum goes.
+static LV emit_leaves(Cg *cg, const TileSpec *s, const char *name, int height, LT *type) {
+    CgFunction f;
+    CgLoop leaf, merge;
+    CgIf last;
+    begin_tile(cg, name, height, &f, type);
+    int n = height * s->vecs;
+    LV acc[CG_MAX_CARRY], carry[CG_MAX_CARRY], stack = LLVMGetParam(f.fn, P_INIT), n_leaves = LLVMGetParam(f.fn, P_K);
+    LV operands[2] = {LLVMGetParam(f.fn, P_A), LLVMGetParam(f.fn, P_B)}, c = LLVMGetParam(f.fn, P_C);
+    TileSpec held = *s;                                    // a tile of the stack
+    held.cols = s->vecs * LANES;
+    held.c_row = s->held_row;
+    held.c_type = F32;
+    cg_loop_begin(cg, &leaf, cg_int(cg, 0), n_leaves, 1, 2, operands);
+    LV entry = leaf_table_at(cg, LLVMGetParam(f.fn, P_LEAVES), leaf.i), top = leaf_field(cg, entry, LEAF_TOP);
+    LV merges = leaf_field(cg, entry, LEAF_MERGES), at_top = offset_by(cg, stack, top, s->merge_step);
+    Chain chain = {leaf.carry[0], leaf.carry[1], leaf_field(cg, entry, LEAF_K)};
+    load_sums(cg, &held, n, cg_lt(cg, cg_int(cg, 0), leaf_field(cg, entry, LEAF_GOES_ON)), at_top, s->held_row, acc);
+    tile_chain(cg, s, height, f.fn, &chain, acc);
+    for (int i = 0; i < n; i++) carry[i] = acc[i];
+    carry[n] = offset(cg, at_top, -s->merge_step);
+    cg_loop_begin(cg, &merge, cg_int(cg, 0), merges, 1, n + 1, carry);
+    for (int i = 0; i < n; i++) {
+        LV left = cg_load_vec(cg, F32, merge.carry[n], cg_int(cg, i / s->vecs * s->held_row + i % s->vecs * LANES), NULL);
+        carry[i] = cg_fadd(cg, left, merge.carry[i]);
+    }
+    carry[n] = offset(cg, merge.carry[n], -s->merge_step);
+    cg_loop_end(cg, &merge, carry);
+    LV is_last = cg_eq(cg, cg_addi(cg, leaf.i, 1), n_leaves);
+    cg_if(cg, &last, LLVMBuildAnd(cg->b, is_last, LLVMBuildIsNotNull(cg->b, c, ""), ""));
+    store_sums(cg, s, n, merge.carry, c);
+    cg_else(cg, &last);
+    store_sums(cg, &held, n, merge.carry, offset_by(cg, stack, cg_sub(cg, top, merges), s->merge_step));
+    cg_endif(cg, &last);
+    LV next[2] = {chain.a, chain.b};
+    cg_loop_end(cg, &leaf, next);
     cg_function_end(cg, &f);
     return f.fn;
 }
@@ -252,7 +305,7 @@ static LV emit_tile(Cg *cg, const TileSpec *s, const char *name, int height, LT 
 void tile_functions(Cg *cg, TileSet *set, const TileSpec *spec, const char *name, unsigned heights) {
     *set = (TileSet){.spec = *spec};
     for (int h = 1; h <= TILE_MAX_ROWS; h++)
-        if (heights >> h & 1) set->fn[h] = emit_tile(cg, spec, name, h, &set->type);
+        if (heights >> h & 1) set->fn[h] = (spec->leaves ? emit_leaves : emit_tile)(cg, spec, name, h, &set->type);
 }
 
 void tile_call_fixed(Cg *cg, const TileSet *set, int height, const TileCall *c) {
@@ -263,8 +316,7 @@ void tile_call_fixed(Cg *cg, const TileSet *set, int height, const TileCall *c) 
                          c->b_k,
                          c->c,
                          c->init ? c->init : null,
-                         c->n_merge ? c->n_merge : cg_int(cg, 0),
-                         c->merge ? c->merge : null,
+                         c->leaves ? c->leaves : null,
                          c->next ? c->next : null,
                          c->panel ? c->panel : null,
                          c->ahead ? c->ahead : c->a,
@@ -485,8 +537,8 @@ PackFunction pack_rows_function(Cg *cg, const char *name, DType t, int vecs, int
 PackFunction pack_row_pairs_function(Cg *cg, const char *name, int vecs, int64_t panel_bytes, bool numbered) {
     return rows_function(cg, name, BF16, vecs, panel_bytes, numbered, true, true);
 }
-PackFunction pack_pieces_function(Cg *cg, const char *name, DType t, int vecs, int64_t panel_bytes, bool pairs) {
-    return rows_function(cg, name, t, vecs, panel_bytes, false, pairs, false);
+PackFunction pack_pieces_function(Cg *cg, const char *name, DType t, int vecs, int64_t panel_bytes, bool numbered, bool pairs) {
+    return rows_function(cg, name, t, vecs, panel_bytes, numbered, pairs, false);
 }
 
 void pack_rows(Cg *cg, const PackFunction *f, LV panels, LV source, LV n, LV step, LV cols,
@@ -584,7 +636,7 @@ static void copy_vector(Cg *cg, const RowLoop *r, bool pairs, LV at, LV mask) {
 }
 
 static PackFunction copy_function(Cg *cg, const char *name, DType t, int64_t cols, int64_t to_step,
-                                  bool numbered, bool pairs) {
+                                  bool numbered, bool pairs, bool asks) {
     CgFunction f;
     PackFunction p;
     RowLoop row;
@@ -597,7 +649,7 @@ static PackFunction copy_function(Cg *cg, const char *name, DType t, int64_t col
     begin_rows(cg, &row, f.fn, t, to_step * 4, numbered, false);
     cg_for(cg, &col, cg_int(cg, 0), whole, at_once);
     copy_vector(cg, &row, pairs, col.i, NULL);
-    ask_for_rows(cg, &row, col.i, at_once);
+    if (asks) ask_for_rows(cg, &row, col.i, at_once);
     cg_end(cg, &col);
     cg_if(cg, &rest, cg_lt(cg, whole, all));
     copy_vector(cg, &row, pairs, whole, mask);
@@ -609,13 +661,16 @@ static PackFunction copy_function(Cg *cg, const char *name, DType t, int64_t col
 }
 
 PackFunction copy_rows_function(Cg *cg, const char *name, DType t, int64_t cols, int64_t to_step) {
-    return copy_function(cg, name, t, cols, to_step, false, false);
+    return copy_function(cg, name, t, cols, to_step, false, false, true);
 }
 PackFunction copy_numbered_rows_function(Cg *cg, const char *name, DType t, int64_t cols, int64_t to_step) {
-    return copy_function(cg, name, t, cols, to_step, true, false);
+    return copy_function(cg, name, t, cols, to_step, true, false, true);
 }
 PackFunction copy_pairs_function(Cg *cg, const char *name, int64_t cols, int64_t to_step, bool numbered) {
-    return copy_function(cg, name, BF16, cols, to_step, numbered, true);
+    return copy_function(cg, name, BF16, cols, to_step, numbered, true, true);
+}
+PackFunction copy_pieces_function(Cg *cg, const char *name, DType t, int64_t cols, int64_t to_step, bool numbered) {
+    return copy_function(cg, name, t, cols, to_step, numbered, false, false);
 }
 
 void copy_columns(Cg *cg, const PackFunction *f, LV to, LV source, LV n, LV step, LV cols,

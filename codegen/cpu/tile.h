@@ -35,7 +35,6 @@ typedef struct {
     int     vecs, cols;        // vectors of 16 columns; live columns (the others are not stored)
     int64_t a_row, a_k;        // elements from a row of A to the next, from a k to the next
     int64_t c_row;             // elements from a row of C to the next
-    int64_t held_row;          // the same of tiles at init and merge; 0: as C
     DType   b_type, c_type;    // A is f32; with `dot` pairs in the place of f32
     bool    dot;               // A and B are pairs of bf16
     bool    joins;             // B is rows of bf16, two of which make pairs; k counts them
@@ -46,8 +45,8 @@ typedef struct {
     bool    stream;            // some lines that other tiles will read are asked for meanwhile
     bool    ask_c;             // lines of the C that comes next are asked for
     bool    reload;            // the chain may continue from a tile in memory (init)
-    bool    merge;             // after the chain n_merge tiles at merge, merge - merge_step, .. are added
-    int64_t merge_step;        // elements
+    bool    leaves;            // a chain for each leaf, whose sums meet in a tree (below)
+    int64_t held_row, merge_step;        // of the tree's tiles: elements between rows, between levels
     TileStore *store;          // NULL: to C
     void   *self;
 } TileSpec;
@@ -64,7 +63,7 @@ void tile_functions(Cg *cg, TileSet *set, const TileSpec *spec, const char *name
 typedef struct {
     LV a, b, k, b_k, c;        // b_k: elements from a k of B to the next
     LV init;                   // address of the tile the chain continues; NULL or null: from zero
-    LV n_merge, merge;         // NULL: none
+    LV leaves;                 // k is their number, init the tile at the bottom of the stack, this their table; c null: all sums are left there
     LV next;                   // behind the last row of B those of another tile are asked for; NULL: those that follow
     LV next_c;                 // the C that comes next; NULL: that to the right
     LV panel;                  // where B is left
@@ -73,6 +72,12 @@ typedef struct {
 LV   tile_streamed(Cg *cg, const TileSpec *s, LV height, LV k);       // rows that the stream of a tile asks for
 void tile_call(Cg *cg, const TileSet *set, LV height, const TileCall *c);     // dispatches on the height
 void tile_call_fixed(Cg *cg, const TileSet *set, int height, const TileCall *c);
+
+// Leaves of a sum over rows, whose rows lie one behind the other.  Their tree is that of a binary counter: before leaf l the
+// stack holds a tile for each bit of l.  The chain of a leaf begins at zero or goes on from level LEAF_TOP; what it becomes
+// is added to LEAF_MERGES tiles below, from the top down, and takes their place.  The last leaf's goes to c instead.
+typedef enum { LEAF_K, LEAF_GOES_ON, LEAF_TOP, LEAF_MERGES, LEAF_FIELDS } LeafField;     // i32 each
+LV leaf_table_at(Cg *cg, LV table, LV leaf);
 
 // Rows cut into ceil(n / rows) tiles of nearly equal height: the first `extra` have base + 1, others base.
 typedef struct { LV tiles, base, extra; } TileCut;
@@ -94,7 +99,7 @@ PackFunction pack_rows_function(Cg *cg, const char *name, DType t, int vecs, int
 void         pack_rows(Cg *cg, const PackFunction *f, LV panels, LV source, LV n, LV step, LV cols,
                        const RowNumbers *rows);
 // The same, of a few rows, or pairs of them, that are near already.
-PackFunction pack_pieces_function(Cg *cg, const char *name, DType t, int vecs, int64_t panel_bytes, bool pairs);
+PackFunction pack_pieces_function(Cg *cg, const char *name, DType t, int vecs, int64_t panel_bytes, bool numbered, bool pairs);
 // One panel from a source that holds its columns as rows; k rounds up to 16.  Columns from `cols` on repeat
 // the last.
 PackFunction pack_columns_function(Cg *cg, const char *name, DType t, int vecs, int cols);
@@ -119,6 +124,9 @@ void         copy_columns(Cg *cg, const PackFunction *f, LV to, LV source, LV n,
 PackFunction copy_rows_function(Cg *cg, const char *name, DType t, int64_t cols, int64_t to_step);
 void         copy_rows(Cg *cg, const PackFunction *f, LV to, LV source, LV n, LV step);
 PackFunction copy_numbered_rows_function(Cg *cg, const char *name, DType t, int64_t cols, int64_t to_step);
+
+// The same, of a few rows that are near already.
+PackFunction copy_pieces_function(Cg *cg, const char *name, DType t, int64_t cols, int64_t to_step, bool numbered);
 
 LV   tile_mask(Cg *cg, int live);            // constant mask of the first `live` of 16 lanes; NULL: all
 void tile_transpose(Cg *cg, LV rows[16]);    // 16 vectors as a 16 x 16 block
