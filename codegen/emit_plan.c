@@ -237,6 +237,7 @@ static int named_tensor(Plan *p, const Type *t, const char *name, RtRole role, c
         x.shard = (uint8_t)(1 + group);
         x.table = (uint16_t)slot_table(p, n, x.dim[0] * rt_group_size(n->graph->mesh, group));
     }
+    x.tp = (uint8_t)n->attr.tp;
     x.offset = add_persistent(p, x.bytes);
     TensorSlot slot = {x, name, 0};
     vec_push(p->a, &p->tensors, slot);
@@ -542,6 +543,19 @@ static int kernel_of(Plan *p, KernelNode *k, KernelDesc *desc) {
 }
 
 // Exchanges are the runtime's: what they need to know stands in a block of their own.
+// The symbol that sizes of x vary with: rows that are no leaves.  NULL: none.
+static Sym *varying(const Type *t) {
+    for (int i = 0; i < t->ndim; i++)
+        if (t->dim[i].sym && t->dim[i].sym->kind != SYM_LEAF) return t->dim[i].sym;
+    return NULL;
+}
+
+static int64_t run_from(const Type *t, int64_t axis) {
+    int64_t n = 1;
+    for (int i = (int)axis; i < t->ndim; i++) n *= dim_bound(t->dim[i]);
+    return n;
+}
+
 static int exchange_kernel(Plan *p, KernelNode *k, KernelDesc *desc) {
     static const int kind[N_OPS] = {[OP_TREE_ALL_REDUCE] = RT_TREE_ALL_REDUCE, [OP_TREE_REDUCE_SCATTER] = RT_TREE_REDUCE_SCATTER,
                                     [OP_ALL_GATHER] = RT_ALL_GATHER,           [OP_SHARD] = RT_SHARD,
@@ -560,6 +574,7 @@ static int exchange_kernel(Plan *p, KernelNode *k, KernelDesc *desc) {
                     .dtype = (int32_t)t->dtype,
                     .sequence = (uint32_t)map_get(&p->exchanges, x, 0),
                     .pending = (int32_t)x->attr.pending,
+                    .sym = -1,
                     .elements = type_bound_elements(t)};
     e.where = add_text(p, arena_printf(p->a, "%s %s (%s:%d)", op_info[x->op].name, x->path ? x->path : "",
                                        x->at.file ? diag_file_name(p->d, x->at.file) : "", line));
@@ -570,9 +585,16 @@ static int exchange_kernel(Plan *p, KernelNode *k, KernelDesc *desc) {
     } else if (x->op == OP_EXCHANGE_OFFSETS) {
         e.experts = (int32_t)x->attr.experts;
         e.leaves = (int32_t)((t->dim[0].n - 1) / x->attr.experts);
+    } else if (varying(t)) {
+        Sym *s = varying(t);
+        e.sym = sym_index(p, s);
+        e.elements /= s->bound ? s->bound : 1;
     }
     int64_t first = t->ndim ? dim_bound(t->dim[0]) : 0;
     e.table = slot_table(p, x, e.experts ? e.experts : x->op == OP_ALL_GATHER ? first * rt_group_size(x->graph->mesh, group) : first);
+    if (x->op == OP_SHARD) e.parts = (int32_t)x->attr.parts;
+    if ((x->op == OP_ALL_GATHER || x->op == OP_SHARD) && x->attr.axis)
+        e.run = run_from(x->op == OP_SHARD ? &x->out[0].type : t, x->attr.axis);
     *desc = (KernelDesc){.key = {.arena = p->a}, .n_phases = 1, .n_rounds = 1};
     for (int i = 0; i < RT_MAX_PHASES; i++) desc->tasks[i] = tasks_fixed(1);
     PlanKernel kernel = {.key = intern(arena_printf(p->a, "%s %u", op_info[n->op].name, e.sequence)),

@@ -85,10 +85,10 @@ static void name_kernels(Html *h, const Graph *g, const RtPlan *plan, const char
 // The program of each rank, where the parallel block asks for several and the lanes can be dealt to them.
 static void share(Session *s) {
     const Settings *t = s->settings;
-    RtMesh m = {.dp = (int32_t)(t->parallel.dp ? t->parallel.dp : 1), .ep = (int32_t)t->parallel.ep, .tp = 1,
+    RtMesh m = {.dp = (int32_t)(t->parallel.dp ? t->parallel.dp : 1), .ep = (int32_t)t->parallel.ep, .tp = (int32_t)t->parallel.tp,
                 .zero = (int32_t)t->parallel.zero};
-    int ranks = rt_mesh_ranks(m);
-    if (ranks == 1) return;
+    int ranks = rt_group_size(m, RT_GROUP_DATA);
+    if (rt_mesh_ranks(m) == 1) return;
     if (t->train.lanes % ranks == 0) s->train.mesh = m;
     else diag_warning(s->diag, (Span){0}, "this is the program of one rank: train.lanes = %lld can't be dealt to %d ranks",
                       (long long)t->train.lanes, ranks);
@@ -253,7 +253,8 @@ int cmd_dump(Cli *c) {
         if (after && strcmp(want, "update") != 0) pipeline = cut_pipeline(c->arena, pipeline, after);
         ElabOpts o = session_train_opts(&s);
         if (!strcmp(want, "eval")) o.kind = ELAB_EVAL, o.labels = true;
-        if (!strcmp(want, "run")) o = (ElabOpts){.kind = ELAB_RUN, .leaves = 1, .B = 1, .S = s.settings->generate.batch_tokens, .context = s.settings->generate.context};
+        if (!strcmp(want, "run")) o = (ElabOpts){.kind = ELAB_RUN, .leaves = 1, .B = 1, .S = s.settings->generate.batch_tokens, .context = s.settings->generate.context,
+                                                .mesh = s.train.mesh};
         Graph *g = program_elaborate(s.program, c->arena, &o), *update = NULL;
         s.own_parameters = !training;
         bool ok = g && (strcmp(want, "run") ? session_passes(&s, &g, pipeline, &update) : session_run_passes(&s, &g, pipeline));

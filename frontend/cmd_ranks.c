@@ -46,21 +46,19 @@ void ranks_close(Ranks *r) {
 
 static bool can_share(Session *s, const Settings *t) {
     const Words *order = &t->parallel.order;
-    if (t->parallel.tp > 1)
-        return WRONG("parallel.tp is %lld: this version shares experts and sequences between ranks, not matrices",
-                     (long long)t->parallel.tp);
     if (t->parallel.pp > 1)
         return WRONG("parallel.pp is %lld: this version has no pipelines, every rank has all layers",
                      (long long)t->parallel.pp);
     if (t->parallel.zero > 2)
         return WRONG("parallel.zero is %lld: it would gather parameters anew for every layer of every pass, which this "
                      "version does not do", (long long)t->parallel.zero);
-    if (t->parallel.etp > 1)
-        return WRONG("parallel.etp is %lld: this version keeps experts whole", (long long)t->parallel.etp);
+    if (t->parallel.etp && t->parallel.etp != t->parallel.tp)
+        return WRONG("parallel.etp is %lld: in this version experts are cut as all else is, by parallel.tp = %lld",
+                     (long long)t->parallel.etp, (long long)t->parallel.tp);
     if (t->parallel.rebalance.unit && t->parallel.ep == 1)
         return WRONG("parallel.rebalance: with parallel.ep = 1 every rank has all experts, there is nothing to move");
     if (order->n && strcmp(order->at[0], "ep") != 0)
-        return WRONG("parallel.order begins with %s: in this version neighbours share experts", order->at[0]);
+        return WRONG("parallel.order begins with %s: in this version neighbours share matrices, then experts", order->at[0]);
     return true;
 }
 
@@ -78,21 +76,24 @@ static bool can_deal_lanes(Session *s, int ranks) {
 }
 
 static bool shape_mesh(Session *s, const Settings *t, const Ranks *r, RtMesh *out) {
-    int64_t ep = t->parallel.ep, dp = t->parallel.dp;
+    int64_t ep = t->parallel.ep, tp = t->parallel.tp, dp = t->parallel.dp;
     if (!can_share(s, t)) return false;
-    if (!dp && r->n % ep)
-        return WRONG("%d ranks can't be shared out to groups of parallel.ep = %lld", r->n, (long long)ep);
-    if (!dp) dp = r->n / ep;
-    if (dp * ep != r->n)
-        return WRONG("there are %d ranks, but parallel.dp = %lld times parallel.ep = %lld makes %lld", r->n,
-                     (long long)dp, (long long)ep, (long long)(dp * ep));
-    *out = (RtMesh){.dp = (int32_t)dp, .ep = (int32_t)ep, .tp = 1, .zero = (int32_t)t->parallel.zero};
+    if (!is_power_of_two(tp))
+        return WRONG("parallel.tp is %lld: it must be a power of two, for sums over ranks are trees", (long long)tp);
+    if (!dp && r->n % (ep * tp))
+        return WRONG("%d ranks can't be shared out to groups of parallel.ep = %lld times parallel.tp = %lld", r->n, (long long)ep,
+                     (long long)tp);
+    if (!dp) dp = r->n / (ep * tp);
+    if (dp * ep * tp != r->n)
+        return WRONG("there are %d ranks, but parallel.dp = %lld times parallel.ep = %lld times parallel.tp = %lld makes %lld",
+                     r->n, (long long)dp, (long long)ep, (long long)tp, (long long)(dp * ep * tp));
+    *out = (RtMesh){.dp = (int32_t)dp, .ep = (int32_t)ep, .tp = (int32_t)tp, .zero = (int32_t)t->parallel.zero};
     return true;
 }
 
 // Every rank has lanes of its own.
 static bool can_sum(Session *s, RtMesh m) {
-    int ranks = rt_mesh_ranks(m);
+    int ranks = rt_group_size(m, RT_GROUP_DATA);
     if (!is_power_of_two(ranks) || !is_power_of_two(m.ep))
         return WRONG("%d ranks, parallel.ep = %d: both must be powers of two, for sums over ranks are trees", ranks, m.ep);
     return can_deal_lanes(s, ranks);

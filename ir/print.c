@@ -101,7 +101,8 @@ static void add_value(const Printer *p, const Value *v) {
 // Zero says something here; elsewhere it is the absence of the attribute.
 static bool prints_zero(const Node *n, AttrId attr) {
     switch (attr) {
-    case ATTR_axis: case ATTR_begin: case ATTR_end: case ATTR_n: case ATTR_k: break;
+    case ATTR_axis: if (op_is(n->op, COMM)) return false; break;
+    case ATTR_begin: case ATTR_end: case ATTR_n: case ATTR_k: break;
     case ATTR_experts: case ATTR_stream: break;
     case ATTR_value: if (n->attr.data) return false; break;
     default: return false;

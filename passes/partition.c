@@ -402,8 +402,8 @@ static void scatter_sums(Graph *g) {
 }
 
 bool pass_partition(Graph *g, PassCtx *cx) {
-    if (rt_mesh_ranks(g->mesh) == 1) {
-        TRACE(cx, "partition: one rank\n");
+    if (rt_group_size(g->mesh, RT_GROUP_DATA) == 1) {
+        TRACE(cx, "partition: one rank has all leaves and experts\n");
         return false;
     }
     Arena *a = cx->scratch;

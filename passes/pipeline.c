@@ -12,17 +12,20 @@ const int n_passes = (int)(sizeof pass_info / sizeof *pass_info);
 // simplify runs a second time after autodiff: gradient rules write the general case (sums over nothing,
 // products with 1) and repeat forward work that is there already; head_loss meets its gradient.
 const char *const pipeline_train[] = {
-    "simplify", "fuse-gating", "precision", "autodiff", "optimizer", "simplify", "contract", "partition",
-    "one-chain", "recompute", "fuse", "attach", "layout", "schedule-a2a", "plan-memory", NULL};
+    "split", "simplify", "fuse-gating", "precision", "autodiff", "optimizer", "simplify", "contract", "tensor-parallel",
+    "partition", "one-chain", "recompute", "fuse", "attach", "layout", "schedule-a2a", "plan-memory", NULL};
 const char *const pipeline_update[] = {
-    "simplify", "contract", "partition", "fuse", "layout", "schedule-a2a", "plan-memory", NULL};
+    "simplify", "contract", "tensor-parallel", "partition", "fuse", "layout", "schedule-a2a", "plan-memory", NULL};
 const char *const pipeline_forward[] = {
-    "simplify", "fuse-gating", "precision", "contract", "partition", "fuse", "attach", "layout", "schedule-a2a",
+    "split", "simplify", "fuse-gating", "precision", "contract", "tensor-parallel", "partition", "fuse", "attach", "layout", "schedule-a2a",
     "plan-memory", NULL};
 
 // No `then` may stand before all `first`s of a list, and none before any of them where `always` says so.
 static const struct { const char *first, *then, *because; bool always; } pass_order[] = {
     {"simplify",    "autodiff",     "head_loss is recognised before its gradient exists"},
+    {"split",       "autodiff",     "gradients and optimizer states are cut as their parameters are"},
+    {"contract",    "tensor-parallel", "the arithmetic is that of one rank", true},
+    {"tensor-parallel", "partition", "sums over tp are between values of one rank's leaves", true},
     {"fuse-gating", "partition",    "the matcher looks for whole tensors, not shards"},
     {"precision",   "autodiff",     "autodiff differentiates the casts, so gradients come out in f32"},
     {"autodiff",    "optimizer",    "the optimizer updates the parameters that have a gradient"},

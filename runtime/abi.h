@@ -87,7 +87,7 @@ enum { RT_SCRATCH_BYTES = 4 << 20, RT_MAX_PHASES = 8 };
 
 // ---- ranks ----------------------------------------------------------------------------------------------
 // One plan is every rank's.  rank = (dp_i * ep + ep_i) * tp + tp_i; leaves are dealt to data ranks dp_i * ep + ep_i in
-// order, slots of experts to ep_i in order; what is cut is cut along axis 0 in equal parts.
+// order, slots of experts to ep_i in order; matrices are cut over tp_i.  What is cut is cut in equal parts.
 
 typedef struct { int32_t dp, ep, tp, zero; } RtMesh;
 
@@ -121,8 +121,8 @@ static inline int rt_group_member(RtMesh m, RtGroup g, int rank, int i) {
 typedef enum {
     RT_TREE_ALL_REDUCE,     // x -> y      y = balanced tree over the group's ranks
     RT_TREE_REDUCE_SCATTER, // x -> y      one part of it along axis 0
-    RT_ALL_GATHER,          // x -> y      the parts of all along axis 0
-    RT_SHARD,               // x -> y      one's own part along axis 0; nothing travels
+    RT_ALL_GATHER,          // x -> y      the parts of all along an axis
+    RT_SHARD,               // x -> y      one's own part along an axis; nothing travels
     RT_EXCHANGE_OFFSETS,    // offsets at home [E*n + 1] -> offsets at the experts [E/g * n*g + 1]
     RT_EXCHANGE_ROWS,       // x, offsets at home, at the experts -> y      each row to its expert's rank ..
     RT_RETURN_ROWS,         // .. and back
@@ -138,7 +138,10 @@ typedef struct {
     uint32_t where;         // text offset: instance and line, for messages
     int32_t pending;        // 1: only started; a later step waits for it
     int32_t table;          // 1 + number of the slot table, where axis 0 or rows are of experts; else 0
+    int32_t parts;          // RT_SHARD: fewer than ranks: rank i of m has number i * parts / m; 0: one for each
+    int32_t sym;            // >= 0: elements are multiplied by its value
     int64_t elements;       // of x; of a row, where x has rows
+    int64_t run;            // RT_ALL_GATHER, RT_SHARD: elements of a part from its axis on; 0: all (axis 0)
 } RtExchange;
 
 // ---- plan -----------------------------------------------------------------------------------------------
@@ -183,6 +186,7 @@ typedef struct {
     uint8_t  kind;          // outputs: RtOutputKind
     uint8_t  layout;        // Layout; checkpoints hold rows
     uint8_t  shard;         // 1 + RtGroup over which axis 0 is cut: dim[] are of a part.  0: whole on every rank
+    uint8_t  tp;            // 1 + axis that is cut over RT_GROUP_TP: dim[] are of a part.  0: none.  Axis 0: cut over tp first
     uint16_t table;         // 1 + number of the slot table that says which experts the part is of; 0: none
     int64_t  dim[MAX_DIM];  // bound sizes
     int32_t  dim_sym[MAX_DIM];   // >= 0: dim[i] is scaled by that symbol (dim[i] = n * bound; size now = n * value)

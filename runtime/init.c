@@ -82,6 +82,22 @@ static void draw_tensor(const RtPlanInstance *p, const RtTensor *t, uint64_t see
     }
 }
 
+static int64_t whole_elements(const RtPlanInstance *p, const RtTensor *t) {
+    return rt_tensor_elements(p, t) * rt_tensor_parts(p, t) * rt_tensor_tp(p, t);
+}
+
+// Where element k of the whole tensor is in a rank's part; -1: it is another rank's.
+static int64_t held_at(const RtOwn *own, int64_t k) {
+    k -= own->first;
+    if (k < 0 || !own->stride || k % own->stride >= own->run) return -1;
+    int64_t run = k / own->stride, slot = 0;
+    if (own->expert) {
+        while (slot * own->each < own->runs && own->expert[slot] != run / own->each) slot++;
+        run = slot * own->each + run % own->each;
+    }
+    return run < own->runs ? run * own->run + k % own->stride : -1;
+}
+
 // A copy may be larger than its source: then it repeats (the same start for every expert).
 static RtStatus copy_tensor(const RtPlanInstance *p, const RtTensor *t, RtError *e) {
     const char *from = RT_TEXT(p->plan, t->init_from);
@@ -89,24 +105,23 @@ static RtStatus copy_tensor(const RtPlanInstance *p, const RtTensor *t, RtError 
     if (!source)
         return rt_fail(e, RT_BAD_PLAN, "'%s' starts as a copy of '%s', which does not exist",
                        rt_tensor_name(p, t), from);
-    // both cut alike, experts in the slots of one layer's and the other's: part to part; else the source is whole
-    RtOwn own = rt_tensor_own(p, t);
-    int64_t all = own.runs * own.run, m = rt_tensor_elements(p, source);
-    if (source->shard && (source->shard != t->shard || all != m))
-        return rt_fail(e, RT_BAD_PLAN, "'%s' starts as a copy of '%s', which is cut over other ranks",
-                       rt_tensor_name(p, t), from);
-    if (all && (!m || all * rt_tensor_parts(p, t) % m))
+    RtOwn own = rt_tensor_own(p, t), there = rt_tensor_own(p, source);
+    int64_t n = own.runs * own.run, m = whole_elements(p, source);
+    if (n && (!m || whole_elements(p, t) % m))
         return rt_fail(e, RT_BAD_PLAN, "'%s' has %lld elements and starts as a copy of '%s' with %lld",
-                       rt_tensor_name(p, t), (long long)all, from, (long long)m);
+                       rt_tensor_name(p, t), (long long)whole_elements(p, t), from, (long long)m);
     void *data = rt_tensor_data(p, t);
     const void *source_data = rt_tensor_data(p, source);
-    for (int64_t k = 0; k < own.runs; k++) {
-        int64_t first = source->shard ? k * own.run : rt_own_begin(&own, k);
-#pragma omp parallel for num_threads(p->threads) schedule(static)
-        for (int64_t i = 0; i < own.run; i++)
-            rt_store_number(data, (DType)t->dtype, rt_tensor_index(t, k * own.run + i),
-                            rt_load_number(source_data, (DType)source->dtype, rt_tensor_index(source, (first + i) % m)));
+    bool elsewhere = false;
+#pragma omp parallel for num_threads(p->threads) schedule(static) reduction(|| : elsewhere)
+    for (int64_t i = 0; i < n; i++) {
+        int64_t k = held_at(&there, (rt_own_begin(&own, i / own.run) + i % own.run) % m);
+        if (k < 0) elsewhere = true;
+        else rt_store_number(data, (DType)t->dtype, rt_tensor_index(t, i),
+                             rt_load_number(source_data, (DType)source->dtype, rt_tensor_index(source, k)));
     }
+    if (elsewhere)
+        return rt_fail(e, RT_BAD_PLAN, "'%s' starts as a copy of '%s', which is cut over other ranks", rt_tensor_name(p, t), from);
     return RT_OK;
 }
 

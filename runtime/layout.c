@@ -2,6 +2,7 @@
 #include "runtime/layout.h"
 
 #include <assert.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "runtime/convert.h"
@@ -117,10 +118,32 @@ bool rt_tensor_holds(const RtPlanInstance *p, const RtTensor *t, int64_t first, 
     return false;
 }
 
+// Matrices in panels are put as a whole: their runs are put together first.
+static void take_matrices(const RtPlanInstance *p, const RtTensor *t, const RtOwn *own, int64_t first, int64_t n,
+                          const void *from, DType dtype) {
+    Matrix m = matrix_of(t);
+    int64_t size = m.rows * m.cols, runs = own->run < size ? size / own->run : 1, begin, end;
+    size_t bytes = (size_t)dtype_bytes(dtype);
+    char *matrix = malloc((size_t)size * bytes);
+    if (!matrix) abort();
+    for (int64_t i = 0; i + runs <= own->runs; i += runs) {
+        if (!in_run(own, i, first, n, &begin, &end)) continue;
+        for (int64_t k = 0; k < runs; k++)
+            memcpy(matrix + (size_t)(k * own->run) * bytes,
+                   (const char *)from + (size_t)(rt_own_begin(own, i + k) - first) * bytes, (size_t)own->run * bytes);
+        rt_tensor_put(p, t, i * own->run, size, matrix, dtype);
+    }
+    free(matrix);
+}
+
 void rt_tensor_take(const RtPlanInstance *p, const RtTensor *t, int64_t first, int64_t n, const void *from,
                     DType dtype) {
     RtOwn own = rt_tensor_own(p, t);
     int64_t begin, end;
+    if (t->layout != LAYOUT_ROWS && own.run < matrix_of(t).rows * matrix_of(t).cols) {
+        take_matrices(p, t, &own, first, n, from, dtype);
+        return;
+    }
     for (int64_t i = 0; i < own.runs; i++)
         if (in_run(&own, i, first, n, &begin, &end))
             rt_tensor_put(p, t, begin - rt_own_begin(&own, i) + i * own.run, end - begin,

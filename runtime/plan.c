@@ -112,6 +112,8 @@ static RtStatus check_tensors(const RtPlan *plan, RtError *e) {
             return BAD("tensor '%s' is cut over ranks that are no group", name);
         if (t[i].table > plan->slot_tables.n || (t[i].table && !is_dealt(plan, &t[i])))
             return BAD("tensor '%s' has experts by no table", name);
+        if (t[i].tp > t[i].ndim || (t[i].tp && t[i].shard == 1 + RT_GROUP_TP))
+            return BAD("tensor '%s' is cut along an axis it does not have", name);
         if (t[i].experts && t[i].ndim == 0) return BAD("tensor '%s' has no axis of experts", name);
     }
     return RT_OK;
@@ -415,11 +417,24 @@ int64_t rt_tensor_expert(const RtPlanInstance *p, const RtTensor *t, int64_t k) 
     return expert ? expert[k] : rt_tensor_part(p, t) * t->dim[0] + k;
 }
 
+int rt_tensor_tp(const RtPlanInstance *p, const RtTensor *t) { return t->tp && p->ranks ? p->ranks->mesh.tp : 1; }
+
+RtOwn rt_tensor_place(const RtPlanInstance *p, const RtTensor *t, int part, int tp_i) {
+    int64_t n = rt_tensor_elements(p, t), tp = rt_tensor_tp(p, t), inner = n;
+    if (t->tp <= 1) return (RtOwn){.runs = 1, .run = n, .first = ((int64_t)tp_i * rt_tensor_parts(p, t) + part) * n, .stride = n};
+    for (int i = 0; i < t->tp - 1; i++) inner /= t->dim[i] ? t->dim[i] : 1;
+    return (RtOwn){.runs = inner ? n / inner : 0, .run = inner, .first = part * n * tp + tp_i * inner, .stride = inner * tp};
+}
+
 RtOwn rt_tensor_own(const RtPlanInstance *p, const RtTensor *t) {
-    int64_t n = rt_tensor_elements(p, t);
+    int tp_i = rt_tensor_tp(p, t) > 1 ? rt_group_rank(p->ranks->mesh, RT_GROUP_TP, p->ranks->rank) : 0;
     const int32_t *expert = own_slots(p, t);
-    if (expert) return (RtOwn){.runs = t->dim[0], .run = n / t->dim[0], .stride = n / t->dim[0], .expert = expert};
-    return (RtOwn){.runs = 1, .run = n, .first = rt_tensor_part(p, t) * n, .stride = n};
+    if (!expert) return rt_tensor_place(p, t, rt_tensor_part(p, t), tp_i);
+    RtOwn own = rt_tensor_place(p, t, 0, tp_i);          // runs within an expert, at least one
+    if (t->tp <= 1 && t->dim[0]) own = (RtOwn){.runs = t->dim[0], .run = own.run / t->dim[0], .stride = own.run / t->dim[0]};
+    own.expert = expert;
+    own.each = own.runs / (t->dim[0] ? t->dim[0] : 1);
+    return own;
 }
 
 // The program whose name and a slash begin this tensor's name, or -1.
@@ -487,7 +502,7 @@ int64_t rt_parameters(const RtPlanInstance *p) {
     int64_t n = 0;
     for (int i = 0; i < p->n_tensors; i++)
         if (p->tensor[i].role == RT_PARAM)
-            n += rt_tensor_elements(p, &p->tensor[i]) * rt_tensor_parts(p, &p->tensor[i]);
+            n += rt_tensor_elements(p, &p->tensor[i]) * rt_tensor_parts(p, &p->tensor[i]) * rt_tensor_tp(p, &p->tensor[i]);
     return n;
 }
 

@@ -52,16 +52,18 @@ const char *rt_tensor_nearest(const RtPlanInstance *p,
 void           *rt_tensor_data(const RtPlanInstance *p, const RtTensor *t);
 Tensor          rt_tensor_view(const RtPlanInstance *p, const RtTensor *t);       // with its actual sizes
 int64_t         rt_tensor_elements(const RtPlanInstance *p, const RtTensor *t);   // with its actual sizes
-// Of how many parts of the whole tensor this rank has one, and the number of that one.
+// Of how many parts along axis 0 this rank has one, and the number of that one.
 int             rt_tensor_parts(const RtPlanInstance *p, const RtTensor *t);
 int             rt_tensor_part(const RtPlanInstance *p, const RtTensor *t);
+int             rt_tensor_tp(const RtPlanInstance *p, const RtTensor *t);     // parts over tp ranks
 // Where a rank's elements stand in the whole tensor, both row by row: `runs` times `run` elements, run i from
-// first + i * stride on; of experts, run i is that of expert[i] (slots.h).
-typedef struct { int64_t runs, run, first, stride; const int32_t *expert; } RtOwn;
+// first + i * stride on; of experts, `each` runs are those of expert[i / each] (slots.h).
+typedef struct { int64_t runs, run, first, stride, each; const int32_t *expert; } RtOwn;
 RtOwn           rt_tensor_own(const RtPlanInstance *p, const RtTensor *t);
 static inline int64_t rt_own_begin(const RtOwn *own, int64_t i) {
-    return own->first + (own->expert ? own->expert[i] : i) * own->stride;
+    return own->first + (own->expert ? own->expert[i / own->each] * own->each + i % own->each : i) * own->stride;
 }
+RtOwn           rt_tensor_place(const RtPlanInstance *p, const RtTensor *t, int part, int tp_i);   // of another rank; no slots
 // Of a tensor whose axis 0 counts experts: the number of the k-th that this rank holds.
 int64_t         rt_tensor_expert(const RtPlanInstance *p, const RtTensor *t, int64_t k);
 // Outputs of a program.  One called PROGRAM/NAME belongs to that program, any other to the programs whose

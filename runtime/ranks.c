@@ -19,15 +19,16 @@ static size_t up(size_t n) { return (n + 63) & ~(size_t)63; }
 
 static bool is_exact(const RtExchange *x) { return x->dtype == I32 || x->dtype == I64; }
 
-static size_t work_bytes(const RtExchange *x, RtMesh mesh) {
-    int m = rt_group_size(mesh, (RtGroup)x->group);
-    size_t elements = (size_t)x->elements, bytes = elements * (size_t)dtype_bytes((DType)x->dtype);
+static size_t work_bytes(const RtPlan *plan, const RtExchange *x) {
+    int m = rt_group_size(plan->mesh, (RtGroup)x->group);
+    int64_t elements = x->elements * (x->sym >= 0 ? RT_TABLE(plan, RtSym, syms)[x->sym].bound : 1);
+    size_t bytes = (size_t)elements * (size_t)dtype_bytes((DType)x->dtype);
     switch (x->kind) {
     case RT_TREE_ALL_REDUCE:
-        return (size_t)rt_comm_scratch_bytes(is_exact(x) ? RT_COMM_EXACT : RT_COMM_TREE_REDUCE, (DType)x->dtype, x->elements, m);
+        return (size_t)rt_comm_scratch_bytes(is_exact(x) ? RT_COMM_EXACT : RT_COMM_TREE_REDUCE, (DType)x->dtype, elements, m);
     case RT_TREE_REDUCE_SCATTER:
-        return up(bytes) + (size_t)rt_comm_scratch_bytes(RT_COMM_TREE_SCATTER, (DType)x->dtype, x->elements, m);
-    case RT_ALL_GATHER: return x->table ? bytes * (size_t)m : 0;
+        return up(bytes) + (size_t)rt_comm_scratch_bytes(RT_COMM_TREE_SCATTER, (DType)x->dtype, elements, m);
+    case RT_ALL_GATHER: return x->table || x->run ? (size_t)m * bytes : 0;
     case RT_EXCHANGE_OFFSETS: return (size_t)m * (size_t)x->experts * (size_t)x->leaves * sizeof(int32_t);
     default: return 0;
     }
@@ -57,6 +58,8 @@ typedef struct RtSlot {
     size_t   work_bytes, experts;
     void    *part, *from;      // the result of a reduce_scatter, or of gathered experts, and where in work it will be
     size_t   part_bytes;       // of one expert
+    unsigned char *joined;     // all_gather along an inner axis: the result, of runs of each rank in turn
+    size_t   run_bytes, joined_bytes;      // joined_bytes: of a rank
     int64_t  begin_ns, exposed_ns;
     bool     taken;            // while slots are dealt
 } RtSlot;
@@ -83,7 +86,7 @@ static int deal_slots(const RtPlan *plan, RtSlot *slot, RtDealt *dealt) {
         int k = 0;
         while (slot[k].taken) k++;
         RtSlot *s = &slot[k];
-        size_t bytes = work_bytes(x, plan->mesh);
+        size_t bytes = work_bytes(plan, x);
         dealt[x->sequence] = (RtDealt){k, (int)i};
         s->taken = x->pending;
         if (bytes > s->work_bytes) s->work_bytes = bytes;
@@ -152,6 +155,7 @@ RtStatus rt_ranks_open(RtPlanInstance *p, RtComm *comm, RtRanks **out, RtError *
     }
     p->ranks = r;
     rt_set_input(p, "data_rank", rt_group_rank(r->mesh, RT_GROUP_DATA, r->rank));
+    rt_set_input(p, "tp_rank", rt_group_rank(r->mesh, RT_GROUP_TP, r->rank));
     *out = r;
     return RT_OK;
 }
@@ -271,6 +275,13 @@ static void note_flight(const Job *j) {
                                                         .exposed_ns = j->s->exposed_ns, .bytes = bytes_sent(j)});
 }
 
+// Runs of all ranks in turn, out of whole parts one after the other.
+static void join_runs(const RtSlot *s, int m) {
+    unsigned char *to = s->joined;
+    for (size_t at = 0; at < s->joined_bytes; at += s->run_bytes)
+        for (int k = 0; k < m; k++, to += s->run_bytes) memcpy(to, s->work + (size_t)k * s->joined_bytes + at, s->run_bytes);
+}
+
 static void finish(const Job *j) {
     RtRanks *r = j->r;
     int64_t wait_ns = rt_now_ns();
@@ -280,7 +291,9 @@ static void finish(const Job *j) {
     if (r->status == RT_OK && to && j->t)
         for (int e = 0; e < j->t->experts; e++) memcpy(to + (size_t)e * n, from + (size_t)j->t->slot[e] * n, n);
     else if (r->status == RT_OK && to) memcpy(to, from, n);
+    if (r->status == RT_OK && j->s->joined) join_runs(j->s, j->m);
     j->s->part = NULL;
+    j->s->joined = NULL;
     j->s->exposed_ns += rt_now_ns() - wait_ns;
     note_flight(j);
 }
@@ -320,6 +333,11 @@ static void all_gather(const Job *j, const void *x, unsigned char *y) {
         j->s->part = y;
         j->s->from = y = j->s->work;
         j->s->part_bytes = bytes_of(j->x) * (size_t)j->m / (size_t)j->t->slots;
+    } else if (j->x->run) {
+        j->s->joined = y;
+        j->s->run_bytes = (size_t)j->x->run * (size_t)dtype_bytes((DType)j->x->dtype);
+        j->s->joined_bytes = bytes_of(j->x);
+        y = j->s->work;
     }
     memcpy(y + (size_t)j->i * bytes_of(j->x), x, bytes_of(j->x));
     prepare(j, NULL);
@@ -339,8 +357,11 @@ static void record_route(const RtRanks *r, const RtExchange *x, const int32_t *h
 
 static void shard(const Job *j, const unsigned char *x, unsigned char *y) {
     if (!j->t) {
-        size_t part = bytes_of(j->x) / (size_t)j->m;
-        memcpy(y, x + part * (size_t)j->i, part);
+        int parts = j->x->parts ? j->x->parts : j->m;
+        size_t part = bytes_of(j->x) / (size_t)parts;
+        size_t run = j->x->run ? (size_t)j->x->run * (size_t)dtype_bytes((DType)j->x->dtype) : part;
+        x += run * (size_t)(j->i * parts / j->m);
+        for (size_t at = 0; at < part; at += run, x += run * (size_t)parts) memcpy(y + at, x, run);
         return;
     }
     int mine = j->t->slots / j->m;
@@ -379,9 +400,10 @@ static void exchange_rows(const Job *j, unsigned char *x, const int32_t *home, c
 // After a failure nothing is exchanged any more; offsets are those of no rows.
 void moec_exchange(const RtCall *c) {
     RtRanks *r = c->ranks;
-    const RtExchange *x = c->data;
+    RtExchange now = *(const RtExchange *)c->data, *x = &now;
     void *const *arg = c->arg;
     if (!r) return;
+    if (x->sym >= 0) x->elements *= c->sym[x->sym];
     Job j = {.r = r, .x = x, .s = &r->slot[r->dealt[x->sequence].slot]};
     j.t = x->table ? &r->table[x->table - 1] : NULL;
     j.m = rt_group_size(r->mesh, (RtGroup)x->group);

@@ -28,6 +28,7 @@ typedef struct {
     int64_t leaf_rows;           // at bound
     bool vary;                   // rows have a symbol
     bool loss, grad;             // which of both ops
+    bool part;                   // of the vocabulary: labels may be in another
     int lse_in, dnll_in, lse_out, dx_out;
     int group, pieces;           // a round is `group` leaves, or one of `pieces` of a leaf
     int rounds, units, levels;   // units: groups of leaves; levels of dw in the workspace
@@ -121,6 +122,7 @@ static bool head_of(const KernelNode *k, Head *h) {
     }
     h->loss = n->op != OP_HEAD_LOSS_GRAD;
     h->grad = n->op != OP_HEAD_LOSS;
+    h->part = n->op == OP_HEAD_LOSS_GRAD && n->attr.over;
     h->lse_in = h->loss ? -1 : 3;
     h->lse_out = h->grad ? -1 : 1;
     h->dnll_in = !h->grad ? -1 : h->loss ? 3 : 4;
@@ -301,9 +303,9 @@ static LV lse_of_row(Cg *cg, const Head *h, LV logits) {
     return lane0(cg, cg_fadd(cg, m, cg_log(cg, total)));
 }
 
-// logits -> g = (exp(logit - lse) - (1 at the label)) * dnll, in place: a bf16 lies where a logit was that has been read.
+// logits -> g = (exp(logit - lse) - (taken at the label)) * dnll, in place: a bf16 lies where a logit was that has been read.
 // The vector with the label comes last: elsewhere nothing is taken off.
-static void weigh_row(Cg *cg, const Head *h, LV logits, LV lse, LV label, LV dnll) {
+static void weigh_row(Cg *cg, const Head *h, LV logits, LV lse, LV label, LV taken, LV dnll) {
     LV lane = cg_rem(cg, label, cg_int(cg, LANES)), at = cg_sub(cg, label, lane);
     LV z = cg_splat(cg, lse), d = cg_splat(cg, dnll), held = cg_load_vec(cg, F32, logits, at, NULL);
     int64_t odd = parts(h->V, LANES) % 2, whole = up(h->V, LANES) - odd * LANES;
@@ -323,7 +325,7 @@ static void weigh_row(Cg *cg, const Head *h, LV logits, LV lse, LV label, LV dnl
     }
     LV is_label = LLVMBuildICmp(cg->b, LLVMIntEQ, cg_lanes(cg),
                                 cg_splat(cg, LLVMBuildTrunc(cg->b, lane, cg->i32, "")), "");
-    LV one = cg_select(cg, is_label, cg_vec(cg, 1), cg_vec(cg, 0));
+    LV one = cg_select(cg, is_label, cg_splat(cg, taken), cg_vec(cg, 0));
     e = cg_fsub(cg, cg_exp(cg, cg_fsub(cg, held, z)), one);
     cg_store_vec(cg, h->type, cg_fmul(cg, e, d), logits, at, NULL);
 }
@@ -336,6 +338,7 @@ static void emit_loss(Cg *cg, const Round *r) {
     LV at = cg_add(cg, r->begin, row.i), logits = logits_at(cg, r, row.i);
     LV label = cg_i64(cg, cg_load1(cg, I32, cg_in(cg, 2), at));
     LV known = LLVMBuildICmp(cg->b, LLVMIntULT, label, cg_int(cg, h->V), "");
+    LV counts = h->part ? LLVMBuildICmp(cg->b, LLVMIntSGE, label, zero, "") : known;
     label = cg_select(cg, known, label, zero);
     LV lse = h->loss ? lse_of_row(cg, h, logits) : cg_load1(cg, F32, cg_in(cg, h->lse_in), at);
     if (h->loss) {
@@ -344,8 +347,9 @@ static void emit_loss(Cg *cg, const Round *r) {
         if (h->lse_out >= 0) cg_store1(cg, F32, lse, cg_out(cg, h->lse_out), at);
     }
     if (h->grad) {
-        LV d = cg_select(cg, known, cg_load1(cg, F32, cg_in(cg, h->dnll_in), at), nought);
-        weigh_row(cg, h, logits, lse, label, d);
+        LV taken = h->part ? cg_select(cg, known, cg_float(cg, 1), nought) : cg_float(cg, 1);
+        LV d = cg_select(cg, counts, cg_load1(cg, F32, cg_in(cg, h->dnll_in), at), nought);
+        weigh_row(cg, h, logits, lse, label, taken, d);
     }
     cg_end(cg, &row);
 }

@@ -28,26 +28,28 @@ bool check_exchange(const Node *n, Diag *d) {
 }
 
 bool shape_part(const Node *n, Type *out, Diag *d) {
-    int64_t parts = parts_of(n);
+    int64_t ranks = parts_of(n), parts = n->attr.parts ? n->attr.parts : ranks, axis = n->attr.axis;
     out[0] = n->in[0]->type;
-    if (out[0].ndim && !out[0].dim[0].sym && out[0].dim[0].n % parts == 0) {
-        out[0].dim[0].n /= parts;
+    if (axis >= 0 && axis < out[0].ndim && !out[0].dim[axis].sym && out[0].dim[axis].n % parts == 0 && ranks % parts == 0) {
+        out[0].dim[axis].n /= parts;
         return true;
     }
-    diag_error(d, n->at, "%s over %s cuts axis 0 in %lld parts, which %s does not allow", op_info[n->op].name,
-               n->attr.over ? n->attr.over : "", (long long)parts, rule_type(n, &n->in[0]->type));
+    diag_error(d, n->at, "%s over %s cuts axis %lld in %lld parts, which %s does not allow", op_info[n->op].name,
+               n->attr.over ? n->attr.over : "", (long long)axis, (long long)parts, rule_type(n, &n->in[0]->type));
     return false;
 }
 
 // Leaves of all ranks are no leaf axis any more: a number.
 bool shape_parts(const Node *n, Type *out, Diag *d) {
-    const Sym *s = n->in[0]->type.ndim ? n->in[0]->type.dim[0].sym : NULL;
+    int64_t axis = n->attr.axis;
     out[0] = n->in[0]->type;
-    if (out[0].ndim && (!s || s->kind == SYM_LEAF)) {
-        out[0].dim[0] = dim_n(dim_bound(out[0].dim[0]) * parts_of(n));
+    const Sym *s = axis >= 0 && axis < out[0].ndim ? out[0].dim[axis].sym : NULL;
+    if (axis >= 0 && axis < out[0].ndim && (!s || s->kind == SYM_LEAF)) {
+        out[0].dim[axis] = dim_n(dim_bound(out[0].dim[axis]) * parts_of(n));
         return true;
     }
-    diag_error(d, n->at, "all_gather needs an axis 0 of constant size, but got %s", rule_type(n, &n->in[0]->type));
+    diag_error(d, n->at, "all_gather needs an axis %lld of constant size, but got %s", (long long)axis,
+               rule_type(n, &n->in[0]->type));
     return false;
 }
 

@@ -30,7 +30,7 @@
 //
 // head_loss: logits = chains over D; m = the largest, lse = m + log(lanes(exp(logit - m)));
 //   nll = lse - logit of the label.
-// head_loss_grad: g = (exp(logit - lse) - (1 at the label, else 0)) * dnll;  dx = chain over V;
+// head_loss_grad: g = (exp(logit - lse) - (1 at the label, else 0)) * dnll, for a part of V also where the label is in another;  dx = chain over V;
 //   dw = matmul_dw of g and x.  With x of bf16 g is rounded to it.  head_loss_and_grad: both.
 #include <assert.h>
 #include "ir/ref/ref.h"
@@ -383,7 +383,8 @@ void REF(head_loss_grad)(const Attrs *attr, int n_in, const Tensor *in, int n_ou
         chains(n, V, D, reals(x) + r * D, D, 1, wt, g);
         for (int64_t i = 0; i < n; i++) {
             int64_t label = ints(&in[2])[r + i];
-            real lse = reals(&in[3])[r + i], d = label >= 0 && label < V ? reals(&in[4])[r + i] : 0;
+            bool known = label >= 0 && (label < V || attr->over);
+            real lse = reals(&in[3])[r + i], d = known ? reals(&in[4])[r + i] : 0;
             for (int64_t v = 0; v < V; v++)
                 g[i * V + v] = (REAL_EXP(g[i * V + v] - lse) - (real)(v == label)) * d;
             for (int64_t v = 0; attr->narrow && v < V; v++) g[i * V + v] = REAL_BF16(g[i * V + v]);
