@@ -6,6 +6,7 @@
 #include "runtime/convert.h"
 #include "runtime/exec.h"
 #include "runtime/generate.h"
+#include "runtime/layout.h"
 
 bool verify_is_ref(const Cli *c) {
     const char *target = cli_value(c, "target");
@@ -155,12 +156,7 @@ bool runner_open(Runner *r, Session *s, Graph *const *programs, int n, const Wei
             continue;
         }
         const RtTensor *t = rt_tensor(s->plan, w->param[i].name);
-        RtOwn own = t ? rt_tensor_own(s->plan, t) : (RtOwn){0};
-        for (int64_t run = 0; run < own.runs; run++) {
-            const float *from = value[i] + rt_own_begin(&own, run);
-            for (int64_t k = 0; k < own.run; k++)
-                rt_store_number(rt_tensor_data(s->plan, t), (DType)t->dtype, run * own.run + k, (double)from[k]);
-        }
+        if (t) rt_tensor_take(s->plan, t, 0, weights_elements(&w->param[i]), value[i], F32);
     }
     return true;
 }
@@ -296,16 +292,15 @@ bool runner_run(Runner *r, const char *program, Outputs *out) {
 
 // From the ranks that have its parts; elsewhere than on the first it may be zeros.
 static const void *whole_tensor(Runner *r, const RtTensor *t) {
-    int parts = rt_tensor_parts(r->s->plan, t);
-    if (parts == 1) return rt_tensor_data(r->s->plan, t);
-    char *whole = arena_array(r->s->arena, char, t->bytes * parts);
+    int parts = rt_tensor_parts(r->s->plan, t), tp = rt_tensor_tp(r->s->plan, t);
+    if (parts * tp == 1) return rt_tensor_data(r->s->plan, t);
+    char *whole = arena_array(r->s->arena, char, t->bytes * parts * tp);
     RtError e = {0};
-    if (rt_gather_at(r->ranks, (RtGroup)(t->shard - 1), 0, rt_tensor_data(r->s->plan, t), t->bytes, whole, &e) != RT_OK)
-        failed(r, &e);
+    if (rt_gather_tensor(r->s->plan, t, parts, 0, 0, whole, &e) != RT_OK) failed(r, &e);
     if (!t->table) return whole;
     const RtSlots *table = &r->ranks->table[t->table - 1];
-    size_t one = (size_t)(t->bytes / t->dim[0]);
-    char *by_expert = arena_array(r->s->arena, char, t->bytes * parts);
+    size_t one = (size_t)(t->bytes * tp / t->dim[0]);
+    char *by_expert = arena_array(r->s->arena, char, t->bytes * parts * tp);
     for (int k = 0; k < table->experts; k++) memcpy(by_expert + (size_t)k * one, whole + (size_t)table->slot[k] * one, one);
     return by_expert;
 }

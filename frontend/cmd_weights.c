@@ -68,7 +68,7 @@ bool weights_match(Session *s, const StFiles *files, const char *file_name, cons
     return hf_match(&rules, out->tensor, out->n_tensors, out->param, out->n_params, &out->matches);
 }
 
-static int64_t param_elements(const HfParam *p) {
+int64_t weights_elements(const HfParam *p) {
     int64_t n = 1;
     for (int i = 0; i < p->ndim; i++) n *= p->dim[i];
     return n;
@@ -102,7 +102,7 @@ float **weights_read(Session *s, const Weights *w) {
     for (int i = 0; i < w->matches.n; i++) hf_view_covers(w->matches.at[i].view, note_param, filled);
     float **value = arena_array(a, float *, w->n_params + 1);
     for (int i = 0; i < w->n_params; i++)
-        if (filled[i]) value[i] = arena_array(a, float, param_elements(&w->param[i]));
+        if (filled[i]) value[i] = arena_array(a, float, weights_elements(&w->param[i]));
     for (int i = 0; i < w->matches.n; i++) {
         const HfMatch *m = &w->matches.at[i];
         int64_t n = 1;
@@ -154,7 +154,7 @@ static void open_param(void *self, int param, int64_t element) {
     (void)element;
     Loading *l = self;
     if (l->value[param]) return;
-    l->value[param] = calloc((size_t)param_elements(&l->w->param[param]) + 1, sizeof(float));
+    l->value[param] = calloc((size_t)weights_elements(&l->w->param[param]) + 1, sizeof(float));
     if (!l->value[param]) abort();
 }
 
@@ -164,7 +164,7 @@ static void close_param(void *self, int param, int64_t element) {
     if (--l->to_come[param] || !l->value[param]) return;
     const HfParam *h = &l->w->param[param];
     const RtTensor *t = rt_tensor(l->plan, h->name);                   // NULL: a parameter this program doesn't read
-    if (t) rt_tensor_take(l->plan, t, 0, param_elements(h), l->value[param], F32);
+    if (t) rt_tensor_take(l->plan, t, 0, weights_elements(h), l->value[param], F32);
     free(l->value[param]);
     l->value[param] = NULL;
 }
@@ -175,7 +175,7 @@ static void want_param(void *self, int param, int64_t element) {
     Wanted *w = self;
     const HfParam *h = &w->l->w->param[param];
     const RtTensor *t = rt_tensor(w->l->plan, h->name);
-    int64_t n = param_elements(h), first = 0;
+    int64_t n = weights_elements(h), first = 0;
     if (element >= 0) {
         n /= h->dim[0];
         first = element * n;

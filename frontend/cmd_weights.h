@@ -20,6 +20,7 @@ typedef struct {
     int n_params;
     HfMatches matches;
 } Weights;
+int64_t weights_elements(const HfParam *p);
 bool weights_match(Session *s, const StFiles *files, const char *file_name, const char *prefix, bool complete, Weights *out);
 // The values of all parameters as f32, in memory of s->arena, by number; states that the file doesn't hold stay NULL.
 float **weights_read(Session *s, const Weights *w);

@@ -447,23 +447,24 @@ static Value *tp_rank(Tp *q) {
     return q->tp_rank = make(&first, OP_INPUT, INS(NULL), .name = intern("tp_rank"), .dtype = I32);
 }
 
+// 0 <= x < n.
+static Value *is_below(Builder *b, Value *x, int64_t n) {
+    Value *zero = build_const(b, 0, I32), *end = build_const(b, (double)n, I32);
+    Value *least = build_binary(b, OP_LE, zero, x), *most = build_binary(b, OP_LT, x, end);
+    return build_binary(b, OP_AND, least, most);
+}
+
 // Numbers of rows of the whole table as numbers of this rank's n; which of them are its own.
 typedef struct { Value *own, *number; } LocalIds;
 
 static LocalIds local_ids(Tp *q, Builder *b, Value *ids, int64_t n) {
-    Value *first = build_binary(b, OP_MUL, tp_rank(q), build_const(b, (double)n, I32));
-    LocalIds l = {.number = build_binary(b, OP_SUB, ids, first)};
-    l.own = build_binary(b, OP_AND, build_binary(b, OP_LE, build_const(b, 0, I32), l.number),
-                         build_binary(b, OP_LT, l.number, build_const(b, (double)n, I32)));
-    return l;
+    Value *rank = tp_rank(q), *each = build_const(b, (double)n, I32);
+    Value *number = build_binary(b, OP_SUB, ids, build_binary(b, OP_MUL, rank, each));
+    return (LocalIds){is_below(b, number, n), number};
 }
 
 static Value *choose(Builder *b, Value *c, Value *x, Value *y) { return make(b, OP_SELECT, INS(c, x, y)); }
-
-static Value *own_or_none(Tp *q, Builder *b, Value *ids, int64_t n) {
-    LocalIds l = local_ids(q, b, ids, n);
-    return choose(b, l.own, l.number, build_const(b, -1, I32));
-}
+static Value *own_or_none(Builder *b, LocalIds l) { return choose(b, l.own, l.number, build_const(b, -1, I32)); }
 
 static void place_gather_rows(Tp *q, Node *n) {
     Spot s = spot_of(n->in[0]);
@@ -473,7 +474,7 @@ static void place_gather_rows(Tp *q, Node *n) {
         shape_again(q, n, cut(n->out[0].type.ndim - 1));
     } else if (s.kind == CUT && s.axis == 0 && x->ndim == 2) {
         Builder b = builder_before(q->g, n);
-        replace_operand(n, 1, own_or_none(q, &b, n->in[1], x->dim[0].n));     // rows of other ranks are zeros
+        replace_operand(n, 1, own_or_none(&b, local_ids(q, &b, n->in[1], x->dim[0].n)));     // of others' rows: zeros
         shape_again(q, n, partial);
     } else if (s.kind == PARTIAL && type_bound_elements(&n->out[0].type) <= type_bound_elements(x)) {
         shape_again(q, n, partial);
@@ -498,30 +499,25 @@ static void place_scatter_add_rows(Tp *q, Node *n) {
         shape_again(q, n, cut(last));
         return;
     }
-    if (s.kind == PARTIAL) {
-        shape_again(q, n, partial);
-        return;
-    }
-    want(q, n, 0, whole);
     const Node *table = n->attr.dims.n == 2 && n->n_in == 2 ? gradient_of(q, n) : NULL;
-    if (!table || !same_spot(tensor_spot(q, table->attr.name, &n->attr.dims), cut(0))) return;
-    Builder b = builder_before(q->g, n);
-    n->attr.dims.at[0].n /= q->tp;
-    replace_operand(n, 1, own_or_none(q, &b, n->in[1], n->attr.dims.at[0].n));
-    shape_again(q, n, cut(0));
-}
-
-// Which labels stand for a row of the whole table.
-static Value *known_labels(Tp *q, Builder *b, Value *label, int64_t n) {
-    return build_binary(b, OP_AND, build_binary(b, OP_LE, build_const(b, 0, I32), label),
-                        build_binary(b, OP_LT, label, build_const(b, (double)(n * q->tp), I32)));
+    if (table && same_spot(tensor_spot(q, table->attr.name, &n->attr.dims), cut(0))) {
+        want(q, n, 0, whole);
+        Builder b = builder_before(q->g, n);
+        n->attr.dims.at[0].n /= q->tp;
+        replace_operand(n, 1, own_or_none(&b, local_ids(q, &b, n->in[1], n->attr.dims.at[0].n)));
+        shape_again(q, n, cut(0));
+    } else if (s.kind == PARTIAL) {
+        shape_again(q, n, partial);
+    } else {
+        want(q, n, 0, whole);
+    }
 }
 
 // As the gradient of a part of the table reads them: one's own, n for those of other ranks, -1 for none.
 static Value *labels_of_part(Tp *q, Builder *b, Value *label, int64_t n) {
     LocalIds l = local_ids(q, b, label, n);
-    Value *other = choose(b, known_labels(q, b, label, n), build_const(b, (double)n, I32), build_const(b, -1, I32));
-    return choose(b, l.own, l.number, other);
+    Value *elsewhere = build_const(b, (double)n, I32), *none = build_const(b, -1, I32);
+    return choose(b, l.own, l.number, choose(b, is_below(b, label, n * q->tp), elsewhere, none));
 }
 
 // The losses of rows: log of the sum of exponentials over all parts of the vocabulary, less the logit of the label, which
@@ -531,8 +527,7 @@ typedef struct { Value *nll, *lse; } HeadLoss;
 
 static HeadLoss head_loss(Tp *q, Builder *b, const HeadRows *h, const Type *number) {
     LocalIds l = local_ids(q, b, h->label, h->V);
-    Value *known = known_labels(q, b, h->label, h->V);
-    Node *n = build(b, OP_HEAD_LOSS, INS(h->x, h->w, choose(b, l.own, l.number, build_const(b, -1, I32))));
+    Node *n = build(b, OP_HEAD_LOSS, INS(h->x, h->w, own_or_none(b, l)));
     Dims dims = dims_of(number);
     Value *own = build_reshape(b, l.own, &dims), *zero = build_const(b, 0, F32);
     Value *logit = choose(b, own, build_binary(b, OP_SUB, &n->out[1], &n->out[0]), zero);
@@ -541,7 +536,8 @@ static HeadLoss head_loss(Tp *q, Builder *b, const HeadRows *h, const Type *numb
     logit = make(b, OP_TREE_ALL_REDUCE, INS(logit), .over = over_tp);
     q->n_sums++;
     q->n_gathers++;
-    return (HeadLoss){.nll = choose(b, build_reshape(b, known, &dims), build_binary(b, OP_SUB, lse, logit), zero), .lse = lse};
+    Value *known = build_reshape(b, is_below(b, h->label, h->V * q->tp), &dims), *nll = build_binary(b, OP_SUB, lse, logit);
+    return (HeadLoss){choose(b, known, nll, zero), lse};
 }
 
 static void head_grad(Tp *q, Builder *b, const HeadRows *h, Value *lse, const Attrs *attr, Node *old, int dx) {

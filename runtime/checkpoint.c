@@ -44,7 +44,11 @@ char *rt_expert_name(const char *name, int64_t expert) {
 }
 
 // In parts that are no tensors by themselves, as experts are.
-static bool is_cut(const RtPlanInstance *p, const RtTensor *t) { return rt_tensor_parts(p, t) > 1 && !t->experts; }
+static int joined_parts(const RtPlanInstance *p, const RtTensor *t) { return t->experts ? 1 : rt_tensor_parts(p, t); }
+static bool is_cut(const RtPlanInstance *p, const RtTensor *t) { return joined_parts(p, t) > 1 || rt_tensor_tp(p, t) > 1; }
+static int64_t joined_bytes(const RtPlanInstance *p, const RtTensor *t) {
+    return t->bytes * joined_parts(p, t) * rt_tensor_tp(p, t);
+}
 
 // The pieces a plan tensor has in a checkpoint: one, or one per expert; of this rank's part.
 static int64_t n_pieces(const RtTensor *t) { return t->experts ? t->dim[0] : 1; }
@@ -54,7 +58,8 @@ static StWrite piece(const RtPlanInstance *p, const RtTensor *t, int64_t k, char
     StWrite w = {
         .name = *name, .dtype = st_dtype_of((DType)t->dtype), .ndim = t->ndim - (t->experts ? 1 : 0)};
     for (int i = 0; i < w.ndim; i++) w.dim[i] = t->dim[i + (t->experts ? 1 : 0)];
-    if (is_cut(p, t)) w.dim[0] *= rt_tensor_parts(p, t);
+    if (joined_parts(p, t) > 1) w.dim[0] *= joined_parts(p, t);
+    if (t->tp) w.dim[t->tp - (t->experts ? 2 : 1)] *= rt_tensor_tp(p, t);
     int64_t bytes = t->experts && t->dim[0] ? t->bytes / t->dim[0] : t->bytes;
     w.data = (const char *)rt_tensor_data(p, t) + k * bytes;
     return w;
@@ -131,16 +136,23 @@ typedef struct {
 // Ranks that hold the same, or parts of it, take turns: does this one write piece k of tensor i?
 static bool is_writer(const RtPlanInstance *p, int i, int64_t k) {
     const RtTensor *t = &p->tensor[i];
-    if (is_cut(p, t)) return i % rt_tensor_parts(p, t) == rt_tensor_part(p, t);
-    int64_t holders = 0, own = 0;
+    int tp = rt_tensor_tp(p, t), parts = joined_parts(p, t);
+    int64_t holders = 0, own = -1;
+    if (parts > 1 && i % parts != rt_tensor_part(p, t)) return false;
     for (int rank = 0; rank < rt_n_ranks(p->ranks); rank++) {
         bool other_part = t->shard && p->ranks &&
                           rt_group_rank(p->ranks->mesh, (RtGroup)(t->shard - 1), rank) != rt_tensor_part(p, t);
-        if (other_part) continue;
+        if (other_part || (tp > 1 && rt_group_rank(p->ranks->mesh, RT_GROUP_TP, rank) != i % tp)) continue;
         if (rank == rt_rank(p->ranks)) own = holders;
         holders++;
     }
     return (i + k) % holders == own;
+}
+
+static bool writes_any(const RtPlanInstance *p, int i) {
+    for (int64_t k = 0; k < n_pieces(&p->tensor[i]); k++)
+        if (is_writer(p, i, k)) return true;
+    return false;
 }
 
 static char *file_name(const RtRanks *ranks, RtRole role, int number) {
@@ -215,7 +227,7 @@ static RtStatus save_role(Saver *s, RtRole role, RtError *e) {
         if (t && (!is_saved(p, t) || t->role != role)) continue;
         for (int64_t k = 0; k < (t ? n_pieces(t) : 1) && status == RT_OK; k++) {
             if (t && !is_writer(p, i, k)) continue;
-            int64_t more = !t ? 0 : is_cut(p, t) ? t->bytes * rt_tensor_parts(p, t) : t->bytes / n_pieces(t);
+            int64_t more = !t ? 0 : joined_bytes(p, t) / n_pieces(t);
             if (n && (!t || bytes + more > MAX_FILE)) {
                 char *name = file_name(p->ranks, role, number++);
                 status = save_file(s, name, w, n, e);
@@ -226,7 +238,7 @@ static RtStatus save_role(Saver *s, RtRole role, RtError *e) {
             if (!t) continue;
             char *name;
             w[n++] = piece(p, t, k, &name);
-            if (is_cut(p, t)) w[n - 1].data = s->whole[i];
+            if (is_cut(p, t)) w[n - 1].data = s->whole[i] + k * more;
             bytes += more;
         }
     }
@@ -466,8 +478,8 @@ static RtStatus make_room(Saver *s, RtError *e) {
     s->whole = calloc((size_t)p->n_tensors + 1, sizeof *s->whole);
     for (int i = 0; s->whole && i < p->n_tensors; i++) {
         const RtTensor *t = &p->tensor[i];
-        if (!is_saved(p, t) || !is_cut(p, t) || !is_writer(p, i, 0)) continue;
-        s->whole[i] = malloc((size_t)(t->bytes * rt_tensor_parts(p, t)) + 1);
+        if (!is_saved(p, t) || !is_cut(p, t) || !writes_any(p, i)) continue;
+        s->whole[i] = malloc((size_t)joined_bytes(p, t) + 1);
         if (!s->whole[i]) return rt_fail(e, RT_NO_MEMORY, "no memory to put '%s' together", rt_tensor_name(p, t));
     }
     return s->whole ? RT_OK : rt_fail(e, RT_NO_MEMORY, "no memory for a list of tensors");
@@ -478,8 +490,7 @@ static RtStatus put_together(Saver *s, RtError *e) {
     for (int i = 0; i < p->n_tensors; i++) {
         const RtTensor *t = &p->tensor[i];
         if (!is_saved(p, t) || !is_cut(p, t)) continue;
-        RT_TRY(rt_gather_at(p->ranks, (RtGroup)(t->shard - 1), i % rt_tensor_parts(p, t), rt_tensor_data(p, t), t->bytes,
-                            s->whole[i], e));
+        RT_TRY(rt_gather_tensor(p, t, joined_parts(p, t), i % joined_parts(p, t), i % rt_tensor_tp(p, t), s->whole[i], e));
     }
     return RT_OK;
 }
@@ -716,9 +727,8 @@ static RtStatus load_piece(const Loader *l, const RtPlanInstance *p, const RtTen
     } else {
         DType dtype = (DType)t->dtype;
         st_dtype_to(from->dtype, &dtype);
-        int64_t n = is_cut(p, t) ? from->elements / rt_tensor_parts(p, t) : from->elements,
-                begin = is_cut(p, t) ? rt_tensor_part(p, t) * n : 0;
-        rt_tensor_put(p, t, k * from->elements, n, from->data + begin * dtype_bytes(dtype), dtype);
+        int64_t first = t->experts ? rt_tensor_expert(p, t, k) * from->elements : 0;
+        rt_tensor_take(p, t, first, from->elements, from->data, dtype);
         st_drop(from);
     }
     free(block);
@@ -864,18 +874,18 @@ RtStatus rt_ckpt_load_newest(const char *run, RtPlanInstance *p, RtCkptInfo *inf
     }
 }
 
-// Elements [begin, begin + n) of a file's tensor.  Types that no plan holds go through floats.
-static RtStatus put_any(const RtPlanInstance *p, const RtTensor *t, int64_t first, const StTensor *from, int64_t begin,
-                        int64_t n, RtError *e) {
+// A file's tensor, from element `first` of the whole one on.  Types that no plan holds go through floats.
+static RtStatus put_any(const RtPlanInstance *p, const RtTensor *t, int64_t first, const StTensor *from, RtError *e) {
     DType dtype;
+    int64_t n = from->elements;
     if (st_dtype_to(from->dtype, &dtype)) {
-        rt_tensor_put(p, t, first, n, from->data + begin * dtype_bytes(dtype), dtype);
+        rt_tensor_take(p, t, first, n, from->data, dtype);
         return RT_OK;
     }
     float *x = malloc(((size_t)n + 1) * sizeof *x);
     if (!x) return rt_fail(e, RT_NO_MEMORY, "no memory to convert '%s'", from->name);
-    RtStatus status = st_read_f32(from, begin, n, x, e);
-    if (status == RT_OK) rt_tensor_put(p, t, first, n, x, F32);
+    RtStatus status = st_read_f32(from, 0, n, x, e);
+    if (status == RT_OK) rt_tensor_take(p, t, first, n, x, F32);
     free(x);
     return status;
 }
@@ -889,18 +899,17 @@ static RtStatus load_plain(const char *path, RtPlanInstance *p, RtError *e) {
         const RtTensor *t = &p->tensor[i];
         if (!is_saved(p, t)) continue;
         const StTensor *whole = st_find(f, rt_tensor_name(p, t));
-        RtOwn own = rt_tensor_own(p, t);
-        for (int64_t k = 0; k < (whole ? own.runs : n_pieces(t)) && status == RT_OK; k++) {
+        for (int64_t k = 0; k < (whole ? 1 : n_pieces(t)) && status == RT_OK; k++) {
             char *name;
             StWrite to = piece(p, t, k, &name);
             const StTensor *from = whole ? whole : st_find(f, name);
-            int64_t n = whole ? own.run : elements(&to), runs = whole ? own.runs * rt_tensor_parts(p, t) : 1,
-                    begin = whole ? rt_own_begin(&own, k) : 0;
+            int64_t n = elements(&to), first = whole || !t->experts ? 0 : rt_tensor_expert(p, t, k) * n;
+            if (whole && t->experts) n *= t->dim[0] * rt_tensor_parts(p, t);
             if (!from && t->role == RT_PARAM) status = BAD("%s has no tensor '%s'", path, name);
-            else if (from && from->elements != runs * n)
+            else if (from && from->elements != n)
                 status = BAD("%s: '%s' has %lld elements, the model's has %lld", from->file, from->name,
-                             (long long)from->elements, (long long)(runs * n));
-            if (from && status == RT_OK) status = put_any(p, t, k * n, from, begin, n, e);
+                             (long long)from->elements, (long long)n);
+            if (from && status == RT_OK) status = put_any(p, t, first, from, e);
             if (from) st_drop(from);
             free(name);
         }

@@ -71,6 +71,40 @@ RtStatus rt_gather_at(RtRanks *r, RtGroup g, int root, void *own, int64_t bytes,
     return s;
 }
 
+// Parts one after the other, as they lie in the whole.
+static void join_parts(const RtPlanInstance *p, const RtTensor *t, int parts, const char *from, char *whole) {
+    int tp = rt_tensor_tp(p, t);
+    size_t element = (size_t)dtype_bytes((DType)t->dtype);
+    for (int i = 0; i < parts * tp; i++, from += t->bytes) {
+        RtOwn o = rt_tensor_place(p, t, i / tp, i % tp);
+        for (int64_t r = 0; r < o.runs; r++)
+            memcpy(whole + (size_t)(o.first + r * o.stride) * element, from + (size_t)(r * o.run) * element, (size_t)o.run * element);
+    }
+}
+
+RtStatus rt_gather_tensor(const RtPlanInstance *p, const RtTensor *t, int parts, int root_part, int root_tp, void *whole,
+                          RtError *e) {
+    RtRanks *r = p->ranks;
+    int tp = rt_tensor_tp(p, t);
+    char *row = malloc((size_t)(tp * t->bytes) + 1), *all = malloc((size_t)(parts * tp * t->bytes) + 1);
+    RtStatus s = row && all ? RT_OK : rt_fail(e, RT_NO_MEMORY, "no memory to put '%s' together", rt_tensor_name(p, t));
+    char *data = rt_tensor_data(p, t);
+    if (s == RT_OK && tp > 1) {                          // everyone takes part, so that all ranks run the same exchanges
+        s = rt_gather_at(r, RT_GROUP_TP, root_tp, data, t->bytes, row, e);
+        data = row;
+    }
+    if (s == RT_OK && parts > 1) {
+        s = rt_gather_at(r, (RtGroup)(t->shard - 1), root_part, data, tp * t->bytes, all, e);
+        data = all;
+    }
+    bool here = (tp == 1 || rt_group_rank(r->mesh, RT_GROUP_TP, r->rank) == root_tp) &&
+                (parts == 1 || rt_tensor_part(p, t) == root_part);
+    if (s == RT_OK && here && whole) join_parts(p, t, parts, data, whole);
+    free(row);
+    free(all);
+    return s;
+}
+
 static RtStatus broadcast(RtRanks *r, int root, void *data, int64_t bytes, RtError *e) {
     RtCommOp op = {.kind = RT_COMM_BCAST, .dtype = U8, .root = root, .n = bytes, .buf = data};
     return run(r, &op, r->n, e);

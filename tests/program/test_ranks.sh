@@ -133,7 +133,6 @@ refused 'can.t be dealt to 2 ranks' 'one lane for two ranks' --local 2 --set tra
 says 'help: --set train.lanes=2' 'with help'
 refused 'no power of two' 'six lanes' --local 2 --set train.batch=12 --set train.lanes=6
 refused 'ffn.*12 experts.*8 ranks|E.*12' '12 experts on 8 ranks' --local 8 --set parallel.ep=8 --set E=12
-refused 'parallel.tp is 2' 'tensor parallelism' --local 2 --set parallel.tp=2
 refused 'parallel.rebalance: with parallel.ep = 1' 'moving experts that are everywhere' --local 2 --set 'parallel.rebalance=5 steps'
 refused 'parallel.rebalance' 'moving experts on one rank' --set 'parallel.rebalance=5 steps'
 refused 'parallel.pp is 2' 'pipelines' --local 2 --set parallel.pp=2
