@@ -7,15 +7,18 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "frontend/cmd_dry_run.h"
 #include "frontend/cmd_machine.h"
 #include "frontend/cmd_ranks.h"
 #include "frontend/cmd_session.h"
+#include "frontend/cmd_supervise.h"
 #include "frontend/cmd_weights.h"
 #include "ir/base/str.h"
 #include "runtime/checkpoint.h"
 #include "runtime/eval.h"
 #include "runtime/exec.h"
 #include "runtime/generate.h"
+#include "runtime/monitor.h"
 #include "runtime/trace.h"
 #include "runtime/train.h"
 
@@ -143,12 +146,25 @@ static RtStatus train(Training *t, RtError *e) {
     return status;
 }
 
-int cmd_train(Cli *c) {
+static int dry_run_here(Training *t) {
+    RtError e = {0};
+    RtSettings *settings = NULL;
+    RtStatus s = open_settings(&t->s, &settings, &e);
+    bool all_well = s == RT_OK && dry_run(&t->s, &t->ranks, settings, t->threads, t->out, t->resume, &e);
+    rt_settings_close(settings);
+    ranks_close(&t->ranks);
+    if (e.code) return fail(&t->s, &e);
+    session_close(&t->s);
+    return cli_finish(t->cli, all_well ? EXIT_DONE : EXIT_WRONG);
+}
+
+static int train_here(Cli *c) {
     Training t = {.cli = c, .s = {.cli = c, .arena = c->arena, .diag = c->diag}};
     if (!ranks_open(c, &t.ranks) || !ranks_in_turn(&t.ranks, c->diag, prepare, &t)) {
         ranks_close(&t.ranks);
         return give_up(&t.s);
     }
+    if (cli_flag(c, "dry-run")) return dry_run_here(&t);
     RtError e = {0};
     RtStatus status = train(&t, &e);
     bool tells = rt_rank(t.ranks.among) == 0;            // every rank has the same to say
@@ -167,6 +183,18 @@ int cmd_train(Cli *c) {
         return give_up(&t.s);
     }
     return fail(&t.s, &e);
+}
+
+int cmd_train(Cli *c) {
+    if (supervise_is_asked(c)) return supervise(c);
+    RtError e = {0};
+    if (rt_monitor_open(&e) != RT_OK) {
+        diag_error(c->diag, (Span){0}, "%s", e.text);
+        return cli_finish(c, rt_exit_status(e.code));
+    }
+    int status = train_here(c);
+    rt_monitor_close(status);
+    return status;
 }
 
 // ---- what was trained before ----------------------------------------------------------------------------------
@@ -193,13 +221,15 @@ static bool open_trained(Session *s, Cli *c, const char *path, const char **ckpt
     }
     *s = (Session){.cli = c, .arena = c->arena, .diag = c->diag};
     char *dir;
-    int skipped = 0;
+    RtCkptSkipped skipped = {0};
     RtCkptInfo info = {0};
     if (rt_ckpt_find(path, &dir, &skipped, &e) != RT_OK || rt_ckpt_info(dir, &info, &e) != RT_OK) {
         diag_error(c->diag, (Span){0}, "%s", e.text);
         return false;
     }
-    if (skipped) fprintf(stderr, "moec: %d newer checkpoint%s damaged or incomplete; using %s\n", skipped, skipped == 1 ? " is" : "s are", dir);
+    if (skipped.n)
+        fprintf(stderr, "moec: %d newer checkpoint%s damaged or incomplete (%s); using %s\n", skipped.n,
+                skipped.n == 1 ? " is" : "s are", skipped.why, dir);
     *ckpt = arena_strdup(c->arena, dir);
     free(dir);
     const char **set;

@@ -46,7 +46,13 @@ static const Option build_options[] = {
 static const Option train_options[] = {
     SET, {"out", "DIR", "where metrics, checkpoints and logs go (default: runs/MODEL)"},
     {"resume", NULL, "go on from the newest whole checkpoint of --out"},
-    {"local", "N", "N ranks, as threads of this process (mpirun -n N moec train: as processes)"},
+    {"local", "N", "N ranks, as threads of this process"},
+    {"ranks", "N", "N ranks, as processes that mpirun starts and this one supervises"},
+    {"hostfile", "FILE", "with --ranks: the hosts, as mpirun reads them"},
+    {"launcher", "COMMAND", "with --ranks: what starts processes, given -n N (default: mpirun; 'srun --mpi=pmix')"},
+    {"restarts", "N", "start again from the newest checkpoint when a rank is lost, N times in a row (default: 0)"},
+    {"stall-seconds", "S", "a rank that gets nothing done for so long is lost (default: 60)"},
+    {"dry-run", NULL, "check everything on all hosts, print plan, layout and command; train nothing"},
     {"trace", "FILE", "write a Chrome trace of one step"},
     {"record-routes", NULL, "write how many rows each route sends to each expert to RUN/routes, for moec plan --routes"},
     COMPILE("cpu (default) or interp"), COMMON};
@@ -113,8 +119,12 @@ const Command commands[] = {
      "groups there are.  How ranks share a step changes no bit of it; any number of them resumes what others began.\n"
      "Experts begin by parallel.placement (linear, round_robin, random).  --set 'parallel.rebalance=100 steps' counts their rows and\n"
      "moves them between ranks each 100 steps where that saves more time than it takes: over parallel.rebalance_window (the same\n"
-     "100 steps), parallel.rebalance_gain (1) times more; 0 moves whenever loads say so.  Bits and checkpoints are not changed by it.\n",
-     train_options, 1, 1, cmd_train},
+     "100 steps), parallel.rebalance_gain (1) times more; 0 moves whenever loads say so.  Bits and checkpoints are not changed by it.\n"
+     "With --ranks or --restarts this process supervises those that train: it ends all when one is killed, stopped or stuck,\n"
+    "says which and where, and begins again from the newest whole checkpoint.  The run's folder then has events.jsonl and\n"
+    "log/rank-NNNN.log too.  SIGTERM, SIGINT, SIGHUP and SIGUSR2 save and end, SIGUSR1 saves.\n"
+    "Exit status: 0 done; 1 wrong input; 75 stopped by a signal, saved: run it again with --resume; 76 a rank was lost;\n"
+    "77 given up: no new checkpoint for N restarts, or the same step failed three times.\n", train_options, 1, 1, cmd_train},
     {"eval", "RUN|CHECKPOINT|DIR", "loss, perplexity and bits per byte on the held-out text",
      "moec eval runs/tiny",
      "On several ranks --set parallel.ep=N shares the experts: a rank reads and holds only its own.  The numbers stay the same.\n", eval_options, 1, 1, cmd_eval},

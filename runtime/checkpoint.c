@@ -23,6 +23,7 @@
 #include <xxhash.h>
 
 #include "runtime/convert.h"
+#include "runtime/fault.h"
 #include "runtime/files.h"
 #include "runtime/gather.h"
 #include "runtime/layout.h"
@@ -72,8 +73,20 @@ static int64_t elements(const StWrite *w) {
 }
 
 // Caches of generation are states of the plan, but no part of what was learned.
-static bool is_saved(const RtPlanInstance *p, const RtTensor *t) {
-    return t->saved && t->role <= RT_STATE && strncmp(rt_tensor_name(p, t), "cache/", 6) != 0;
+static bool is_saved_of(const RtPlan *plan, const RtTensor *t) {
+    return t->saved && t->role <= RT_STATE && strncmp(RT_TEXT(plan, t->name), "cache/", 6) != 0;
+}
+
+static bool is_saved(const RtPlanInstance *p, const RtTensor *t) { return is_saved_of(p->plan, t); }
+
+int64_t rt_ckpt_bytes(const RtPlan *plan) {
+    int64_t bytes = 0;
+    for (uint32_t i = 0; i < plan->tensors.n; i++) {
+        const RtTensor *t = RT_TABLE(plan, RtTensor, tensors) + i;
+        int64_t parts = t->shard ? rt_group_size(plan->mesh, (RtGroup)(t->shard - 1)) : 1;
+        if (is_saved_of(plan, t)) bytes += t->bytes * parts;
+    }
+    return bytes;
 }
 
 // ---- hashes ---------------------------------------------------------------------------------------------
@@ -161,12 +174,24 @@ static char *file_name(const RtRanks *ranks, RtRole role, int number) {
                  : rt_path("%s-%05d.safetensors", kind, number);
 }
 
+static bool ends_with(const char *text, const char *end) {
+    size_t n = strlen(text), m = strlen(end);
+    return n >= m && !strcmp(text + n - m, end);
+}
+
+static bool has_tensors(const char *name) { return ends_with(name, ".safetensors"); }
+
+// Tensors have hashes of their own, and side files only say where one is damaged.
+static bool has_hash(const char *name) { return !has_tensors(name) && !ends_with(name, ".xxh"); }
+
 static RtStatus note_file(Saver *s, const char *name, RtError *e) {
     char *path = rt_path("%s/%s", s->dir, name);
     RtMap m;
     RtStatus status = rt_map_file(path, &m, e);
     if (status == RT_OK) {
-        json_array_append_new(s->files, json_pack("{s:s, s:I}", "name", name, "bytes", (json_int_t)m.bytes));
+        json_t *file = json_pack("{s:s, s:I}", "name", name, "bytes", (json_int_t)m.bytes);
+        if (has_hash(name)) json_object_set_new(file, "xxh3", hex_json(XXH3_64bits(m.data, m.bytes)));
+        json_array_append_new(s->files, file);
         rt_unmap(&m);
     }
     free(path);
@@ -380,21 +405,31 @@ static void sweep(const char *ckpt) {
 
 static void delete_dir(const char *ckpt, const char *name) {
     char *path = rt_path("%s/%s", ckpt, name), *dead = rt_path("%s/.del-%s", ckpt, name);
-    if (rename(path, dead) == 0) rt_remove_tree(dead);
+    if (rename(path, dead) == 0) {
+        rt_fault(FAULT_SAVE_DELETE, 0, step_of(name), NULL);
+        rt_remove_tree(dead);
+    }
     free(path);
     free(dead);
 }
 
-static void retain(const char *ckpt, int64_t keep) {
+// Behind the one of `newest` just written.  Those of later steps are damaged, or it would not have been: they don't count.
+static void retain(const char *ckpt, int64_t newest, int64_t keep) {
     int n;
     StepDir *list = list_steps(ckpt, &n);
-    for (int i = 0; keep > 0 && i < n; i++)
-        if (i >= keep) delete_dir(ckpt, list[i].name);
+    for (int i = 0, kept = 0; keep > 0 && i < n; i++)
+        if (list[i].step <= newest && kept++ >= keep) delete_dir(ckpt, list[i].name);
     free(list);
 }
 
+static RtStatus fault(const Saver *s, RtFaultPoint at, RtError *e) {
+    return rt_fault(at, rt_rank(s->p->ranks), s->info->step, e);
+}
+
 static RtStatus save_tensors(Saver *s, RtError *e) {
+    RT_TRY(fault(s, FAULT_SAVE_TENSORS, e));
     RT_TRY(save_role(s, RT_PARAM, e));
+    RT_TRY(fault(s, FAULT_SAVE_FILE, e));
     RT_TRY(save_role(s, RT_STATE, e));
     return rt_sync_dir(s->dir, e);
 }
@@ -433,6 +468,7 @@ static RtStatus take_over_all(Saver *s, RtError *e) {
 static RtStatus save_rest(Saver *s, RtError *e) {
     RT_TRY(save_text(s, "model.moe", s->info->model_text, e));
     RT_TRY(save_text(s, "settings.json", s->info->settings, e));
+    RT_TRY(fault(s, FAULT_SAVE_MANIFEST, e));
     RT_TRY(save_manifest(s, e));
     return rt_sync_dir(s->dir, e);
 }
@@ -455,12 +491,13 @@ static RtStatus begin_folder(Saver *s, const char *ckpt, RtError *e) {
 static RtStatus move_in(Saver *s, const char *ckpt, const char *name, int64_t keep, RtError *e) {
     char *final = rt_path("%s/%s", ckpt, name), *latest = rt_path("%s/latest", ckpt);
     if (rt_is_dir(final)) delete_dir(ckpt, name); // saved before, by a run that went on from earlier
-    RtStatus status = RT_OK;
-    if (rename(s->dir, final) != 0) status = rt_fail(e, RT_IO, "cannot rename %s: %s", s->dir, strerror(errno));
+    RtStatus status = fault(s, FAULT_SAVE_RENAME, e);
+    if (status == RT_OK && rename(s->dir, final) != 0) status = rt_fail(e, RT_IO, "cannot rename %s: %s", s->dir, strerror(errno));
     if (status == RT_OK) status = rt_sync_dir(ckpt, e);
     if (status == RT_OK) {
+        fault(s, FAULT_SAVE_LATEST, NULL);
         rt_write_file(latest, name, strlen(name), NULL);                  // only a hint
-        retain(ckpt, keep);
+        retain(ckpt, s->info->step, keep);
     }
     free(final);
     free(latest);
@@ -498,6 +535,7 @@ static RtStatus put_together(Saver *s, RtError *e) {
 static RtStatus save_as(Saver *s, const char *ckpt, const char *name, int64_t keep, RtError *e) {
     bool first = rt_rank(s->p->ranks) == 0;
     RtStatus status = can_be_saved(s->p, e);
+    if (status == RT_OK) status = fault(s, FAULT_SAVE, e);
     if (status == RT_OK) status = make_room(s, e);
     if (status == RT_OK && first) status = begin_folder(s, ckpt, e);
     RT_TRY(together(s, status, e));
@@ -559,6 +597,21 @@ static RtStatus read_manifest(const char *dir, json_t **out, RtError *e) {
     return status;
 }
 
+static RtStatus check_hash(const char *dir, const char *name, const json_t *file, RtError *e) {
+    uint64_t expected;
+    if (!hex_read(json_object_get(file, "xxh3"), &expected)) return RT_OK;       // also of what older versions wrote
+    char *path = rt_path("%s/%s", dir, name);
+    RtMap m;
+    RtStatus status = rt_map_file(path, &m, e);
+    if (status == RT_OK) {
+        bool fits = XXH3_64bits(m.data, m.bytes) == expected;
+        rt_unmap(&m);
+        if (!fits) status = BAD("%s is damaged: its hash does not fit", path);
+    }
+    free(path);
+    return status;
+}
+
 static RtStatus check_files(const char *dir, const json_t *manifest, RtError *e) {
     size_t i;
     json_t *f;
@@ -574,6 +627,7 @@ static RtStatus check_files(const char *dir, const json_t *manifest, RtError *e)
         if (st.st_size != bytes)
             return BAD("%s: the file %s has %lld bytes, not %lld", dir, name, (long long)st.st_size,
                        (long long)bytes);
+        RT_TRY(check_hash(dir, name, f, e));
     }
     return RT_OK;
 }
@@ -586,12 +640,15 @@ bool rt_ckpt_is_whole(const char *dir, RtError *e) {
     return whole;
 }
 
+static void skip(RtCkptSkipped *s, const char *why) {
+    if (s->n++ == 0) snprintf(s->why, sizeof s->why, "%.399s", why);
+}
+
 // The newest whole one of a step before `before`, or path itself if it is a checkpoint; *step: its step.
 // *dir NULL: there are none at all.
-static RtStatus find_before(const char *path, int64_t before, char **dir, int64_t *step, int *skipped,
+static RtStatus find_before(const char *path, int64_t before, char **dir, int64_t *step, RtCkptSkipped *skipped,
                             RtError *e) {
     *dir = NULL;
-    *skipped = 0;
     char *manifest = rt_path("%s/manifest.json", path);
     bool is_checkpoint = rt_is_file(manifest);
     free(manifest);
@@ -615,21 +672,21 @@ static RtStatus find_before(const char *path, int64_t before, char **dir, int64_
             *step = list[i].step;
             break;
         }
-        ++*skipped;
+        skip(skipped, why.text);
         free(candidate);
     }
     free(list);
     RtStatus status = RT_OK;
     if (error) status = rt_fail(e, RT_IO, "cannot read %s: %s", ckpt, strerror(error));
     else if (n && !*dir)
-        status = rt_fail(e, RT_BAD_FILE, "%s: no checkpoint is whole; of the newest: %s", path, why.text);
+        status = rt_fail(e, RT_BAD_FILE, "%s: no checkpoint is whole; of the newest: %s", path, skipped->why);
     free(ckpt);
     return status;
 }
 
-RtStatus rt_ckpt_find(const char *path, char **dir, int *skipped, RtError *e) {
+RtStatus rt_ckpt_find(const char *path, char **dir, RtCkptSkipped *skipped, RtError *e) {
     int64_t step;
-    int passed_over;
+    RtCkptSkipped passed_over = {0};
     RtStatus status = find_before(path, INT64_MAX, dir, &step, &passed_over, e);
     if (skipped) *skipped = passed_over;
     return status == RT_OK && !*dir ? rt_fail(e, RT_IO, "%s holds no checkpoint", path) : status;
@@ -643,11 +700,6 @@ static void loader_close(Loader *l) {
     json_decref(l->manifest);
 }
 
-static bool ends_with(const char *text, const char *end) {
-    size_t n = strlen(text), m = strlen(end);
-    return n >= m && !strcmp(text + n - m, end);
-}
-
 static RtStatus loader_open(const char *dir, Loader *l, RtError *e) {
     *l = (Loader){.dir = dir};
     RT_TRY(read_manifest(dir, &l->manifest, e));
@@ -658,7 +710,7 @@ static RtStatus loader_open(const char *dir, Loader *l, RtError *e) {
     if (!l->file) status = rt_fail(e, RT_NO_MEMORY, "no memory for a list of files");
     for (int i = 0; i < l->n && status == RT_OK; i++) {
         const char *name = json_string_value(json_object_get(json_array_get(files, (size_t)i), "name"));
-        if (!ends_with(name, ".safetensors")) continue;
+        if (!has_tensors(name)) continue;
         char *path = rt_path("%s/%s", dir, name);
         status = st_open(path, &l->file[i], e);
         free(path);
@@ -830,8 +882,9 @@ RtStatus rt_ckpt_load(const char *dir, RtPlanInstance *p, RtCkptInfo *info, RtEr
 }
 
 // find_before as the first rank sees it.
-static RtStatus find_for_all(RtRanks *ranks, const char *run, char **dir, int64_t *step, int *skipped, RtError *e) {
-    struct { int64_t step; int32_t skipped, there; char dir[PATH_MAX]; } found = {.step = *step};
+static RtStatus find_for_all(RtRanks *ranks, const char *run, char **dir, int64_t *step, RtCkptSkipped *skipped,
+                             RtError *e) {
+    struct { int64_t step; int32_t there; RtCkptSkipped skipped; char dir[PATH_MAX]; } found = {.step = *step, .skipped = *skipped};
     *dir = NULL;
     RtStatus status = RT_OK;
     if (rt_rank(ranks) == 0) {
@@ -847,20 +900,24 @@ static RtStatus find_for_all(RtRanks *ranks, const char *run, char **dir, int64_
     return status;
 }
 
-RtStatus rt_ckpt_load_newest(const char *run, RtPlanInstance *p, RtCkptInfo *info, char **dir, int *skipped,
+RtStatus rt_ckpt_load_newest(const char *run, RtPlanInstance *p, RtCkptInfo *info, char **dir, RtCkptSkipped *skipped,
                              RtError *e) {
     RtError of_newest = {RT_OK, ""};
     int64_t step = INT64_MAX;
-    *skipped = 0;
+    *skipped = (RtCkptSkipped){0};
+    if (rt_rank(p->ranks) == 0) {
+        char *ckpt = rt_path("%s/ckpt", run);
+        sweep(ckpt);
+        free(ckpt);
+    }
     for (;;) {
-        int passed_over;
-        RtStatus status = find_for_all(p->ranks, run, dir, &step, &passed_over, e);
-        *skipped += passed_over;
+        RtStatus status = find_for_all(p->ranks, run, dir, &step, skipped, e);
         if (status != RT_OK || !*dir) {
             if (!of_newest.code) return status;
             if (e) *e = of_newest;
             return of_newest.code;
         }
+        rt_fault(FAULT_LOAD, rt_rank(p->ranks), step, NULL);
         RtStatus own = rt_ckpt_load(*dir, p, info, e);
         status = rt_agree(p->ranks, own, e);
         if (status == RT_OK) return status;
@@ -870,7 +927,7 @@ RtStatus rt_ckpt_load_newest(const char *run, RtPlanInstance *p, RtCkptInfo *inf
         if (status != RT_BAD_FILE) return status;
         // the one before may be better
         if (!of_newest.code) of_newest = e ? *e : (RtError){RT_BAD_FILE, ""};
-        ++*skipped;
+        skip(skipped, e ? e->text : "");
     }
 }
 

@@ -32,20 +32,24 @@ typedef struct {
 RtStatus rt_ckpt_save(const char *run, const RtPlanInstance *p, const RtCkptInfo *info, int64_t keep,
                       char **dir, RtError *e);
 
-// path: a run (its newest whole checkpoint) or a checkpoint.  The caller frees *dir.  skipped (may be NULL):
-// how many newer ones are damaged or half-written.
-RtStatus rt_ckpt_find(const char *path, char **dir, int *skipped, RtError *e);
+// Newer checkpoints that are damaged or half-written, and so passed over: how many, and what is wrong with the newest.
+typedef struct { int n; char why[400]; } RtCkptSkipped;
+
+// path: a run (its newest whole checkpoint) or a checkpoint.  The caller frees *dir.  skipped may be NULL.
+RtStatus rt_ckpt_find(const char *path, char **dir, RtCkptSkipped *skipped, RtError *e);
 bool     rt_ckpt_is_whole(const char *dir, RtError *e);            // false says why in e
 
 // Everything: parameters, moments, states.  Verifies each tensor's hash.  info (may be NULL): rt_ckpt_free.
 RtStatus rt_ckpt_load(const char *dir, RtPlanInstance *p, RtCkptInfo *info, RtError *e);
 // The same of the newest checkpoint of a run that can be loaded, *dir (the caller frees it); *skipped as above.
 // *dir NULL: the run holds none.  Called by all ranks; they take the same one.
-RtStatus rt_ckpt_load_newest(const char *run, RtPlanInstance *p, RtCkptInfo *info, char **dir, int *skipped,
+RtStatus rt_ckpt_load_newest(const char *run, RtPlanInstance *p, RtCkptInfo *info, char **dir, RtCkptSkipped *skipped,
                              RtError *e);
 // Parameters and those states the checkpoint has, from a checkpoint, a run, or any safetensors with canonical
 // names.
 RtStatus rt_ckpt_load_weights(const char *path, RtPlanInstance *p, RtError *e);
+// Of the tensors of one checkpoint.
+int64_t  rt_ckpt_bytes(const RtPlan *plan);
 RtStatus rt_ckpt_info(const char *dir, RtCkptInfo *info, RtError *e);
 void     rt_ckpt_free(RtCkptInfo *info);
 

@@ -15,6 +15,7 @@
 
 #include "runtime/comm_priv.h"
 #include "runtime/comm_rounds.h"
+#include "runtime/monitor.h"
 #include "runtime/trace.h"
 
 const char *rt_link_name(RtLink link) { return link == RT_LINK_NODE ? "node" : "net"; }
@@ -198,7 +199,7 @@ static void wrong_message(RtComm *c, const RtMessage *m) {
     snprintf(size, sizeof size, "%s%lld", is_longer ? "more than " : "",
              (long long)(is_longer ? m->bytes : m->arrived));
     if (m->failed)
-        rt_fail(&e, RT_COMM, "rank %d, step %lld, %s: the connection to rank %d failed", c->rank, (long long)c->step,
+        rt_fail(&e, RT_TIMEOUT, "rank %d, step %lld, %s: the connection to rank %d failed", c->rank, (long long)c->step,
                 rt_comm_op_text(c, run, text), m->rank);
     else
         rt_fail(&e, RT_COMM, "rank %d, step %lld, %s: rank %d sent %s bytes where %lld are due", c->rank,
@@ -464,6 +465,13 @@ int rt_comm_world_size(void) {
     return size && atoi(size) > 1 ? atoi(size) : 1;
 }
 
+int rt_comm_world_rank(void) {
+    const char *rank = getenv("OMPI_COMM_WORLD_RANK");
+    if (!rank) rank = getenv("PMI_RANK");
+    if (!rank) rank = getenv("PMIX_RANK");
+    return rank ? atoi(rank) : 0;
+}
+
 // moec_mpi.so lies beside the program, or where `cmake --install` puts it, or where the system looks for libraries.
 static void *load_mpi(char *why, size_t why_bytes) {
     static const char *const places[] = {"%s/moec_mpi.so", "%s/../lib/moec/moec_mpi.so"};
@@ -574,5 +582,6 @@ void rt_comm_close(RtComm *c) {
 
 void rt_comm_abort(RtComm *c, const RtError *e) {
     fail(c, e);
+    rt_monitor_failed(e);
     c->ops->abort(c->transport, e);
 }

@@ -118,6 +118,7 @@ void     rt_local_close(RtLocalWorld *w);                   // after all ranks h
 
 // Ranks this process was started with (mpirun), from the environment; 1: by itself.
 int      rt_comm_world_size(void);
+int      rt_comm_world_rank(void);                          // this process among them, likewise
 
 // Called by all ranks; returns when all are there.  RT_COMM where this installation has no MPI.
 RtStatus rt_comm_open(const RtCommConfig *cf, RtComm **out, RtError *e);

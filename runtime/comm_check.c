@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "runtime/comm_priv.h"
+#include "runtime/monitor.h"
 #include "runtime/trace.h"
 
 enum { KIND_BIT = 8, NUMBER_BIT = 12, NUMBERS = RT_TAGS >> NUMBER_BIT };
@@ -72,6 +73,7 @@ void rt_comm_note_wait(RtComm *c, const RtCommRun *run) {
     RtCommPage *p = c->page[c->rank];
     atomic_store_explicit(&p->since_ns, rt_now_ns(), memory_order_relaxed);
     atomic_store_explicit(&p->waits_for, run->number, memory_order_relaxed);
+    rt_page_waits(true);
 }
 
 void rt_comm_note_done(RtComm *c, const RtCommRun *run) {
@@ -79,6 +81,7 @@ void rt_comm_note_done(RtComm *c, const RtCommRun *run) {
     atomic_store_explicit(&p->since_ns, rt_now_ns(), memory_order_relaxed);
     atomic_store_explicit(&p->waits_for, 0, memory_order_relaxed);
     atomic_store_explicit(&p->done, run->number, memory_order_relaxed);
+    rt_page_waits(false);
 }
 
 // ---- text -----------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@
 // the threads use two in turn, and whoever is in phase j has passed the barrier behind phase j - 1.
 #include "runtime/exec.h"
 
+#include "runtime/monitor.h"
 #include "runtime/ranks.h"
 #include "runtime/team.h"
 #include "runtime/trace.h"
@@ -56,6 +57,7 @@ static void run_thread(RtPlanInstance *p, uint32_t first, uint32_t n_steps, int 
         call.arg = p->arg + step->first_arg;
         call.data = p->kernel_data[step->kernel];
         uint32_t n_phases = kernel[step->kernel].n_phases;
+        if (thread == 0) rt_beat_step(i);
         for (uint32_t phase = 0; phase < n_phases * kernel[step->kernel].n_rounds; phase++) {
             int64_t n = rt_count_tasks(&step->tasks[phase % n_phases], p->sym);
             if (n == 0) continue;
@@ -79,6 +81,7 @@ static void run_thread(RtPlanInstance *p, uint32_t first, uint32_t n_steps, int 
                 call.task = task;
                 run(&call);
                 event.tasks++;
+                if (thread == 0) rt_beat();
                 if (thread == 0 && p->ranks) progress(p->ranks, &progress_ns);
             }
             if (p->trace && event.tasks) {

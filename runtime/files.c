@@ -13,6 +13,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "runtime/monitor.h"
+
 char *rt_path(const char *fmt, ...) {
     va_list ap;
     va_start(ap, fmt);
@@ -67,12 +69,14 @@ RtStatus rt_read_file(const char *path, char **out, size_t *bytes, RtError *e) {
 
 RtStatus rt_write_all(int fd, const char *path, const void *data, size_t bytes, RtError *e) {
     const char *at = data;
+    enum { MOST = 16 << 20 };                          // at once: slow disks show that they work
     while (bytes) {
-        ssize_t n = write(fd, at, bytes < (1u << 30) ? bytes : 1u << 30);
+        ssize_t n = write(fd, at, bytes < MOST ? bytes : MOST);
         if (n < 0 && errno == EINTR) continue;
         if (n < 0) return rt_fail(e, RT_IO, "cannot write %s: %s", path, strerror(errno));
         at += n;
         bytes -= (size_t)n;
+        rt_beat();
     }
     return RT_OK;
 }

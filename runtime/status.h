@@ -11,7 +11,7 @@ typedef enum {
     RT_NO_MEMORY,
     RT_STOPPED,        // by a signal, after saving
     RT_COMM,           // ranks don't run the same program, or can't reach each other
-    RT_TIMEOUT         // a rank is silent
+    RT_TIMEOUT         // a rank is silent or gone
 } RtStatus;
 
 typedef struct {

@@ -7,14 +7,21 @@
 // The only way a signal can be told: set by the handler, read between steps.
 static volatile sig_atomic_t stop_signal;
 static volatile sig_atomic_t stop_alarm;       // seconds on the monotonic clock when it came, cut to an int
+static volatile sig_atomic_t save_asked;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int users;
-static struct sigaction old_int, old_term;
+static const int noted[] = {SIGINT, SIGTERM, SIGUSR2, SIGUSR1};
+enum { NOTED = sizeof noted / sizeof *noted };
+static struct sigaction old[NOTED];
 
 // Supervisors signal the process and its group, so the same signal may come twice at once: only one that
 // comes over two seconds after the first ends the run without saving.
 static void on_signal(int signal_number) {
+    if (signal_number == SIGUSR1) {
+        save_asked = 1;
+        return;
+    }
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     int now = (int)(t.tv_sec & 0x3fffffff);
@@ -30,11 +37,9 @@ static void on_signal(int signal_number) {
 void rt_stop_open(void) {
     pthread_mutex_lock(&lock);
     if (users++ == 0) {
-        stop_signal = 0;
         struct sigaction a = {.sa_handler = on_signal, .sa_flags = SA_RESTART};
         sigemptyset(&a.sa_mask);
-        sigaction(SIGINT, &a, &old_int);
-        sigaction(SIGTERM, &a, &old_term);
+        for (int i = 0; i < NOTED; i++) sigaction(noted[i], &a, &old[i]);
     }
     pthread_mutex_unlock(&lock);
 }
@@ -42,10 +47,17 @@ void rt_stop_open(void) {
 void rt_stop_close(void) {
     pthread_mutex_lock(&lock);
     if (--users == 0) {
-        sigaction(SIGINT, &old_int, NULL);
-        sigaction(SIGTERM, &old_term, NULL);
+        for (int i = 0; i < NOTED; i++) sigaction(noted[i], &old[i], NULL);
+        stop_signal = save_asked = 0;
     }
     pthread_mutex_unlock(&lock);
 }
 
 int rt_stop_signal(void) { return stop_signal; }
+bool rt_save_is_asked(void) { return save_asked; }
+void rt_save_is_done(void) { save_asked = 0; }
+
+void rt_stop_note(int signal_number) {
+    if (signal_number == SIGUSR1) save_asked = 1;
+    else if (!stop_signal) stop_signal = signal_number;
+}

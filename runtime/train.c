@@ -20,8 +20,10 @@
 #include "runtime/eval.h"
 #include "runtime/events.h"
 #include "runtime/exec.h"
+#include "runtime/fault.h"
 #include "runtime/files.h"
 #include "runtime/gather.h"
+#include "runtime/monitor.h"
 #include "runtime/progress.h"
 #include "runtime/rebalance.h"
 #include "runtime/report.h"
@@ -139,26 +141,38 @@ static RtStatus first_values(Run *r, RtError *e) {
     return r->o->init_from ? rt_ckpt_load_weights(r->o->init_from, r->p, e) : RT_OK;
 }
 
+static const char *plural(int64_t n) { return n == 1 ? "" : "s"; }
+
+static bool holds_a_run(const char *dir) {
+    char *metrics = rt_path("%s/metrics.jsonl", dir), *ckpt = rt_path("%s/ckpt", dir);
+    bool holds = rt_is_file(metrics) || rt_is_dir(ckpt);
+    free(metrics);
+    free(ckpt);
+    return holds;
+}
+
 // Takes up the newest whole checkpoint; none at all is a run that ended before its first one, and begins
 // again.
 static RtStatus resume(Run *r, RtError *e) {
     char *dir = NULL;
-    int damaged = 0;
+    RtCkptSkipped damaged = {0};
     if (!rt_is_dir(r->o->run_dir))
         return rt_fail(e, RT_IO, "cannot go on with %s: there is no such folder", r->o->run_dir);
     RtCkptInfo c = {.owned = false};
     RtStatus s = rt_ckpt_load_newest(r->o->run_dir, r->p, &c, &dir, &damaged, e);
     if (s == RT_OK && !dir) {
-        rt_progress_say(&r->progress, "%s holds no checkpoint yet: beginning at step 1", r->o->run_dir);
+        if (holds_a_run(r->o->run_dir))
+            rt_progress_say(&r->progress, "%s holds no checkpoint yet: beginning at step 1", r->o->run_dir);
         return first_values(r, e);
     }
     RT_TRY(s);
-    if (damaged)
-        rt_progress_say(&r->progress, "passing over %d damaged or half-written checkpoint%s", damaged,
-                        damaged == 1 ? "" : "s");
+    if (damaged.n)
+        rt_progress_say(&r->progress, "passing over %d damaged or half-written checkpoint%s: %s", damaged.n, plural(damaged.n),
+                        damaged.why);
     s = check_same_run(r, &c, dir, e);
     if (s == RT_OK) {
         r->step = r->saved_step = c.step;
+        rt_page->step = r->step;
         r->skipped = c.skipped_steps;
         r->tokens = c.tokens;
         r->pos = c.data;
@@ -168,14 +182,6 @@ static RtStatus resume(Run *r, RtError *e) {
     rt_ckpt_free(&c);
     free(dir);
     return s;
-}
-
-static bool holds_a_run(const char *dir) {
-    char *metrics = rt_path("%s/metrics.jsonl", dir), *ckpt = rt_path("%s/ckpt", dir);
-    bool holds = rt_is_file(metrics) || rt_is_dir(ckpt);
-    free(metrics);
-    free(ckpt);
-    return holds;
 }
 
 // Lines of steps that come after the checkpoint will be written again: cut them off.
@@ -212,10 +218,20 @@ static RtStatus open_routes(Run *r, RtError *e) {
     return s;
 }
 
+// What the first rank shows, every other one writes down.
+static RtStatus open_rank_log(Run *r, RtError *e) {
+    char name[40], *dir = rt_path("%s/log", r->o->run_dir);
+    snprintf(name, sizeof name, "rank-%04d.log", rt_rank(r->ranks));
+    RtStatus s = rt_make_dirs(dir, e);
+    if (s == RT_OK) s = open_append(dir, name, &r->progress.log, e);
+    free(dir);
+    return s;
+}
+
 static RtStatus open_outputs(Run *r, RtError *e) {
     const char *dir = r->o->run_dir;
     if (r->o->record_routes && r->ranks) RT_TRY(open_routes(r, e));
-    if (!r->first_rank) return RT_OK;
+    if (!r->first_rank) return open_rank_log(r, e);
     RT_TRY(rt_make_dirs(dir, e));
     if (r->o->resume) {
         char *path = rt_path("%s/metrics.jsonl", dir);
@@ -239,8 +255,6 @@ static RtStatus open_rebalance(Run *r, RtError *e) {
     s.window = window >= 1 ? (int64_t)window : s.interval < LONGEST ? s.interval : LONGEST;
     return rt_rebalance_open(r->p, s, &r->rebalance, e);
 }
-
-static const char *plural(int64_t n) { return n == 1 ? "" : "s"; }
 
 static void say_start(Run *r) {
     RtProgress *g = &r->progress;
@@ -285,6 +299,8 @@ static RtStatus check_same_everywhere(Run *r, RtError *e) {
 }
 
 static RtStatus open_work(Run *r, RtError *e) {
+    RT_TRY(rt_fault_open(e));
+    RT_TRY(rt_fault(FAULT_START, rt_rank(r->ranks), 0, e));
     RT_TRY(rt_work_open(r->p, r->s, &r->work, e));
     r->eval = rt_program(r->p, "eval");
     if (r->first_rank && !r->o->resume && holds_a_run(r->o->run_dir))
@@ -406,11 +422,14 @@ static RtStatus do_step(Run *r, RtError *e) {
     if (trace) RT_TRY(rt_trace_begin(r->p, (int)r->work.waves + 1, e));
     int64_t begin_ns = rt_now_ns();
     double lr = rt_schedule_lr(&r->schedule, step);
+    rt_page->step = step;
     if (r->ranks) {
         r->ranks->step = step;
+        bool patient = step == r->first_step || rt_is_supervised();       // the supervisor looks after silence
         rt_comm_step(r->ranks->comm, step);
-        rt_comm_silence(r->ranks->comm, step == r->first_step ? FIRST_SILENCE_NS : SILENCE_NS);
+        rt_comm_silence(r->ranks->comm, patient ? FIRST_SILENCE_NS : SILENCE_NS);
     }
+    RT_TRY(rt_fault(FAULT_STEP, rt_rank(r->ranks), step, e));
     if (r->rebalance) rt_rebalance_begin(r->rebalance);
     RtCommCounters before = r->ranks ? rt_comm_counters(r->ranks->comm) : (RtCommCounters){.ops = {0}};
     if (r->ranks) r->ranks->routes = r->routes;
@@ -422,6 +441,7 @@ static RtStatus do_step(Run *r, RtError *e) {
     double seconds = r->step_seconds = (double)(rt_now_ns() - begin_ns) / 1e9;
 
     r->step = step;
+    rt_page_phase(PHASE_TRAIN);
     r->tokens += (int64_t)r->size.tokens;
     if (rt_report_get(&r->work.report, "finite", 1) == 0) {
         r->skipped++;
@@ -480,10 +500,11 @@ static RtStatus decide(Run *r, int32_t decision[DECISIONS], RtError *e) {
     const RtSettings *s = r->s;
     int signal_number = rt_stop_signal();
     decision[INTERRUPTED] = signal_number == SIGINT;
-    decision[TERMINATED] = signal_number == SIGTERM;
+    decision[TERMINATED] = signal_number == SIGTERM || signal_number == SIGUSR2;
     decision[OVER] = r->step == r->last_step || (r->first_rank && time_is_over(r));
     decision[EVALUATE] = r->first_rank && is_due(r->eval_every, s->eval_every, r->step, r->evaluated_ns);
     decision[SAVE] = r->first_rank && is_due(r->save_every, s->save_every, r->step, r->saved_ns);
+    decision[SAVE] |= rt_save_is_asked();
     RT_TRY(rt_any(r->ranks, decision, DECISIONS, e));
     r->signal = decision[TERMINATED] ? SIGTERM : decision[INTERRUPTED] ? SIGINT : 0;
     return RT_OK;
@@ -543,15 +564,18 @@ static RtStatus save(Run *r, bool last, RtError *e) {
                        .model_text = r->o->model_text,
                        .settings = settings};
     int64_t begin_ns = rt_now_ns();
+    rt_page_phase(PHASE_SAVE);
     RtStatus s = rt_ckpt_save(r->o->run_dir, r->p, &info, r->s->keep, &dir, e);
     if (s == RT_OK) {
         rt_progress_say(&r->progress, "saved %s (%.1f s)", dir, (double)(rt_now_ns() - begin_ns) / 1e9);
-        r->saved_step = r->step;
+        r->saved_step = rt_page->saved = r->step;
     } else if (s == RT_IO && !last) {
         rt_progress_say(&r->progress, "%s; training goes on", e->text);
         s = RT_OK;
     }
     r->saved_ns = rt_now_ns();
+    rt_save_is_done();
+    rt_page_phase(PHASE_TRAIN);
     free(settings);
     free(dir);
     return s;
@@ -574,15 +598,7 @@ static RtStatus run_steps(Run *r, RtError *e) {
 
 // Other ranks than the first have nobody to tell why they ended; the first that fails ends all.
 static void fail_for_all(Run *r, RtError *e) {
-    char name[40], *dir = rt_path("%s/log", r->o->run_dir);
-    snprintf(name, sizeof name, "rank-%04d.log", rt_rank(r->ranks));
-    FILE *log = NULL;
-    bool has_log = !r->first_rank && r->steps_run && rt_make_dirs(dir, NULL) == RT_OK;
-    if (has_log && open_append(dir, name, &log, NULL) == RT_OK) {
-        fprintf(log, "step %lld: %s\n", (long long)r->step, e->text);
-        fclose(log);
-    }
-    free(dir);
+    if (!r->first_rank) rt_progress_say(&r->progress, "step %lld: %s", (long long)r->step, e->text);
     rt_give_up(r->ranks, e);
 }
 
@@ -591,6 +607,7 @@ RtStatus rt_train(const RtTrainOpts *o, RtPlanInstance *p, RtTrainResult *result
     if (!e) e = &unasked;
     Run r = {.o = o, .s = o->settings, .p = p, .ranks = p->ranks, .saved_step = -1};
     r.first_rank = rt_rank(r.ranks) == 0;
+    rt_monitor_plan(p);
     RtStatus s = open_run(&r, e);
     if (s == RT_OK && r.step >= r.last_step)
         rt_progress_say(&r.progress, "step %lld of %lld is done: there is nothing to do", (long long)r.step,
@@ -618,5 +635,7 @@ RtStatus rt_train(const RtTrainOpts *o, RtPlanInstance *p, RtTrainResult *result
                                   .tokens_per_s = seconds > 0 && r.first_step ? tokens / seconds : 0};
     }
     close_run(&r);
+    rt_monitor_plan(NULL);
+    rt_page_phase(PHASE_END);
     return s;
 }

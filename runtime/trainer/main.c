@@ -113,8 +113,9 @@ static RtStatus open_program(Program *g, const Options *o, RtError *e) {
     g->info = json_loads(RT_TEXT(g->plan, g->plan->info), 0, NULL);
     if (!strcmp(o->command, "train")) return open_settings(g, o, NULL, e);
     char *dir;
-    int skipped;
+    RtCkptSkipped skipped;
     RT_TRY(rt_ckpt_find(o->run, &dir, &skipped, e));
+    if (skipped.n) fprintf(stderr, "passing over %d damaged checkpoint(s): %s\n", skipped.n, skipped.why);
     RtStatus s = open_settings(g, o, dir, e);
     if (s == RT_OK) s = rt_init(g->p, g->settings->seed, e);
     if (s == RT_OK) s = rt_ckpt_load_weights(dir, g->p, e);

@@ -113,7 +113,7 @@ void fuzz_checkpoint(const uint8_t *data, size_t n) {
     free(text);
 
     char *dir = NULL;
-    int skipped;
+    RtCkptSkipped skipped;
     RtError e;
     if (rt_ckpt_find(fuzz_path("run"), &dir, &skipped, &e) == RT_OK) {
         RtCkptInfo info;

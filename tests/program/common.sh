@@ -112,6 +112,17 @@ same_tensors() {
         [ "$(tensors "$1" | wc -l)" -gt 20 ] && diff <(tensors "$1") <(tensors "$2")
 }
 
+# Ends the test where ranks can't be processes.
+needs_mpi() {
+    export MOEC_MPI_LIBRARY=$(dirname "$MOEC")/moec_mpi.so
+    [ -f "$MOEC_MPI_LIBRARY" ] && command -v mpirun >/dev/null || { skip 'MPI (libopenmpi-dev openmpi-bin)'; exit 77; }
+    export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 TMPDIR=$work
+    export ASAN_OPTIONS=detect_leaks=0:${ASAN_OPTIONS:-}                          # Open MPI keeps some
+}
+
+# Ranks and launchers of a supervised run.
+of_run() { pgrep -f -- "$MOEC train .*--out $1 --resume"; }
+
 # wait_for SECONDS COMMAND...: until the command succeeds
 wait_for() {
     local tenths=$(($1 * 10))

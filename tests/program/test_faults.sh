@@ -25,6 +25,15 @@ if mount -t tmpfs -o size=2500k tmpfs "$work/small" 2>/dev/null; then
     umount "$work/small"
 else skip 'a small disk: mount is not allowed'; fi
 
+# wherever in a save it happens, that checkpoint alone is lost
+for point in save save-tensors save-file save-manifest save-rename; do
+    MOEC_FAULT=fail@$point,step=10 exits 0 "no space at $point: trained" train "$work/$point" "${steps[@]}"
+    says 'checkpoint of step 10: cannot write.*No space left.*; training goes on' "$point: is told"
+    claim "$point: the other checkpoints are there" test "$(echo $(ls "$work/$point/ckpt"))" = 'latest step-00000005 step-00000015 step-00000020'
+    claim "$point: the same bits" same_weights "$work/whole" "$work/$point"
+    claim "$point: nothing half-written is left" test -z "$(find "$work/$point" -name '*tmp*')"
+done
+
 # ---- folders
 : >"$work/file"
 exits 1 '--out is a file' train "$work/file" "${steps[@]}"

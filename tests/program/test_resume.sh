@@ -67,6 +67,39 @@ rm "$work/half/ckpt/step-00000020/manifest.json" "$work/half/ckpt/latest"
 exits 0 'no manifest: gone on with' train "$work/half" "${steps[@]}" --resume
 claim 'no manifest: weights of one go' same_weights "$work/whole" "$work/half"
 
+# one bit in any kind of file: what is damaged is named, the newest whole checkpoint is taken, the bits are those of one go
+claim '20 steps, saved each 10, as ranks do' train "$work/kinds" "${steps[@]}" --local 2 --set parallel.zero=1 \
+    --set 'train.stop=20 steps' --set 'train.save_every=10 steps' --threads 1
+flip() { # FILE: a bit in the middle
+    local at=$(($(stat -c %s "$1") / 2)) byte
+    byte=$(od -An -tu1 -j $at -N 1 "$1")
+    printf "$(printf '\\%03o' $((byte ^ 4)))" | dd of="$1" bs=1 seek=$at conv=notrunc status=none
+}
+for file in weights-0001-00001.safetensors state-0000-00000.safetensors manifest.json model.moe settings.json; do
+    rm -rf "$work/flipped"
+    cp -r "$work/kinds" "$work/flipped"
+    flip "$work/flipped/ckpt/step-00000020/$file"
+    exits 0 "a bit of $file: gone on with" train "$work/flipped" "${steps[@]}" --resume --set 'train.stop=21 steps' --set train.keep=1
+    says "passing over 1 damaged .*step-00000020/$file.*(damaged|does not fit)" "$file: is named"
+    says 'going on from .*step-00000010' "$file: from the checkpoint before"
+    claim "$file: numbers of one go" diff <(numbers "$work/whole" | head -n 20) <(numbers "$work/flipped" | head -n 20)
+    claim "$file: what was saved last is not the one deleted" test -f "$work/flipped/ckpt/step-00000021/manifest.json"
+done
+for file in weights-0001-00001.safetensors.xxh ../latest; do                   # hints: nothing is lost with them
+    rm -rf "$work/flipped"
+    cp -r "$work/kinds" "$work/flipped"
+    flip "$work/flipped/ckpt/step-00000020/$file"
+    exits 0 "a bit of $file: gone on with" train "$work/flipped" "${steps[@]}" --resume --set 'train.stop=21 steps'
+    says 'going on from .*step-00000020' "$file: from the newest"
+done
+for file in weights-0001-00001.safetensors model.moe; do
+    rm -rf "$work/flipped"
+    cp -r "$work/kinds" "$work/flipped"
+    for step in 10 20; do flip "$work/flipped/ckpt/step-000000$step/$file"; done
+    exits 1 "a bit of $file in both: refused" train "$work/flipped" "${steps[@]}" --resume
+    says "step-00000020/$file.*(damaged|does not fit)" "$file in both: the newest is named"
+done
+
 # a resumed run must be the same run
 exits 1 'another seed is refused' train "$work/half" "${steps[@]}" --set train.seed=7 --resume
 says 'train.seed' 'with its reason'

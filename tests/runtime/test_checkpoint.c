@@ -198,7 +198,7 @@ static void damage_is_found(void **state) {
     RtPlanInstance *p = open_plan(1), *q = open_plan(2);
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         char *old = save(p, 10, 3), *where = save(p, 20, 3), *found;
-        int skipped;
+        RtCkptSkipped skipped;
         damage(where, cases[i].file, cases[i].at, cases[i].cut);
         RtError e = {0};
         assert_int_equal(rt_ckpt_is_whole(where, &e), cases[i].whole);
@@ -208,7 +208,7 @@ static void damage_is_found(void **state) {
         if (!cases[i].whole) {                                     // the one before is taken
             assert_int_equal(rt_ckpt_find(run, &found, &skipped, &e), RT_OK);
             assert_string_equal(found, old);
-            assert_int_equal(skipped, 1);
+            assert_int_equal(skipped.n, 1);
             free(found);
         }
         free(old), free(where);
