@@ -13,6 +13,7 @@
 #include <xxhash.h>
 
 #include "runtime/files.h"
+#include "runtime/monitor.h"
 #include "runtime/philox.h"
 
 typedef struct {
@@ -90,7 +91,10 @@ static RtStatus encode_file(const RtTokenizer *t, const RtMap *m, int64_t end_id
     Chunk *c = cut(t, (const char *)m->data, m->bytes, &n);
     if (!c) return rt_fail(e, RT_NO_MEMORY, "no memory for a list of texts");
 #pragma omp parallel for schedule(dynamic)
-    for (int i = 0; i < n; i++) c[i].status = t->encode(t, c[i].text, c[i].n, true, &c[i].ids, &c[i].error);
+    for (int i = 0; i < n; i++) {
+        c[i].status = t->encode(t, c[i].text, c[i].n, true, &c[i].ids, &c[i].error);
+        rt_beat();
+    }
     RtStatus s = RT_OK;
     for (int i = 0; i < n; i++) {
         if (s == RT_OK && c[i].status != RT_OK) s = rt_fail(e, c[i].status, "%s", c[i].error.text);

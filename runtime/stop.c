@@ -2,12 +2,13 @@
 
 #include <pthread.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <time.h>
 
-// The only way a signal can be told: set by the handler, read between steps.
-static volatile sig_atomic_t stop_signal;
-static volatile sig_atomic_t stop_alarm;       // seconds on the monotonic clock when it came, cut to an int
-static volatile sig_atomic_t save_asked;
+// Set by the handler or by the monitor's thread, read between steps.
+static atomic_int stop_signal;
+static atomic_int stop_alarm;                  // seconds on the monotonic clock when it came, cut to an int
+static atomic_int save_asked;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int users;

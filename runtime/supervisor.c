@@ -477,16 +477,18 @@ static void say_all(Supervisor *s) {
     }
 }
 
-// Nothing gets done: by the rank that the others wait for, if there is one.
+// A rank that gets nothing done while it works; or any, where all wait.
 static void find_stuck(Supervisor *s, int64_t now_ns) {
     int stuck = -1;
+    bool others_work = false;
     for (int i = 0; i < s->o->ranks; i++) {
         Rank *r = &s->rank[i];
         if (r->state != PRESENT) continue;
         bool is_stuck = wire_silence(&r->stall, now_ns, false) > stall_bound(s, r);
+        others_work |= !is_stuck;
         if (is_stuck && (stuck < 0 || (s->rank[stuck].at.waits && !r->at.waits))) stuck = i;
     }
-    if (stuck < 0) return;
+    if (stuck < 0 || (s->rank[stuck].at.waits && others_work)) return;
     char how[100];
     snprintf(how, sizeof how, "it got nothing done for %.0f s", (double)s->rank[stuck].stall.silent_ns / 1e9);
     lose(s, STUCK, stuck, now_ns, how);

@@ -131,7 +131,7 @@ complete_words() { # WORD... CURRENT: what bash would offer
     bash -c '. "$1"; shift; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _moec; echo "${COMPREPLY[@]}"' - "$work/completion" "$@"
 }
 claim 'bash completes commands' test "$(complete_words moec tr)" = train
-claim 'and options' test "$(complete_words moec train x --res)" = --resume
+claim 'and options' test "$(complete_words moec train x --resu)" = --resume
 claim 'and files' test "$(complete_words moec check models/tiny_mi)" = "$model"
 claim 'all commands are offered' test "$(complete_words moec '' | wc -w)" -ge "$(wc -w <<<"$commands")"
 # ---- place
