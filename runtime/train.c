@@ -218,20 +218,21 @@ static RtStatus open_routes(Run *r, RtError *e) {
     return s;
 }
 
-// What the first rank shows, every other one writes down.
-static RtStatus open_rank_log(Run *r, RtError *e) {
+// What the first rank shows, every other one writes down, where it can.
+static void open_rank_log(Run *r) {
     char name[40], *dir = rt_path("%s/log", r->o->run_dir);
     snprintf(name, sizeof name, "rank-%04d.log", rt_rank(r->ranks));
-    RtStatus s = rt_make_dirs(dir, e);
-    if (s == RT_OK) s = open_append(dir, name, &r->progress.log, e);
+    if (rt_make_dirs(dir, NULL) == RT_OK) open_append(dir, name, &r->progress.log, NULL);
     free(dir);
-    return s;
 }
 
 static RtStatus open_outputs(Run *r, RtError *e) {
     const char *dir = r->o->run_dir;
     if (r->o->record_routes && r->ranks) RT_TRY(open_routes(r, e));
-    if (!r->first_rank) return open_rank_log(r, e);
+    if (!r->first_rank) {
+        open_rank_log(r);
+        return RT_OK;
+    }
     RT_TRY(rt_make_dirs(dir, e));
     if (r->o->resume) {
         char *path = rt_path("%s/metrics.jsonl", dir);
