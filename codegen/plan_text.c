@@ -56,7 +56,8 @@ static void print_choices(const PlanKernel *k, int number, const Machine *m, Str
         const Choice *c = &k->choice[i];
         str_printf(out, "choose kernel %d %s", number, c->what);
         for (int j = 0; j < c->n; j++)
-            str_printf(out, "%s %s: %.4g ms", j ? " |" : "", c->best[j].text, 1e3 * predicted_seconds(m, &c->best[j].takes, 1));
+            str_printf(out, "%s %s: %.4g ms", j ? " |" : "", c->best[j].text,
+                       1e3 * predicted_seconds(m, &c->best[j].takes, 1));
         str_printf(out, "  of %d\n", c->candidates);
     }
 }

@@ -26,8 +26,10 @@ static double peak_of(const CpuTarget *t, const Machine *m, MachineTileKind kind
 
 // Of a row of the table: measured, or typical.  0: it doesn't fit, or isn't used so.
 static double table_rate(const CpuTarget *t, const Machine *m, const TileRow *row, MachineTileKind kind) {
-    static const int typical[TILE_KINDS] = {[TILE_F32] = 100, [TILE_BF16_WIDENED] = 98, [TILE_BF16_DOT] = 95, [TILE_F32_ROWS] = 75};
-    if (!(row->use & (kind == TILE_F32_ROWS ? TILE_FEW : TILE_RUN)) || !tile_fits(t, kind, row->rows, row->vecs)) return 0;
+    static const int typical[TILE_KINDS] = {
+        [TILE_F32] = 100, [TILE_BF16_WIDENED] = 98, [TILE_BF16_DOT] = 95, [TILE_F32_ROWS] = 82};
+    if (!(row->use & (kind == TILE_F32_ROWS ? TILE_FEW : TILE_RUN)) || !tile_fits(t, kind, row->rows, row->vecs))
+        return 0;
     double rate = measured_here(t, m) ? machine_tile(m, row->rows, row->vecs, kind) : 0;
     int share = row->share[t->vector_bytes == 64 ? 0 : t->vector_bytes == 32 ? 1 : 2];
     return rate > 0 ? rate : peak_of(t, m, kind) * 1e-4 * share * typical[kind];
@@ -123,15 +125,17 @@ static Schedule settle(const Candidates *all, KernelDesc *d, const char *what, c
 
 typedef struct {
     const RowsLoad *load;
+    const KernelNode *k;
     const CpuTarget *target;
     const Machine *machine;
-    MachineTileKind kind;            // of tiles that read panels
-    bool laid, may_lie;              // B is in panels; it may be read as it lies
-    int rows;                        // of a run
+    MachineTileKind kind; // of tiles that read panels
+    bool laid, may_lie;   // B is in panels; it may be read as it lies
+    int rows;             // of a run
 } Weigh;
 
 // Operations over rate of `tiles` tiles of nearly equal height that are n rows, in one panel.
-static double tiles_time(const CpuTarget *t, const Machine *m, MachineTileKind kind, int n, int tiles, int vecs, double k) {
+static double tiles_time(const CpuTarget *t, const Machine *m, MachineTileKind kind, int n, int tiles, int vecs,
+                         double k) {
     int base = n / tiles, extra = n % tiles;
     double step = 2.0 * vecs * LANES * k, seconds = 0;
     if (base) seconds += (tiles - extra) * base * step / tile_rate(t, m, kind, base, vecs);
@@ -141,10 +145,16 @@ static double tiles_time(const CpuTarget *t, const Machine *m, MachineTileKind k
 
 static int parts(int64_t n, int64_t most) { return (int)((n + most - 1) / most); }
 
-// Of a run through panels of B, which its first tile leaves for the others unless they lie there.
+// Of a run through panels of B, which its first tile leaves for the others unless they lie there.  Chains that are cut
+// go on from y.
 static double in_panels(const Weigh *w, const Schedule *s, int n, int64_t columns) {
-    double k = (double)w->load->K, packing = w->laid ? 0 : k * (double)columns * 4 / w->machine->level[LEVEL_L2].write[0];
-    return packing + parts(columns, s->vecs * LANES) * tiles_time(w->target, w->machine, w->kind, n, parts(n, s->rows), s->vecs, k);
+    const RowsLoad *l = w->load;
+    double k = (double)l->K, packing = w->laid ? 0 : k * (double)columns * 4 / w->machine->level[LEVEL_L2].write[0];
+    double tiles = tiles_time(w->target, w->machine, w->kind, n, parts(n, s->rows), s->vecs, k);
+    int64_t block = rows_k_block(w->k, l, s->vecs * LANES);
+    const MachineLevel *of_y = &w->machine->level[machine_level(w->machine, n * l->N * 4, 1)];
+    double go_on = block < l->K ? 8.0 * n * (double)columns * (parts(l->K, block) - 1) / of_y->copy[0] : 0;
+    return packing + go_on + parts(columns, s->vecs * LANES) * tiles;
 }
 
 // Of a run that is one tile, `vecs` wide, which reads B as it lies; columns that are left go through panels.
@@ -202,14 +212,20 @@ static const Machine *machine_of(const KernelNode *k, Machine *typical) {
 Schedule choose_rows(const KernelNode *k, const RowsLoad *load, KernelDesc *d, const char *what) {
     Machine typical;
     bool laid = load->layout != LAYOUT_ROWS, dot = dot_used(k->target, load->a_type, load->b_type);
-    Weigh w = {.load = load, .target = k->target, .machine = machine_of(k, &typical), .laid = laid, .may_lie = !laid && !load->tb,
+    Weigh w = {.load = load,
+               .k = k,
+               .target = k->target,
+               .machine = machine_of(k, &typical),
+               .laid = laid,
+               .may_lie = !laid && !load->tb,
                .rows = load->rows > 1 ? (int)ceil(load->rows) : 1};
     w.kind = dot ? TILE_BF16_DOT : laid && load->b_type == BF16 ? TILE_BF16_WIDENED : TILE_F32;
     Candidates all = {.machine = w.machine};
     for (int i = 0; i < n_tile_rows; i++) {
         const TileRow *row = &tile_table[i];
         bool parts_panels = PANEL_COLS / LANES % row->vecs == 0, too_wide = (row->vecs - 1) * LANES >= load->N;
-        if (table_rate(k->target, w.machine, row, w.kind) > 0 && (parts_panels || !(laid || load->cut)) && !too_wide) weigh_row(&w, &all, row);
+        if (table_rate(k->target, w.machine, row, w.kind) > 0 && (parts_panels || !(laid || load->cut)) && !too_wide)
+            weigh_row(&w, &all, row);
     }
     return settle(&all, d, what, laid ? ", panels as they lie" : "");
 }
@@ -221,16 +237,21 @@ TileSize choose_sums(const KernelNode *k, const SumsLoad *load, KernelDesc *d, c
     const Machine *m = machine_of(k, &typical);
     MachineTileKind kind = dot_used(k->target, load->a_type, load->b_type) ? TILE_BF16_DOT : TILE_F32;
     Candidates all = {.machine = m};
-    double runs = ceil((double)load->M / (double)load->m), groups = ceil((double)load->N / (double)load->n), times = load->matrices * runs * groups;
-    double packed = load->rows * (double)(load->m + load->n) * 4;              // of a task
+    double runs = ceil((double)load->M / (double)load->m), groups = ceil((double)load->N / (double)load->n),
+           times = load->matrices * runs * groups;
+    double packed = load->rows * (double)(load->m + load->n) * 4; // of a task
+    double merged = 8.0 * (load->leaves - 1) * (double)(load->m * load->n);
     double bytes = load->rows * (double)(load->M * dtype_bytes(load->a_type) + load->N * dtype_bytes(load->b_type));
     for (int i = 0; i < n_tile_rows; i++) {
         const TileRow *row = &tile_table[i];
         bool whole = PANEL_COLS / LANES % row->vecs == 0, too_wide = (row->vecs - 1) * LANES >= load->N;
         if (table_rate(k->target, m, row, kind) <= 0 || !whole || too_wide) continue;
         int tiles = parts(load->m, row->rows);
-        double seconds = tiles_time(k->target, m, kind, (int)load->m, tiles, row->vecs, load->rows) * parts(load->n, row->vecs * LANES);
-        Predicted p = {.compute = times * (seconds + packed / m->level[LEVEL_L2].write[0]), .tasks = load->tasks,
+        double seconds = tiles_time(k->target, m, kind, (int)load->m, tiles, row->vecs, load->rows) *
+                         parts(load->n, row->vecs * LANES);
+        seconds += packed / m->level[LEVEL_L2].write[0] + merged / m->level[LEVEL_L2].copy[0];
+        Predicted p = {.compute = times * seconds,
+                       .tasks = load->tasks,
                        .bytes = load->matrices * (bytes + (double)(load->M * load->N) * 4)};
         p.level = machine_level(m, (int64_t)p.bytes, 1);
         add_candidate(&all, &(Schedule){.rows = parts(load->m, tiles), .vecs = row->vecs}, p);

@@ -1,13 +1,13 @@
-// Which register tile a product is made of and how it reads its matrix: of the ways there are, the one that is predicted to
-// take the least time on this machine.  All give the same bits.
+// Which register tile a product is made of and how it reads its matrix: of the ways there are, the one that is
+// predicted to take the least time on this machine.  All give the same bits.
 //
 //     seconds = max(operations / rate of the tile, bytes / bandwidth of the level that holds them) + tasks * overhead
 #ifndef CODEGEN_CPU_CHOOSE_H
 #define CODEGEN_CPU_CHOOSE_H
 #include "codegen/cpu/tile.h"
 
-// Rows times a matrix.  few[n]: vectors of the tile that reads the matrix as it lies, of a run of n rows; 0: the run goes
-// through panels as longer ones do.
+// Rows times a matrix.  few[n]: vectors of the tile that reads the matrix as it lies, of a run of n rows; 0: the
+// run goes through panels as longer ones do.
 typedef struct {
     int rows, vecs;                  // of the tallest tile of a run; a panel is as wide
     unsigned char few[TILE_MAX_ROWS + 1];
@@ -15,7 +15,7 @@ typedef struct {
 
 // What is multiplied.
 typedef struct {
-    DType  a_type, b_type;
+    DType  a_type, b_type, y_type;
     Layout layout;                   // of B
     bool   tb;
     bool   cut;                      // tasks begin at multiples of 32 columns: so must panels
@@ -26,18 +26,22 @@ typedef struct {
     double runs, rows;               // runs of each matrix, rows of each run, as far as they are known
     double tasks;
 } RowsLoad;
+// k of a piece of a chain, where panels are so wide.
+int64_t rows_k_block(const KernelNode *k, const RowsLoad *load, int columns);
 Schedule choose_rows(const KernelNode *k, const RowsLoad *load, KernelDesc *d, const char *what);
 
 // Sums over `rows` rows into M x N elements of each of `matrices` results; a task makes m x n of them.
 typedef struct {
     DType  a_type, b_type;
     int64_t M, N, m, n;
+    int    leaves;
     double matrices, rows;
     double tasks;
 } SumsLoad;
 TileSize choose_sums(const KernelNode *k, const SumsLoad *load, KernelDesc *d, const char *what);
 
-// Dot products of bf16 where their tiles are clearly faster, for a plan that names them resumes only where they are used.
+// Dot products of bf16 where their tiles are clearly faster, for a plan that names them resumes only where they are
+// used.
 bool choose_dots(const CpuTarget *t, const Machine *m);
 
 #endif

@@ -48,23 +48,25 @@ void product_key(const KernelNode *k, KernelDesc *d) {
     str_printf(&d->key, " near %d %d", (int)panel_near(k), (int)block_near(k));
 }
 
+// Chains go on from y, so they can be cut where y keeps them whole.
+int64_t rows_k_block(const KernelNode *k, const RowsLoad *load, int columns) {
+    int64_t most = panel_near(k) / (columns * 4);
+    if (most < LEAST_K) most = LEAST_K;
+    if (dot_used(k->target, load->a_type, load->b_type)) most *= 2;
+    if (load->y_type != F32 || load->K <= most) return load->K;
+    int64_t pieces = (load->K + most - 1) / most;
+    return up((load->K + pieces - 1) / pieces, 2 * LANES);
+}
+
 void rows_choose(Rows *r, const KernelNode *k, RowsLoad load, KernelDesc *d, const char *what) {
-    load.a_type = r->a_type, load.b_type = r->b_type;
+    load.a_type = r->a_type, load.b_type = r->b_type, load.y_type = r->y_type;
     load.layout = r->layout;
     load.tb = r->tb;
     load.K = r->K, load.N = r->N;
     r->schedule = choose_rows(k, &load, d, what);
+    r->k_block = rows_k_block(k, &load, r->schedule.vecs * LANES);
 }
 
-// Chains go on from y, so they can be cut where y keeps them whole.
-static int64_t k_block_of(const Rows *r, const KernelNode *k) {
-    int64_t most = panel_near(k) / (r->panel * 4);
-    if (most < LEAST_K) most = LEAST_K;
-    if (r->dot) most *= 2;
-    if (r->y_type != F32 || r->K <= most) return r->K;
-    int64_t pieces = (r->K + most - 1) / most;
-    return up((r->K + pieces - 1) / pieces, 2 * LANES);
-}
 // A block of few tiles asks for B faster than its rows come in short pieces: its panels are shorter, more of them lie side
 // by side.
 enum { FEW_TILES = 4 };
@@ -219,7 +221,6 @@ void rows_begin(Cg *cg, Rows *r) {
     r->n_whole = (int)(r->N / r->panel);
     r->tail = (int)(r->N % r->panel);
     r->dot = dot_used(cg->target, r->a_type, r->b_type);
-    r->k_block = k_block_of(r, cg->k);
     r->cuts_few = r->y_type == F32 && r->K > FEW_K && !r->tb && !is_laid(r) && may_be_few(r, rows);
     r->copy_a = copies_a(r);
     int64_t k = up(steps_of(r->dot, r->k_block), LANES);
@@ -780,8 +781,8 @@ SumCut sums_cut(int64_t M, int64_t N, int64_t matrices) {
 
 void sums_choose(Sums *s, const KernelNode *k, int64_t matrices, double rows, KernelDesc *d, const char *what) {
     if (!s->cut.m) s->cut = sums_cut(s->M, s->N, matrices);
-    SumsLoad load = {s->a_type, s->b_type, s->M, s->N, s->cut.m, s->cut.n, (double)matrices, rows,
-                     (double)(matrices * s->cut.runs * s->cut.groups)};
+    SumsLoad load = {s->a_type, s->b_type, s->M, s->N, s->cut.m, s->cut.n, s->leaves,
+                     (double)matrices, rows, (double)(matrices * s->cut.runs * s->cut.groups)};
     s->size = choose_sums(k, &load, d, what);
 }
 

@@ -40,8 +40,8 @@ typedef struct {
 // What the code of products takes from the machine becomes part of the key.
 void product_key(const KernelNode *k, KernelDesc *d);
 bool rows_possible(const Rows *r);                 // false: sizes beyond the scratch
-// Fills the schedule.  load: what Rows doesn't say (vary, sides, matrices, runs, rows, tasks).  d: what was chosen goes there; NULL
-// when the code is made.  what: the product's name among those of the kernel.
+// Fills the schedule and what follows from it.  load: what Rows doesn't say (vary, sides, matrices, runs, rows,
+// tasks).  d: what was chosen goes there; NULL when the code is made.  what: the product's name in the kernel.
 void rows_choose(Rows *r, const KernelNode *k, RowsLoad load, KernelDesc *d, const char *what);
 void rows_begin(Cg *cg, Rows *r);
 // One run of n rows and panels lo .. hi-1.  a: its first row (ta: its first column, a_step: elements between

@@ -1,4 +1,5 @@
-// Tiles and forms are chosen by what a machine was measured to do, the dump tells what was weighed, and no choice changes a bit.
+// Tiles and forms are chosen by what a machine was measured to do, the dump tells what was weighed, and no choice
+// changes a bit.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -33,11 +34,13 @@ static int most_candidates(const char *text) {
     return most;
 }
 
-// Rows: few and many, known and not; columns that end inside a panel; a k that is cut; experts with a pair and numbered rows; sums.
+// Rows: few and many, known and not; columns that end inside a panel; a k that is cut; experts with a pair and numbered
+// rows; sums.
 static void every_product(Case *c) {
     Builder *b = &c->b;
     enum { K = 300, N = 70, E = 3 };
-    Dim S = {1, graph_add_sym(c->g, "S", SYM_PLAIN, 40, 0, 0)}, rows = {1, graph_add_sym(c->g, "R0", SYM_RAGGED, 40, E, 1)};
+    Dim S = {1, graph_add_sym(c->g, "S", SYM_PLAIN, 40, 0, 0)},
+        rows = {1, graph_add_sym(c->g, "R0", SYM_RAGGED, 40, E, 1)};
     Dim k = dim_n(K), n = dim_n(N);
     Value *w = case_input(c, "w", F32, DIMS(k, n));
     case_return(c, make(b, OP_MATMUL, INS(case_input(c, "few", F32, DIMS(dim_n(2), k)), w), 0), "y_few");
@@ -49,7 +52,8 @@ static void every_product(Case *c) {
     Value *p = make(b, OP_PARAM, INS(NULL), .name = intern("p"), .dtype = F32, .dims = DIMS(k, n));
     case_return(c, make(b, OP_MATMUL, INS(case_input(c, "some", F32, DIMS(S, k)), p), 0), "y_laid");
     Value *x = case_input(c, "x", F32, DIMS(dim_n(40), k));
-    Node *route = build(b, OP_ROUTE, INS(case_input(c, "choice", I32, DIMS(dim_n(40), dim_n(1)))), .experts = E, .sym = rows.sym);
+    Node *route =
+        build(b, OP_ROUTE, INS(case_input(c, "choice", I32, DIMS(dim_n(40), dim_n(1)))), .experts = E, .sym = rows.sym);
     Value *offsets = &route->out[0], *sorted = make(b, OP_GATHER_ROWS, INS(x, &route->out[2]), 0);
     Value *up = make(b, OP_GROUPED_MATMUL, INS(sorted, case_input(c, "w1", F32, DIMS(dim_n(E), k, n)), offsets), 0);
     Value *gate = make(b, OP_GROUPED_MATMUL, INS(sorted, case_input(c, "w2", F32, DIMS(dim_n(E), k, n)), offsets), 0);
@@ -64,7 +68,7 @@ static void bits_are_the_same(void **state) {
         every_product(&c);
         attach(&c);
         case_place(c.g);
-        bool runs = case_runs(i ? "avx512" : cpus[i]);     // where native code is avx2 itself once is enough
+        bool runs = case_runs(i ? "avx512" : cpus[i]); // where native code is avx2 itself once is enough
         int n = runs ? most_candidates(plan_text(&c, cpus[i])) : 0;
         for (int taken = 0; taken < n; taken++) {
             char text[32];
@@ -108,18 +112,19 @@ static void is_chosen(const char *cpu, const Machine *m, int64_t M, int64_t K, i
 }
 
 static void rates_decide(void **state) {
-    Machine m = machine_guess(64, 1), slow = machine_with(64, 14, 2, TILE_F32, 0.5), fast = machine_with(32, 4, 1, TILE_F32, 1.5);
+    Machine m = machine_guess(64, 1), slow = machine_with(64, 14, 2, TILE_F32, 0.5),
+            fast = machine_with(32, 4, 1, TILE_F32, 1.5);
     is_chosen("avx512", &m, 256, 512, 1024, "14x32:");
     is_chosen("avx512", &slow, 256, 512, 1024, "13x32:");
-    is_chosen("avx2", &m, 256, 512, 1024, "6x16:");                // measured with other registers: typical rates
+    is_chosen("avx2", &m, 256, 512, 1024, "6x16:"); // measured with other registers: typical rates
     is_chosen("avx2", &fast, 256, 512, 1024, "4x16:");
-    is_chosen("avx512", &m, 256, 512, 8, "14x16:");                // no wider than the matrix
-    is_chosen("avx512", &m, 16, 512, 1024, "8x32:");               // rows are shared out evenly
+    is_chosen("avx512", &m, 256, 512, 8, "14x16:");  // no wider than the matrix
+    is_chosen("avx512", &m, 16, 512, 1024, "8x32:"); // rows are shared out evenly
 }
 
 static void few_rows_read_as_they_are_fastest(void **state) {
     Machine rows = machine_with(32, 2, 3, TILE_F32_ROWS, 0.99), panels = machine_with(32, 2, 3, TILE_F32, 4.0);
-    rows.level[LEVEL_L2].write[0] = panels.level[LEVEL_L2].write[0] = 1e15;    // nothing to leave panels
+    rows.level[LEVEL_L2].write[0] = panels.level[LEVEL_L2].write[0] = 1e15; // nothing to leave panels
     is_chosen("avx2", &rows, 2, 256, 96, "2x16, rows as they lie: 2x48:");
     is_chosen("avx2", &panels, 2, 256, 96, "2x48:");
 }
@@ -127,7 +132,7 @@ static void few_rows_read_as_they_are_fastest(void **state) {
 // The formula: the longer of work and memory, and the tasks.
 static void times_are_predicted(void **state) {
     Machine m = machine_guess(32, 1);
-    m.level[LEVEL_DRAM].read[0] = m.level[LEVEL_L3].read[0] = 1e6;             // so slow that bytes decide
+    m.level[LEVEL_DRAM].read[0] = m.level[LEVEL_L3].read[0] = 1e6; // so slow that bytes decide
     m.level[LEVEL_L1].size = m.level[LEVEL_L2].size = m.level[LEVEL_L3].size = 1 << 10;
     m.task = 0;
     Case c;
@@ -139,7 +144,8 @@ static void times_are_predicted(void **state) {
     int tasks = 0;
     text = plan_of(&c, "avx2", &m, F32, 252, 512, 1024);
     assert_true(sscanf(strstr(text, "  tasks "), "  tasks %d", &tasks) == 1 && tasks > 1);
-    assert_float_equal(atof(strstr(text, "6x16: ") + 6), 1e3 * tasks + (252 * 512 + 512 * 1024 + 252 * 1024) * 4 / 1e6 * 1e3, 20);
+    assert_float_equal(atof(strstr(text, "6x16: ") + 6),
+                       1e3 * tasks + (252 * 512 + 512 * 1024 + 252 * 1024) * 4 / 1e6 * 1e3, 20);
     case_free(&c);
 }
 
@@ -157,8 +163,8 @@ static void dots_are_chosen(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(rates_decide), cmocka_unit_test(few_rows_read_as_they_are_fastest),
-                                       cmocka_unit_test(times_are_predicted), cmocka_unit_test(dots_are_chosen),
-                                       cmocka_unit_test(bits_are_the_same)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(rates_decide), cmocka_unit_test(few_rows_read_as_they_are_fastest),
+        cmocka_unit_test(times_are_predicted), cmocka_unit_test(dots_are_chosen), cmocka_unit_test(bits_are_the_same)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

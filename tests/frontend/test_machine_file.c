@@ -53,6 +53,7 @@ static void assert_same(const Machine *a, const Machine *b) {
     }
     same(a->region, b->region);
     same(a->barrier, b->barrier);
+    same(a->task, b->task);
     assert_int_equal(a->n_tiles, b->n_tiles);
     for (int i = 0; i < a->n_tiles; i++) {
         assert_int_equal(a->tile[i].rows, b->tile[i].rows);
@@ -60,6 +61,22 @@ static void assert_same(const Machine *a, const Machine *b) {
         assert_int_equal(a->tile[i].kind, b->tile[i].kind);
         same(a->tile[i].rate, b->tile[i].rate);
     }
+}
+
+// Files of versions that measured less.
+static void reads_earlier_files(void **state) {
+    Machine m = sample("A", 2), again;
+    m.n_tiles = 0;
+    m.task = 5e-3;
+    json_t *all = json_object(), *one = machine_json(&m);
+    json_object_del(one, "task");
+    json_object_set_new(all, "A", one);
+    char *text = json_dumps(all, MACHINE_JSON), why[256];
+    json_decref(all);
+    if (machine_in_text(&again, "A", false, text, strlen(text), why) != MACHINE_FOUND) fail_msg("%s", why);
+    m.task = machine_guess(64, 2).task;
+    assert_same(&m, &again);
+    free(text);
 }
 
 static void reads_what_it_writes(void **state) {
@@ -167,7 +184,7 @@ static void rates_between(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(reads_what_it_writes), cmocka_unit_test(keeps_cpus_apart),
+    const struct CMUnitTest tests[] = {cmocka_unit_test(reads_what_it_writes), cmocka_unit_test(reads_earlier_files), cmocka_unit_test(keeps_cpus_apart),
                                        cmocka_unit_test(damaged_text_is_refused), cmocka_unit_test(wrong_members_are_named),
                                        cmocka_unit_test(rates_between)};
     return cmocka_run_group_tests(tests, NULL, NULL);
