@@ -36,9 +36,9 @@ static int64_t cache_bytes(const KernelNode *k, MachineLevelKind level, int64_t 
     int64_t size = k->machine ? k->machine->level[level].size : 0;
     return size ? size : typical;
 }
-// What stays near while other operands pass: a panel as large as the first cache (tiles read it as a stream), rows of A in half of the second, a
-// group of panels and the one behind it in the rest.
-static int64_t panel_near(const KernelNode *k) { return cache_bytes(k, LEVEL_L1, 32 << 10) ; }
+// What stays near while other operands pass: rows of A in half of the second cache, a group of panels and the one behind it
+// in the rest.  A panel, which tiles read as a stream, is as large as the first.
+static int64_t panel_near(const KernelNode *k) { return cache_bytes(k, LEVEL_L1, 32 << 10); }
 static int64_t block_near(const KernelNode *k) {
     int64_t half = cache_bytes(k, LEVEL_L2, 512 << 10) / 2, most = RT_SCRATCH_BYTES / 4;
     return half < most ? half : most;
@@ -251,8 +251,8 @@ void rows_begin(Cg *cg, Rows *r) {
 //
 //     for each block of A             rows x k that stay in the second cache: copied, or as they lie
 //         for each group of panels of B       both matrices of a pair in turn
-//             for each tile           the first one leaves the panels in scratch; the epilogue follows each
-
+//             for each tile           the first of a run leaves the panels in scratch; the epilogue follows each; behind
+//                                     each a piece of the next group is packed, at last of the next block, too
 // A block: tiles t0 .. t1-1 of the run, k0 .. k0+n_k-1.
 typedef struct {
     TileCut cut;

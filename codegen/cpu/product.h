@@ -6,8 +6,8 @@
 #include "codegen/cpu/epilogue.h"
 
 // ---- y[n, N] = a[n, K] b[K, N] ------------------------------------------------------------------
-// Blocks of A, in rows and k, stay in the second cache while groups of panels of B pass by.  The first tile that meets a
-// group reads B as it lies and leaves the panels in scratch for the others.
+// Blocks of A, in rows and k, stay in the second cache while groups of panels of B pass by.  Panels are packed between the
+// tiles of the group before; of few rows by the first tile, which reads B as it lies and leaves them in scratch.
 typedef struct {
     // given
     DType   a_type, b_type, y_type;
