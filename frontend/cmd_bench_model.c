@@ -314,6 +314,73 @@ static json_t *generate_facts(Cli *c, Session *s, const RtSettings *settings) {
     return facts;
 }
 
+// On several ranks: as many sequences as data ranks, fed in step.
+typedef struct {
+    const Session *s;
+    const RtSettings *settings;
+    int64_t prompt, tokens, rounds;
+    json_t *facts;               // the first rank's
+} GenerateBench;
+
+static RtStatus feed_rounds(const GenerateBench *b, RtDecoder *d, int32_t *text, double *took, RtError *e) {
+    RtRanks *ranks = d->plan->ranks;
+    RandomIds ids = {1 + (uint64_t)rt_data_rank(ranks), d->vocab, 0};
+    for (int64_t i = 0; i < b->prompt + b->tokens; i++) text[i] = next_id(&ids);
+    for (int64_t r = -1; r < b->rounds; r++) {           // one round to touch all memory
+        rt_decoder_restart(d);
+        for (int64_t i = 0; i <= b->tokens; i++) {
+            int64_t begin_ns = rt_now_ns();
+            rt_decoder_feed(d, i ? text + b->prompt + i - 1 : text, i ? 1 : b->prompt);
+            RT_TRY(rt_ranks_status(ranks, e));
+            double *to = i ? took + b->rounds + (r * b->tokens + i - 1) : took + r;
+            if (r >= 0) *to = (double)(rt_now_ns() - begin_ns) / 1e9;
+        }
+    }
+    return RT_OK;
+}
+
+static RtStatus bench_generate_rank(void *self, RtPlanInstance *p, RtError *e) {
+    GenerateBench *b = self;
+    RtDecoder d = {0};
+    int32_t *text = calloc((size_t)(b->prompt + b->tokens), sizeof *text);
+    double *took = calloc((size_t)(b->rounds * (b->tokens + 1)), sizeof *took);
+    RtStatus s = text && took ? rt_decoder_open(p, &d, e) : rt_fail(e, RT_NO_MEMORY, "no memory for times");
+    if (s == RT_OK && b->prompt + b->tokens > d.max_context)
+        s = rt_fail(e, RT_BAD_SETTING, "%lld + %lld tokens do not fit in generate.context, which is %lld", (long long)b->prompt,
+                    (long long)b->tokens, (long long)d.max_context);
+    if (s == RT_OK) s = rt_init(p, b->settings->seed, e);
+    s = rt_agree(p->ranks, s, e);
+    if (s == RT_OK) s = feed_rounds(b, &d, text, took, e);
+    if (s == RT_OK && rt_rank(p->ranks) == 0) {
+        int n = rt_data_ranks(p->ranks);
+        b->facts = json_pack("{s:s, s:i, s:i, s:i, s:f, s:f}", "model", program_model_name(b->s->program), "ranks", rt_n_ranks(p->ranks), "threads",
+                             p->threads, "sequences", n, "prefill_tokens_s", n * (double)b->prompt / bench_median(took, (int)b->rounds),
+                             "decode_tokens_s", n / bench_median(took + b->rounds, (int)(b->rounds * b->tokens)));
+    } else if (s == RT_OK && rt_rank(p->ranks) && !b->facts && rt_comm_world_size() > 1) {
+        b->facts = json_object();
+    }
+    if (s != RT_OK) rt_give_up(p->ranks, e);
+    rt_decoder_close(&d);
+    free(text);
+    free(took);
+    return s;
+}
+
+static json_t *generate_facts_of_ranks(Cli *c, Session *s, const Ranks *ranks, const RtSettings *settings) {
+    bool ok = true;
+    GenerateBench b = {.s = s, .settings = settings, .prompt = bench_number(c, "prompt", 1, 512, &ok),
+                       .tokens = bench_number(c, "tokens", 2, 64, &ok), .rounds = bench_number(c, "rounds", 1, 5, &ok)};
+    int threads;
+    RtError e = {0};
+    if (wants_trace(c)) {
+        diag_error(c->diag, (Span){0}, "--profile and --trace of --generate are of one rank");
+        return NULL;
+    }
+    if (!ok || !ranks_threads(s, ranks, &threads)) return NULL;
+    if (ranks_run(s, ranks, threads, bench_generate_rank, &b, &e) != RT_OK) failed(c, &e);
+    return b.facts;
+}
+
 // ---- a model ------------------------------------------------------------------------------------------------
 
 // NULL after an error.
@@ -326,14 +393,14 @@ static json_t *model_facts(Cli *c, const char *file) {
     bool generate = cli_flag(c, "generate");
     Ranks ranks;
     if (!ranks_open(c, &ranks) || !session_open(&s, c, file, 0, NULL)) return NULL;
-    if (generate && ranks.local) {
-        diag_error(c->diag, (Span){0}, "--generate runs on one rank: --local is for training");
-        return NULL;
-    }
+    bool shared = ranks.local || ranks.n > 1;
     if (!generate && !session_can_train(&s, ranks.n)) return NULL;
     double forward = generate ? 0 : forward_flops(&s);
-    bool ok = (generate || ranks_mesh(&s, &ranks, &s.train.mesh)) && session_programs(&s, generate ? WANT_RUN : WANT_TRAIN, &p) &&
-              (generate ? session_start(&s, (Graph *[]){p.run}, 1) : session_code(&s, (Graph *[]){p.pass, p.update}, 2));
+    bool ok = (generate ? ranks_mesh_to_read(&s, &ranks, false, &s.train.mesh) : ranks_mesh(&s, &ranks, &s.train.mesh)) &&
+              session_programs(&s, generate ? WANT_RUN : WANT_TRAIN, &p) &&
+              (!generate ? session_code(&s, (Graph *[]){p.pass, p.update}, 2)
+               : shared  ? session_code(&s, (Graph *[]){p.run}, 1)
+                         : session_start(&s, (Graph *[]){p.run}, 1));
     char *json = ok ? session_json(&s) : NULL;
     if (ok && rt_settings_open(json, s.base_dir, &settings, &e) != RT_OK) ok = failed(c, &e);
     free(json);
@@ -341,7 +408,8 @@ static json_t *model_facts(Cli *c, const char *file) {
         diag_error(c->diag, (Span){0}, "%s takes no ids: there is nothing to feed it at random", program_model_name(s.program));
         ok = false;
     }
-    if (ok) facts = generate ? generate_facts(c, &s, settings) : train_facts(c, &s, &ranks, settings, forward);
+    if (ok && generate && shared) facts = generate_facts_of_ranks(c, &s, &ranks, settings);
+    else if (ok) facts = generate ? generate_facts(c, &s, settings) : train_facts(c, &s, &ranks, settings, forward);
     rt_settings_close(settings);
     session_close(&s);
     return facts;

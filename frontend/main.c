@@ -116,7 +116,8 @@ const Command commands[] = {
      "The run's folder gets metrics.jsonl, train.log, TensorBoard events and ckpt/step-NNNNNNNN.  SIGINT and SIGTERM save and\n"
      "exit with status 75; --resume goes on with the same bits.\n"
      "On several ranks --set parallel.ep=4 shares the experts of each MoE layer between groups of 4, parallel.dp is how many\n"
-     "groups there are.  How ranks share a step changes no bit of it; any number of them resumes what others began.\n"
+     "groups there are, parallel.tp cuts matrices.  dp, ep and zero change no bit of a step, tp the last ones; any number of\n"
+     "ranks resumes what others began.\n"
      "Experts begin by parallel.placement (linear, round_robin, random).  --set 'parallel.rebalance=100 steps' counts their rows and\n"
      "moves them between ranks each 100 steps where that saves more time than it takes: over parallel.rebalance_window (the same\n"
      "100 steps), parallel.rebalance_gain (1) times more; 0 moves whenever loads say so.  Bits and checkpoints are not changed by it.\n"
@@ -130,8 +131,9 @@ const Command commands[] = {
      "On several ranks --set parallel.ep=N shares the experts: a rank reads and holds only its own.  The numbers stay the same.\n", eval_options, 1, 1, cmd_eval},
     {"generate", "RUN|CHECKPOINT|DIR", "continue a text",
      "moec generate runs/tiny --prompt 'In the beginning' --set generate.temperature=0.7",
-     "On several ranks --set parallel.ep=N shares the experts: a rank reads and holds only its own.  Prompts are dealt to ranks\n"
-     "in turn; who has none computes for the others.  The texts are those of one rank.\n", generate_options, 1, 1, cmd_generate},
+     "On several ranks --set parallel.ep=N shares the experts: a rank reads and holds only its own; parallel.tp=N cuts matrices.\n"
+     "Prompts are dealt to ranks in turn; who has none computes for the others.  The texts are those of one rank, with tp but\n"
+     "for rounding.\n", generate_options, 1, 1, cmd_generate},
     {"plan", "FILE.moe", "memory, messages and time of training on a described cluster",
      "moec plan models/mixtral.moe --machine a100-8", NULL, plan_options, 1, 1, cmd_plan},
     {"verify", "DIR", "compare with reference results recorded elsewhere: logits, loss, gradients, greedy tokens",

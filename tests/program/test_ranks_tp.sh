@@ -58,7 +58,7 @@ say() { # NAME PATH OPTION...
         "${@:3}" >"$work/$1" 2>"$log" </dev/null
 }
 for path in "$work/one" tests/goldens/hf/mixtral tests/goldens/hf/deepseek_v3 tests/goldens/hf/qwen3_moe; do
-    name=$(basename "$path")
+    name=text-$(basename "$path")
     claim "$name: one rank" say "$name" "$path"
     claim "$name: tp 2" say "$name-tp2" "$path" --local 2 --set parallel.tp=2
     claim "$name: the text of one rank" cmp "$work/$name" "$work/$name-tp2"
