@@ -58,7 +58,10 @@ static const char *nearest_folder(Host *h) {
     return at;
 }
 
-static double gigabytes(double bytes) { return bytes / 1e9; }
+// "12.3 MB"
+static const char *size(Arena *a, double bytes) {
+    return bytes < 1e9 ? arena_printf(a, "%.1f MB", bytes / 1e6) : arena_printf(a, "%.1f GB", bytes / 1e9);
+}
 
 static void check_output(Host *h) {
     const char *folder = nearest_folder(h);
@@ -77,9 +80,10 @@ static void check_output(Host *h) {
         return;
     }
     double there = (double)v.f_bavail * (double)v.f_frsize;
-    str_printf(&h->text, "%s%s has %.3f GB free; %lld checkpoints of %.3f GB take %.3f\n",
-               there < wanted ? "error: " : "output: ", folder, gigabytes(there), (long long)(wanted / one + 0.5),
-               gigabytes(one), gigabytes(wanted));
+    Arena *a = h->s->arena;
+    str_printf(&h->text, "%s%s has %s free; %lld checkpoints of %s take %s\n",
+               there < wanted ? "error: " : "output: ", folder, size(a, there), (long long)(wanted / one + 0.5),
+               size(a, one), size(a, wanted));
 }
 
 // What the kernel would give to new programs; 0: unknown.
@@ -93,8 +97,8 @@ static void check_memory(Host *h, int ranks, int threads) {
     double wanted = (double)ranks * (double)rt_memory_total(&m), there = memory_available(h->s->arena);
     if (there <= 0) return;
     // activations of experts are bounded by the worst case, which hardly ever is touched: no error
-    str_printf(&h->text, "memory: %.3f GB available; %d rank%s at most %.3f\n", gigabytes(there), ranks,
-               ranks == 1 ? " takes" : "s take", gigabytes(wanted));
+    str_printf(&h->text, "memory: %s available; %d rank%s at most %s\n", size(h->s->arena, there), ranks,
+               ranks == 1 ? " takes" : "s take", size(h->s->arena, wanted));
 }
 
 static void check_resume(Host *h) {
@@ -123,12 +127,15 @@ static void print_run(Session *s, const Ranks *r, const RtPlan *plan, const RtSe
            rt_thousands(active, b));
     printf("step        %lld sequences of %lld tokens = %lld wave%s x %lld lane%s\n", (long long)settings->batch,
            (long long)settings->sequence, waves, plural(waves), lanes, plural(lanes));
-    printf("layout      %d rank%s%s = dp %d x ep %d, zero %d; %d thread%s each\n", r->n, plural(r->n),
-           r->local ? " (threads of one process)" : "", mesh.dp, mesh.ep, mesh.zero,
-           threads ? threads : omp_get_num_procs(), plural(threads ? threads : omp_get_num_procs()));
-    printf("memory      %.3f GB a rank at most:", gigabytes((double)rt_memory_total(&m)));
+    int n_threads = threads ? threads : omp_get_num_procs();
+    printf("layout      %d rank%s%s = dp %d x ep %d x tp %d, zero %d; %d thread%s each\n", r->n, plural(r->n),
+           r->local ? " (threads of one process)" : "", mesh.dp, mesh.ep, mesh.tp, mesh.zero, n_threads,
+           plural(n_threads));
+    printf("memory      %s a rank at most:", size(s->arena, (double)rt_memory_total(&m)));
     for (int k = 0; k < RT_MEMORY_KINDS; k++)
-        if (m.bytes[k]) printf(" %s %.3f", rt_memory_name((RtMemoryKind)k), gigabytes((double)m.bytes[k]));
+        if (m.bytes[k])
+            printf(" %s %s%s", rt_memory_name((RtMemoryKind)k), size(s->arena, (double)m.bytes[k]),
+                   k + 1 < RT_MEMORY_KINDS ? "," : "");
     printf("\nkernels     %u, %u steps in the plan\n", plan->kernels.n, plan->steps.n);
 }
 

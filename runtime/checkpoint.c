@@ -84,7 +84,7 @@ int64_t rt_ckpt_bytes(const RtPlan *plan) {
     for (uint32_t i = 0; i < plan->tensors.n; i++) {
         const RtTensor *t = RT_TABLE(plan, RtTensor, tensors) + i;
         int64_t parts = t->shard ? rt_group_size(plan->mesh, (RtGroup)(t->shard - 1)) : 1;
-        if (is_saved_of(plan, t)) bytes += t->bytes * parts;
+        if (is_saved_of(plan, t)) bytes += t->bytes * parts * (t->tp ? plan->mesh.tp : 1);
     }
     return bytes;
 }

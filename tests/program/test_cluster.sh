@@ -35,8 +35,8 @@ else skip 'the manifest: python3-yaml is not installed'; fi
 # ---- a dry run of one process
 dry() { "$MOEC" train "$model" "${tiny[@]}" --threads 1 --dry-run "$@"; }
 exits 0 'a dry run' dry --out "$work/new/run"
-for what in 'model +tiny_mixtral: 72,352 parameters' 'step +8 sequences of 32 tokens = 1 wave x 8 lanes' 'layout +1 rank = dp 1 x ep 1' \
-    'memory +0\.[0-9]+ GB a rank' 'host +[^ ]+, 1 rank' 'ok: data: 4,404,412 tokens' 'ok: output: .* GB free' 'nothing is missing'; do
+for what in 'model +tiny_mixtral: 72,352 parameters' 'step +8 sequences of 32 tokens = 1 wave x 8 lanes' 'layout +1 rank = dp 1 x ep 1 x tp 1' \
+    'memory +[0-9.]+ MB a rank at most: weights 0.3 MB, ' 'host +[^ ]+, 1 rank' 'ok: data: 4,404,412 tokens' 'ok: output: .* [GM]B free; 4 checkpoints of 0.9 MB take 3.5 MB' 'nothing is missing'; do
     prints "$what" "prints $what"
 done
 claim 'it makes nothing' test ! -e "$work/new"
@@ -52,7 +52,7 @@ exits 1 'a model that is wrong' dry --set D=33 --out "$work/new"
 mkdir "$work/small"
 if mount -t tmpfs -o size=1m tmpfs "$work/small" 2>/dev/null; then
     exits 1 'a disk too small' dry --out "$work/small/run"
-    prints 'error: .*small has 0.001 GB free; 4 checkpoints of 0.001 GB take 0.003' 'is an error'
+    prints 'error: .*small has 1.0 MB free; 4 checkpoints of 0.9 MB take 3.5 MB' 'is an error'
     umount "$work/small"
 else skip 'a small disk: mount is not allowed'; fi
 
