@@ -245,6 +245,8 @@ static void put_offsets(Case *c) {
     memcpy(c->t[offsets_arg].data, offsets_now, sizeof(int32_t) * (size_t)offsets_n);
 }
 
+static bool one_chain;          // attribute of the grouped_dw tested
+
 static void grouped_case(const Setup *s, DType t, int experts, int leaves, int64_t bound, int kind, int64_t K,
                          int64_t N, bool tb, bool dw, bool fixed) {
     t = type_on(s, t, K);
@@ -260,6 +262,7 @@ static void grouped_case(const Setup *s, DType t, int experts, int leaves, int64
     c.n_extra = fixed ? 0 : 1;
     Dim r = fixed ? num(bound) : sym(&rows);
     c.o.node.attr.tb = tb;
+    c.o.node.attr.one_chain = one_chain;
     one_in(&c.o, ONE_TYPE(t, r, num(K)));
     if (dw)
         one_in(&c.o, ONE_TYPE(t, r, num(N)));
@@ -294,6 +297,9 @@ static void test_grouped_dw(void **st) {
             grouped_case(*st, kind == 2 ? BF16 : F32, i ? 3 : 8, leaves[i], 700, kind, between(1, 60),
                          between(1, 60), false, true, false);
     grouped_case(*st, F32, 2, 2, 1500, 1, 130, 130, false, true, false);
+    one_chain = true;                                        // experts of no rows, of few, of more than a chunk
+    for (int kind = 0; kind < 4; kind++) grouped_case(*st, kind == 2 ? BF16 : F32, 3, 8, kind ? 700 : 1500, kind, 40, 50, false, true, false);
+    one_chain = false;
 }
 
 static void sum_case(const Setup *s, DType t, int experts, int leaves, int64_t bound, int kind, int64_t N) {
