@@ -680,6 +680,7 @@ static void add_step(Plan *p, const Node *n, const Loc *loc) {
     RtStep step = {.first_arg = (uint32_t)p->args.n,
                    .span = add_span(p, n->at),
                    .defines_sym = -1,
+                   .backward = n->backward,
                    .op = add_text(p, op_info[n->op].name),
                    .path = add_text(p, n->path)};
     measure_step(p, &step, k);
@@ -712,7 +713,8 @@ static void add_step(Plan *p, const Node *n, const Loc *loc) {
 static Node *stand_in(Plan *p, const Node *like, Op op, int n_in, const Type *const *types,
                       const Type *result) {
     Node *n = arena_new(p->a, Node);
-    *n = (Node){.op = op, .n_in = (int16_t)n_in, .n_out = 1, .at = like->at, .path = like->path};
+    *n = (Node){.op = op, .n_in = (int16_t)n_in, .n_out = 1, .at = like->at, .path = like->path,
+                .backward = like->backward || like->op == OP_ACCUMULATE};
     n->in = arena_array(p->a, Value *, n_in);
     for (int i = 0; i < n_in; i++) {
         n->in[i] = arena_new(p->a, Value);

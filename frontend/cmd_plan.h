@@ -3,14 +3,14 @@
 #define FRONTEND_CMD_PLAN_H
 #include "frontend/cmd_session.h"
 #include "planner/cluster.h"
-#include "planner/layout.h"
-#include "planner/traffic.h"
+#include "planner/evaluate.h"
 
 typedef struct {
     Session  s;
     Cli     *c;
     Cluster *cluster;
     double   skew;
+    Assumptions assume;
     bool     is_here;            // the cluster is ranks of this machine (--local)
 } Planning;
 
@@ -29,5 +29,21 @@ bool plan_layout_asked(Planning *p, PlanLayout *out);
 bool plan_compile(Planning *p, const PlanLayout *l, PlannedStep *out);
 void plan_close(PlannedStep *step);
 TrafficOf plan_traffic(const Planning *p, const PlanLayout *l, const RtPlan *plan, int rank);
+
+// Judges a compiled layout.  trace: NULL, or where to write its timeline.  false after errors.
+bool plan_judge(Planning *p, const PlanLayout *l, const PlannedStep *step, double model_flops, const char *trace, Evaluation *out);
+bool plan_evaluate(Planning *p, const PlanLayout *l, double model_flops, const char *trace, Evaluation *out);    // compiles it, too
+// Of the model's products in a step of all ranks: backward counts twice, what is computed again doesn't.
+bool plan_model_flops(Planning *p, double *out);
+
+typedef struct {
+    int listed, possible, tried;
+    int n;
+    Evaluation *all;             // [n] that fit, the fastest first
+} SearchResult;
+
+// Tries at most so many layouts.  nearest: in the order of how many settings differ from the layout asked for, and ends at the
+// first number of changes at which one fits.
+SearchResult plan_search(Planning *p, const PlanLayout *asked, double model_flops, int tries, bool nearest);
 
 #endif

@@ -3,9 +3,9 @@
 #include <stdlib.h>
 #include <unistd.h>
 
+#include "codegen/emit_plan.h"
 #include "frontend/cmd_machine.h"
 #include "frontend/cmd_plan.h"
-#include "runtime/memory.h"
 
 // ---- the cluster ------------------------------------------------------------------------------------------------
 
@@ -39,6 +39,11 @@ static Cluster *cluster_here(Planning *p, int ranks) {
                    .memory = all / ranks, .flops_f32 = rates.fma / ranks, .flops_bf16 = dot / ranks,
                    .bandwidth = machine_bandwidth(m, m->level[LEVEL_DRAM].read, 0) / ranks, .launch = threads > 1 ? m->barrier : 0,
                    .efficiency = {.gemm = 0.85, .attention = 0.6, .rows = 0.8}};
+    for (int i = LEVEL_L1; i <= LEVEL_L3; i++)
+        if (m->level[i].size && m->level[i].probed) {
+            c->cache[c->n_caches].bytes = (double)m->level[i].size * (i < LEVEL_L3 ? threads : 1);
+            c->cache[c->n_caches++].rate = machine_bandwidth(m, m->level[i].read, threads) / (ranks > m->threads ? (double)ranks / m->threads : 1);
+        }
     // a rank copies what others have; a copy's bytes count twice
     c->link[RT_LINK_NODE] = (ClusterLink){.kind = "shared memory", .rate = copy / 2 / ranks, .latency = 2e-6, .message = 1e-6,
                                           .cpu = 2 * ranks / copy};
@@ -63,6 +68,27 @@ static Cluster *cluster_of_file(Planning *p, const char *file) {
     return NULL;
 }
 
+static bool read_assumptions(Planning *p) {
+    static const char *const known[] = {"node-rows", "row-bytes", "overlap"};
+    for (int i = 0; i < p->c->given.n; i++) {
+        if (strcmp(p->c->given.at[i].name, "assume") != 0) continue;
+        const char *text = p->c->given.at[i].value, *eq = strchr(text, '='), *name = eq ? arena_strndup(p->c->arena, text, (size_t)(eq - text)) : text;
+        char *end = NULL;
+        double x = eq ? strtod(eq + 1, &end) : 0;
+        bool number = end && !*end && x > 0 && x <= 1e6;
+        if (!strcmp(name, "overlap") && !eq) p->assume.overlap = true;
+        else if (!strcmp(name, "node-rows") && number) p->assume.node_rows = x;
+        else if (!strcmp(name, "row-bytes") && number) p->assume.row_bytes = x;
+        else {
+            const char *near = did_you_mean(name, known, 3);
+            diag_error(p->c->diag, (Span){0}, "--assume is node-rows=N, row-bytes=N or overlap, not '%s'", text);
+            if (near && strcmp(near, name) != 0) diag_help(p->c->diag, "did you mean %s?", near);
+            return false;
+        }
+    }
+    return true;
+}
+
 bool plan_cluster(Planning *p) {
     const char *file = cli_value(p->c, "machine"), *local = cli_value(p->c, "local"), *write = cli_value(p->c, "write-machine");
     char *end = NULL;
@@ -75,7 +101,8 @@ bool plan_cluster(Planning *p) {
     const char *skew = cli_value(p->c, "skew");
     p->skew = skew ? strtod(skew, &end) : 0;
     if (skew && (*end || !(p->skew >= 0) || p->skew > 8)) diag_error(d, (Span){0}, "--skew is a number from 0 to 8, not '%s'", skew);
-    bool ok;
+    bool ok = read_assumptions(p);
+    if (!ok) return false;
     int threads = session_threads(&p->s, &ok);
     if (!p->cluster || !ok || diag_n_errors(d)) return false;
     if (threads) p->cluster->threads = threads;
@@ -103,6 +130,11 @@ bool plan_layout_asked(Planning *p, PlanLayout *out) {
                      (long long)tp);
     if (t->parallel.zero > 2) return WRONG("parallel.zero is %lld: the runtime shares out optimizer states and gradients (1, 2), not "
                                            "parameters", (long long)t->parallel.zero);
+    if (dp * ep > lanes && t->train.batch % (dp * ep * t->train.micro_batch) == 0) {
+        diag_warning(p->c->diag, (Span){0}, "train.lanes is %lld: planned with %lld, one for each rank that holds other sequences", (long long)lanes,
+                     (long long)(dp * ep));
+        lanes = dp * ep;
+    }
     // a run of one rank may have any number of lanes
     if (dp * ep > 1 && (lanes % (dp * ep) || !is_power_of_two(lanes))) {
         const char *why = lanes % (dp * ep) ? "can't be dealt to" : "is no power of two, which it must be for";
@@ -112,7 +144,7 @@ bool plan_layout_asked(Planning *p, PlanLayout *out) {
         return false;
     }
     *out = (PlanLayout){.pp = (int)pp, .mesh = {(int32_t)dp, (int32_t)ep, (int32_t)tp, (int32_t)t->parallel.zero}, .lanes = lanes,
-                        .waves = t->train.waves, .micro_batch = t->train.micro_batch, .sequence = t->train.sequence,
+                        .waves = t->train.batch / (lanes * t->train.micro_batch), .micro_batch = t->train.micro_batch, .sequence = t->train.sequence,
                         .recompute = t->train.recompute,
                         .row_bound = p->cluster->kind == DEVICE_GPU ? t->parallel.bound : 0};
     return true;
@@ -163,5 +195,41 @@ void plan_close(PlannedStep *step) {
 
 TrafficOf plan_traffic(const Planning *p, const PlanLayout *l, const RtPlan *plan, int rank) {
     return (TrafficOf){.plan = plan, .rank = rank, .per_node = p->cluster->per_node, .skew = p->skew,
+                          .node_rows = p->assume.node_rows, .row_bytes = p->assume.row_bytes,
                        .tokens = (double)layout_leaves(l) * (double)l->micro_batch * (double)l->sequence};
+}
+
+// ---- judging ----------------------------------------------------------------------------------------------------
+
+bool plan_judge(Planning *p, const PlanLayout *l, const PlannedStep *step, double model_flops, const char *trace, Evaluation *out) {
+    Timeline timeline = {.arena = step->arena};
+    TrafficOf t = plan_traffic(p, l, step->plan, 0);
+    if (!evaluate(p->c->arena, p->cluster, l, &t, step->programs.pass, model_flops, p->assume.overlap, trace ? &timeline : NULL, out))
+        return WRONG("parallel.pp is %d: the model has %d layers, which are dealt to stages whole", l->pp, out->layers.n);
+    if (!trace || timeline_write(&timeline, trace)) return true;
+    return WRONG("%s: %s", trace, strerror(errno));
+}
+
+bool plan_evaluate(Planning *p, const PlanLayout *l, double model_flops, const char *trace, Evaluation *out) {
+    PlannedStep step;
+    bool ok = plan_compile(p, l, &step) && plan_judge(p, l, &step, model_flops, trace, out);
+    plan_close(&step);
+    return ok;
+}
+
+bool plan_model_flops(Planning *p, double *out) {
+    Session *s = &p->s;
+    Arena *kept = s->arena, *scratch = arena_create();
+    Programs programs;
+    s->train.mesh = (RtMesh){0};
+    s->arena = scratch;
+    bool ok = session_programs(s, WANT_EVAL, &programs);
+    s->arena = kept;
+    double flops = 0;
+    if (ok) {
+        for_each_node(programs.eval, n) if (node_work(n) != RT_ELEMENTWISE) flops += node_flops(n);
+        *out = 3 * flops * (double)s->settings->train.waves;
+    }
+    arena_destroy(scratch);
+    return ok;
 }

@@ -203,9 +203,26 @@ static void read_link(Reader *r, Arena *a, Cluster *c, const Place *p, const jso
     c->link[l] = link;
 }
 
+static void read_caches(Reader *r, Arena *a, Cluster *c, const Place *p, const json_t *list) {
+    static const Member of_cache[] = {{"bytes", ABOVE_0, 0}, {"rate", ABOVE_0, sizeof(double)}, {0}};
+    static const char *const none[] = {NULL};
+    c->n_caches = 0;
+    if (!list) return;
+    if (!json_is_array(list) || json_array_size(list) > CLUSTER_CACHES) {
+        wrong(r, a, p, "must be a list of at most %d objects", CLUSTER_CACHES);
+        return;
+    }
+    for (int i = 0; i < (int)json_array_size(list); i++) {
+        Place at = {p, NULL, i};
+        read_members(r, a, of_cache, &at, json_array_get(list, (size_t)i), &c->cache[i], none);
+        if (r->ok && i && c->cache[i].bytes <= c->cache[i - 1].bytes) wrong(r, a, &at, "must hold more than the one before");
+        c->n_caches++;
+    }
+}
+
 static void read_device(Reader *r, Arena *a, Cluster *c, const json_t *o) {
-    static const char *const more[] = {"kind", "flops", "efficiency", NULL}, *const none[] = {NULL};
-    Place p = {NULL, "device", 0}, at_kind = {&p, "kind", 0}, flops = {&p, "flops", 0}, efficiency = {&p, "efficiency", 0};
+    static const char *const more[] = {"kind", "flops", "efficiency", "caches", NULL}, *const none[] = {NULL};
+    Place p = {NULL, "device", 0}, at_kind = {&p, "kind", 0}, flops = {&p, "flops", 0}, efficiency = {&p, "efficiency", 0}, caches = {&p, "caches", 0};
     read_members(r, a, of_device, &p, o, c, more);
     if (!json_is_object(o)) return;
     const char *kind = json_string_value(json_object_get(o, "kind"));
@@ -215,6 +232,7 @@ static void read_device(Reader *r, Arena *a, Cluster *c, const json_t *o) {
     c->kind = (DeviceKind)k;
     read_members(r, a, of_flops, &flops, json_object_get(o, "flops"), c, none);
     read_members(r, a, of_efficiency, &efficiency, json_object_get(o, "efficiency"), c, none);
+    read_caches(r, a, c, &caches, json_object_get(o, "caches"));
 }
 
 Cluster *cluster_read(Arena *a, Diag *d, const char *path, const char *text, size_t n) {
@@ -269,6 +287,11 @@ json_t *cluster_json(const Cluster *c) {
     write_members(efficiency, of_efficiency, c);
     json_object_set_new(device, "flops", flops);
     json_object_set_new(device, "efficiency", efficiency);
+    json_t *caches = json_array();
+    for (int i = 0; i < c->n_caches; i++)
+        json_array_append_new(caches, json_pack("{s:f, s:f}", "bytes", c->cache[i].bytes, "rate", c->cache[i].rate));
+    if (c->n_caches) json_object_set(device, "caches", caches);
+    json_decref(caches);
     for (int l = 0; l < RT_LINKS; l++) {
         if (!c->link[l].kind) continue;
         json_t *link = json_object();

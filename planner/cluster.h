@@ -25,6 +25,8 @@ typedef struct {
     bool   per_node;
 } ClusterLink;
 
+enum { CLUSTER_CACHES = 4 };
+
 typedef struct {
     const char *name, *source;
     int    nodes, per_node;
@@ -34,6 +36,8 @@ typedef struct {
     double flops_f32, flops_bf16;
     double bandwidth, launch;  // launch: from one kernel to the next
     double comm_share;         // of the compute that communication takes while it runs
+    int    n_caches;           // what fits in bytes is read at rate, smallest first
+    struct { double bytes, rate; } cache[CLUSTER_CACHES];
     struct { double gemm, attention, rows; } efficiency;       // shares of flops, flops and bandwidth that kernels reach
     ClusterLink link[RT_LINKS];
 } Cluster;

@@ -78,6 +78,26 @@ static RtRowsAt offsets_of(Arena *a, const RtExchange *x, int i, int m, const in
 
 // ---- messages -----------------------------------------------------------------------------------------------------
 
+static void scale(RtTraffic *t, double by) { t->bytes = (int64_t)((double)t->bytes * by); }
+
+// What is assumed of rows beyond what the runtime does.  Rows that a node gets once are handed on inside it.
+static void assume(const TrafficOf *t, const RtExchange *x, int64_t rows, StepTraffic *s) {
+    if (s->kind != RT_COMM_ROWS && s->kind != RT_COMM_BACK) return;
+    double k = t->tokens > 0 ? (double)rows / t->tokens : 0;
+    if (t->node_rows > 0 && k > t->node_rows && s->sent[RT_LINK_NET].bytes) {
+        RtTraffic *near_sent = &s->sent[RT_LINK_NODE], *near_received = &s->received[RT_LINK_NODE];
+        near_sent->bytes += s->received[RT_LINK_NET].bytes;
+        near_received->bytes += s->received[RT_LINK_NET].bytes;
+        scale(&s->sent[RT_LINK_NET], t->node_rows / k);
+        scale(&s->received[RT_LINK_NET], t->node_rows / k);
+    }
+    if (t->row_bytes > 0 && s->kind == RT_COMM_ROWS)
+        for (int l = 0; l < RT_LINKS; l++) {
+            scale(&s->sent[l], t->row_bytes / dtype_bytes((DType)x->dtype));
+            scale(&s->received[l], t->row_bytes / dtype_bytes((DType)x->dtype));
+        }
+}
+
 bool traffic_of_step(const TrafficOf *t, Arena *a, uint32_t step, const int32_t *rows, StepTraffic *out) {
     *out = (StepTraffic){.kind = RT_COMM_KINDS};
     const RtExchange *x = rt_exchange_of(t->plan, step);
@@ -103,6 +123,9 @@ bool traffic_of_step(const TrafficOf *t, Arena *a, uint32_t step, const int32_t 
         out->received[link].messages += received[k].messages;
         out->received[link].bytes += received[k].bytes;
     }
+    int64_t at_home = 0;
+    for (int e = 0; rows && e < x->experts; e++) at_home += rows[i * x->experts + e];
+    assume(t, x, at_home, out);
     return true;
 }
 

@@ -12,6 +12,8 @@ typedef struct {
     const RtPlan *plan;
     int    rank, per_node;         // whose messages; ranks of a node
     double tokens;                 // of a rank's pass
+    double node_rows;              // > 0: a token's rows go to so many nodes at most, once to each (the runtime: to each expert)
+    double row_bytes;              // > 0: of an element on the way to its expert (the runtime: as computed)
     double skew;                   // experts are chosen as 1 / (number + 1)^skew
 } TrafficOf;
 

@@ -226,6 +226,7 @@ typedef struct {
     RtPart   part[RT_MAX_PARTS]; // of bytes
     int32_t  n_parts;
     int32_t  experts;       // > 0: bytes in no part are matrices of so many experts; a row reads one
+    int32_t  backward, pad; // backward: made by autodiff
 } RtStep;
 
 typedef struct { uint32_t name, first_step, n_steps, pad; int64_t step_bytes; } RtProgram;  // pass update eval run
