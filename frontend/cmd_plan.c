@@ -6,7 +6,7 @@
 
 #include "frontend/cmd_machine.h"
 
-enum { DEFAULT_TRIES = 16, TOLD = 5 };
+enum { DEFAULT_TRIES = 16, TOLD = 5, NEAREST_TRIES = 6, MORE_NODES_TRIES = 2, MORE_NODES = 3 };
 
 static double gb(double bytes) { return bytes / 1e9; }
 
@@ -29,9 +29,11 @@ static void print_memory(const Evaluation *e) {
     const RtMemory *m = &e->memory;
     if (e->layout.pp > 1) printf("\nmemory of a rank of stage %d of %d\n", e->stage + 1, e->layout.pp);
     else printf("\nmemory of a rank\n");
+    double total = (double)rt_memory_total(m), unit = total < 10e9 ? 1e6 : 1e9;
+    const char *name = total < 10e9 ? "MB" : "GB";
     for (int i = 0; i < RT_MEMORY_KINDS; i++)
-        if (m->bytes[i]) printf("  %-20s %20s  %9.3f GB\n", rt_memory_name((RtMemoryKind)i), "", gb((double)m->bytes[i]));
-    printf("  %-20s %20lld  %9.3f GB of %.3f\n", "total", (long long)rt_memory_total(m), gb((double)rt_memory_total(m)), gb(e->room));
+        if (m->bytes[i]) printf("  %-20s %9.3f %s\n", rt_memory_name((RtMemoryKind)i), (double)m->bytes[i] / unit, name);
+    printf("  %-20s %9.3f %s of %.3f (%lld bytes)\n", "total", total / unit, name, e->room / unit, (long long)rt_memory_total(m));
 }
 
 static void print_traffic(const RtUsage *u, const char *of) {
@@ -196,20 +198,20 @@ static bool refuse(Planning *p, const Evaluation *e, const SearchResult *r) {
 }
 
 // The same on more nodes, twice as many each time.
-static bool refuse_all(Planning *p, const Evaluation *e, const PlanLayout *asked, double model_flops) {
+static bool refuse_all(Planning *p, const Evaluation *e, double model_flops) {
     SearchResult none = {0};
     refuse(p, e, &none);
     Cluster *given = p->cluster, larger = *given;
     Diag *told = p->c->diag;
     int nodes = 0;
     SearchResult r = {0};
-    for (int i = 0; i < 5 && !r.n; i++) {
+    for (int i = 0; i < MORE_NODES && !r.n; i++) {
         larger.nodes *= 2;
         if (larger.nodes > 1 && !larger.link[RT_LINK_NET].kind) larger.link[RT_LINK_NET] = larger.link[RT_LINK_NODE];
         nodes = larger.nodes;
         p->cluster = &larger;
         p->c->diag = p->s.diag = diag_new(p->c->arena);      // errors of tries are not the user's
-        r = plan_search(p, asked, model_flops, 4, false);
+        r = plan_search(p, e, model_flops, MORE_NODES_TRIES, false);
         p->c->diag = p->s.diag = told;
     }
     p->cluster = given;
@@ -248,8 +250,9 @@ static bool tell(Planning *p, const PlanLayout *l, double model_flops, json_t *j
     plan_close(&step);
     if (!ok) return false;
     if (!json) print_time(&e);
+    fflush(stdout);
     if (cli_flag(p->c, "search")) {
-        SearchResult r = plan_search(p, l, model_flops, tries, false);
+        SearchResult r = plan_search(p, &e, model_flops, tries, false);
         if (!json) {
             print_found(&r);
             print_best(p, &r, &e);
@@ -259,11 +262,11 @@ static bool tell(Planning *p, const PlanLayout *l, double model_flops, json_t *j
             json_object_set_new(json, "found", found);
         }
         if (r.n || evaluation_fits(&e)) return true;
-        return refuse_all(p, &e, l, model_flops);
+        return refuse_all(p, &e, model_flops);
     }
     if (evaluation_fits(&e)) return true;
-    SearchResult r = plan_search(p, l, model_flops, tries, true);
-    return r.n ? refuse(p, &e, &r) : refuse_all(p, &e, l, model_flops);
+    SearchResult r = plan_search(p, &e, model_flops, cli_value(p->c, "tries") ? tries : NEAREST_TRIES, true);
+    return r.n ? refuse(p, &e, &r) : refuse_all(p, &e, model_flops);
 }
 
 static bool plan(Planning *p) {

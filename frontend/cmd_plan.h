@@ -44,6 +44,6 @@ typedef struct {
 
 // Tries at most so many layouts.  nearest: in the order of how many settings differ from the layout asked for, and ends at the
 // first number of changes at which one fits.
-SearchResult plan_search(Planning *p, const PlanLayout *asked, double model_flops, int tries, bool nearest);
+SearchResult plan_search(Planning *p, const Evaluation *asked, double model_flops, int tries, bool nearest);
 
 #endif

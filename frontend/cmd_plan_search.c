@@ -110,9 +110,12 @@ static int recompute_number(const char *name) {
     return k;
 }
 
-// What tried layouts have shown of values that backward reads.
+// What tried layouts have shown of values that backward reads: computing less again keeps no less.
 static bool can_fit(const Search *s, const PlanLayout *l) {
-    double kept = s->kept[recompute_number(l->recompute)] * (double)layout_leaves(l) / (l->pp * l->mesh.tp);
+    double kept = 0;
+    for (int k = recompute_number(l->recompute); k < RECOMPUTES; k++)
+        if (s->kept[k] > kept) kept = s->kept[k];
+    kept *= (double)layout_leaves(l) / (l->pp * l->mesh.tp);
     double least = least_bytes(s->p, &s->size, l) + kept * (double)stage_under_way(l, 0);
     return least <= s->p->cluster->memory - s->p->cluster->reserve;
 }
@@ -182,9 +185,10 @@ static void say_try(const Search *s, int i, int n) {
     if (!s->p->c->quiet && isatty(2)) fprintf(stderr, "\rtrying layout %d of %d", i + 1, n);
 }
 
-SearchResult plan_search(Planning *p, const PlanLayout *asked, double model_flops, int tries, bool nearest) {
-    Search s = {.p = p, .asked = asked, .size = model_size(p), .model_flops = model_flops};
+SearchResult plan_search(Planning *p, const Evaluation *asked, double model_flops, int tries, bool nearest) {
+    Search s = {.p = p, .asked = &asked->layout, .size = model_size(p), .model_flops = model_flops};
     SearchResult r = {.all = arena_array(p->s.arena, Evaluation, tries + 1)};
+    learn(&s, asked);
     list_all(&s);
     if (s.all.n) qsort(s.all.at, (size_t)s.all.n, sizeof *s.all.at, nearest ? by_changes : by_guess);
     r.listed = s.listed;

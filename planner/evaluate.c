@@ -11,6 +11,16 @@ static double *layer_weights(Arena *a, const Layers *l, const Costs *costs) {
     return weight;
 }
 
+// What a stage hands on of a micro-batch: the residual stream, as wide as what tokens are looked up in.  (Bodies of the plan
+// reach from a layer into the next; a border between stages would cut them there.)
+static double stream_bytes(const TrafficOf *t, const Layers *l, bool bf16) {
+    const RtTensor *tensor = RT_TABLE(t->plan, RtTensor, tensors);
+    for (uint32_t i = 0; i < t->plan->tensors.n; i++)
+        if (tensor[i].role == RT_PARAM && tensor[i].ndim == 2 && l->tensor_layer[i] == -1)
+            return t->tokens * (double)tensor[i].dim[1] * (bf16 ? 2 : 4);
+    return 0;
+}
+
 static double send_seconds(const Cluster *c, const PlanLayout *l, double bytes) {
     RtLink link = c->nodes > 1 && rt_mesh_ranks(l->mesh) >= c->per_node ? RT_LINK_NET : RT_LINK_NODE;
     const ClusterLink *k = &c->link[link];
@@ -28,7 +38,7 @@ static bool evaluate_stages(Arena *a, const Cluster *c, const PlanLayout *l, con
         e->memory = own;
         e->stage = s;
     }
-    e->time = simulate_pipeline(a, c, l, costs, send_seconds(c, l, m->crossing), overlap, timeline);
+    e->time = simulate_pipeline(a, c, l, costs, send_seconds(c, l, stream_bytes(t, &e->layers, costs->bf16)), overlap, timeline);
     return true;
 }
 

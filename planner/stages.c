@@ -162,28 +162,9 @@ static int *node_layers(Arena *a, const Layers *l, Graph *g) {
     return of;
 }
 
-// What stands before the first layer (positions, say) every stage makes by itself.
-static double crossing(Arena *a, const Layers *l, Graph *g, int n_values, const int *layer, const bool *varies) {
-    double *at = arena_array(a, double, l->n + 1), most = 0;
-    bool *counted = arena_array(a, bool, n_values + 1);
-    for_each_node(g, n) {
-        if (n->backward || layer[n->id] < 0) continue;
-        for (int i = 0; i < n->n_in; i++) {
-            const Value *v = shown(n->in[i]);
-            int from = layer[v->node->id];
-            if (from < 0 || from >= layer[n->id] || !varies[v->id] || counted[v->id]) continue;
-            counted[v->id] = true;
-            at[from] += (double)type_bytes(&v->type);
-        }
-    }
-    for (int i = 0; i < l->n; i++)
-        if (at[i] > most) most = at[i];
-    return most;
-}
-
 LayerMemory layers_memory(Arena *a, const Layers *l, Graph *g) {
     int n_values = graph_number(g), n_nodes = g->n_nodes;
-    LayerMemory m = {arena_array(a, double, l->n + 2), arena_array(a, double, l->n + 2), arena_array(a, double, l->n + 2), 0};
+    LayerMemory m = {arena_array(a, double, l->n + 2), arena_array(a, double, l->n + 2), arena_array(a, double, l->n + 2)};
     int *layer = node_layers(a, l, g), *last = arena_array(a, int, n_values + 1);
     bool *kept = arena_array(a, bool, n_values + 1), *varies = arena_array(a, bool, n_values + 1);
     for_each_node(g, n) {
@@ -210,7 +191,6 @@ LayerMemory layers_memory(Arena *a, const Layers *l, Graph *g) {
             change[n->id] += bytes;
             change[last[v->id] > n->id ? last[v->id] + 1 : n->id + 1] -= bytes;
         }
-    m.crossing = crossing(a, l, g, n_values, layer, varies);
     double live = 0;
     for_each_node(g, n) {
         live += change[n->id];

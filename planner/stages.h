@@ -26,8 +26,7 @@ bool stages_split(const Layers *l, const double *weight, int pp, int *stage);
 
 // Bytes of forward values that backward reads, by layer (index layer + 1): once per micro-batch, and once whatever their
 // number (what follows from parameters alone); and the most that others take at one time while a layer runs.
-// crossing: bytes of a micro-batch from a layer to later ones, at most.
-typedef struct { double *kept, *fixed, *passing, crossing; } LayerMemory;
+typedef struct { double *kept, *fixed, *passing; } LayerMemory;
 LayerMemory layers_memory(Arena *a, const Layers *l, Graph *pass);
 
 // All a layer takes of a rank that has it, with so many micro-batches under way.

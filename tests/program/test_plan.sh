@@ -77,4 +77,28 @@ claim 'and read again' plan --machine "$work/here.json"
 exits 1 'more ranks than devices' plan --machine laptop-2 --set parallel.dp=4
 says 'makes 4 ranks, but a laptop of 2 cores has 2 devices' 'are counted'
 
+# golden NAME FILE OPTION...: the text of a plan; MOEC_BLESS=1 writes it anew
+golden() {
+    local want=tests/program/plan/$1.txt
+    shift
+    "$MOEC" plan "$@" >"$work/text" 2>"$work/warnings"
+    [ -n "${MOEC_BLESS:-}" ] && cp "$work/text" "$want"
+    diff "$want" "$work/text"
+}
+claim 'a plan of experts on two devices' golden tiny-ep models/tiny_mixtral.moe --machine laptop-2 --set parallel.ep=2 --target-cpu avx2 --target interp
+claim 'a plan of a pipeline' golden tiny-pp models/tiny_mixtral.moe --machine a100-8 --set parallel.pp=2 --set parallel.ep=2 --set train.lanes=4
+
+# what can't fit
+sed 's/"memory": 80e9, "reserve": 3e9/"memory": 150e6, "reserve": 1e6/' machines/a100-8.json >"$work/small.json"
+exits 1 'a model larger than a device' "$MOEC" plan models/tiny_mixtral.moe --machine "$work/small.json" --set parallel.dp=1 --set train.lanes=8 --tries 8
+says 'models/std/.*: error: a rank needs [0-9.]+ GB, but a device of 8x A100 80 GB has 0.1 GB for it; layers.[0-9]+ takes the most' 'names the layer'
+says 'help: the nearest layout that fits .*--set parallel' 'and a layout that fits'
+
+# the search finds something no slower than what was asked for, and the timeline is JSON
+claim 'a search' sh -c '"$@" >"$0"' "$work/found.json" "$MOEC" plan "$model" "${tiny[@]}" --machine laptop-2 --search --tries 4 --json --trace "$work/trace.json"
+claim 'it found layouts' grep -q '"found": \[' "$work/found.json"
+claim 'the timeline has products and exchanges' sh -c "grep -q '\"name\": \"grouped_matmul\"' '$work/trace.json' && tail -n 1 '$work/trace.json' | grep -q '^]}$'"
+exits 1 'an assumption nobody knows' plan --machine laptop-2 --assume overlapped
+says 'not .overlapped.' 'is refused'
+
 finish
