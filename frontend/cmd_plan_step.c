@@ -6,6 +6,7 @@
 #include "codegen/emit_plan.h"
 #include "frontend/cmd_machine.h"
 #include "frontend/cmd_plan.h"
+#include "runtime/ranks.h"
 
 // ---- the cluster ------------------------------------------------------------------------------------------------
 
@@ -171,6 +172,16 @@ static bool compile(Planning *p, const PlanLayout *l, PlannedStep *out) {
     return out->plan != NULL;
 }
 
+// A mesh with tp whose plan exchanges nothing over it is not cut.
+static bool is_cut(const PlanLayout *l, const RtPlan *plan) {
+    bool cut = l->mesh.tp == 1;
+    for (uint32_t i = 0; i < plan->steps.n && !cut; i++) {
+        const RtExchange *x = rt_exchange_of(plan, i);
+        cut = x && x->group == RT_GROUP_TP;
+    }
+    return cut;
+}
+
 bool plan_compile(Planning *p, const PlanLayout *l, PlannedStep *out) {
     Session *s = &p->s;
     const Settings *t = s->settings;
@@ -185,6 +196,7 @@ bool plan_compile(Planning *p, const PlanLayout *l, PlannedStep *out) {
     s->arena = out->arena;
     bool ok = compile(p, l, out);
     s->arena = kept;
+    if (ok && !is_cut(l, out->plan)) return WRONG("parallel.tp is %d: there is nothing in this model that this version cuts over it", l->mesh.tp);
     return ok;
 }
 
