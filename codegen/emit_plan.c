@@ -20,6 +20,7 @@ typedef struct {
     const Graph *g;
     Loc *loc;              // by value id
     int64_t workspace;     // largest of its steps
+    int64_t chunk_bytes;   // offsets of chunks, behind what plan-memory has laid out
     int first_step, n_steps;
 } Prog;
 
@@ -60,7 +61,10 @@ typedef struct {
     char *consts;
     size_t n_consts, cap_consts;
     int64_t persistent;
-    Map exchanges;         // from their nodes to their numbers
+    Map exchanges;         // from their nodes to their numbers: one, or one for each chunk that is sent by itself
+    int n_exchanges;
+    Map chunk_offsets;     // from offsets to where those of their chunks are
+    int chunk, chunks;     // of the step that is added
     Prog *prog;            // being emitted
 } Plan;
 
@@ -563,19 +567,27 @@ static int exchange_kernel(Plan *p, KernelNode *k, KernelDesc *desc) {
                                     [OP_RETURN_ROWS] = RT_RETURN_ROWS,           [OP_WAIT] = RT_WAIT};
     const Node *n = k->node, *x = n->op == OP_WAIT ? n->in[0]->node : n;
     const Type *t = &x->in[0]->type;
+    int by_itself = x->op == OP_RETURN_ROWS && p->chunks > 1 ? p->chunk : 0;
     const Sym *rows = x->op == OP_EXCHANGE_ROWS ? type_ragged(t) : x->op == OP_RETURN_ROWS ? x->attr.sym : NULL;
     RtGroup group = RT_GROUP_DATA;
     int line = 0, column = 0;
     exchange_group(x, &group);
     if (x->at.file) diag_line_column(p->d, x->at, &line, &column);
-    if (n == x) map_put(p->a, &p->exchanges, n, p->exchanges.n);
+    if (map_get(&p->exchanges, x, -1) < 0) {
+        map_put(p->a, &p->exchanges, x, p->n_exchanges);
+        p->n_exchanges += x->op == OP_RETURN_ROWS && p->chunks > 1 ? p->chunks : 1;
+    }
     RtExchange e = {.kind = kind[n->op],
                     .group = (int32_t)group,
                     .dtype = (int32_t)t->dtype,
-                    .sequence = (uint32_t)map_get(&p->exchanges, x, 0),
+                    .sequence = (uint32_t)(map_get(&p->exchanges, x, 0) + by_itself),
                     .pending = (int32_t)x->attr.pending,
                     .sym = -1,
                     .elements = type_bound_elements(t)};
+    if (n->op == OP_RETURN_ROWS || (n->op == OP_WAIT && x->op == OP_EXCHANGE_ROWS)) {
+        e.chunk = p->chunk;
+        e.chunks = p->chunks;
+    }
     e.where = add_text(p, arena_printf(p->a, "%s %s (%s:%d)", op_info[x->op].name, x->path ? x->path : "",
                                        x->at.file ? diag_file_name(p->d, x->at.file) : "", line));
     if (rows) {
@@ -597,7 +609,7 @@ static int exchange_kernel(Plan *p, KernelNode *k, KernelDesc *desc) {
         e.run = run_from(x->op == OP_SHARD ? &x->out[0].type : t, x->attr.axis);
     *desc = (KernelDesc){.key = {.arena = p->a}, .n_phases = 1, .n_rounds = 1};
     for (int i = 0; i < RT_MAX_PHASES; i++) desc->tasks[i] = tasks_fixed(1);
-    PlanKernel kernel = {.key = intern(arena_printf(p->a, "%s %u", op_info[n->op].name, e.sequence)),
+    PlanKernel kernel = {.key = intern(arena_printf(p->a, "%s %u chunk %d", op_info[n->op].name, e.sequence, e.chunk)),
                          .symbol = EXCHANGE_SYMBOL, .node = *k, .n_phases = 1, .is_exchange = true};
     return kernel_named(p, kernel, 1, &e, sizeof e);
 }
@@ -622,6 +634,7 @@ static void push_arg(Plan *p, Loc l) {
     vec_push(p->a, &p->args, arg);
 }
 
+enum { LOCS = 4 * MAX_NAMED + 32 };    // most operands and results of a node
 enum { WORKSPACE_MARK = 0x7fff };      // offset is set when the size of all step buffers is known
 
 static void add_bytes(Plan *p, RtStep *s, const Type *t) {
@@ -707,6 +720,98 @@ static void add_step(Plan *p, const Node *n, const Loc *loc) {
     }
     vec_push(p->a, &p->steps, step);
     p->prog->n_steps++;
+}
+
+// As the others: a part of the step's work.
+static void shrink_step(RtStep *s, int chunks) {
+    s->flops /= chunks;
+    s->bytes /= chunks;
+    for (int i = 0; i < s->n_parts; i++) s->part[i].bytes /= chunks;
+}
+
+static void locs_of(const Plan *p, const Node *n, Loc *loc) {
+    assert(n->n_in + n->n_out <= LOCS);
+    for (int i = 0; i < n->n_in; i++) loc[i] = loc_of(p, n->in[i]);
+    for (int i = 0; i < n->n_out; i++) loc[n->n_in + i] = loc_of(p, &n->out[i]);
+}
+
+static void add_node(Plan *p, const Node *n) {
+    Loc loc[LOCS];
+    locs_of(p, n, loc);
+    add_step(p, n, loc);
+}
+
+// ---- chunks --------------------------------------------------------------------------------------------
+
+// Where the offsets of all chunks are; a step in front makes them, once in a program.
+static Loc chunk_offsets(Plan *p, const Node *n, const Value *offsets) {
+    int64_t there = map_get(&p->chunk_offsets, offsets, -1), one = type_bytes(&offsets->type);
+    if (there >= 0) return (Loc){there, RT_STEP};
+    Loc to = {p->prog->g->arena_bytes + p->prog->chunk_bytes, RT_STEP};
+    map_put(p->a, &p->chunk_offsets, offsets, to.offset);
+    p->prog->chunk_bytes += (one * p->chunks + 63) & ~INT64_C(63);
+    const Node *by = offsets->node;
+    RtGroup group = RT_GROUP_EXP;
+    exchange_group(by, &group);
+    RtExchange e = {.kind = RT_CHUNK_OFFSETS, .group = (int32_t)group, .dtype = I32, .experts = (int32_t)by->attr.experts, .chunks = p->chunks, .sym = -1,
+                    .leaves = (int32_t)((by->in[0]->type.dim[0].n - 1) / by->attr.experts), .where = add_text(p, "chunks")};
+    PlanKernel kernel = {.key = intern(arena_printf(p->a, "chunk_offsets %d %d %d %d", e.experts, e.leaves, e.chunks, e.group)),
+                         .symbol = EXCHANGE_SYMBOL, .node = {.node = by}, .n_phases = 1, .is_exchange = true};
+    RtStep step = {.kernel = (uint32_t)kernel_named(p, kernel, 1, &e, sizeof e), .first_arg = (uint32_t)p->args.n, .n_args = 2,
+                   .span = add_span(p, n->at), .defines_sym = -1, .op = add_text(p, "chunk_offsets"), .path = add_text(p, n->path)};
+    for (int i = 0; i < RT_MAX_PHASES; i++) step.tasks[i] = rt_tasks(p, tasks_fixed(1));
+    push_arg(p, loc_of(p, offsets));
+    push_arg(p, to);
+    vec_push(p->a, &p->steps, step);
+    p->prog->n_steps++;
+    return to;
+}
+
+// Can the node's kernel run for some experts only?  The reference computes everything each time.
+static bool runs_in_chunks(Plan *p, const Node *n) {
+    const KernelTemplate *t = p->opts->template_of ? p->opts->template_of(n->op) : NULL;
+    KernelNode *k = arena_new(p->a, KernelNode);
+    *k = (KernelNode){.node = n, .machine = p->opts->machine, .target = p->opts->target};
+    note_node(p, k, n);
+    KernelDesc desc = {.key = {.arena = p->a}, .n_phases = 1, .n_rounds = 1};
+    for (int i = 0; i < RT_MAX_PHASES; i++) desc.tasks[i] = tasks_fixed(1);
+    return t && t->describe(k, &desc);
+}
+
+static void add_products(Plan *p, const Node *n, bool by_chunk) {
+    if (!by_chunk && p->chunk + 1 < p->chunks) return;
+    Loc loc[LOCS];
+    locs_of(p, n, loc);
+    if (by_chunk) {
+        loc[2] = chunk_offsets(p, n, n->in[2]);
+        loc[2].offset += p->chunk * type_bytes(&n->in[2]->type);
+    }
+    add_step(p, n, loc);
+    if (by_chunk) shrink_step(&p->steps.at[p->steps.n - 1], p->chunks);
+}
+
+// Chunk after chunk: its rows are waited for, multiplied, sent back.  Returns the last node of the run.
+static Node *add_chunked_run(Plan *p, Node *const *member, int n) {
+    bool by_chunk = true;
+    for (int i = 0; i < n; i++)
+        if (member[i]->op == OP_GROUPED_MATMUL && !runs_in_chunks(p, member[i])) by_chunk = false;
+    p->chunks = (int)member[0]->attr.chunks;
+    for (int i = 0; i < n && by_chunk; i++)
+        if (member[i]->op == OP_GROUPED_MATMUL) chunk_offsets(p, member[i], member[i]->in[2]);
+    for (p->chunk = 0; p->chunk < p->chunks; p->chunk++)
+        for (int i = 0; i < n; i++) {
+            if (member[i]->op == OP_GROUPED_MATMUL) add_products(p, member[i], by_chunk);
+            else add_node(p, member[i]);
+        }
+    p->chunk = p->chunks = 0;
+    return member[n - 1];
+}
+
+// The end of rows that were sent back by chunks.
+static void add_waits_of_chunks(Plan *p, const Node *wait) {
+    p->chunks = (int)wait->in[0]->node->attr.chunks;
+    for (p->chunk = 0; p->chunk < p->chunks; p->chunk++) add_node(p, wait);
+    p->chunk = p->chunks = 0;
 }
 
 // A node that no graph holds, for steps the plan adds: operands are stand-ins of the given types.
@@ -888,6 +993,12 @@ static void emit_program(Plan *p, Graph *g) {
     place_values(p, g);
     if (diag_n_errors(p->d)) return;
     for_each_node(g, n) {
+        Node *member[CHUNKED_RUN];
+        int n_members = n->attr.chunks > 1 ? chunked_run(n, member) : 0;
+        if (n_members) {
+            n_next = add_chunked_run(p, member, n_members)->next;
+            continue;
+        }
         switch (n->op) {
         case OP_PARAM:
         case OP_STATE:
@@ -904,18 +1015,16 @@ static void emit_program(Plan *p, Graph *g) {
                 add_copy(p, n, &n->in[0]->type, loc_of(p, n->in[0]), tensor_loc(p, n->flags));
             else add_accumulate(p, n, tensor_loc(p, n->flags));
             break;
-        default: {
-            Loc loc[4 * MAX_NAMED + 32];
-            assert(n->n_in + n->n_out <= (int)(sizeof loc / sizeof *loc));
-            for (int i = 0; i < n->n_in; i++) loc[i] = loc_of(p, n->in[i]);
-            for (int i = 0; i < n->n_out; i++) loc[n->n_in + i] = loc_of(p, &n->out[i]);
-            add_step(p, n, loc);
-        }
+        case OP_WAIT:
+            if (n->in[0]->node->attr.chunks > 1) add_waits_of_chunks(p, n);
+            else add_node(p, n);
+            break;
+        default: add_node(p, n);
         }
     }
     // reads see the old contents, so updates come last; one that reads a tensor which another writes is saved
     // first
-    int64_t extra = g->arena_bytes;
+    int64_t extra = g->arena_bytes + prog->chunk_bytes;
     for_each_node(g, n) {
         if (n->op != OP_UPDATE) continue;
         const Node *source = base_of(n->in[0])->node;

@@ -6,6 +6,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "runtime/trace.h"
+
 enum { MOST_LOCAL = 256 };
 
 bool ranks_open(Cli *c, Ranks *r) {
@@ -52,6 +54,10 @@ static bool can_share(Session *s, const Settings *t) {
     if (t->parallel.zero > 2)
         return WRONG("parallel.zero is %lld: it would gather parameters anew for every layer of every pass, which this "
                      "version does not do", (long long)t->parallel.zero);
+    if (!strcmp(t->parallel.a2a, "node"))
+        return WRONG("parallel.a2a is node: this version sends rows from each rank to each other (flat)");
+    if (!strcmp(t->parallel.progress, "thread"))
+        return WRONG("parallel.progress is thread: this version moves messages between tasks (calls)");
     if (t->parallel.etp && t->parallel.etp != t->parallel.tp)
         return WRONG("parallel.etp is %lld: in this version experts are cut as all else is, by parallel.tp = %lld",
                      (long long)t->parallel.etp, (long long)t->parallel.tp);
@@ -99,10 +105,60 @@ static bool can_sum(Session *s, RtMesh m) {
     return can_deal_lanes(s, ranks);
 }
 
+// ---- the way between nodes ----------------------------------------------------------------------------------
+
+// Seconds in which `there` bytes go from rank 0 to rank `other` and one comes back, on rank 0.
+static RtStatus ping(const Ranks *r, int other, char *data, int64_t there, double *seconds, RtError *e) {
+    RtCommPart first = {data, there, other}, second = {data, 1, other};
+    int rank = r->world.rank;
+    int64_t begin_ns = rt_now_ns();
+    for (int way = 0; way < 2; way++) {
+        RtCommOp op = {.kind = RT_COMM_MOVE, .dtype = U8};
+        RtCommPart *part = way ? &second : &first;
+        if (rank == other) part->peer = 0;
+        if (rank == (way ? other : 0)) op.send = part, op.n_send = 1;
+        if (rank == (way ? 0 : other)) op.recv = part, op.n_recv = 1;
+        RT_TRY(rt_comm_run(r->comm, &op, e));
+    }
+    *seconds = (double)(rt_now_ns() - begin_ns) / 1e9;
+    return RT_OK;
+}
+
+// What TCP costs a core for each byte that it sends or receives.
+static const double cpu_a_byte = 3e-10;
+enum { PINGS = 5, PING_BYTES = 2 << 20 };
+
+static RtStatus measure_link(const Ranks *r, int other, MachineLink *link, RtError *e) {
+    char *data = calloc(1, PING_BYTES);
+    if (!data) return rt_fail(e, RT_NO_MEMORY, "no memory to measure the way between nodes");
+    double latency = 1, seconds = 1, now = 0;
+    RtStatus s = RT_OK;
+    for (int i = 0; i < 2 * PINGS && s == RT_OK; i++) {
+        s = ping(r, other, data, i < PINGS ? 1 : PING_BYTES, &now, e);
+        double *best = i < PINGS ? &latency : &seconds;
+        if (now < *best) *best = now;
+    }
+    free(data);
+    double wire = seconds - latency > 1e-9 ? seconds - latency : 1e-9;
+    *link = (MachineLink){.rate = PING_BYTES / wire, .latency = latency / 2, .message = latency / 4, .cpu = cpu_a_byte};
+    return s == RT_OK ? rt_from_first(r->among, link, sizeof *link, e) : s;
+}
+
+// Between the first rank and the first of another node; all take the first rank's word, so that all make one plan.
+static bool find_link(Session *s, const Ranks *r) {
+    int other = 0;
+    RtError e = {0};
+    while (r->comm && other < r->n && rt_comm_node(r->comm, other) == rt_comm_node(r->comm, 0)) other++;
+    if (!r->comm || other == r->n || s->train.chunks) return true;
+    if (measure_link(r, other, &s->train.link, &e) == RT_OK) return true;
+    diag_error(s->diag, (Span){0}, "%s", e.text);
+    return false;
+}
+
 bool ranks_mesh(Session *s, const Ranks *r, RtMesh *out) {
     *out = (RtMesh){1, 1, 1, 0};
     if (r->n == 1 && !r->local) return true;             // session_can_train has seen to it
-    return shape_mesh(s, s->settings, r, out) && can_sum(s, *out);
+    return shape_mesh(s, s->settings, r, out) && can_sum(s, *out) && find_link(s, r);
 }
 
 static bool is_given(const Session *s, const char *key) {

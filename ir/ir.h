@@ -196,6 +196,10 @@ bool        op_is_contraction(Op op);
 // The group an exchange runs over; false: its `over` is none.
 bool        exchange_group(const Node *n, RtGroup *group);
 extern const char *const exchange_group_name[RT_GROUPS];
+// Nodes that run chunk by chunk, from `first` on: waits for rows at their experts, products of these rows, the rows' way back.
+// Sources may stand between them.  Returns how many (at most CHUNKED_RUN), 0: no run begins here.
+enum { CHUNKED_RUN = 12 };
+int         chunked_run(Node *first, Node **member);
 bool        has_attachments(const Node *n);
 Contraction contraction_of(const Node *n);               // n as node_check wants it
 

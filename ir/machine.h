@@ -35,6 +35,13 @@ typedef struct {
     double rate;
 } MachineTile;
 
+// From one rank to another.
+typedef struct {
+    double rate;                   // bytes a second; 0: nobody knows
+    double latency;                // seconds until an empty message is there
+    double message, cpu;           // seconds of a core that a message costs, and each byte of it
+} MachineLink;
+
 typedef struct {
     char   name[96];               // of the CPU
     int    threads;                // that run at once

@@ -18,6 +18,9 @@ typedef struct {
     bool   one_chain;                        // train.exact = false
     int64_t waves;                           // passes of a step (gradient accumulation)
     RtMesh mesh;                             // ranks that share the step; {0}: one
+    MachineLink link;                        // between ranks that share experts; rate 0: as inside a node
+    int    threads;                          // of a rank; 0: one
+    int64_t chunks;                          // of exchanges of rows; 0: as many as are predicted to be fastest
     double row_bound;                        // > 0: rows at experts are at most so many times those at home (planner); 0: all ranks'
     bool   return_grads;                     // @pass returns "grad.NAME" and accumulates nothing (verify)
 } TrainOpts;

@@ -44,6 +44,7 @@ typedef struct {
     Graph  *g;
     Value **value;          // by id
     int    *last_read;      // [value id] list position; the value's own if nobody reads it
+    int    *begin;          // [value id] list position from which on it is written
     int    *buffer;         // [value id] union-find: the value that stands for the buffer
     int    *buffer_end;     // [value id of a root]
     bool   *is_in_place;    // [value id] written over the old contents of what it updates: not in the arena
@@ -129,6 +130,24 @@ static bool may_replace(const PtrMap *last_reader, const Value *v, Name name) {
     return true;
 }
 
+// In a run of chunks everything happens again and again: what is read or written there is in use all along.
+static void stretch_over_chunks(Lives *l) {
+    Node *member[CHUNKED_RUN];
+    for_each_node(l->g, first) {
+        int n = first->attr.chunks > 1 ? chunked_run(first, member) : 0;
+        if (!n) continue;
+        int end = member[n - 1]->id;
+        for (int m = 0; m < n; m++) {
+            for (int i = 0; i < member[m]->n_in; i++) {
+                int *last = &l->last_read[member[m]->in[i]->id];
+                if (*last < end) *last = end;
+            }
+            for (int i = 0; i < member[m]->n_out; i++) l->begin[member[m]->out[i].id] = first->id;
+        }
+        first_next = member[n - 1]->next;
+    }
+}
+
 static void find_lives(Lives *l, Arena *a) {
     Graph *g = l->g;
     int end = g->n_nodes;
@@ -137,7 +156,7 @@ static void find_lives(Lives *l, Arena *a) {
             Value *v = &n->out[i];
             l->value[v->id] = v;
             l->buffer[v->id] = v->id;
-            l->last_read[v->id] = n->id;
+            l->last_read[v->id] = l->begin[v->id] = n->id;
         }
         for (int i = 0; i < n->n_in; i++) l->last_read[n->in[i]->id] = n->id;
     }
@@ -160,6 +179,7 @@ static void find_lives(Lives *l, Arena *a) {
             }
         }
     }
+    stretch_over_chunks(l);
     for_each_node(g, n)
         for (int i = 0; i < n->n_out; i++) l->buffer_end[n->out[i].id] = l->last_read[n->out[i].id];
 }
@@ -292,6 +312,7 @@ bool pass_plan_memory(Graph *g, PassCtx *cx) {
     Lives l = {.g = g,
                .value = arena_array(a, Value *, n_values + 1),
                .last_read = arena_array(a, int, n_values + 1),
+               .begin = arena_array(a, int, n_values + 1),
                .buffer = arena_array(a, int, n_values + 1),
                .buffer_end = arena_array(a, int, n_values + 1),
                .is_in_place = arena_array(a, bool, n_values + 1)};
@@ -309,7 +330,7 @@ bool pass_plan_memory(Graph *g, PassCtx *cx) {
         total += node_is_view(v->node) ? 0 : bytes;
         if (root(&l, id) != id) continue;
         number[id] = n;
-        buffers[n] = (Buffer){bytes, v->node->id, l.buffer_end[id], 0, n};
+        buffers[n] = (Buffer){bytes, l.begin[id], l.buffer_end[id], 0, n};
         n++;
     }
     g->lower_bound_bytes = peak(buffers, n, g->n_nodes, a);

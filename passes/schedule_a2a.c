@@ -17,7 +17,15 @@
 //
 // A list scheduler in the order of the text: the first node whose operands are there comes next, a wait when there is
 // nothing else nearby, or when too many sums are on their way (each holds memory).  It sees the plan only, never counts,
-// so all ranks meet their exchanges in one order.
+// so all ranks meet their exchanges in one order.  Gradients of parameters are no one's operand for long: they are kept for
+// the time when rows are under way.
+//
+// What then still stands around products of rows, waits in front and ways back behind, runs chunk by chunk, a group of each
+// rank's experts after another, where that is predicted to be faster (or parallel.chunks says so):
+//
+//     wait   grouped_matmul   grouped_matmul   return_rows      =>      w0 m0 m0 r0  w1 m1 m1 r1  ..
+//
+// r0 is under way beside m1, and the second chunk's rows come beside m0.  No row's result depends on it.
 #include "passes/util.h"
 
 enum {
@@ -64,8 +72,20 @@ typedef struct {
     bool  *ready, *placed;
     int   *work, *wait;      // ids in list order: waits, and all others
     int    n, n_work, n_waits, lowest_work, lowest_wait, under_way, hidden;
+    int    rows_under_way;
     Node  *last;             // of what is placed
 } Scheduler;
+
+// Worth hiding: rows of some width that go to experts or come back.
+enum { WIDE = 64 };              // bytes of a row
+static bool moves_wide_rows(const Node *n) {
+    if (n->op != OP_EXCHANGE_ROWS && n->op != OP_RETURN_ROWS) return false;
+    const Type *t = &n->in[0]->type;
+    return type_bytes(t) >= WIDE * dim_bound(t->dim[0]);
+}
+
+// Work that can wait: nothing reads it but sums over ranks and the optimizer.
+static bool can_wait(const Node *n) { return n->op == OP_GROUPED_DW || n->op == OP_MATMUL_DW; }
 
 static bool is_source(const Node *n) { return op_is(n->op, SOURCE); }
 
@@ -80,6 +100,8 @@ static void place(Scheduler *s, Node *n) {
     s->last = n;
     if (n->attr.pending && is_sum(n)) s->under_way++;
     if (n->op == OP_WAIT && is_sum(n->in[0]->node)) s->under_way--;
+    if (n->attr.pending && moves_wide_rows(n)) s->rows_under_way++;
+    if (n->op == OP_WAIT && moves_wide_rows(n->in[0]->node)) s->rows_under_way--;
     for (int e = s->first_user[n->id]; e >= 0; e = s->next_user[e])
         if (--s->missing[s->user[e]] == 0) s->ready[s->user[e]] = true;
 }
@@ -91,8 +113,17 @@ static int first_ready(Scheduler *s, const int *at, int n, int *lowest, int of_s
     return -1;
 }
 
+// The first work that is ready; while no rows are under way, not what can wait for that, unless it is old.
+static int first_work(Scheduler *s) {
+    int first = first_ready(s, s->work, s->n_work, &s->lowest_work, -1);
+    if (first < 0 || s->rows_under_way || !can_wait(s->node[first])) return first;
+    for (int i = s->lowest_work; i < s->n_work && s->work[i] < first + NEARBY; i++)
+        if (s->ready[s->work[i]] && !can_wait(s->node[s->work[i]])) return s->work[i];
+    return first;
+}
+
 static int next_node(Scheduler *s) {
-    int work = first_ready(s, s->work, s->n_work, &s->lowest_work, -1);
+    int work = first_work(s);
     int rows = first_ready(s, s->wait, s->n_waits, &s->lowest_wait, 0), sum = first_ready(s, s->wait, s->n_waits, &s->lowest_wait, 1);
     bool too_many = s->under_way >= SUMS_UNDER_WAY;
     if (sum >= 0 && too_many && (work < 0 || s->node[work]->attr.pending)) return sum;
@@ -140,6 +171,122 @@ static void overlap(Graph *g, PassCtx *cx) {
     WON(cx, "%d exchanges are waited for late, beside %d nodes", n_waits, s.hidden);
 }
 
+// ---- chunks --------------------------------------------------------------------------------------------
+
+typedef struct {
+    Node  *member[CHUNKED_RUN];
+    int    n;
+    double there, back, products;      // bytes that a rank sends; operations; at mean loads
+} Run;
+
+static int ranks_of(const Node *n) {
+    RtGroup group;
+    return exchange_group(n, &group) ? rt_group_size(n->graph->mesh, group) : 1;
+}
+
+// Bytes of its rows that another rank has or gets.
+static double bytes_sent(const Node *n) {
+    const Type *t = &n->in[0]->type;
+    double ranks = ranks_of(n), rows = n->op == OP_RETURN_ROWS ? (double)n->attr.sym->bound : (double)dim_bound(t->dim[0]);
+    return rows * (double)type_bytes(t) / (double)dim_bound(t->dim[0]) * (ranks - 1) / ranks;
+}
+
+static double products_flops(const Node *n) {
+    Contraction c = contraction_of(n);
+    return 2.0 * (double)type_bound_elements(&c.a) * (double)dim_bound(c.y.dim[c.y.ndim - 1]) * c.products;
+}
+
+static const Value *experts_offsets(const Node *n) {
+    if (n->op == OP_GROUPED_MATMUL) return n->in[2]->node->op == OP_EXCHANGE_OFFSETS ? n->in[2] : NULL;
+    const Node *x = n->op == OP_WAIT ? n->in[0]->node : n;
+    bool fits = n->op == OP_WAIT ? x->op == OP_EXCHANGE_ROWS : x->op == OP_RETURN_ROWS;
+    return fits && x->attr.pending ? x->in[2] : NULL;
+}
+
+static int stage_of(const Node *n) { return n->op == OP_WAIT ? 0 : n->op == OP_GROUPED_MATMUL ? 1 : 2; }
+
+static bool is_made_in(const Run *r, const Value *v) {
+    for (int i = 0; i < r->n; i++)
+        if (r->member[i] == v->node) return true;
+    return false;
+}
+
+// The run of nodes that begins with first: waits, products, ways back, of the same experts' rows.
+static Run run_from(Node *first) {
+    Run r = {.n = 0};
+    const Value *offsets = experts_offsets(first);
+    int stage = 0, products = 0;
+    for (Node *n = first; n && offsets && r.n < CHUNKED_RUN; n = n->next) {
+        if (r.n && is_source(n)) continue;
+        if (experts_offsets(n) != offsets || stage_of(n) < stage) break;
+        if (stage_of(n) == 2 && !is_made_in(&r, n->in[0])) break;
+        stage = stage_of(n);
+        products += stage == 1;
+        r.member[r.n++] = n;
+        if (stage == 0) r.there += bytes_sent(n->in[0]->node);
+        if (stage == 1) r.products += products_flops(n) / ranks_of(offsets->node);
+        if (stage == 2) r.back += bytes_sent(n);
+    }
+    if (!products) r.n = 0;
+    return r;
+}
+
+// What ranks of one node copy from each other's memory is work of their cores, not a way that something else could hide.
+static const MachineLink inside_node = {.rate = 4e9, .latency = 1.5e-6, .message = 0.5e-6, .cpu = 2.5e-10};
+enum { LAUNCH_NS = 3000 };       // of a kernel
+
+// Seconds of a run in q chunks: the first chunk's rows come before anything is multiplied, the last one's go when all is.
+static double run_seconds(const PassCtx *cx, const Run *r, int q, int peers) {
+    const MachineLink *l = cx->train && cx->train->link.rate > 0 ? &cx->train->link : &inside_node;
+    int threads = cx->train && cx->train->threads > 0 ? cx->train->threads : 1;
+    double fma = cx->machine ? machine_rates(cx->machine, threads).fma : 50e9;
+    double wire = 1 / l->rate - l->cpu, seconds_a_byte = wire > 0 ? wire : 0, message = l->message * peers;
+    double there = r->there * seconds_a_byte, back = r->back * seconds_a_byte;
+    double work = r->products / fma + l->cpu * (r->there + r->back) + q * LAUNCH_NS * 1e-9 * r->n;
+    double beside = there + back + 2 * q * message - there / q;
+    return message + there / q + (work > beside ? work : beside) + back / q + message + (r->there > 0 || r->back > 0 ? l->latency * q : 0);
+}
+
+static int best_chunks(const PassCtx *cx, const Run *r, int experts, int peers) {
+    static const int some[] = {2, 3, 4, 6, 8, 12, 16};
+    int best = 1, forced = cx->train ? (int)cx->train->chunks : 0;
+    if (forced) return forced < experts ? forced : experts;
+    for (size_t i = 0; i < sizeof some / sizeof *some && some[i] <= experts; i++)
+        if (run_seconds(cx, r, some[i], peers) < run_seconds(cx, r, best, peers)) best = some[i];
+    return best;
+}
+
+// How many runs, and how long they are predicted to take in chunks and in one.
+typedef struct { int runs, chunked, most; double seconds, in_one; } Chunked;
+
+static Chunked cut_in_chunks(Graph *g, PassCtx *cx) {
+    Chunked all = {.most = 1};
+    for_each_node(g, n) {
+        Run r = run_from(n);
+        if (!r.n) continue;
+        const Node *by = experts_offsets(n)->node;
+        int ranks = ranks_of(by), q = best_chunks(cx, &r, (int)by->attr.experts / ranks, ranks - 1);
+        TRACE(cx, "schedule-a2a: %s: %d nodes, %.2f MB there, %.2f MB back, %.1f GFLOP: %d chunks, predicted %.3f ms, in one %.3f ms\n",
+              n->path ? n->path : "", r.n, r.there / 1e6, r.back / 1e6, r.products / 1e9, q, 1e3 * run_seconds(cx, &r, q, ranks - 1),
+              1e3 * run_seconds(cx, &r, 1, ranks - 1));
+        all.runs++;
+        all.seconds += run_seconds(cx, &r, q, ranks - 1);
+        all.in_one += run_seconds(cx, &r, 1, ranks - 1);
+        n_next = r.member[r.n - 1]->next;
+        if (q < 2) continue;
+        for (int i = 0; i < r.n; i++) r.member[i]->attr.chunks = q;
+        all.chunked++;
+        if (q > all.most) all.most = q;
+    }
+    return all;
+}
+
+static void tell_chunks(PassCtx *cx, Chunked c) {
+    if (!c.runs || !cx->won) return;
+    WON(cx, "%s; %d of %d runs of experts' products in up to %d chunks: predicted %.2f ms, in one %.2f ms", cx->won, c.chunked, c.runs,
+        c.most, 1e3 * c.seconds, 1e3 * c.in_one);
+}
+
 // The parameter or state whose memory v shows, or NULL.
 static const Node *persistent(const Value *v) {
     const Node *n = value_shown(v)->node;
@@ -150,7 +297,10 @@ static Node *later(Node *x, Node *y) { return x && x->id > y->id ? x : y; }
 
 bool pass_schedule_a2a(Graph *g, PassCtx *cx) {
     bool changed = rt_mesh_ranks(g->mesh) > 1;
-    if (changed) overlap(g, cx);
+    if (changed) {
+        overlap(g, cx);
+        tell_chunks(cx, cut_in_chunks(g, cx));
+    }
     PtrMap last_reader = {.arena = cx->scratch};           // by name
     graph_number(g);
     for_each_node(g, n)

@@ -126,7 +126,8 @@ typedef enum {
     RT_EXCHANGE_OFFSETS,    // offsets at home [E*n + 1] -> offsets at the experts [E/g * n*g + 1]
     RT_EXCHANGE_ROWS,       // x, offsets at home, at the experts -> y      each row to its expert's rank ..
     RT_RETURN_ROWS,         // .. and back
-    RT_WAIT                 // ends the pending exchange of the same sequence
+    RT_WAIT,                // ends the pending exchange of the same sequence
+    RT_CHUNK_OFFSETS        // offsets at the experts -> for each chunk the same, with no rows of other chunks' experts
 } RtExchangeKind;
 
 typedef struct {
@@ -140,15 +141,19 @@ typedef struct {
     int32_t table;          // 1 + number of the slot table, where axis 0 or rows are of experts; else 0
     int32_t parts;          // RT_SHARD: fewer than ranks: rank i of m has number i * parts / m; 0: one for each
     int32_t sym;            // >= 0: elements are multiplied by its value
+    int32_t chunk, chunks, pad;  // chunks > 1: only of this chunk, a group of each rank's experts (RT_CHUNK_OFFSETS: of all)
     int64_t elements;       // of x; of a row, where x has rows
     int64_t run;            // RT_ALL_GATHER, RT_SHARD: elements of a part from its axis on; 0: all (axis 0)
 } RtExchange;
+
+// The first of a rank's `experts` experts that belongs to a chunk (chunk = chunks: the end).
+static inline int rt_chunk_begin(int experts, int chunk, int chunks) { return chunks > 1 ? (int)((int64_t)experts * chunk / chunks) : chunk ? experts : 0; }
 
 // ---- plan -----------------------------------------------------------------------------------------------
 // One position-independent block: RtPlan, then tables; every reference is a byte offset from the block's start
 // (RtSpan) or an index into a table.  Built in memory by the JIT, linked as a constant array into a trainer.
 
-enum { RT_PLAN_MAGIC = 0x6365f06d, RT_PLAN_VERSION = 6 };
+enum { RT_PLAN_MAGIC = 0x6365f06d, RT_PLAN_VERSION = 7 };
 
 typedef struct { uint32_t offset, n; } RtSpan;   // n entries (bytes for text) at offset
 

@@ -372,14 +372,23 @@ enum {
     HELD_LOOK_NS = 20000             // RtCommFaults: whether messages may go
 };
 
-static void wait(RtComm *c, RtCommRun *run) {
+// Everything of a run, or (stride > 0) what rt_comm_done_parts waits for.
+typedef struct { int stride, below; } Awaited;
+
+static bool is_there(const RtComm *c, const RtCommRun *run, Awaited what) {
+    for (int p = 0; what.stride && !run->is_over && p < run->op.n_recv; p++)
+        if (p % what.stride < what.below && !rt_comm_ready(c, (int)(run - c->run), p)) return false;
+    return what.stride || run->is_over;
+}
+
+static void wait(RtComm *c, RtCommRun *run, Awaited what) {
     int64_t bound_ns = c->silence_ns + 10 * run->op.expected_ns, looked_ns = rt_now_ns(), still_ns = 0;
     int64_t moved_ns = run->moved_ns;
-    while (!run->is_over && c->error.code == RT_OK) {
+    while (!is_there(c, run, what) && c->error.code == RT_OK) {
         c->ops->rest(c->transport, c->faults && c->faults->delay_ns > 0 ? HELD_LOOK_NS : LOOK_NS);
         rt_comm_progress(c);
         int64_t past_ns = rt_now_ns() - looked_ns;
-        if (run->is_over || past_ns < LOOK_NS) continue;
+        if (is_there(c, run, what) || past_ns < LOOK_NS) continue;
         looked_ns += past_ns;
         // a longer pause is this rank's own: the process was stopped, say, and all others perhaps with it
         still_ns = moved_ns == run->moved_ns ? still_ns + (past_ns < 5 * LOOK_NS ? past_ns : LOOK_NS) : 0;
@@ -396,12 +405,24 @@ RtStatus rt_comm_done(RtComm *c, int ticket, RtError *e) {
     if (!run->is_over) rt_comm_progress(c);
     if (!run->is_over && c->error.code == RT_OK) {
         rt_comm_note_wait(c, run);
-        wait(c, run);
+        wait(c, run, (Awaited){0, 0});
     }
     if (c->error.code != RT_OK) return rt_fail(e, c->error.code, "%s", c->error.text);
     rt_comm_note_done(c, run);
     run->number = 0;
     return RT_OK;
+}
+
+RtStatus rt_comm_done_parts(RtComm *c, int ticket, int stride, int below, RtError *e) {
+    RtCommRun *run = &c->run[ticket];
+    Awaited what = {stride, below};
+    if (!is_there(c, run, what)) rt_comm_progress(c);
+    if (!is_there(c, run, what) && c->error.code == RT_OK) {
+        rt_comm_note_wait(c, run);
+        wait(c, run, what);
+        rt_comm_note_go_on(c);
+    }
+    return c->error.code == RT_OK ? RT_OK : rt_fail(e, c->error.code, "%s", c->error.text);
 }
 
 RtStatus rt_comm_run(RtComm *c, const RtCommOp *op, RtError *e) {

@@ -163,6 +163,8 @@ bool     rt_comm_ready(const RtComm *c, int ticket, int part);
 RtStatus rt_comm_done(RtComm *c, int ticket, RtError *e);
 // When the collective of a ticket, waited for or not, last got further: when it was over, once it is.
 int64_t  rt_comm_moved_ns(const RtComm *c, int ticket);
+// Waits until recv[p] is there for all p with p % stride < below; the ticket stays.
+RtStatus rt_comm_done_parts(RtComm *c, int ticket, int stride, int below, RtError *e);
 RtStatus rt_comm_run(RtComm *c, const RtCommOp *op, RtError *e);      // start, done
 
 // ---- what was moved -------------------------------------------------------------------------------------

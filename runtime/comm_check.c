@@ -84,6 +84,8 @@ void rt_comm_note_done(RtComm *c, const RtCommRun *run) {
     rt_page_waits(false);
 }
 
+void rt_comm_note_go_on(RtComm *c) { atomic_store_explicit(&c->page[c->rank]->waits_for, 0, memory_order_relaxed); }
+
 // ---- text -----------------------------------------------------------------------------------------------
 
 typedef struct { char *at, *end; } Text;

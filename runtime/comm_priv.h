@@ -84,6 +84,7 @@ struct RtComm {
 void rt_comm_note_start(RtComm *c, const RtCommRun *run);
 void rt_comm_note_wait(RtComm *c, const RtCommRun *run);
 void rt_comm_note_done(RtComm *c, const RtCommRun *run);
+void rt_comm_note_go_on(RtComm *c);                            // not waiting any more, for something of it is there
 
 // Into c->error: that the op stands still; a message that shows another program (false: there is none).
 void rt_comm_tell_silence(RtComm *c, const RtCommRun *run, int64_t bound_ns);

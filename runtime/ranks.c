@@ -79,6 +79,7 @@ static int deal_slots(const RtPlan *plan, RtSlot *slot, RtDealt *dealt) {
     for (uint32_t i = 0; i < plan->steps.n; i++) {
         const RtExchange *x = rt_exchange_of(plan, i);
         if (!x) continue;
+        if (x->kind == RT_CHUNK_OFFSETS || (x->kind == RT_WAIT && x->chunk + 1 < x->chunks)) continue;
         if (x->kind == RT_WAIT) {
             slot[dealt[x->sequence].slot].taken = false;
             continue;
@@ -192,7 +193,7 @@ static RtCommKind kind_of(const RtExchange *x) {
     case RT_EXCHANGE_OFFSETS: return RT_COMM_COUNTS;
     case RT_EXCHANGE_ROWS: return RT_COMM_ROWS;
     case RT_RETURN_ROWS: return RT_COMM_BACK;
-    case RT_SHARD: case RT_WAIT: break;
+    case RT_SHARD: case RT_WAIT: case RT_CHUNK_OFFSETS: break;
     }
     return RT_COMM_KINDS;
 }
@@ -206,10 +207,11 @@ static void *address(unsigned char *base, int64_t bytes) { return (void *)((uint
 static void size_rows(const RtExchange *x, int m, const RtRowsAt *at, RtCommPart *send, RtCommPart *recv, RtCommOp *op) {
     bool back = x->kind == RT_RETURN_ROWS;
     int leaves = x->leaves, mine = x->experts / m, n = 0;
+    int first = rt_chunk_begin(mine, x->chunk, x->chunks), end = x->chunks > 1 ? rt_chunk_begin(mine, x->chunk + 1, x->chunks) : mine;
     int64_t row = (int64_t)bytes_of(x);
     RtCommPart *near_part = back ? recv : send, *far_part = back ? send : recv;
     for (int k = 0; k < m; k++)
-        for (int s = 0; s < mine; s++, n++) {
+        for (int s = first; s < end; s++, n++) {
             int slot = k * mine + s, expert = at->expert ? at->expert[slot] : slot;
             const int32_t *h = at->home + (int64_t)expert * leaves, *f = at->far + (int64_t)(s * m + k) * leaves;
             near_part[n] = (RtCommPart){address(at->home_rows, h[0] * row), (h[leaves] - h[0]) * row, k};
@@ -296,6 +298,15 @@ static void finish(const Job *j) {
     j->s->joined = NULL;
     j->s->exposed_ns += rt_now_ns() - wait_ns;
     note_flight(j);
+}
+
+// The rows of the chunks so far.
+static void finish_chunk(const Job *j) {
+    RtRanks *r = j->r;
+    int64_t wait_ns = rt_now_ns();
+    int mine = j->x->experts / j->m;
+    r->status = rt_comm_done_parts(r->comm, j->s->ticket, mine, rt_chunk_begin(mine, j->x->chunk + 1, j->x->chunks), &r->error);
+    j->s->exposed_ns += rt_now_ns() - wait_ns;
 }
 
 static void run(const Job *j) {
@@ -397,6 +408,15 @@ static void exchange_rows(const Job *j, unsigned char *x, const int32_t *home, c
     run(j);
 }
 
+// Experts of earlier chunks have no rows in front of the chunk's first row, those of later ones none behind its last.
+static void chunk_offsets(const RtExchange *x, int m, const int32_t *far, int32_t *to) {
+    int mine = x->experts / m, leaves = x->leaves * m, n = mine * leaves;
+    for (int q = 0; q < x->chunks; q++) {
+        int first = rt_chunk_begin(mine, q, x->chunks) * leaves, end = rt_chunk_begin(mine, q + 1, x->chunks) * leaves;
+        for (int i = 0; i <= n; i++) *to++ = far[i < first ? first : i > end ? end : i];
+    }
+}
+
 // After a failure nothing is exchanged any more; offsets are those of no rows.
 void moec_exchange(const RtCall *c) {
     RtRanks *r = c->ranks;
@@ -408,6 +428,10 @@ void moec_exchange(const RtCall *c) {
     j.t = x->table ? &r->table[x->table - 1] : NULL;
     j.m = rt_group_size(r->mesh, (RtGroup)x->group);
     j.i = rt_group_rank(r->mesh, (RtGroup)x->group, r->rank);
+    if (x->kind == RT_CHUNK_OFFSETS) {
+        chunk_offsets(x, j.m, arg[0], arg[1]);
+        return;
+    }
     if (r->status != RT_OK) {
         if (x->kind == RT_EXCHANGE_OFFSETS)
             memset(arg[1], 0, ((size_t)x->experts * (size_t)x->leaves + 1) * sizeof(int32_t));
@@ -420,6 +444,10 @@ void moec_exchange(const RtCall *c) {
     case RT_SHARD: shard(&j, arg[0], arg[1]); break;
     case RT_EXCHANGE_OFFSETS: exchange_offsets(&j, arg[0], arg[1]); break;
     case RT_EXCHANGE_ROWS: case RT_RETURN_ROWS: exchange_rows(&j, arg[0], arg[1], arg[2], arg[3]); break;
-    case RT_WAIT: finish(&j); break;
+    case RT_WAIT:
+        if (x->chunk + 1 < x->chunks) finish_chunk(&j);
+        else finish(&j);
+        break;
+    case RT_CHUNK_OFFSETS: break;
     }
 }

@@ -2,7 +2,7 @@
 # Everything that is needed to build moec and to run its tests stands in these lists, once.
 
 packages_build="gcc libc6-dev cmake ninja-build pkg-config flex bison libjansson-dev libpcre2-dev libxxhash-dev llvm-dev"
-packages_test="libcmocka-dev libopenmpi-dev openmpi-bin python3-yaml"       # without Open MPI moec trains on one rank
+packages_test="libcmocka-dev libopenmpi-dev openmpi-bin python3-yaml iproute2"       # without Open MPI moec trains on one rank; ip, tc: tests/net
 llvm_versions="19 20 21 18"     # llvm-dev is the first of these that is installed or can be; as in CMakeLists.txt
 
 is_installed() { dpkg-query -W -f='${Status}' "$1" 2>/dev/null | grep -q 'install ok installed'; }

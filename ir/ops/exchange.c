@@ -14,6 +14,19 @@ bool exchange_group(const Node *n, RtGroup *group) {
 
 const char *const exchange_group_name[RT_GROUPS] = {"data", "exp", "edp", "tp"};
 
+static int stage_in_run(const Node *n) { return n->op == OP_WAIT ? 0 : n->op == OP_GROUPED_MATMUL ? 1 : 2; }
+
+int chunked_run(Node *first, Node **member) {
+    int n = 0, stage = 0;
+    for (Node *m = first; m && n < CHUNKED_RUN; m = m->next) {
+        if (n && op_is(m->op, SOURCE)) continue;
+        if (m->attr.chunks < 2 || m->attr.chunks != first->attr.chunks || stage_in_run(m) < stage) break;
+        stage = stage_in_run(m);
+        member[n++] = m;
+    }
+    return n;
+}
+
 static int64_t parts_of(const Node *n) {
     RtGroup group;
     return exchange_group(n, &group) ? rt_group_size(n->graph->mesh, group) : 1;

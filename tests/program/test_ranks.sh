@@ -16,6 +16,9 @@ claim 'one rank' train "$work/one" "${steps[@]}"
 alike one dp1 --local 1
 alike one dp2 --local 2
 alike one ep2 --local 2 --set parallel.ep=2
+alike one ep2-chunks --local 2 --set parallel.ep=2 --set parallel.chunks=2
+exits 0 'chunks in the graph' "$MOEC" dump $model "${tiny[@]}" --set parallel.ep=2 --set parallel.dp=1 --set parallel.chunks=2 --after schedule-a2a
+prints 'return_rows .*chunks = 2' 'rows go back by chunks'
 alike one dp4-zero --local 4 --set parallel.zero=1
 alike one dp2-ep2 --local 4 --set parallel.dp=2 --set parallel.ep=2
 alike one ep4-zero --local 4 --set parallel.ep=4 --set parallel.zero=2
@@ -135,6 +138,8 @@ refused 'no power of two' 'six lanes' --local 2 --set train.batch=12 --set train
 refused 'ffn.*12 experts.*8 ranks|E.*12' '12 experts on 8 ranks' --local 8 --set parallel.ep=8 --set E=12
 refused 'parallel.rebalance: with parallel.ep = 1' 'moving experts that are everywhere' --local 2 --set 'parallel.rebalance=5 steps'
 refused 'parallel.rebalance' 'moving experts on one rank' --set 'parallel.rebalance=5 steps'
+refused 'parallel.a2a is node' 'all-to-all by nodes' --local 2 --set parallel.ep=2 --set parallel.a2a=node
+refused 'parallel.progress is thread' 'a thread for messages' --local 2 --set parallel.progress=thread
 refused 'parallel.pp is 2' 'pipelines' --local 2 --set parallel.pp=2
 refused 'parallel.zero is 3' 'zero 3' --local 2 --set parallel.zero=3
 finish

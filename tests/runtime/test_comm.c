@@ -668,6 +668,7 @@ static void takes_rows_as_they_come(Rank *r) {
             rt_comm_progress(r->c);
             if (rt_comm_ready(r->c, ticket, j)) j++;
         }
+        works(r, rt_comm_done_parts(r->c, ticket, r->ranks, last, &r->error));
         check(r, !rt_comm_ready(r->c, ticket, last));
         works(r, rt_comm_run(r->c, &move, &r->error));
     }

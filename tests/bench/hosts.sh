@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# How much of the rows' way between two hosts is hidden: bash tests/bench/hosts.sh [RATE [OPTION...]], MOEC naming the program.
+# Two network namespaces, a rank on each; once without a limit, once at RATE (1gbit).  As root, on a machine that does nothing
+# else.  What a rank waits for a slower one counts as exposed; most_rows_over_mean says how uneven the experts' rows are.
+. tests/program/common.sh
+. tests/net/hosts.sh
+export MOEC_MPI_LIBRARY=$(dirname "$MOEC")/moec_mpi.so XDG_CACHE_HOME=${TMPDIR:-/tmp}/moec-bench-hosts
+missing=$(hosts_missing)
+[ -z "$missing" ] || { echo "hosts need $missing"; exit 77; }
+rate=${1:-1gbit}
+shift
+hosts_up 2 || exit 1
+for r in none "$rate"; do
+    hosts_rate "$r"
+    echo "rate $r"
+    on_hosts 1 "$MOEC" bench tests/net/hosts.moe --threads 1 --warmup 1 --steps 3 --set parallel.ep=2 --set L=1 "$@" | grep -E '^step ms|^rows|^most'
+done
