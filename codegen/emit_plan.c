@@ -207,7 +207,7 @@ static int slot_table(Plan *p, const Node *n, int64_t experts) {
     uint32_t name = add_text(p, n->attr.slots);
     for (int i = 0; i < p->slot_tables.n; i++)
         if (p->slot_tables.at[i].name == name) return 1 + i;
-    RtSlotTable t = {.name = name, .experts = (int32_t)experts, .slots = (int32_t)experts};
+    RtSlotTable t = {.name = name, .experts = (int32_t)experts, .slots = (int32_t)experts + n->graph->mesh.replicas};
     vec_push(p->a, &p->slot_tables, t);
     return p->slot_tables.n;
 }
@@ -239,7 +239,7 @@ static int named_tensor(Plan *p, const Type *t, const char *name, RtRole role, c
     bool is_cut = (n->op == OP_PARAM || n->op == OP_STATE || n->op == OP_ACCUMULATE) && exchange_group(n, &group);
     if (is_cut) {
         x.shard = (uint8_t)(1 + group);
-        x.table = (uint16_t)slot_table(p, n, x.dim[0] * rt_group_size(n->graph->mesh, group));
+        x.table = (uint16_t)slot_table(p, n, x.dim[0] * rt_group_size(n->graph->mesh, group) - n->graph->mesh.replicas);
     }
     x.tp = (uint8_t)n->attr.tp;
     x.offset = add_persistent(p, x.bytes);
@@ -564,7 +564,8 @@ static int exchange_kernel(Plan *p, KernelNode *k, KernelDesc *desc) {
     static const int kind[N_OPS] = {[OP_TREE_ALL_REDUCE] = RT_TREE_ALL_REDUCE, [OP_TREE_REDUCE_SCATTER] = RT_TREE_REDUCE_SCATTER,
                                     [OP_ALL_GATHER] = RT_ALL_GATHER,           [OP_SHARD] = RT_SHARD,
                                     [OP_EXCHANGE_OFFSETS] = RT_EXCHANGE_OFFSETS, [OP_EXCHANGE_ROWS] = RT_EXCHANGE_ROWS,
-                                    [OP_RETURN_ROWS] = RT_RETURN_ROWS,           [OP_WAIT] = RT_WAIT};
+                                    [OP_RETURN_ROWS] = RT_RETURN_ROWS,           [OP_SUM_REPLICAS] = RT_SUM_REPLICAS,
+                                    [OP_WAIT] = RT_WAIT};
     const Node *n = k->node, *x = n->op == OP_WAIT ? n->in[0]->node : n;
     const Type *t = &x->in[0]->type;
     int by_itself = x->op == OP_RETURN_ROWS && p->chunks > 1 ? p->chunk : 0;
@@ -603,7 +604,14 @@ static int exchange_kernel(Plan *p, KernelNode *k, KernelDesc *desc) {
         e.elements /= s->bound ? s->bound : 1;
     }
     int64_t first = t->ndim ? dim_bound(t->dim[0]) : 0;
-    e.table = slot_table(p, x, e.experts ? e.experts : x->op == OP_ALL_GATHER ? first * rt_group_size(x->graph->mesh, group) : first);
+    RtMesh mesh = x->graph->mesh;
+    bool is_part = x->op == OP_ALL_GATHER || x->op == OP_SUM_REPLICAS;
+    int64_t experts = e.experts ? e.experts : is_part ? first * rt_group_size(mesh, group) - mesh.replicas : first;
+    e.table = slot_table(p, x, experts);
+    if (e.table && (e.experts || x->op == OP_SUM_REPLICAS)) {
+        e.experts = (int32_t)experts;
+        e.slots = (int32_t)experts + mesh.replicas;
+    }
     if (x->op == OP_SHARD) e.parts = (int32_t)x->attr.parts;
     if ((x->op == OP_ALL_GATHER || x->op == OP_SHARD) && x->attr.axis)
         e.run = run_from(x->op == OP_SHARD ? &x->out[0].type : t, x->attr.axis);
@@ -753,7 +761,7 @@ static Loc chunk_offsets(Plan *p, const Node *n, const Value *offsets) {
     const Node *by = offsets->node;
     RtGroup group = RT_GROUP_EXP;
     exchange_group(by, &group);
-    RtExchange e = {.kind = RT_CHUNK_OFFSETS, .group = (int32_t)group, .dtype = I32, .experts = (int32_t)by->attr.experts, .chunks = p->chunks, .sym = -1,
+    RtExchange e = {.kind = RT_CHUNK_OFFSETS, .group = (int32_t)group, .dtype = I32, .experts = (int32_t)by->attr.experts, .slots = (int32_t)by->attr.experts + n->graph->mesh.replicas, .chunks = p->chunks, .sym = -1,
                     .leaves = (int32_t)((by->in[0]->type.dim[0].n - 1) / by->attr.experts), .where = add_text(p, "chunks")};
     PlanKernel kernel = {.key = intern(arena_printf(p->a, "chunk_offsets %d %d %d %d", e.experts, e.leaves, e.chunks, e.group)),
                          .symbol = EXCHANGE_SYMBOL, .node = {.node = by}, .n_phases = 1, .is_exchange = true};

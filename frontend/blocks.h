@@ -76,6 +76,7 @@ typedef struct {
         int64_t  chunks;           // 0: by predicted time
         const char *a2a;           // auto flat node
         double   bound;
+        int64_t  replicas;         // slots of a MoE layer beyond its experts
         const char *placement;     // linear round_robin random
         Quantity rebalance;        // unit NULL: never
         Quantity rebalance_window; // unit NULL: as long

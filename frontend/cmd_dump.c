@@ -86,7 +86,7 @@ static void name_kernels(Html *h, const Graph *g, const RtPlan *plan, const char
 static void share(Session *s) {
     const Settings *t = s->settings;
     RtMesh m = {.dp = (int32_t)(t->parallel.dp ? t->parallel.dp : 1), .ep = (int32_t)t->parallel.ep, .tp = (int32_t)t->parallel.tp,
-                .zero = (int32_t)t->parallel.zero};
+                .zero = (int32_t)t->parallel.zero, .replicas = t->parallel.ep > 1 ? (int32_t)t->parallel.replicas : 0};
     int ranks = rt_group_size(m, RT_GROUP_DATA);
     if (rt_mesh_ranks(m) == 1) return;
     if (t->train.lanes % ranks == 0) s->train.mesh = m;

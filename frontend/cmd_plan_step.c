@@ -131,6 +131,8 @@ bool plan_layout_asked(Planning *p, PlanLayout *out) {
                      (long long)tp);
     if (t->parallel.zero > 2) return WRONG("parallel.zero is %lld: the runtime shares out optimizer states and gradients (1, 2), not "
                                            "parameters", (long long)t->parallel.zero);
+    if (t->parallel.replicas) return WRONG("parallel.replicas is %lld: this version plans experts in one place each",
+                                           (long long)t->parallel.replicas);
     if (dp * ep > lanes && t->train.batch % (dp * ep * t->train.micro_batch) == 0) {
         diag_warning(p->c->diag, (Span){0}, "train.lanes is %lld: planned with %lld, one for each rank that holds other sequences", (long long)lanes,
                      (long long)(dp * ep));

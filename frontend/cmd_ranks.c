@@ -61,6 +61,8 @@ static bool can_share(Session *s, const Settings *t) {
     if (t->parallel.etp && t->parallel.etp != t->parallel.tp)
         return WRONG("parallel.etp is %lld: in this version experts are cut as all else is, by parallel.tp = %lld",
                      (long long)t->parallel.etp, (long long)t->parallel.tp);
+    if (t->parallel.replicas && t->parallel.ep == 1)
+        return WRONG("parallel.replicas: with parallel.ep = 1 every rank has all experts");
     if (t->parallel.rebalance.unit && t->parallel.ep == 1)
         return WRONG("parallel.rebalance: with parallel.ep = 1 every rank has all experts, there is nothing to move");
     if (order->n && strcmp(order->at[0], "ep") != 0)
@@ -93,7 +95,8 @@ static bool shape_mesh(Session *s, const Settings *t, const Ranks *r, RtMesh *ou
     if (dp * ep * tp != r->n)
         return WRONG("there are %d ranks, but parallel.dp = %lld times parallel.ep = %lld times parallel.tp = %lld makes %lld",
                      r->n, (long long)dp, (long long)ep, (long long)tp, (long long)(dp * ep * tp));
-    *out = (RtMesh){.dp = (int32_t)dp, .ep = (int32_t)ep, .tp = (int32_t)tp, .zero = (int32_t)t->parallel.zero};
+    *out = (RtMesh){.dp = (int32_t)dp, .ep = (int32_t)ep, .tp = (int32_t)tp, .zero = (int32_t)t->parallel.zero,
+                    .replicas = (int32_t)t->parallel.replicas};
     return true;
 }
 
@@ -179,6 +182,7 @@ bool ranks_mesh_to_read(Session *s, const Ranks *r, bool has_lanes, RtMesh *out)
     if (!is_given(s, "etp")) t.parallel.etp = 0;
     if (!is_given(s, "order")) t.parallel.order.n = 0;
     if (!is_given(s, "rebalance")) t.parallel.rebalance.unit = NULL;
+    t.parallel.replicas = 0;
     t.parallel.zero = 0;                                 // nothing is optimized
     *out = (RtMesh){1, 1, 1, 0};
     if (r->n == 1 && !r->local) return session_has_ranks(s, &t, 1);

@@ -544,8 +544,9 @@ static void read_rows(Parser *p, Graph *g, Extents *extents) {
 
 static void read_mesh(Parser *p, RtMesh *m) {
     struct { const char *name; int32_t *at; int64_t least; } number[] = {
-        {"dp", &m->dp, 1}, {"ep", &m->ep, 1}, {"tp", &m->tp, 1}, {"zero", &m->zero, 0}};
-    for (int i = 0; i < 4; i++) {
+        {"dp", &m->dp, 1}, {"ep", &m->ep, 1}, {"tp", &m->tp, 1}, {"zero", &m->zero, 0},
+        {"replicas", &m->replicas, 0}};
+    for (int i = 0; i < 5; i++) {
         if (!accept_word(p, number[i].name)) continue;
         int64_t n = need_int(p);
         if (n < number[i].least || n > 1 << 16) fail(p, "not a number of ranks: ", number[i].name);

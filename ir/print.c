@@ -361,7 +361,10 @@ static void print(Printer *p, const Graph *g) {
     graph_number((Graph *)g);            // ids are scratch
     str_printf(p->out, "graph @%s stage %s", g->name, stage_name[g->stage]);
     RtMesh m = g->mesh;
-    if (rt_mesh_ranks(m) > 1) str_printf(p->out, " dp %d ep %d tp %d zero %d", m.dp, m.ep, m.tp, m.zero);
+    if (rt_mesh_ranks(m) > 1) {
+        str_printf(p->out, " dp %d ep %d tp %d zero %d", m.dp, m.ep, m.tp, m.zero);
+        if (m.replicas) str_printf(p->out, " replicas %d", m.replicas);
+    }
     str_add(p->out, " {\n");
     add_syms(p, g);
     if (p->opts.fold) add_folded(p, g);

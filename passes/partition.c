@@ -77,13 +77,15 @@ static void cut_source(Partition *q, Node *n) {
     if (place.kind != PART) return;
     int64_t parts = group_size(&q->p, place.group);
     Dim *first = &n->attr.dims.at[0];
-    if (first->n % parts) {
-        diag_error(q->p.cx->diag, n->at, "%s has %lld experts, which %lld ranks (parallel.ep) can't share evenly", n->attr.name,
-                   (long long)first->n, (long long)parts);
+    int more = place.slots ? q->p.g->mesh.replicas : 0;
+    if ((first->n + more) % parts || more > first->n) {
+        const char *and = more ? arena_printf(q->p.cx->scratch, " and %d replicas (parallel.replicas)", more) : "";
+        diag_error(q->p.cx->diag, n->at, "%s has %lld experts%s, which %lld ranks (parallel.ep) can't share evenly%s", n->attr.name,
+                   (long long)first->n, and, (long long)parts, more > first->n ? "; replicas are at most as many as experts" : "");
         q->ok = false;
         return;
     }
-    first->n /= parts;
+    first->n = part_size(&q->p, place, first->n);
     n->attr.over = intern(exchange_group_name[place.group]);
     n->attr.slots = place.slots;
     n->out[0].type.dim[0] = *first;
@@ -215,7 +217,7 @@ static void place_part(Partition *q, Node *n, Place place) {
     for (int i = 0; i < n->n_in; i++) {
         const Type *t = &n->in[i]->type;
         if (t->ndim > ndim) ndim = t->ndim;
-        if (place_of(&q->p, n->in[i]).kind == PART) whole = t->dim[0].n * parts;
+        if (place_of(&q->p, n->in[i]).kind == PART) whole = t->dim[0].n * parts - (place.slots ? q->p.g->mesh.replicas : 0);
     }
     bool keeps = keeps_axis_0(n, whole);
     for (int i = 0; i < n->n_in; i++) {
@@ -231,7 +233,7 @@ static void place_part(Partition *q, Node *n, Place place) {
         const Type *t = &n->in[i]->type;
         if (t->ndim == ndim && (place_of(&q->p, n->in[i]).kind == PART || t->dim[0].n == whole)) want(q, n, i, place);
     }
-    if (n->attr.dims.n) n->attr.dims.at[0].n /= parts;
+    if (n->attr.dims.n) n->attr.dims.at[0].n = part_size(&q->p, place, n->attr.dims.at[0].n);
     shape_again(q, n, place);
 }
 
@@ -309,15 +311,22 @@ static void reduce_over_ranks(Partition *q, Node *n, int result) {
     Value *v = &n->out[result];
     Place place = place_of(&q->p, v);
     RtGroup group = place.kind == PART ? RT_GROUP_EDP : RT_GROUP_DATA;
-    if (group_size(&q->p, group) == 1) return;
+    bool replicas = place.kind == PART && q->p.g->mesh.replicas;
+    if (group_size(&q->p, group) == 1 && !replicas) return;
     Builder b = builder_after(q->p.g, n);
     Name over = intern(exchange_group_name[group]);
-    Value *y;
-    if (n->op == OP_REDUCE_MAX) {
+    Value *y = v;
+    if (replicas) {
+        y = make(&b, OP_SUM_REPLICAS, INS(v), .over = intern(exchange_group_name[RT_GROUP_EXP]), .slots = place.slots);
+        place_set(&q->p, y, place);
+    }
+    if (group_size(&q->p, group) == 1) {
+        // replicas only
+    } else if (n->op == OP_REDUCE_MAX) {
         y = make(&b, OP_ALL_GATHER, INS(v), .over = over);
         y = make(&b, OP_REDUCE_MAX, INS(y), .axis = 0);
     } else {
-        y = make(&b, OP_TREE_ALL_REDUCE, INS(v), .over = over);
+        y = make(&b, OP_TREE_ALL_REDUCE, INS(y), .over = over);
     }
     place_set(&q->p, y, place);
     v->mark = y;                                     // who comes to read v reads y

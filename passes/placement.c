@@ -15,6 +15,10 @@ typedef struct {
 
 int64_t group_size(const Placement *p, RtGroup group) { return rt_group_size(p->g->mesh, group); }
 
+int64_t part_size(const Placement *p, Place place, int64_t whole) {
+    return (whole + (place.slots ? p->g->mesh.replicas : 0)) / group_size(p, place.group);
+}
+
 static Twins *twins_of(Placement *p, const Value *v) {
     Twins *t = map_get(&p->twins, v);
     if (t) return t;
@@ -54,7 +58,7 @@ FarRows *rows_far(Placement *p, Sym *near, Name slots) {
     if (bound > 0 && some < most) most = some;
     *r = (FarRows){.near = near, .near_offsets = near->extent, .slots = slots};
     r->far = graph_add_sym(p->g, arena_printf(p->g->arena, "%s_far", near->name), SYM_RAGGED, most,
-                           near->groups / (int)ep, near->leaves * (int)ep);
+                           (near->groups + p->g->mesh.replicas) / (int)ep, near->leaves * (int)ep);
     Builder b = builder_after(p->g, near->extent->node);
     r->far_offsets = make(&b, OP_EXCHANGE_OFFSETS, INS(near->extent), .experts = near->groups, .sym = r->far,
                           .over = intern(exchange_group_name[RT_GROUP_EXP]), .slots = slots);
@@ -91,7 +95,7 @@ static Value *part_made(Placement *p, const Value *v, Place place, Node *before)
     }
     Builder b = builder_before(p->g, before);
     Value *part = build_first(node_clone(&b, n, in));
-    part->type.dim[0].n /= group_size(p, place.group);
+    part->type.dim[0].n = part_size(p, place, part->type.dim[0].n);
     place_set(p, part, place);
     return part;
 }

@@ -38,5 +38,7 @@ Value *placed(Placement *p, Value *v, Place place, Node *before);
 // The rows of a symbol at their experts; made at the first call, by this table.  NULL: its experts are on every rank.
 FarRows *rows_far(Placement *p, Sym *near, Name slots);
 FarRows *rows_known(const Placement *p, Sym *s);      // whichever side s is; NULL if nobody sent them
+// Of axis 0 as a whole, what a part of this place has.
+int64_t  part_size(const Placement *p, Place place, int64_t whole);
 int64_t  group_size(const Placement *p, RtGroup group);
 #endif

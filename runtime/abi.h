@@ -89,7 +89,7 @@ enum { RT_SCRATCH_BYTES = 4 << 20, RT_MAX_PHASES = 8 };
 // One plan is every rank's.  rank = (dp_i * ep + ep_i) * tp + tp_i; leaves are dealt to data ranks dp_i * ep + ep_i in
 // order, slots of experts to ep_i in order; matrices are cut over tp_i.  What is cut is cut in equal parts.
 
-typedef struct { int32_t dp, ep, tp, zero; } RtMesh;
+typedef struct { int32_t dp, ep, tp, zero, replicas; } RtMesh;      // replicas: slots of a MoE layer beyond its experts
 
 typedef enum {
     RT_GROUP_DATA,     // by data rank: those that hold other leaves
@@ -126,6 +126,7 @@ typedef enum {
     RT_EXCHANGE_OFFSETS,    // offsets at home [E*n + 1] -> offsets at the experts [E/g * n*g + 1]
     RT_EXCHANGE_ROWS,       // x, offsets at home, at the experts -> y      each row to its expert's rank ..
     RT_RETURN_ROWS,         // .. and back
+    RT_SUM_REPLICAS,        // x -> y      for each slot, the balanced tree over those that hold the same expert
     RT_WAIT,                // ends the pending exchange of the same sequence
     RT_CHUNK_OFFSETS        // offsets at the experts -> for each chunk the same, with no rows of other chunks' experts
 } RtExchangeKind;
@@ -133,7 +134,7 @@ typedef enum {
 typedef struct {
     int32_t kind, group;    // RtExchangeKind, RtGroup
     int32_t dtype;
-    int32_t experts;        // RT_EXCHANGE_*: of all ranks
+    int32_t experts, slots; // RT_EXCHANGE_*, RT_SUM_REPLICAS: of all ranks
     int32_t leaves;         // RT_EXCHANGE_*: of one rank
     uint32_t sequence;      // number of this exchange in the plan
     uint32_t where;         // text offset: instance and line, for messages

@@ -152,6 +152,11 @@ static bool is_writer(const RtPlanInstance *p, int i, int64_t k) {
     int tp = rt_tensor_tp(p, t), parts = joined_parts(p, t);
     int64_t holders = 0, own = -1;
     if (parts > 1 && i % parts != rt_tensor_part(p, t)) return false;
+    if (t->table && p->ranks) {                             // of replicas the first
+        int64_t slot = rt_tensor_part(p, t) * t->dim[0] + k;
+        const RtSlots *table = &p->ranks->table[t->table - 1];
+        if (table->slot[table->expert[slot]] != slot) return false;
+    }
     for (int rank = 0; rank < rt_n_ranks(p->ranks); rank++) {
         bool other_part = t->shard && p->ranks &&
                           rt_group_rank(p->ranks->mesh, (RtGroup)(t->shard - 1), rank) != rt_tensor_part(p, t);
@@ -305,9 +310,8 @@ static RtStatus take_placement(const json_t *manifest, RtPlanInstance *p, RtErro
             json_int_t x = json_integer_value(json_array_get(list, (size_t)s));
             expert[s] = x >= 0 && x < t->experts ? (int32_t)x : -1;
         }
-        bool ok = rt_slots_set(t, expert);
+        rt_slots_set(t, expert);                            // replicas may be more than there are ranks now
         free(expert);
-        if (!ok) return BAD("the placement of %s is none of its %d experts in %d slots", t->name, t->experts, t->slots);
     }
     return RT_OK;
 }
@@ -961,7 +965,7 @@ static RtStatus load_plain(const char *path, RtPlanInstance *p, RtError *e) {
             StWrite to = piece(p, t, k, &name);
             const StTensor *from = whole ? whole : st_find(f, name);
             int64_t n = elements(&to), first = whole || !t->experts ? 0 : rt_tensor_expert(p, t, k) * n;
-            if (whole && t->experts) n *= t->dim[0] * rt_tensor_parts(p, t);
+            if (whole && t->experts) n = rt_tensor_whole(p, t);
             if (!from && t->role == RT_PARAM) status = BAD("%s has no tensor '%s'", path, name);
             else if (from && from->elements != n)
                 status = BAD("%s: '%s' has %lld elements, the model's has %lld", from->file, from->name,

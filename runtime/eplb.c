@@ -20,6 +20,8 @@ RtStatus rt_eplb_check(const RtEplbSizes *z, RtError *e) {
     if (z->ranks % z->nodes) return BAD("%d ranks can't be dealt evenly to %d nodes", z->ranks, z->nodes);
     if (z->slots % z->ranks) return BAD("%d slots can't be dealt evenly to %d ranks", z->slots, z->ranks);
     if (z->slots < z->experts) return BAD("%d slots are too few for %d experts", z->slots, z->experts);
+    if (z->powers && z->slots > z->experts && (z->slots > 2 * z->experts || z->ranks < 2 || z->nodes > 1))
+        return BAD("%d slots for %d experts on %d ranks can't all be replicas by powers of two", z->slots, z->experts, z->ranks);
     RtEplbSizes y = effective(z);
     if (y.experts % y.groups) return BAD("%d experts can't be dealt evenly to %d groups", y.experts, y.groups);
     return RT_OK;
@@ -62,12 +64,26 @@ static void pack(Packer *p, const float *weight, int n, int packs, int32_t *plac
 
 // ---- replicas ----------------------------------------------------------------------------------------------------
 
+static int hottest(const float *load, const int32_t *count, int experts, int most) {
+    int best = -1;
+    for (int i = 0; i < experts; i++)
+        if (count[i] <= most && (best < 0 || load[i] / (float)count[i] > load[best] / (float)count[best])) best = i;
+    return best;
+}
+
+// As many again, of whom that can still be said: 1, 2, 4, not more than slots are left, nor ranks.
+static void double_up(const RtEplbSizes *z, const float *load, int32_t *slot, int32_t *count) {
+    for (int s = z->experts; s < z->slots;) {
+        int most = z->slots - s < 2 ? z->slots - s : 2;
+        int best = hottest(load, count, z->experts, most < z->ranks / 2 ? most : z->ranks / 2), more = count[best];
+        for (int k = 0; k < more; k++) slot[s++] = best;
+        count[best] += more;
+    }
+}
+
 static void replicate(const float *load, int experts, int slots, int32_t *slot, int32_t *count) {
-    for (int i = 0; i < experts; i++) slot[i] = i, count[i] = 1;
     for (int s = experts; s < slots; s++) {
-        int best = 0;
-        for (int i = 1; i < experts; i++)
-            if (load[i] / (float)count[i] > load[best] / (float)count[best]) best = i;
+        int best = hottest(load, count, experts, slots);
         slot[s] = best;
         count[best]++;
     }
@@ -122,7 +138,9 @@ static void fill_node(Work *w, const RtEplbSizes *z, int node, int32_t *slot, in
     int experts = z->experts / z->nodes, slots = z->slots / z->nodes;
     const float *load = w->load + node * experts;
     const int32_t *expert = w->by_node + node * experts;
-    replicate(load, experts, slots, w->replica, w->replicas);
+    for (int i = 0; i < experts; i++) w->replica[i] = i, w->replicas[i] = 1;
+    if (z->powers) double_up(z, load, w->replica, w->replicas);
+    else replicate(load, experts, slots, w->replica, w->replicas);
     for (int s = 0; s < slots; s++) w->share[s] = load[w->replica[s]] / (float)w->replicas[w->replica[s]];
     pack(&w->packer, w->share, slots, z->ranks / z->nodes, w->place);
     for (int s = 0; s < slots; s++) slot[node * slots + w->place[s]] = expert[w->replica[s]];

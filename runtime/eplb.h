@@ -15,6 +15,7 @@
 typedef struct {
     int experts, slots;        // slots >= experts: what is more are replicas
     int ranks, nodes, groups;  // slots are dealt to ranks in order, ranks to nodes
+    bool powers;               // replicas of an expert are 1, 2 or 4, at most as many as ranks: what training can sum (slots.h)
 } RtEplbSizes;
 
 bool     rt_eplb_is_hierarchical(const RtEplbSizes *z);                // else groups and nodes count as one

@@ -82,10 +82,6 @@ static void draw_tensor(const RtPlanInstance *p, const RtTensor *t, uint64_t see
     }
 }
 
-static int64_t whole_elements(const RtPlanInstance *p, const RtTensor *t) {
-    return rt_tensor_elements(p, t) * rt_tensor_parts(p, t) * rt_tensor_tp(p, t);
-}
-
 // Where element k of the whole tensor is in a rank's part; -1: it is another rank's.
 static int64_t held_at(const RtOwn *own, int64_t k) {
     k -= own->first;
@@ -106,10 +102,10 @@ static RtStatus copy_tensor(const RtPlanInstance *p, const RtTensor *t, RtError 
         return rt_fail(e, RT_BAD_PLAN, "'%s' starts as a copy of '%s', which does not exist",
                        rt_tensor_name(p, t), from);
     RtOwn own = rt_tensor_own(p, t), there = rt_tensor_own(p, source);
-    int64_t n = own.runs * own.run, m = whole_elements(p, source);
-    if (n && (!m || whole_elements(p, t) % m))
+    int64_t n = own.runs * own.run, m = rt_tensor_whole(p, source);
+    if (n && (!m || rt_tensor_whole(p, t) % m))
         return rt_fail(e, RT_BAD_PLAN, "'%s' has %lld elements and starts as a copy of '%s' with %lld",
-                       rt_tensor_name(p, t), (long long)whole_elements(p, t), from, (long long)m);
+                       rt_tensor_name(p, t), (long long)rt_tensor_whole(p, t), from, (long long)m);
     void *data = rt_tensor_data(p, t);
     const void *source_data = rt_tensor_data(p, source);
     bool elsewhere = false;

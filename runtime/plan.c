@@ -69,7 +69,7 @@ static RtStatus check_slot_tables(const RtPlan *plan, RtError *e) {
     RtMesh m = plan->mesh;
     for (uint32_t i = 0; i < plan->slot_tables.n; i++) {
         if (!text_ok(plan, t[i].name)) return BAD("slot table %u has no name", i);
-        if (t[i].experts < 1 || t[i].slots != t[i].experts || m.ep < 1 || t[i].slots % m.ep)
+        if (t[i].experts < 1 || t[i].slots < t[i].experts || t[i].slots > 2 * t[i].experts || m.ep < 1 || t[i].slots % m.ep)
             return BAD("slot table '%s' has %d experts in %d slots", RT_TEXT(plan, t[i].name), t[i].experts, t[i].slots);
     }
     return RT_OK;
@@ -437,6 +437,12 @@ RtOwn rt_tensor_own(const RtPlanInstance *p, const RtTensor *t) {
     return own;
 }
 
+int64_t rt_tensor_whole(const RtPlanInstance *p, const RtTensor *t) {
+    int64_t n = rt_tensor_elements(p, t);
+    n *= rt_tensor_tp(p, t);
+    return own_slots(p, t) ? n / t->dim[0] * p->ranks->table[t->table - 1].experts : n * rt_tensor_parts(p, t);
+}
+
 // The program whose name and a slash begin this tensor's name, or -1.
 static int program_prefix(const RtPlanInstance *p, const char *name) {
     for (int i = 0; i < p->n_programs; i++) {
@@ -502,7 +508,7 @@ int64_t rt_parameters(const RtPlanInstance *p) {
     int64_t n = 0;
     for (int i = 0; i < p->n_tensors; i++)
         if (p->tensor[i].role == RT_PARAM)
-            n += rt_tensor_elements(p, &p->tensor[i]) * rt_tensor_parts(p, &p->tensor[i]) * rt_tensor_tp(p, &p->tensor[i]);
+            n += rt_tensor_whole(p, &p->tensor[i]);
     return n;
 }
 

@@ -52,6 +52,7 @@ const char *rt_tensor_nearest(const RtPlanInstance *p,
 void           *rt_tensor_data(const RtPlanInstance *p, const RtTensor *t);
 Tensor          rt_tensor_view(const RtPlanInstance *p, const RtTensor *t);       // with its actual sizes
 int64_t         rt_tensor_elements(const RtPlanInstance *p, const RtTensor *t);   // with its actual sizes
+int64_t         rt_tensor_whole(const RtPlanInstance *p, const RtTensor *t);      // elements of all its parts, replicas once
 // Of how many parts along axis 0 this rank has one, and the number of that one.
 int             rt_tensor_parts(const RtPlanInstance *p, const RtTensor *t);
 int             rt_tensor_part(const RtPlanInstance *p, const RtTensor *t);

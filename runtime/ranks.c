@@ -19,6 +19,8 @@ static size_t up(size_t n) { return (n + 63) & ~(size_t)63; }
 
 static bool is_exact(const RtExchange *x) { return x->dtype == I32 || x->dtype == I64; }
 
+enum { MOST_REPLICAS = 4 };                // of an expert
+
 static size_t work_bytes(const RtPlan *plan, const RtExchange *x) {
     int m = rt_group_size(plan->mesh, (RtGroup)x->group);
     int64_t elements = x->elements * (x->sym >= 0 ? RT_TABLE(plan, RtSym, syms)[x->sym].bound : 1);
@@ -29,6 +31,7 @@ static size_t work_bytes(const RtPlan *plan, const RtExchange *x) {
     case RT_TREE_REDUCE_SCATTER:
         return up(bytes) + (size_t)rt_comm_scratch_bytes(RT_COMM_TREE_SCATTER, (DType)x->dtype, elements, m);
     case RT_ALL_GATHER: return x->table || x->run ? (size_t)m * bytes : 0;
+    case RT_SUM_REPLICAS: return MOST_REPLICAS * bytes;
     case RT_EXCHANGE_OFFSETS: return (size_t)m * (size_t)x->experts * (size_t)x->leaves * sizeof(int32_t);
     default: return 0;
     }
@@ -52,10 +55,10 @@ static RtStatus open_groups(RtRanks *r, RtError *e) {
 typedef struct RtSlot {
     RtCommOp op;
     int      ticket;
-    RtCommPart *send, *recv;   // [experts]
+    RtCommPart *send, *recv;   // [slots]
     int64_t *cut;              // [ranks + 1]
     unsigned char *work;       // what it adds, gathers or counts
-    size_t   work_bytes, experts;
+    size_t   work_bytes, slots;
     void    *part, *from;      // the result of a reduce_scatter, or of gathered experts, and where in work it will be
     size_t   part_bytes;       // of one expert
     unsigned char *joined;     // all_gather along an inner axis: the result, of runs of each rank in turn
@@ -91,14 +94,14 @@ static int deal_slots(const RtPlan *plan, RtSlot *slot, RtDealt *dealt) {
         dealt[x->sequence] = (RtDealt){k, (int)i};
         s->taken = x->pending;
         if (bytes > s->work_bytes) s->work_bytes = bytes;
-        if ((size_t)x->experts > s->experts) s->experts = (size_t)x->experts;
+        if ((size_t)x->slots > s->slots) s->slots = (size_t)x->slots;
         if (k >= n_slots) n_slots = k + 1;
     }
     return n_slots;
 }
 
 static size_t work_room(const RtSlot *s) { return up(s->work_bytes + 1); }
-static size_t parts_room(const RtSlot *s) { return (s->experts + 1) * sizeof *s->send; }
+static size_t parts_room(const RtSlot *s) { return (s->slots + 1) * sizeof *s->send; }
 static size_t cut_room(const RtPlan *plan) { return ((size_t)rt_mesh_ranks(plan->mesh) + 1) * sizeof(int64_t); }
 static size_t dealt_room(const RtPlan *plan) { return ((size_t)plan->steps.n + 1) * (sizeof(RtSlot) + sizeof(RtDealt)); }
 
@@ -193,6 +196,7 @@ static RtCommKind kind_of(const RtExchange *x) {
     case RT_EXCHANGE_OFFSETS: return RT_COMM_COUNTS;
     case RT_EXCHANGE_ROWS: return RT_COMM_ROWS;
     case RT_RETURN_ROWS: return RT_COMM_BACK;
+    case RT_SUM_REPLICAS: return RT_COMM_MOVE;
     case RT_SHARD: case RT_WAIT: case RT_CHUNK_OFFSETS: break;
     }
     return RT_COMM_KINDS;
@@ -206,20 +210,42 @@ static void *address(unsigned char *base, int64_t bytes) { return (void *)((uint
 // What a rank has at home for others' experts, and has of others for its own.
 static void size_rows(const RtExchange *x, int m, const RtRowsAt *at, RtCommPart *send, RtCommPart *recv, RtCommOp *op) {
     bool back = x->kind == RT_RETURN_ROWS;
-    int leaves = x->leaves, mine = x->experts / m, n = 0;
+    int leaves = x->leaves, mine = x->slots / m, n = 0;
     int first = rt_chunk_begin(mine, x->chunk, x->chunks), end = x->chunks > 1 ? rt_chunk_begin(mine, x->chunk + 1, x->chunks) : mine;
     int64_t row = (int64_t)bytes_of(x);
     RtCommPart *near_part = back ? recv : send, *far_part = back ? send : recv;
     for (int k = 0; k < m; k++)
         for (int s = first; s < end; s++, n++) {
-            int slot = k * mine + s, expert = at->expert ? at->expert[slot] : slot;
+            int slot = k * mine + s, expert = at->table ? at->table->expert[slot] : slot;
+            bool serves = !at->table || rt_slot_serves(at->table, slot, at->rank);
             const int32_t *h = at->home + (int64_t)expert * leaves, *f = at->far + (int64_t)(s * m + k) * leaves;
-            near_part[n] = (RtCommPart){address(at->home_rows, h[0] * row), (h[leaves] - h[0]) * row, k};
+            near_part[n] = (RtCommPart){address(at->home_rows, h[0] * row), serves ? (h[leaves] - h[0]) * row : 0, k};
             far_part[n] = (RtCommPart){address(at->far_rows, f[0] * row), (f[leaves] - f[0]) * row, k};
         }
     op->send = send;
     op->recv = recv;
     op->n_send = op->n_recv = n;
+}
+
+// Each replica's sum to the others: home_rows are the sums of this rank's slots; far_rows have room for MOST_REPLICAS of each.
+static void size_replicas(const RtExchange *x, int m, const RtRowsAt *at, RtCommPart *send, RtCommPart *recv, RtCommOp *op) {
+    const RtSlots *t = at->table;
+    int mine = x->slots / m, first = at->rank * mine, n = 0;
+    int64_t one = (int64_t)bytes_of(x) / mine;
+    for (int a = first; t && a < first + mine; a++)
+        for (int b = 0; b < x->slots; b++) n += a != b && t->expert[a] == t->expert[b];
+    *op = (RtCommOp){.kind = RT_COMM_MOVE, .dtype = U8, .send = send, .recv = recv, .n_send = n, .n_recv = n};
+    n = 0;
+    for (int b = 0; t && b < x->slots; b++)                // by peers
+        for (int a = first; a < first + mine; a++)
+            if (a != b && t->expert[a] == t->expert[b])
+                recv[n++] = (RtCommPart){address(at->far_rows, ((a - first) * MOST_REPLICAS + t->turn[b]) * one), one, b / mine};
+    n = 0;
+    for (int k = 0; t && k < m; k++)
+        for (int a = first; a < first + mine; a++)
+            for (int b = k * mine; b < (k + 1) * mine; b++)
+                if (a != b && t->expert[a] == t->expert[b])
+                    send[n++] = (RtCommPart){address(at->home_rows, (a - first) * one), one, k};
 }
 
 bool rt_exchange_op(const RtExchange *x, int m, const RtRowsAt *at, RtExchangeRoom room, RtCommOp *op) {
@@ -236,6 +262,9 @@ bool rt_exchange_op(const RtExchange *x, int m, const RtRowsAt *at, RtExchangeRo
         return true;
     case RT_COMM_COUNTS:
         op->n = (int64_t)x->experts * x->leaves;
+        return true;
+    case RT_COMM_MOVE:
+        size_replicas(x, m, at, room.send, room.recv, op);
         return true;
     case RT_COMM_ROWS: case RT_COMM_BACK:
         op->n = 0;
@@ -284,13 +313,36 @@ static void join_runs(const RtSlot *s, int m) {
         for (int k = 0; k < m; k++, to += s->run_bytes) memcpy(to, s->work + (size_t)k * s->joined_bytes + at, s->run_bytes);
 }
 
+static void add_to(float *x, const float *y, int64_t n) {
+    for (int64_t i = 0; i < n; i++) x[i] += y[i];
+}
+
+// The tree over the replicas of each slot's expert, one's own sum among the others'.
+static void add_replicas(const Job *j) {
+    int mine = j->t->slots / j->m;
+    int64_t n = j->x->elements / mine;
+    float *y = j->s->part, *x = j->s->from, *others = (float *)(void *)j->s->work;
+    for (int s = 0; s < mine; s++, x += n, y += n, others += MOST_REPLICAS * n) {
+        int slot = j->i * mine + s, count = j->t->count[j->t->expert[slot]];
+        if (count == 1) {
+            memcpy(y, x, (size_t)n * sizeof *y);
+            continue;
+        }
+        memcpy(others + j->t->turn[slot] * n, x, (size_t)n * sizeof *x);
+        for (int d = 1; d < count; d *= 2)
+            for (int k = 0; k + d < count; k += 2 * d) add_to(others + k * n, others + (k + d) * n, n);
+        memcpy(y, others, (size_t)n * sizeof *y);
+    }
+}
+
 static void finish(const Job *j) {
     RtRanks *r = j->r;
     int64_t wait_ns = rt_now_ns();
     r->status = rt_comm_done(r->comm, j->s->ticket, &r->error);
     unsigned char *to = j->s->part, *from = j->s->from;
     size_t n = j->s->part_bytes;
-    if (r->status == RT_OK && to && j->t)
+    if (r->status == RT_OK && j->s->op.kind == RT_COMM_MOVE) add_replicas(j);
+    else if (r->status == RT_OK && to && j->t)
         for (int e = 0; e < j->t->experts; e++) memcpy(to + (size_t)e * n, from + (size_t)j->t->slot[e] * n, n);
     else if (r->status == RT_OK && to) memcpy(to, from, n);
     if (r->status == RT_OK && j->s->joined) join_runs(j->s, j->m);
@@ -304,7 +356,7 @@ static void finish(const Job *j) {
 static void finish_chunk(const Job *j) {
     RtRanks *r = j->r;
     int64_t wait_ns = rt_now_ns();
-    int mine = j->x->experts / j->m;
+    int mine = j->x->slots / j->m;
     r->status = rt_comm_done_parts(r->comm, j->s->ticket, mine, rt_chunk_begin(mine, j->x->chunk + 1, j->x->chunks), &r->error);
     j->s->exposed_ns += rt_now_ns() - wait_ns;
 }
@@ -366,6 +418,13 @@ static void record_route(const RtRanks *r, const RtExchange *x, const int32_t *h
     funlockfile(r->routes);
 }
 
+static void sum_replicas(const Job *j, unsigned char *x, unsigned char *y) {
+    prepare(j, &(RtRowsAt){.home_rows = x, .far_rows = j->s->work, .table = j->t, .rank = j->i});
+    j->s->from = x;
+    j->s->part = y;
+    run(j);
+}
+
 static void shard(const Job *j, const unsigned char *x, unsigned char *y) {
     if (!j->t) {
         int parts = j->x->parts ? j->x->parts : j->m;
@@ -395,22 +454,23 @@ static void exchange_offsets(const Job *j, const int32_t *home, int32_t *far) {
         for (int k = 0; k < j->m; k++)
             for (int l = 0; l < leaves; l++) {
                 *to++ = at;
-                at += j->r->status == RT_OK ? counts[k * n + (int64_t)j->t->expert[s] * leaves + l] : 0;
+                bool rows = j->r->status == RT_OK && rt_slot_serves(j->t, s, k);
+                at += rows ? counts[k * n + (int64_t)j->t->expert[s] * leaves + l] : 0;
             }
     *to = at;
 }
 
 static void exchange_rows(const Job *j, unsigned char *x, const int32_t *home, const int32_t *far, unsigned char *y) {
     bool back = j->x->kind == RT_RETURN_ROWS;
-    const int32_t *expert = j->t->expert;
-    prepare(j, &(RtRowsAt){.home = home, .far = far, .home_rows = back ? y : x, .far_rows = back ? x : y, .expert = expert});
+    prepare(j, &(RtRowsAt){.home = home, .far = far, .home_rows = back ? y : x, .far_rows = back ? x : y,
+                          .table = j->t, .rank = j->i});
     if (!back) j->r->rows.arrived += far[(int64_t)j->t->slots * j->x->leaves];
     run(j);
 }
 
 // Experts of earlier chunks have no rows in front of the chunk's first row, those of later ones none behind its last.
 static void chunk_offsets(const RtExchange *x, int m, const int32_t *far, int32_t *to) {
-    int mine = x->experts / m, leaves = x->leaves * m, n = mine * leaves;
+    int mine = x->slots / m, leaves = x->leaves * m, n = mine * leaves;
     for (int q = 0; q < x->chunks; q++) {
         int first = rt_chunk_begin(mine, q, x->chunks) * leaves, end = rt_chunk_begin(mine, q + 1, x->chunks) * leaves;
         for (int i = 0; i <= n; i++) *to++ = far[i < first ? first : i > end ? end : i];
@@ -434,7 +494,7 @@ void moec_exchange(const RtCall *c) {
     }
     if (r->status != RT_OK) {
         if (x->kind == RT_EXCHANGE_OFFSETS)
-            memset(arg[1], 0, ((size_t)x->experts * (size_t)x->leaves + 1) * sizeof(int32_t));
+            memset(arg[1], 0, ((size_t)x->slots * (size_t)x->leaves + 1) * sizeof(int32_t));
         return;
     }
     switch ((RtExchangeKind)x->kind) {
@@ -444,6 +504,7 @@ void moec_exchange(const RtCall *c) {
     case RT_SHARD: shard(&j, arg[0], arg[1]); break;
     case RT_EXCHANGE_OFFSETS: exchange_offsets(&j, arg[0], arg[1]); break;
     case RT_EXCHANGE_ROWS: case RT_RETURN_ROWS: exchange_rows(&j, arg[0], arg[1], arg[2], arg[3]); break;
+    case RT_SUM_REPLICAS: sum_replicas(&j, arg[0], arg[1]); break;
     case RT_WAIT:
         if (x->chunk + 1 < x->chunks) finish_chunk(&j);
         else finish(&j);

@@ -44,9 +44,10 @@ const RtExchange *rt_exchange_of(const RtPlan *plan, uint32_t step);
 typedef struct {
     const int32_t *home, *far;             // offsets
     unsigned char *home_rows, *far_rows;
-    const int32_t *expert;                 // in each slot (slots.h); NULL: that of its number
+    const RtSlots *table;                  // NULL: each expert is in the slot of its number
+    int rank;                              // of the group, for which replicas serve it
 } RtRowsAt;
-typedef struct { RtCommPart *send, *recv; int64_t *cut; } RtExchangeRoom;       // [experts], [experts], [m + 1]
+typedef struct { RtCommPart *send, *recv; int64_t *cut; } RtExchangeRoom;       // [slots], [slots], [m + 1]
 
 // What an exchange of this rank in a group of m is for the communicator: kind and sizes; group, tag and buffers are the
 // caller's.  at: of rows; without rows of data (NULL) only sizes are right.  false: nothing travels.

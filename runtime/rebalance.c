@@ -38,7 +38,13 @@ typedef struct {
 } Mover;
 
 static bool changes(const Mover *m, int slot) { return m->to[slot] != m->t->expert[slot]; }
-static int  source(const Mover *m, int slot) { return m->t->slot[m->to[slot]]; }
+// The slot that a new one is filled from: of this rank, if it has the expert.
+static int  source(const Mover *m, int slot) {
+    int first = slot / m->each * m->each;
+    for (int s = first; s < first + m->each; s++)
+        if (m->t->expert[s] == m->to[slot]) return s;
+    return m->t->slot[m->to[slot]];
+}
 
 // Slots that one rank fills, its own among them: of the rank that fills most.
 static int most_sent(const Mover *m) {
@@ -114,16 +120,18 @@ static RtStatus move_experts(RtPlanInstance *p, int table, const int32_t *expert
 
 // ---- placing -----------------------------------------------------------------------------------------------------
 
-static double load_of(const int64_t *sum, const int32_t *expert, int rank, int each) {
-    double load = 0;
-    for (int s = rank * each; s < (rank + 1) * each; s++) load += (double)sum[expert[s]];
-    return load;
+static int replicas(const int32_t *expert, int slots, int of) {
+    int n = 0;
+    for (int s = 0; s < slots; s++) n += expert[s] == of;
+    return n;
 }
 
 static double busiest(const RtSlots *t, const int64_t *sum, const int32_t *expert, int ranks) {
     double most = 0;
+    int each = t->slots / ranks;
     for (int r = 0; r < ranks; r++) {
-        double load = load_of(sum, expert, r, t->slots / ranks);
+        double load = 0;
+        for (int s = r * each; s < (r + 1) * each; s++) load += (double)sum[expert[s]] / replicas(expert, t->slots, expert[s]);
         if (load > most) most = load;
     }
     return most;
@@ -176,7 +184,8 @@ static bool keep_in_place(const RtSlots *t, int ranks, const int32_t *pack, int3
 }
 
 static RtStatus place(const RtSlots *t, int ranks, const int64_t *sum, int32_t *expert, RtError *e) {
-    RtEplbSizes z = {.experts = t->experts, .slots = t->slots, .ranks = ranks, .nodes = 1, .groups = 1};
+    RtEplbSizes z = {.experts = t->experts, .slots = t->slots, .ranks = ranks, .nodes = 1, .groups = 1,
+                     .powers = t->slots > t->experts};
     float *load = malloc((size_t)t->experts * sizeof *load);
     int32_t *pack = malloc((size_t)t->slots * sizeof *pack), *count = malloc((size_t)t->experts * sizeof *count);
     bool ok = load && pack && count;

@@ -312,7 +312,7 @@ static RtStatus open_work(Run *r, RtError *e) {
 }
 
 static RtStatus begin(Run *r, RtError *e) {
-    if (r->ranks) rt_slots_begin(r->ranks->table, r->p->plan, r->s->placement, r->s->seed);
+    if (r->ranks) RT_TRY(rt_slots_begin(r->ranks->table, r->p->plan, r->s->placement, r->s->seed, e));
     RT_TRY(open_rebalance(r, e));
     RT_TRY(r->o->resume ? resume(r, e) : first_values(r, e));
     r->first_step = r->progress.first_step = r->step + 1;

@@ -32,6 +32,9 @@ static int64_t parts_of(const Node *n) {
     return exchange_group(n, &group) ? rt_group_size(n->graph->mesh, group) : 1;
 }
 
+// Slots that a MoE layer has beyond its experts.
+static int64_t replicas_of(const Node *n) { return n->attr.slots ? n->graph->mesh.replicas : 0; }
+
 bool check_exchange(const Node *n, Diag *d) {
     RtGroup group;
     if (exchange_group(n, &group)) return true;
@@ -41,10 +44,11 @@ bool check_exchange(const Node *n, Diag *d) {
 }
 
 bool shape_part(const Node *n, Type *out, Diag *d) {
-    int64_t ranks = parts_of(n), parts = n->attr.parts ? n->attr.parts : ranks, axis = n->attr.axis;
+    int64_t ranks = parts_of(n), parts = n->attr.parts ? n->attr.parts : ranks, axis = n->attr.axis,
+            more = replicas_of(n);
     out[0] = n->in[0]->type;
-    if (axis >= 0 && axis < out[0].ndim && !out[0].dim[axis].sym && out[0].dim[axis].n % parts == 0 && ranks % parts == 0) {
-        out[0].dim[axis].n /= parts;
+    if (axis >= 0 && axis < out[0].ndim && !out[0].dim[axis].sym && (out[0].dim[axis].n + more) % parts == 0 && ranks % parts == 0) {
+        out[0].dim[axis].n = (out[0].dim[axis].n + more) / parts;
         return true;
     }
     diag_error(d, n->at, "%s over %s cuts axis %lld in %lld parts, which %s does not allow", op_info[n->op].name,
@@ -58,7 +62,7 @@ bool shape_parts(const Node *n, Type *out, Diag *d) {
     out[0] = n->in[0]->type;
     const Sym *s = axis >= 0 && axis < out[0].ndim ? out[0].dim[axis].sym : NULL;
     if (axis >= 0 && axis < out[0].ndim && (!s || s->kind == SYM_LEAF)) {
-        out[0].dim[axis] = dim_n(dim_bound(out[0].dim[axis]) * parts_of(n));
+        out[0].dim[axis] = dim_n(dim_bound(out[0].dim[axis]) * parts_of(n) - replicas_of(n));
         return true;
     }
     diag_error(d, n->at, "all_gather needs an axis %lld of constant size, but got %s", (long long)axis,
@@ -67,16 +71,16 @@ bool shape_parts(const Node *n, Type *out, Diag *d) {
 }
 
 bool shape_exchange_offsets(const Node *n, Type *out, Diag *d) {
-    int64_t parts = parts_of(n), experts = n->attr.experts;
+    int64_t parts = parts_of(n), experts = n->attr.experts, slots = experts + replicas_of(n);
     const Sym *rows = n->attr.sym;
     const Type *home = &n->in[0]->type;
     int64_t leaves = experts > 0 && home->ndim == 1 ? (home->dim[0].n - 1) / experts : 0;
-    if (leaves < 1 || home->dim[0].sym || home->dim[0].n != experts * leaves + 1 || experts % parts || !rows ||
-        rows->groups != experts / parts || rows->leaves != leaves * parts) {
+    if (leaves < 1 || home->dim[0].sym || home->dim[0].n != experts * leaves + 1 || slots % parts || !rows ||
+        rows->groups != slots / parts || rows->leaves != leaves * parts) {
         diag_error(d, n->at,
                    "exchange_offsets of %s for %lld experts on %lld ranks defines rows by %lld leaves %lld, not by %d "
                    "leaves %d",
-                   rule_type(n, home), (long long)experts, (long long)parts, (long long)(experts / parts),
+                   rule_type(n, home), (long long)experts, (long long)parts, (long long)(slots / parts),
                    (long long)(leaves * parts), rows ? rows->groups : 0, rows ? rows->leaves : 0);
         return false;
     }

@@ -45,10 +45,23 @@ claim 'moving-ep4-zero: most steps moved some' test "$(grep -c 'moved [0-9]* exp
 alike one staying --local 2 --set parallel.ep=2 --set 'parallel.rebalance=2 steps' --set parallel.rebalance_gain=1000000
 claim 'staying: said so' grep -q 'experts stay: .* would save' "$work/staying/train.log"
 
+# replicas: an expert on several ranks, each for a part of the lanes
+alike one replicas-ep2 --local 2 --set parallel.ep=2 --set parallel.replicas=4 "${placed[@]}"
+alike one replicas-ep4-zero --local 4 --set parallel.ep=4 --set parallel.zero=1 --set parallel.replicas=8 "${placed[@]}"
+most() { sed -n '/"layers.0.ffn.experts": \[/,/\]/p' "$(newest "$work/$1")/manifest.json" | grep -oE '^ *[0-9]+' | sort | uniq -c | sort -rn | awk '{ print $1; exit }'; }
+claim 'replicas-ep4-zero: four of some' test "$(most replicas-ep4-zero)" = 4
+alike one replicas-moving --local 4 --set parallel.ep=2 --set parallel.replicas=2 "${always[@]}"
+alike waves waves-replicas "${waves[@]}" --local 4 --set parallel.ep=4 --set parallel.replicas=4 "${always[@]}" "${placed[@]}"
+claim 'two steps with replicas' train "$work/some" "${steps[@]}" --local 4 --set parallel.ep=4 --set parallel.replicas=8 "${placed[@]}" --set 'train.stop=2 steps'
+claim 'two with as many' train "$work/some" "${steps[@]}" --local 2 --set parallel.ep=2 --set parallel.replicas=8 --set 'train.stop=4 steps' --resume
+claim 'the rest without' train "$work/some" "${steps[@]}" --local 2 --set parallel.ep=2 --resume
+claim 'has the tensors of one rank' same_tensors "$work/one" "$work/some"
+
 # choices without a place
 mixtral=$model model=models/tiny_switch.moe
 claim 'drops: one rank' train "$work/drops" "${steps[@]}"
 alike drops drops-dp2-ep2 --local 4 --set parallel.ep=2
+alike drops drops-replicas --local 4 --set parallel.ep=4 --set parallel.replicas=4 "${always[@]}"
 claim 'there were some' grep -qE '"drop_rate": 0\.0*[1-9]' "$work/drops/metrics.jsonl"
 model=$mixtral
 
@@ -140,6 +153,9 @@ refused 'parallel.rebalance: with parallel.ep = 1' 'moving experts that are ever
 refused 'parallel.rebalance' 'moving experts on one rank' --set 'parallel.rebalance=5 steps'
 refused 'parallel.a2a is node' 'all-to-all by nodes' --local 2 --set parallel.ep=2 --set parallel.a2a=node
 refused 'parallel.progress is thread' 'a thread for messages' --local 2 --set parallel.progress=thread
+refused '8 experts and 3 replicas .parallel.replicas.' 'replicas that can.t be shared' --local 2 --set parallel.ep=2 --set parallel.replicas=3
+refused 'at most as many as experts' 'too many replicas' --local 2 --set parallel.ep=2 --set parallel.replicas=10
+refused 'parallel.replicas' 'replicas on one rank' --set parallel.replicas=2
 refused 'parallel.pp is 2' 'pipelines' --local 2 --set parallel.pp=2
 refused 'parallel.zero is 3' 'zero 3' --local 2 --set parallel.zero=3
 finish

@@ -119,6 +119,29 @@ static void any_loads(void **state) {
     }
 }
 
+static void replicas_by_powers_of_two(void **state) {
+    uint64_t seed = 11;
+    int fours = 0;
+    for (int turn = 0; turn < 1000; turn++) {
+        int ranks = 2 << draw(&seed, 3), experts = ranks * (1 + (int)draw(&seed, 4));
+        RtEplbSizes z = {.experts = experts, .slots = experts + ranks * (int)draw(&seed, (uint32_t)(experts / ranks) + 1), .ranks = ranks,
+                         .nodes = 1, .groups = 1, .powers = true};
+        float load[MOST];
+        int32_t slot[MOST], count[MOST], seen[MOST] = {0};
+        for (int i = 0; i < experts; i++) load[i] = expf((float)draw(&seed, 1000) / 200);
+        RtError e;
+        if (rt_eplb(&z, load, slot, count, &e) != RT_OK) fail_msg("%s", e.text);
+        for (int s = 0; s < z.slots; s++) seen[slot[s]]++;
+        for (int i = 0; i < experts; i++) {
+            assert_true(seen[i] == count[i] && (count[i] == 1 || count[i] == 2 || count[i] == 4) && count[i] <= ranks);
+            fours += count[i] == 4;
+            for (int k = 0; k < experts; k++)                   // no doubling was given to one whose replicas had less to do
+                assert_true(count[k] == 1 || count[i] > 1 || load[k] / (float)(count[k] / 2) >= load[i] || count[k] > 2);
+        }
+    }
+    assert_true(fours > 100);
+}
+
 static void refused(const char *pattern, RtEplbSizes z, float second) {
     float load[16] = {1, second};
     int32_t slot[MOST], count[MOST];
@@ -132,6 +155,7 @@ static void what_does_not_divide(void **state) {
     refused("9 slots can't be dealt evenly to 4 ranks", (RtEplbSizes){8, 9, 4, 2, 2}, 1);
     refused("4 slots are too few for 8 experts", (RtEplbSizes){8, 4, 4, 2, 2}, 1);
     refused("8 experts can't be dealt evenly to 6 groups", (RtEplbSizes){8, 8, 4, 2, 6}, 1);
+    refused("by powers of two", (RtEplbSizes){4, 12, 4, 1, 1, true}, 1);
     refused("at least 1", (RtEplbSizes){8, 8, 4, 0, 1}, 1);
     refused("load of expert 1 is -2", (RtEplbSizes){8, 8, 4, 2, 2}, -2);
     refused("load of expert 1 is", (RtEplbSizes){8, 8, 4, 2, 2}, NAN);
@@ -139,6 +163,7 @@ static void what_does_not_divide(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(reference), cmocka_unit_test(any_loads),
+                                       cmocka_unit_test(replicas_by_powers_of_two),
                                        cmocka_unit_test(what_does_not_divide)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
