@@ -139,8 +139,8 @@ static void print_layer(const Place *p, const RtEplbSizes *z, const Layer *l, co
 int cmd_place(Cli *c) {
     Place p = {.c = c, .json = cli_flag(c, "json")};
     int slots;
-    if (!number(c, "ranks", 0, &p.sizes.ranks) || !number(c, "nodes", 1, &p.sizes.nodes) || !number(c, "groups", 1, &p.sizes.groups) ||
-        !number(c, "slots", 0, &slots))
+    if (!number(c, "ranks", 0, &p.sizes.ranks) || !number(c, "nodes", 1, &p.sizes.nodes) ||
+        !number(c, "groups", 1, &p.sizes.groups) || !number(c, "slots", 0, &slots))
         return EXIT_USAGE;
     if (!p.sizes.ranks) return cli_usage(c, "moec place needs --ranks N: among how many ranks experts are shared out");
     if (!read_loads(&p)) return EXIT_WRONG;

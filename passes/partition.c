@@ -2,6 +2,7 @@
 //
 //     sums over leaves      a rank has those of its own            tree_all_reduce over the data ranks
 //     tensors of experts    a rank holds some, whole               rows travel to them and back
+//     replicas of experts   a rank has the rows of some lanes      sum_replicas between those of an expert
 //     optimizer states      (zero) a rank holds a part of each     parts of the gradient, parts of the new weights
 //
 //     %r = gather_rows %x, %i : f32[R,D]               %r  = gather_rows %x, %i : f32[R,D]

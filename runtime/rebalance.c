@@ -216,7 +216,8 @@ static RtStatus probe(RtRebalance *r, RtError *e) {
     return s;
 }
 
-typedef struct { double before, after, mean, bytes; } Prospect;       // of a table: rows of the busiest rank; bytes of the one that moves most
+// Of a table: rows of the busiest rank; bytes of the one that moves most.
+typedef struct { double before, after, mean, bytes; } Prospect;
 
 static Prospect prospect(const RtRebalance *r, int table, const int64_t *sum, const int32_t *expert) {
     const RtSlots *t = &r->ranks->table[table];

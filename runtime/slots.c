@@ -19,7 +19,8 @@ static bool open_table(RtSlots *t, const RtPlan *plan, const RtSlotTable *from) 
 int64_t rt_slots_bytes(const RtPlan *plan) {
     const RtSlotTable *t = RT_TABLE(plan, RtSlotTable, slot_tables);
     int64_t bytes = (plan->slot_tables.n + 1) * (int64_t)sizeof(RtSlots);
-    for (uint32_t i = 0; i < plan->slot_tables.n; i++) bytes += 2 * (t[i].slots + t[i].experts) * (int64_t)sizeof(int32_t) + t[i].experts * (int64_t)sizeof(int64_t);
+    for (uint32_t i = 0; i < plan->slot_tables.n; i++)
+        bytes += 2 * (t[i].slots + t[i].experts) * (int64_t)sizeof(int32_t) + t[i].experts * (int64_t)sizeof(int64_t);
     return bytes;
 }
 

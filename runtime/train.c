@@ -518,11 +518,14 @@ static RtStatus rebalance(Run *r, RtError *e) {
     if (!x.considered) return RT_OK;
     if (x.experts)
         rt_progress_say(&r->progress,
-                        "step %lld: busiest rank at %.2f of the mean load; moved %lld experts, %.1f MB in %.0f ms: %.2f, %.2g ms less a step",
+                        "step %lld: busiest rank at %.2f of the mean load; moved %lld experts, %.1f MB in %.0f ms: %.2f, "
+                        "%.1f ms less a step",
                         (long long)r->step, x.before, (long long)x.experts, (double)x.bytes / 1e6, 1e3 * x.seconds, x.after,
                         1e3 * x.saves);
     else
-        rt_progress_say(&r->progress, "step %lld: busiest rank at %.2f of the mean load; experts stay: %.2f would save %.2g ms a step and take %.2g ms",
+        rt_progress_say(&r->progress,
+                        "step %lld: busiest rank at %.2f of the mean load; experts stay: %.2f would save %.1f ms a step "
+                        "and take %.1f ms",
                         (long long)r->step, x.before, x.after, 1e3 * x.saves, 1e3 * x.takes);
     return RT_OK;
 }

@@ -81,7 +81,10 @@ static void any_loads(void **state) {
         RtEplbSizes z = {.nodes = nodes, .ranks = nodes * per_node, .slots = nodes * per_node * per_rank, .groups = nodes};
         z.experts = z.slots - (int)draw(&seed, (uint32_t)(per_node * per_rank)) / nodes * nodes;
         z.experts -= z.experts % nodes;
-        if (nodes > 1 && draw(&seed, 2)) z.groups = nodes + 1, z.experts = z.slots - (int)draw(&seed, (uint32_t)z.slots);   // global
+        if (nodes > 1 && draw(&seed, 2)) {                      // global
+            z.groups = nodes + 1;
+            z.experts = z.slots - (int)draw(&seed, (uint32_t)z.slots);
+        }
         float load[MOST];
         int32_t slot[MOST], count[MOST], seen[MOST] = {0};
         bool integers = draw(&seed, 2);
@@ -124,8 +127,8 @@ static void replicas_by_powers_of_two(void **state) {
     int fours = 0;
     for (int turn = 0; turn < 1000; turn++) {
         int ranks = 2 << draw(&seed, 3), experts = ranks * (1 + (int)draw(&seed, 4));
-        RtEplbSizes z = {.experts = experts, .slots = experts + ranks * (int)draw(&seed, (uint32_t)(experts / ranks) + 1), .ranks = ranks,
-                         .nodes = 1, .groups = 1, .powers = true};
+        RtEplbSizes z = {.experts = experts, .ranks = ranks, .nodes = 1, .groups = 1, .powers = true};
+        z.slots = experts + ranks * (int)draw(&seed, (uint32_t)(experts / ranks) + 1);
         float load[MOST];
         int32_t slot[MOST], count[MOST], seen[MOST] = {0};
         for (int i = 0; i < experts; i++) load[i] = expf((float)draw(&seed, 1000) / 200);
