@@ -205,7 +205,9 @@ static void gates_run_as_bodies_and_lone_ops(void **state) {
 }
 
 static void rows_draw_what_their_numbers_say(void **state) {
-    for (int64_t cols = 1; cols < 6000; cols = cols * 3 + 2) {
+    static const int64_t sizes[] = {1, 5, 53, 4373};
+    for (int i = 0; i < 4; i++) {
+        int64_t cols = sizes[i];
         Case c = case_new();
         Value *rng = case_input(&c, "rng", I32, DIMS(dim_n(4))), *of = case_input(&c, "of", I32, DIMS(dim_n(37)));
         case_return(&c, make(&c.b, OP_RANDOM, INS(rng, of), .stream = 3, .dtype = F32, .dims = DIMS(dim_n(37), dim_n(cols))),
