@@ -30,7 +30,7 @@ static const Option dump_options[] = {
     {"passes", "A,B", "run exactly these passes"},
     {"disable", "A,B", "leave these passes out"},
     {"program", "NAME", "pass (default), update, eval or run"},
-    {"emit", "WHAT", "ir (default), dot, plan (with what tiles were chosen by: the three best, predicted times), llvm or asm"},
+    {"emit", "WHAT", "ir (default), dot, plan (with the three best tiles by predicted time), llvm or asm"},
     {"html", "FILE", "write one self-contained page: graph, pipeline, memory plan"},
     {"names", NULL, "print the language's names instead of numbers"},
     {"spans", NULL, "print source places"},
@@ -122,21 +122,22 @@ const Command commands[] = {
      "On several ranks --set parallel.ep=4 shares the experts of each MoE layer between groups of 4, parallel.dp is how many\n"
      "groups there are, parallel.tp cuts matrices.  dp, ep and zero change no bit of a step, tp the last ones; any number of\n"
      "ranks resumes what others began.\n"
-     "Experts begin by parallel.placement (linear, round_robin, random).  --set 'parallel.rebalance=100 steps' counts their rows and\n"
-     "moves them between ranks each 100 steps where that saves more time than it takes: over parallel.rebalance_window (the same\n"
-     "100 steps), parallel.rebalance_gain (1) times more; 0 moves whenever loads say so.  With parallel.replicas=8 each MoE layer has 8\n"
-     "slots more than experts: the busiest experts are on 2 or 4 ranks.  Bits and checkpoints are not changed by any of it.\n"
+     "Experts begin by parallel.placement (linear, round_robin, random).  --set 'parallel.rebalance=100 steps' counts their\n"
+     "rows and moves them between ranks each 100 steps where that saves more time than it takes: over\n"
+     "parallel.rebalance_window (the same 100 steps), parallel.rebalance_gain (1) times more; 0 moves whenever loads say so.\n"
+     "With parallel.replicas=8 each MoE layer has 8 slots more than experts: the busiest experts are on 2 or 4 ranks.\n"
+     "Bits and checkpoints are not changed by any of it.\n"
      "With --ranks or --restarts this process supervises those that train: it ends all when one is killed, stopped or stuck,\n"
-    "says which and where, and begins again from the newest whole checkpoint.  The run's folder then has events.jsonl and\n"
-    "log/rank-NNNN.log too.  SIGTERM, SIGINT, SIGHUP and SIGUSR2 save and end, SIGUSR1 saves.\n"
-    "Exit status: 0 done; 1 wrong input; 75 stopped by a signal, saved: run it again with --resume; 76 a rank was lost;\n"
-    "77 given up: no new checkpoint for N restarts, or the same step failed three times.\n", train_options, 1, 1, cmd_train},
+     "says which and where, and begins again from the newest whole checkpoint.  The run's folder then has events.jsonl and\n"
+     "log/rank-NNNN.log too.  SIGTERM, SIGINT, SIGHUP and SIGUSR2 save and end, SIGUSR1 saves.\n"
+     "Exit status: 0 done; 1 wrong input; 75 stopped by a signal, saved: run it again with --resume; 76 a rank was lost;\n"
+     "77 given up: no new checkpoint for N restarts, or the same step failed three times.\n", train_options, 1, 1, cmd_train},
     {"eval", "RUN|CHECKPOINT|DIR", "loss, perplexity and bits per byte on the held-out text",
      "moec eval runs/tiny",
-     "On several ranks --set parallel.ep=N shares the experts: a rank reads and holds only its own.  The numbers stay the same.\n", eval_options, 1, 1, cmd_eval},
+     "On several ranks --set parallel.ep=N shares the experts: a rank reads and holds its own.  The numbers stay the same.\n", eval_options, 1, 1, cmd_eval},
     {"generate", "RUN|CHECKPOINT|DIR", "continue a text",
      "moec generate runs/tiny --prompt 'In the beginning' --set generate.temperature=0.7",
-     "On several ranks --set parallel.ep=N shares the experts: a rank reads and holds only its own; parallel.tp=N cuts matrices.\n"
+     "On several ranks --set parallel.ep=N shares the experts: a rank reads and holds its own; parallel.tp=N cuts matrices.\n"
      "Prompts are dealt to ranks in turn; who has none computes for the others.  The texts are those of one rank, with tp but\n"
      "for rounding.\n", generate_options, 1, 1, cmd_generate},
     {"plan", "FILE.moe", "memory, messages and time of training on a described cluster",

@@ -12,6 +12,7 @@
 // A gate whose tokens are known only when it runs, or one that needs more than RT_MAX_PHASES, is opened.
 #include <assert.h>
 #include <stddef.h>
+#include <stdio.h>
 #include "codegen/cpu/cg.h"
 #include "codegen/cpu/route.h"
 #include "codegen/gates.h"
@@ -278,8 +279,10 @@ bool describe_gate(const KernelNode *k, KernelDesc *d) {
 static void emit_piece(Cg *cg, Piece *p) {
     Cg gate = *cg;
     LLVMBasicBlockRef block = LLVMGetInsertBlock(cg->b);
+    char symbol[64];
     cg->k = &p->kernel;
-    cg_kernel_begin(cg, op_info[p->kernel.node->op].name);
+    snprintf(symbol, sizeof symbol, "piece_%s", op_info[p->kernel.node->op].name);
+    cg_kernel_begin(cg, symbol);
     LLVMSetLinkage(cg->fn, LLVMInternalLinkage);
     p->fn = cg->fn;
     p->made_by->emit(cg, &p->kernel);

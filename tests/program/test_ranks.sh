@@ -143,7 +143,7 @@ refused() { # PATTERN TEXT OPTION...
 }
 refused 'asks for 2 ranks, but there is one' 'ep=2 on one rank' --set parallel.ep=2
 says 'help:.*--local 2' 'with help'
-refused 'parallel.dp = 1 times parallel.ep = 2 makes 2' 'a mesh of other size' --local 4 --set parallel.ep=2 --set parallel.dp=1
+refused 'parallel.dp = 1 times parallel.ep = 2 times parallel.tp = 1 makes 2' 'a mesh of other size' --local 4 --set parallel.ep=2 --set parallel.dp=1
 refused 'must be powers of two' 'three ranks' --local 3
 refused 'can.t be dealt to 2 ranks' 'one lane for two ranks' --local 2 --set train.lanes=1
 says 'help: --set train.lanes=2' 'with help'
