@@ -8,6 +8,8 @@
 #include "frontend/cmd_plan.h"
 #include "runtime/ranks.h"
 
+static const double USUAL_BOUND = 1.5; // of rows at experts, times those at home: what parallel.bound = none plans with
+
 // ---- the cluster ------------------------------------------------------------------------------------------------
 
 // A file, or the name of one that came with the program: machines/a100-8.json as a100-8.
@@ -149,7 +151,7 @@ bool plan_layout_asked(Planning *p, PlanLayout *out) {
     *out = (PlanLayout){.pp = (int)pp, .mesh = {(int32_t)dp, (int32_t)ep, (int32_t)tp, (int32_t)t->parallel.zero}, .lanes = lanes,
                         .waves = t->train.batch / (lanes * t->train.micro_batch), .micro_batch = t->train.micro_batch, .sequence = t->train.sequence,
                         .recompute = t->train.recompute,
-                        .row_bound = p->cluster->kind == DEVICE_GPU ? t->parallel.bound : 0};
+                        .row_bound = p->cluster->kind != DEVICE_GPU ? 0 : t->parallel.bound ? t->parallel.bound : USUAL_BOUND};
     return true;
 }
 

@@ -58,6 +58,8 @@ static bool can_share(Session *s, const Settings *t) {
         return WRONG("parallel.a2a is node: this version sends rows from each rank to each other (flat)");
     if (!strcmp(t->parallel.progress, "thread"))
         return WRONG("parallel.progress is thread: this version moves messages between tasks (calls)");
+    if (t->parallel.bound)
+        return WRONG("parallel.bound is %g: on a CPU there is room for all rows; moec plan counts with it", t->parallel.bound);
     if (t->parallel.etp && t->parallel.etp != t->parallel.tp)
         return WRONG("parallel.etp is %lld: in this version experts are cut as all else is, by parallel.tp = %lld",
                      (long long)t->parallel.etp, (long long)t->parallel.tp);

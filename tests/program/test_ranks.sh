@@ -157,5 +157,6 @@ refused '8 experts and 3 replicas .parallel.replicas.' 'replicas that can.t be s
 refused 'at most as many as experts' 'too many replicas' --local 2 --set parallel.ep=2 --set parallel.replicas=10
 refused 'parallel.replicas' 'replicas on one rank' --set parallel.replicas=2
 refused 'parallel.pp is 2' 'pipelines' --local 2 --set parallel.pp=2
+refused 'parallel.bound is 1.25' 'a bound of rows' --local 2 --set parallel.bound=1.25
 refused 'parallel.zero is 3' 'zero 3' --local 2 --set parallel.zero=3
 finish

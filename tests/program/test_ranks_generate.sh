@@ -43,10 +43,10 @@ done
 model=models/qwen2_moe.moe
 claim 'a shared expert with a gate: two steps' "$MOEC" train "$model" --set D=32 --set L=2 --set V=256 --set N=4 --set KV=2 --set E=4 --set k=2 \
     --set H=32 --set HE=32 --set HS=32 --set 'data.source=text("models/kjv.txt")' --set data.tokenizer=bytes \
-    --set train.sequence=32 --set train.batch=8 --set 'train.length=2 steps' --out "$work/qwen2"
-claim 'one rank' say qwen2 "$work/qwen2"
-alike qwen2 qwen2-ep2 "$work/qwen2" --local 2 --set parallel.ep=2
-alike qwen2 qwen2-ep4 "$work/qwen2" --local 4 --set parallel.ep=4
+    --set train.sequence=32 --set train.batch=8 --set 'train.length=2 steps' --out "$work/qwen2-run"
+claim 'one rank' say qwen2 "$work/qwen2-run"
+alike qwen2 qwen2-ep2 "$work/qwen2-run" --local 2 --set parallel.ep=2
+alike qwen2 qwen2-ep4 "$work/qwen2-run" --local 4 --set parallel.ep=4
 model=models/tiny_mixtral.moe
 
 # ranks that are processes, and experts that no single one has room for
