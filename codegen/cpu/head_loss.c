@@ -38,7 +38,6 @@ typedef struct {
     SumCut cut;
 } Head;
 
-static int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 static int64_t parts(int64_t n, int64_t most) { return (n + most - 1) / most; }
 static bool is_even(unsigned n) { return !(n & 1); }
 

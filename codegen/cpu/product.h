@@ -130,4 +130,17 @@ typedef struct {
 } SumsRun;
 void sums_run(Cg *cg, Sums *s, const SumsRun *u);
 
+// ---- of both ------------------------------------------------------------------------------------
+
+int64_t product_block_bytes(const KernelNode *k);      // of operands that stay in the second cache
+static inline int64_t up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+// Elements of 4 bytes that k of A or B take up in a tile: f32, or pairs of bf16.
+static inline int64_t steps_of(bool dot, int64_t k) { return dot ? (k + 1) / 2 : k; }
+static inline LV steps(Cg *cg, bool dot, LV k) {
+    return dot ? LLVMBuildLShr(cg->b, cg_addi(cg, k, 1), cg_int(cg, 1), "") : k;
+}
+static inline LV bytes_at(Cg *cg, LV base, int64_t n) { return n ? cg_bytes(cg, base, cg_int(cg, n)) : base; }
+
+static inline int panels_of(int64_t N, int vecs) { return (int)((N + vecs * LANES - 1) / (vecs * LANES)); }
+
 #endif
