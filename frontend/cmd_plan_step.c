@@ -116,8 +116,6 @@ bool plan_cluster(Planning *p) {
 
 #define WRONG(...) (diag_error(p->c->diag, (Span){0}, __VA_ARGS__), false)
 
-static bool is_power_of_two(int64_t n) { return n > 0 && (n & (n - 1)) == 0; }
-
 bool plan_layout_asked(Planning *p, PlanLayout *out) {
     const Settings *t = p->s.settings;
     int devices = cluster_devices(p->cluster);
@@ -128,7 +126,7 @@ bool plan_layout_asked(Planning *p, PlanLayout *out) {
     if (pp * dp * ep * tp > devices)
         return WRONG("pp %lld x dp %lld x ep %lld x tp %lld makes %lld ranks, but %s has %d devices", (long long)pp, (long long)dp,
                      (long long)ep, (long long)tp, (long long)(pp * dp * ep * tp), p->cluster->name, devices);
-    if (!is_power_of_two(dp * ep) || !is_power_of_two(ep) || !is_power_of_two(tp))
+    if (!rt_is_power_of_two(dp * ep) || !rt_is_power_of_two(ep) || !rt_is_power_of_two(tp))
         return WRONG("dp %lld, ep %lld, tp %lld: all must be powers of two, for sums over ranks are trees", (long long)dp, (long long)ep,
                      (long long)tp);
     if (t->parallel.zero > 2) return WRONG("parallel.zero is %lld: the runtime shares out optimizer states and gradients (1, 2), not "
@@ -141,7 +139,7 @@ bool plan_layout_asked(Planning *p, PlanLayout *out) {
         lanes = dp * ep;
     }
     // a run of one rank may have any number of lanes
-    if (dp * ep > 1 && (lanes % (dp * ep) || !is_power_of_two(lanes))) {
+    if (dp * ep > 1 && (lanes % (dp * ep) || !rt_is_power_of_two(lanes))) {
         const char *why = lanes % (dp * ep) ? "can't be dealt to" : "is no power of two, which it must be for";
         diag_error(p->c->diag, (Span){0}, "train.lanes is %lld: it %s %lld ranks that hold different sequences (dp x ep)", (long long)lanes,
                    why, (long long)(dp * ep));

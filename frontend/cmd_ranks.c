@@ -72,12 +72,10 @@ static bool can_share(Session *s, const Settings *t) {
     return true;
 }
 
-static bool is_power_of_two(int64_t n) { return (n & (n - 1)) == 0; }
-
 // Every rank has lanes of its own, all the same number, and sums over them are trees.
 static bool can_deal_lanes(Session *s, int ranks) {
     int64_t lanes = s->settings->train.lanes;
-    if (lanes % ranks == 0 && is_power_of_two(lanes)) return true;
+    if (lanes % ranks == 0 && rt_is_power_of_two(lanes)) return true;
     const char *why = lanes % ranks ? arena_printf(s->arena, "can't be dealt to %d ranks", ranks)
                                     : "is no power of two, which it must be on several ranks";
     diag_error(s->diag, (Span){0}, "train.lanes is %lld: it %s", (long long)lanes, why);
@@ -88,7 +86,7 @@ static bool can_deal_lanes(Session *s, int ranks) {
 static bool shape_mesh(Session *s, const Settings *t, const Ranks *r, RtMesh *out) {
     int64_t ep = t->parallel.ep, tp = t->parallel.tp, dp = t->parallel.dp;
     if (!can_share(s, t)) return false;
-    if (!is_power_of_two(tp))
+    if (!rt_is_power_of_two(tp))
         return WRONG("parallel.tp is %lld: it must be a power of two, for sums over ranks are trees", (long long)tp);
     if (!dp && r->n % (ep * tp))
         return WRONG("%d ranks can't be shared out to groups of parallel.ep = %lld times parallel.tp = %lld", r->n, (long long)ep,
@@ -105,7 +103,7 @@ static bool shape_mesh(Session *s, const Settings *t, const Ranks *r, RtMesh *ou
 // Every rank has lanes of its own.
 static bool can_sum(Session *s, RtMesh m) {
     int ranks = rt_group_size(m, RT_GROUP_DATA);
-    if (!is_power_of_two(ranks) || !is_power_of_two(m.ep))
+    if (!rt_is_power_of_two(ranks) || !rt_is_power_of_two(m.ep))
         return WRONG("%d ranks, parallel.ep = %d: both must be powers of two, for sums over ranks are trees", ranks, m.ep);
     return can_deal_lanes(s, ranks);
 }

@@ -21,6 +21,9 @@
 #include "runtime/abi.h"
 #include "runtime/status.h"
 
+// As many ranks as a tree of sums may have.
+static inline bool rt_is_power_of_two(int64_t n) { return n > 0 && (n & (n - 1)) == 0; }
+
 // ---- what ranks do together -----------------------------------------------------------------------------
 // m: ranks of the group; i: this one.  Blocks and pieces: [cut[j], cut[j + 1]) elements of buf, j < m.
 //

@@ -22,8 +22,6 @@ enum { CACHE_LINE = 64 };
 
 int64_t rt_piece_bytes(bool adds) { return adds ? ADD_BYTES : COPY_BYTES; }
 
-static bool is_power_of_two(int m) { return (m & (m - 1)) == 0; }
-
 static int log2_up(int m) {
     int q = 0;
     while (1 << q < m) q++;
@@ -35,7 +33,7 @@ static bool is_sum(RtCommKind kind) {
 }
 
 static bool is_direct(RtCommKind kind, DType dtype, int64_t n, int m) {
-    return is_sum(kind) && (n * dtype_bytes(dtype) <= DIRECT_BYTES || !is_power_of_two(m));
+    return is_sum(kind) && (n * dtype_bytes(dtype) <= DIRECT_BYTES || !rt_is_power_of_two(m));
 }
 
 int64_t rt_comm_scratch_bytes(RtCommKind kind, DType dtype, int64_t n, int m) {

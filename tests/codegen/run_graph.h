@@ -9,6 +9,7 @@
 #include "codegen/target.h"
 #include "ir/build.h"
 #include "ir/eval.h"
+#include "passes/pass.h"
 
 typedef struct {
     Arena *arena;
@@ -291,6 +292,16 @@ static inline Node *body_end(Case *c, BodyCase *k, Value *const *ys) {
     Value *ins[33] = {NULL};
     for (int i = 0; i < k->n_in; i++) ins[i] = k->in[i];
     return build_typed(&c->b, OP_FUSED, ins, &(Attrs){.body = k->g}, n, types);
+}
+
+// The passes that say where products leave their results and how the parameters of a reading program lie.
+static inline void case_lay_out(Case *c) {
+    Arena *scratch = arena_create();
+    PassCtx cx = {.scratch = scratch, .diag = c->diag, .own_parameters = true, .layout = target_find("cpu")->layout};
+    pass_fuse(c->g, &cx);
+    pass_attach(c->g, &cx);
+    pass_layout(c->g, &cx);
+    arena_destroy(scratch);
 }
 
 #endif

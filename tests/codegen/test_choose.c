@@ -4,7 +4,6 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <cmocka.h>
-#include "passes/pass.h"
 #include "tests/codegen/run_graph.h"
 
 static const char *plan_text(Case *c, const char *cpu) {
@@ -12,15 +11,6 @@ static const char *plan_text(Case *c, const char *cpu) {
     CompileOpts co = {.cpu = cpu, .cache_dir = "", .threads = 1, .machine = case_machine};
     assert_true(target_find("cpu")->dump(&c->g, 1, &co, "plan", &text, c->diag));
     return text.text;
-}
-
-static void attach(Case *c) {
-    Arena *scratch = arena_create();
-    PassCtx cx = {.scratch = scratch, .diag = c->diag, .own_parameters = true, .layout = target_find("cpu")->layout};
-    pass_fuse(c->g, &cx);
-    pass_attach(c->g, &cx);
-    pass_layout(c->g, &cx);
-    arena_destroy(scratch);
 }
 
 // Most candidates of a product in the text, whose lines end with "of NUMBER".
@@ -66,7 +56,7 @@ static void bits_are_the_same(void **state) {
     for (int i = 0; i < 2; i++) {
         Case c = case_new();
         every_product(&c);
-        attach(&c);
+        case_lay_out(&c);
         case_place(c.g);
         bool runs = case_runs(i ? "avx512" : cpus[i]); // where native code is avx2 itself once is enough
         int n = runs ? most_candidates(plan_text(&c, cpus[i])) : 0;

@@ -4,7 +4,6 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <cmocka.h>
-#include "passes/pass.h"
 #include "tests/codegen/run_graph.h"
 
 static Value *param(Case *c, const char *name, DType t, Dims dims) {
@@ -13,12 +12,7 @@ static Value *param(Case *c, const char *name, DType t, Dims dims) {
 
 // How many parameters lie in panels.
 static int lay_out(Case *c) {
-    Arena *scratch = arena_create();
-    PassCtx cx = {.scratch = scratch, .diag = c->diag, .own_parameters = true, .layout = target_find("cpu")->layout};
-    pass_fuse(c->g, &cx);
-    pass_attach(c->g, &cx);
-    pass_layout(c->g, &cx);
-    arena_destroy(scratch);
+    case_lay_out(c);
     if (!graph_check(c->g, c->diag)) diag_print(c->diag, stderr, false);
     assert_int_equal(diag_n_errors(c->diag), 0);
     int n_laid = 0;

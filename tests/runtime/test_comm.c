@@ -190,7 +190,6 @@ static bool has_parts(RtCommKind k) { return k == RT_COMM_ROWS || k == RT_COMM_B
 static bool halves(RtCommKind k) { return k == RT_COMM_TREE_SCATTER || k == RT_COMM_TREE_GATHER; }
 static bool has_cut(RtCommKind k) { return halves(k) || k == RT_COMM_GATHER; }
 static bool is_tree(RtCommKind k) { return halves(k) || k == RT_COMM_TREE_REDUCE; }
-static bool is_power_of_two(int m) { return (m & (m - 1)) == 0; }
 
 // Bytes from i to j for a slot: even, all to one, none, to oneself, or very unequal.
 static int64_t part_bytes(const Job *job, int i, int j, int slot) {
@@ -240,8 +239,8 @@ static void fill_parts(Job *job, Rank *r) {
 
 static void make_cut(Job *job) {
     int64_t n = job->op.n;
-    if (job->seed % 3) rt_comm_cut(n, job->seed % 3 == 1 ? 4096 : 1, is_power_of_two(job->m) ? job->m : 1, job->cut);
-    if (job->seed % 3 && is_power_of_two(job->m)) return;
+    if (job->seed % 3) rt_comm_cut(n, job->seed % 3 == 1 ? 4096 : 1, rt_is_power_of_two(job->m) ? job->m : 1, job->cut);
+    if (job->seed % 3 && rt_is_power_of_two(job->m)) return;
     job->cut[0] = 0;
     for (int j = 1; j <= job->m; j++) {
         int64_t left = n - job->cut[j - 1], some = (int64_t)(hash(job->seed, (uint64_t)j) % (uint64_t)(left + 1));
@@ -388,7 +387,7 @@ static void do_one(Rank *r, RtCommKind kind, int64_t n, DType dtype, uint64_t se
     finish(&job, r);
 }
 
-static bool is_legal(RtCommKind kind, int m) { return !is_tree(kind) || is_power_of_two(m); }
+static bool is_legal(RtCommKind kind, int m) { return !is_tree(kind) || rt_is_power_of_two(m); }
 
 static DType some_dtype(RtCommKind kind, uint64_t seed) {
     static const DType any[] = {F32, BF16, I32, U8, I64};
@@ -413,7 +412,7 @@ static void many_pieces_of(Rank *r) {
     if (r->ranks <= 3) do_one(r, RT_COMM_ROWS, BYTES, U8, 0);             // even
     do_one(r, RT_COMM_BACK, BYTES, U8, 1);                                // all to one
     do_one(r, RT_COMM_BCAST, BYTES, U8, 2);
-    if (!is_power_of_two(r->ranks)) return;
+    if (!rt_is_power_of_two(r->ranks)) return;
     do_one(r, RT_COMM_TREE_REDUCE, is_long ? 5 << 20 : BYTES, F32, 1);
     do_one(r, RT_COMM_TREE_SCATTER, BYTES, BF16, 1);
 }
@@ -422,7 +421,7 @@ static void every_kind_and_size(void **state) { on_all(0, each_size_of); }
 static void any_number_of_pieces(void **state) { on_all(0, many_pieces_of); }
 
 static void tells_orders_apart(Rank *r) {
-    if (!is_power_of_two(r->ranks) || r->ranks < 4) return;
+    if (!rt_is_power_of_two(r->ranks) || r->ranks < 4) return;
     for (int64_t n = 500; n <= 50000; n *= 100)
         for (int bf16 = 0; bf16 < 2; bf16++) {
             int64_t chains = 0, far = 0;
@@ -741,7 +740,7 @@ static void refuses_ops(Rank *r) {
     refuses(r, (RtCommOp){.kind = RT_COMM_EXACT, .dtype = F32, .n = 1, .buf = x, .scratch = x}, "does not sum f32");
     refuses(r, (RtCommOp){.kind = RT_COMM_ROWS, .send = &to_nobody, .n_send = 1}, "send[0] is 4 bytes, peer");
     refuses(r, (RtCommOp){.kind = RT_COMM_BACK, .send = &own, .n_send = 1}, "sends itself");
-    if (!is_power_of_two(r->ranks)) {
+    if (!rt_is_power_of_two(r->ranks)) {
         refuses(r, sum, "1, 2, 4, 8");
         return;
     }
