@@ -248,37 +248,52 @@ static bool trace_runs(Cli *c, RtDecoder *d, const int32_t *text, int64_t prompt
     return true;
 }
 
+// On several ranks: as many sequences as data ranks, fed in step.
+typedef struct {
+    const Session *s;
+    const RtSettings *settings;
+    int64_t prompt, tokens, rounds;
+    json_t *facts;               // the first rank's
+} GenerateBench;
+
+// A decoder with room for all of it, and first weights.
+static RtStatus open_decoder(const GenerateBench *b, RtPlanInstance *p, RtDecoder *d, RtError *e) {
+    RT_TRY(rt_decoder_open(p, d, e));
+    if (b->prompt + b->tokens > d->max_context)
+        return rt_fail(e, RT_BAD_SETTING, "%lld + %lld tokens do not fit in generate.context, which is %lld", (long long)b->prompt,
+                       (long long)b->tokens, (long long)d->max_context);
+    return rt_init(p, b->settings->seed, e);
+}
+
+// took: [rounds] of the prompt, then [rounds, tokens].
+static RtStatus feed_rounds(const GenerateBench *b, RtDecoder *d, int32_t *text, double *took, RtError *e) {
+    RtRanks *ranks = d->plan->ranks;
+    RandomIds ids = {1 + (uint64_t)rt_data_rank(ranks), d->vocab, 0};
+    for (int64_t i = 0; i < b->prompt + b->tokens; i++) text[i] = next_id(&ids);
+    for (int64_t r = -1; r < b->rounds; r++) {           // one round to touch all memory
+        rt_decoder_restart(d);
+        for (int64_t i = 0; i <= b->tokens; i++) {
+            int64_t begin_ns = rt_now_ns();
+            rt_decoder_feed(d, i ? text + b->prompt + i - 1 : text, i ? 1 : b->prompt);
+            RT_TRY(rt_ranks_status(ranks, e));
+            double *to = i ? took + b->rounds + (r * b->tokens + i - 1) : took + r;
+            if (r >= 0) *to = (double)(rt_now_ns() - begin_ns) / 1e9;
+        }
+    }
+    return RT_OK;
+}
+
 static json_t *generate_facts(Cli *c, Session *s, const RtSettings *settings) {
     bool ok = true;
     int64_t prompt = bench_number(c, "prompt", 1, 512, &ok), tokens = bench_number(c, "tokens", 2, 64, &ok), rounds = bench_number(c, "rounds", 1, 5, &ok);
-    RtDecoder d;
-    RtError e = {0};
-    if (!ok || rt_decoder_open(s->plan, &d, &e) != RT_OK) {
-        if (ok) failed(c, &e);
-        return NULL;
-    }
-    json_t *facts = NULL;
-    if (prompt + tokens > d.max_context) {
-        diag_error(c->diag, (Span){0}, "%lld + %lld tokens do not fit in generate.context, which is %lld", (long long)prompt, (long long)tokens,
-                   (long long)d.max_context);
-        ok = false;
-    }
-    ok = ok && (rt_init(s->plan, settings->seed, &e) == RT_OK || failed(c, &e));
-    RandomIds ids = {1, d.vocab, 0};
+    if (!ok) return NULL;
+    GenerateBench bench = {.s = s, .settings = settings, .prompt = prompt, .tokens = tokens, .rounds = rounds};
     int32_t *text = arena_array(c->arena, int32_t, prompt + tokens);
-    for (int64_t i = 0; i < prompt + tokens; i++) text[i] = next_id(&ids);
-    double *first = arena_array(c->arena, double, rounds), *each = arena_array(c->arena, double, rounds * tokens);
-    for (int64_t r = -1; ok && r < rounds; r++) {                      // one round to touch all memory
-        rt_decoder_restart(&d);
-        int64_t begin_ns = rt_now_ns();
-        rt_decoder_feed(&d, text, prompt);
-        if (r >= 0) first[r] = (double)(rt_now_ns() - begin_ns) / 1e9;
-        for (int64_t i = 0; i < tokens; i++) {
-            begin_ns = rt_now_ns();
-            rt_decoder_feed(&d, text + prompt + i, 1);
-            if (r >= 0) each[r * tokens + i] = (double)(rt_now_ns() - begin_ns) / 1e9;
-        }
-    }
+    double *first = arena_array(c->arena, double, rounds * (tokens + 1)), *each = first + rounds;
+    RtDecoder d = {0};
+    RtError e = {0};
+    json_t *facts = NULL;
+    ok = (open_decoder(&bench, s->plan, &d, &e) == RT_OK && feed_rounds(&bench, &d, text, first, &e) == RT_OK) || failed(c, &e);
     double megabytes = peak_megabytes();
     Machine m;
     if (ok && machine_measure(&m, c->diag)) {
@@ -314,41 +329,12 @@ static json_t *generate_facts(Cli *c, Session *s, const RtSettings *settings) {
     return facts;
 }
 
-// On several ranks: as many sequences as data ranks, fed in step.
-typedef struct {
-    const Session *s;
-    const RtSettings *settings;
-    int64_t prompt, tokens, rounds;
-    json_t *facts;               // the first rank's
-} GenerateBench;
-
-static RtStatus feed_rounds(const GenerateBench *b, RtDecoder *d, int32_t *text, double *took, RtError *e) {
-    RtRanks *ranks = d->plan->ranks;
-    RandomIds ids = {1 + (uint64_t)rt_data_rank(ranks), d->vocab, 0};
-    for (int64_t i = 0; i < b->prompt + b->tokens; i++) text[i] = next_id(&ids);
-    for (int64_t r = -1; r < b->rounds; r++) {           // one round to touch all memory
-        rt_decoder_restart(d);
-        for (int64_t i = 0; i <= b->tokens; i++) {
-            int64_t begin_ns = rt_now_ns();
-            rt_decoder_feed(d, i ? text + b->prompt + i - 1 : text, i ? 1 : b->prompt);
-            RT_TRY(rt_ranks_status(ranks, e));
-            double *to = i ? took + b->rounds + (r * b->tokens + i - 1) : took + r;
-            if (r >= 0) *to = (double)(rt_now_ns() - begin_ns) / 1e9;
-        }
-    }
-    return RT_OK;
-}
-
 static RtStatus bench_generate_rank(void *self, RtPlanInstance *p, RtError *e) {
     GenerateBench *b = self;
     RtDecoder d = {0};
     int32_t *text = calloc((size_t)(b->prompt + b->tokens), sizeof *text);
     double *took = calloc((size_t)(b->rounds * (b->tokens + 1)), sizeof *took);
-    RtStatus s = text && took ? rt_decoder_open(p, &d, e) : rt_fail(e, RT_NO_MEMORY, "no memory for times");
-    if (s == RT_OK && b->prompt + b->tokens > d.max_context)
-        s = rt_fail(e, RT_BAD_SETTING, "%lld + %lld tokens do not fit in generate.context, which is %lld", (long long)b->prompt,
-                    (long long)b->tokens, (long long)d.max_context);
-    if (s == RT_OK) s = rt_init(p, b->settings->seed, e);
+    RtStatus s = text && took ? open_decoder(b, p, &d, e) : rt_fail(e, RT_NO_MEMORY, "no memory for times");
     s = rt_agree(p->ranks, s, e);
     if (s == RT_OK) s = feed_rounds(b, &d, text, took, e);
     if (s == RT_OK && rt_rank(p->ranks) == 0) {
