@@ -114,30 +114,6 @@ void node_move_behind(Node *n, Node *place) {
     place->next = n;
 }
 
-static int map_slot(const PtrMap *m, const void *key) {
-    uint64_t h = ((uint64_t)(uintptr_t)key >> 4) * 0x9e3779b97f4a7c15ULL;
-    int i = (int)(h >> 32) & (m->cap - 1);
-    while (m->key[i] && m->key[i] != key) i = (i + 1) & (m->cap - 1);
-    return i;
-}
-
-void map_put(PtrMap *m, const void *key, void *value) {
-    if (m->n * 2 >= m->cap) {
-        PtrMap bigger = {.arena = m->arena, .cap = m->cap ? m->cap * 2 : 64};
-        bigger.key = arena_array(m->arena, const void *, bigger.cap);
-        bigger.at = arena_array(m->arena, void *, bigger.cap);
-        for (int i = 0; i < m->cap; i++)
-            if (m->key[i]) map_put(&bigger, m->key[i], m->at[i]);
-        *m = bigger;
-    }
-    int i = map_slot(m, key);
-    m->n += !m->key[i];
-    m->key[i] = key;
-    m->at[i] = value;
-}
-
-void *map_get(const PtrMap *m, const void *key) { return m->cap ? m->at[map_slot(m, key)] : NULL; }
-
 // A node that moves rows reads no more of its source than it writes.
 GraphWork graph_work(const Graph *g) {
     GraphWork w = {0};

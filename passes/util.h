@@ -1,6 +1,7 @@
 // What several passes need.  Inside passes/ and its tests only.
 #ifndef PASSES_UTIL_H
 #define PASSES_UTIL_H
+#include "ir/base/map.h"
 #include "ir/base/vec.h"
 #include "passes/pass.h"
 
@@ -12,10 +13,6 @@ bool attrs_equal(Op op, const Attrs *x, const Attrs *y);
 // Is v a constant with one value everywhere (looking through broadcast and reshape)?
 bool value_is_number(const Value *v, double *number);
 bool value_is_scalar_const(const Value *v, double *number);      // a CONST node of no dimensions
-// From pointers (interned names, nodes, values) to pointers.
-typedef struct { Arena *arena; const void **key; void **at; int n, cap; } PtrMap;
-void  map_put(PtrMap *m, const void *key, void *value);          // replaces
-void *map_get(const PtrMap *m, const void *key);                 // NULL if absent
 // A region of g for a node to hold.
 Graph *region_new(Graph *g, const char *name);
 // Value.mark of all values of g = NULL.
