@@ -29,6 +29,7 @@ typedef struct KernelNode {
     int64_t grain;                           // rows of a task (of count, queue and route: tokens), where a gate's kernel cuts
                                              // all its pieces alike; 0: as the template likes
     const Machine *machine;                  // rates to choose by; what was chosen belongs into the key, rates never do
+    int64_t at_rows, passing;                // where a layout is weighed: rows of a symbol, 0: its bound; as LayoutFn
     const CpuTarget *target;                 // whose code it is (cpu/cg.h); NULL: a target without templates
 } KernelNode;
 

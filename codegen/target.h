@@ -29,8 +29,7 @@ typedef struct {
     bool (*emit_objects)(Graph *const *programs, int n, const CompileOpts *opts, const char *dir, Diag *d);
     // Text of what was emitted: what = "llvm", "asm", "plan".  false: this target has no such form.
     bool (*dump)(Graph *const *programs, int n, const CompileOpts *opts, const char *what, Str *out, Diag *d);
-    // How operand `operand` of n should lie if it is a parameter that is only read.  NULL: in rows.
-    Layout (*layout)(const Node *n, int operand);
+    LayoutFn *layout;        // of a parameter that is only read; NULL: in rows
 } Target;
 extern const Target *const targets[];          // NULL-terminated; from targets.def
 const Target *target_find(const char *name);

@@ -166,6 +166,7 @@ static int print_code(Session *s, Graph *const *graphs, int n, const char *emit)
         if (t && !diag_n_errors(s->diag)) diag_error(s->diag, (Span){0}, "target %s has no %s to print", t->name, emit);
         return EXIT_WRONG;
     }
+    if (s->weighed.text && !strcmp(emit, "plan")) fputs(s->weighed.text, stdout);
     if (text.text) fputs(text.text, stdout);
     return EXIT_DONE;
 }

@@ -24,6 +24,8 @@ typedef struct {
     RtPlanInstance *plan;
     RunOpts  run;                // options of passes_run
     bool     own_parameters;     // as PassCtx, of the programs being made
+    LayoutFn *layout;            // in the place of the target's, if there is one; NULL: the target's
+    Str      weighed;            // what passes told of their choices
     VEC(const char *) sets;      // all --set in force: those a checkpoint remembers, then the command line's
     const char *base_dir;        // relative paths of the data block are meant from here
 } Session;

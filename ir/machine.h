@@ -5,6 +5,7 @@
 #ifndef IR_MACHINE_H
 #define IR_MACHINE_H
 #include <stdint.h>
+#include "runtime/abi.h"
 
 enum { MACHINE_COUNTS = 12, MACHINE_TILES = 160 };
 
@@ -55,6 +56,13 @@ typedef struct {
     int    n_tiles;
     MachineTile tile[MACHINE_TILES];
 } Machine;
+
+// How an operand of a node may lie other than in rows, and what the node is predicted to take of one thread's time with it in rows
+// and so.  LAYOUT_ROWS: in no other way.
+typedef struct { Layout layout; double rows, laid; } LayoutOffer;
+// cpu: as CompileOpts.  passing: bytes that pass by before the operand is read again.
+struct Node;
+typedef LayoutOffer LayoutFn(const struct Node *n, int operand, const char *cpu, const Machine *m, int64_t passing);
 
 // Typical numbers of a machine with registers of that width (64, 32, 16 bytes), without a name: what is used until
 // something was measured.

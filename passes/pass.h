@@ -33,8 +33,9 @@ typedef struct {
     const Machine *machine;
     const TrainOpts *train;    // NULL: no training graph
     bool own_parameters;       // the program set only reads its parameters, and shares them with nobody
-    // How the target wants operand `operand` of n to lie, if it is one of those parameters.  NULL: in rows.
-    Layout (*layout)(const Node *n, int operand);
+    LayoutFn *layout;          // what the target offers for those parameters; NULL: rows
+    const char *cpu;           // whose code it will be, as CompileOpts
+    Str   *weighed;            // told, line by line, what was weighed; NULL: nobody reads it
     // optimizer: the second program it makes.  Input graph is @pass; it leaves *update.
     Graph **update;
 } PassCtx;

@@ -183,10 +183,12 @@ static void add_rows(const Weigh *w, Candidates *all, const Schedule *s) {
     const RowsLoad *l = w->load;
     int width = w->rows <= s->rows ? s->few[w->rows] : 0;
     double compute = width ? as_it_lies(w, s, w->rows, width) : in_panels(w, s, w->rows, l->N);
-    double matrix = (double)(l->K * l->N * dtype_bytes(l->b_type) * l->sides);
+    int64_t columns = w->laid ? (int64_t)parts(l->N, s->vecs * LANES) * s->vecs * LANES : l->N;      // what is 0 is read, too
+    double matrix = (double)(l->K * columns * dtype_bytes(l->b_type) * l->sides);
     double rows = l->rows * (double)(l->K * dtype_bytes(l->a_type) + l->N * 4 * l->sides), runs = l->matrices * l->runs;
     Predicted p = {.compute = compute * runs * l->sides, .bytes = runs * (matrix + rows), .tasks = l->tasks};
-    p.level = machine_level(w->machine, (int64_t)(l->matrices * matrix + runs * rows), 1);
+    int64_t near = (int64_t)(l->matrices * matrix + runs * rows);
+    p.level = machine_level(w->machine, near > w->k->passing ? near : w->k->passing, 1);
     add_candidate(all, s, p);
 }
 

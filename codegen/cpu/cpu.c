@@ -11,6 +11,7 @@
 #include <time.h>
 #include "codegen/compiled.h"
 #include "codegen/cpu/dot.h"
+#include "codegen/cpu/layout.h"
 #include "codegen/cpu/product.h"
 #include "codegen/cpu/route.h"
 #include "codegen/gates.h"
@@ -390,13 +391,12 @@ static bool dump(Graph *const *programs, int n, const CompileOpts *opts, const c
     return e != NULL;
 }
 
-static Layout layout(const Node *n, int operand) {
-    if (n->op != OP_MATMUL && n->op != OP_GROUPED_MATMUL) return LAYOUT_ROWS;
-    DType a = n->in[0]->type.dtype, b = n->in[operand]->type.dtype;
-    KernelNode k = {.node = n};
-    if ((operand != 1 && operand != contraction_of(n).second) || a != b || (a != F32 && a != BF16)) return LAYOUT_ROWS;
-    if (!(n->op == OP_MATMUL ? matmul_takes_panels(&k) : grouped_takes_panels(&k))) return LAYOUT_ROWS;
-    return b == F32 ? (n->attr.tb ? LAYOUT_P32T : LAYOUT_P32) : n->attr.tb ? LAYOUT_P32VT : LAYOUT_P32V;
+static LayoutOffer layout(const Node *n, int operand, const char *cpu, const Machine *m, int64_t passing) {
+    Arena *a = arena_create();
+    const CpuTarget *t = choose_target(a, &(CompileOpts){.cpu = cpu, .machine = m}, false, diag_new(a));
+    LayoutOffer offer = t ? cpu_layout(n, operand, t, m, passing) : (LayoutOffer){0};      // no such cpu: compiling will say so
+    arena_destroy(a);
+    return offer;
 }
 
 extern const Target target_cpu;

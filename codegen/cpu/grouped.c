@@ -44,7 +44,8 @@ static bool grouped_of(const KernelNode *k, GroupedMatmul *g) {
 
 // Rows as if all experts had as many.
 static void grouped_choose(const KernelNode *k, GroupedMatmul *g, KernelDesc *d) {
-    int64_t most = g->bound < g->experts ? g->bound : g->experts, rows = (g->bound + most - 1) / most, runs = (rows + EXPERT_RUN - 1) / EXPERT_RUN;
+    int64_t all = rows_weighed(k, g->bound, contraction_of(k->node).a.dim[0].sym), most = all < g->experts ? all : g->experts;
+    int64_t rows = (all + most - 1) / most, runs = (rows + EXPERT_RUN - 1) / EXPERT_RUN;
     RowsLoad load = {.vary = true,
                      .sides = k->node->attr.pair ? 2 : 1,
                      .matrices = (double)most,

@@ -73,13 +73,14 @@ static bool matmul_of(const KernelNode *k, Matmul *m) {
 
 // How it is made, on the machine whose code it becomes.
 static void matmul_choose(const KernelNode *k, Matmul *m, KernelDesc *d) {
-    int64_t bound = extent_bound(&m->rows), batch = extent_bound(&m->batch);
+    int64_t bound = extent_bound(&m->rows), batch = extent_bound(&m->batch), weighed = rows_weighed(k, bound, m->rows.sym);
+    int64_t each = weighed < m->r.max_rows ? weighed : m->r.max_rows;
     bool vary = m->rows.sym != NULL;
     RowsLoad load = {.vary = vary,
                      .sides = k->node->attr.pair ? 2 : 1,
                      .matrices = m->shared ? 1 : (double)batch,
-                     .runs = (double)(bound * (m->shared ? batch : 1)) / (double)(m->r.max_rows ? m->r.max_rows : 1),
-                     .rows = (double)m->r.max_rows,
+                     .runs = (double)(weighed * (m->shared ? batch : 1)) / (double)(each ? each : 1),
+                     .rows = (double)each,
                      .tasks = (double)(m->runs * batch * m->groups * m->parts)};
     rows_choose(&m->r, k, load, d, "product");
     int size = m->r.schedule.rows;

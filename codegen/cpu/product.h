@@ -64,6 +64,11 @@ int  rows_panels(const Rows *r);                   // panels of N columns
 int64_t rows_matrix(const Rows *r);                // elements from a matrix b to the next
 enum { ROWS_RUN = 256 };                           // rows of a task at most; runs of a product are equally long
 
+// Rows that a product of `bound` rows is weighed at, where they vary with sym.
+static inline int64_t rows_weighed(const KernelNode *k, int64_t bound, const Sym *sym) {
+    return sym && k->at_rows && k->at_rows < bound ? k->at_rows : bound;
+}
+
 // Does the node's kernel take its matrices in panels?
 bool matmul_takes_panels(const KernelNode *k);
 bool grouped_takes_panels(const KernelNode *k);

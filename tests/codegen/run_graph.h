@@ -294,10 +294,16 @@ static inline Node *body_end(Case *c, BodyCase *k, Value *const *ys) {
     return build_typed(&c->b, OP_FUSED, ins, &(Attrs){.body = k->g}, n, types);
 }
 
-// The passes that say where products leave their results and how the parameters of a reading program lie.
+static inline LayoutOffer case_panels(const Node *n, int operand, const char *cpu, const Machine *m, int64_t passing) {
+    LayoutOffer o = target_find("cpu")->layout(n, operand, cpu, m, passing);
+    o.laid = 0;
+    return o;
+}
+
+// The passes that say where products leave their results and how the parameters of a reading program lie: in panels where they may.
 static inline void case_lay_out(Case *c) {
     Arena *scratch = arena_create();
-    PassCtx cx = {.scratch = scratch, .diag = c->diag, .own_parameters = true, .layout = target_find("cpu")->layout};
+    PassCtx cx = {.scratch = scratch, .diag = c->diag, .own_parameters = true, .layout = case_panels};
     pass_fuse(c->g, &cx);
     pass_attach(c->g, &cx);
     pass_layout(c->g, &cx);

@@ -119,6 +119,43 @@ static void few_rows_read_as_they_are_fastest(void **state) {
     is_chosen("avx2", &panels, 2, 256, 96, "2x48:");
 }
 
+static Layout laid_out(const Machine *m, int64_t rows) {
+    Case c = case_new();
+    Dim S = {1, graph_add_sym(c.g, "S", SYM_PLAIN, rows, 0, 0)}, k = dim_n(256), n = dim_n(96);
+    Value *x = case_input(&c, "x", F32, DIMS(S, k));
+    Value *w = make(&c.b, OP_PARAM, INS(NULL), .name = intern("w"), .dtype = F32, .dims = DIMS(k, n));
+    case_return(&c, make(&c.b, OP_MATMUL, INS(x, w), 0), "y");
+    Arena *scratch = arena_create();
+    Str told = {.arena = scratch};
+    PassCtx cx = {.scratch = scratch, .diag = c.diag, .machine = m, .own_parameters = true, .layout = target_find("cpu")->layout, .cpu = "avx2", .weighed = &told};
+    pass_layout(c.g, &cx);
+    Layout l = (Layout)w->type.layout;
+    assert_non_null(strstr(told.text, l == LAYOUT_P32 ? "layout w f32[256,96] P32: " : "layout w f32[256,96] rows: "));
+    double best, other;                                    // what is told in this order decided
+    assert_int_equal(sscanf(strchr(told.text, ':'), ": %lf ms | %*[^:]: %lf ms", &best, &other), 2);
+    assert_true(best > 0 && best <= other);
+    arena_destroy(scratch);
+    case_free(&c);
+    return l;
+}
+
+// A parameter lies as its readers are predicted to read it fastest: in panels where packing or panels' tiles win, in rows where
+// few rows read rows faster; where memory limits both, in panels.
+static void layouts_follow_rates(void **state) {
+    Machine rows = machine_with(32, 1, 6, TILE_F32_ROWS, 0.99);
+    rows.tile[rows.n_tiles++] = (MachineTile){1, 1, TILE_F32, 0.05 * rows.rates[0].fma};
+    assert_int_equal(laid_out(&rows, 1), LAYOUT_ROWS);
+    Machine slow = rows;
+    slow.level[LEVEL_L2].read[0] = slow.level[LEVEL_L1].read[0] = 1e8;
+    assert_int_equal(laid_out(&slow, 1), LAYOUT_P32);
+    Machine panels = rows;
+    panels.tile[1].rate = 0.9 * rows.rates[0].fma;
+    assert_int_equal(laid_out(&panels, 1), LAYOUT_P32);
+    assert_int_equal(laid_out(&panels, 300), LAYOUT_P32);
+    rows.level[LEVEL_L2].write[0] = 1e15;                  // nothing to pack once for all of 300 rows, nor for one
+    assert_int_equal(laid_out(&rows, 300), LAYOUT_ROWS);
+}
+
 // The formula: the longer of work and memory, and the tasks.
 static void times_are_predicted(void **state) {
     Machine m = machine_guess(32, 1);
@@ -155,6 +192,6 @@ static void dots_are_chosen(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(rates_decide), cmocka_unit_test(few_rows_read_as_they_are_fastest),
-        cmocka_unit_test(times_are_predicted), cmocka_unit_test(dots_are_chosen), cmocka_unit_test(bits_are_the_same)};
+        cmocka_unit_test(layouts_follow_rates), cmocka_unit_test(times_are_predicted), cmocka_unit_test(dots_are_chosen), cmocka_unit_test(bits_are_the_same)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -79,12 +79,14 @@ static int split(char *words, const char **at, int most) {
     return n;
 }
 
-// A target that wants right-hand sides in panels.
-static Layout panels(const Node *n, int operand) {
-    if (n->op != OP_MATMUL && n->op != OP_GROUPED_MATMUL) return LAYOUT_ROWS;
-    if (operand != 1 && operand != contraction_of(n).second) return LAYOUT_ROWS;
-    if (n->in[operand]->type.dtype == F32) return n->attr.tb ? LAYOUT_P32T : LAYOUT_P32;
-    return n->attr.tb ? LAYOUT_P32VT : LAYOUT_P32V;
+// A target that offers panels for right-hand sides, faster by a second except for a matrix of 8 columns.
+static LayoutOffer panels(const Node *n, int operand, const char *cpu, const Machine *m, int64_t passing) {
+    if (n->op != OP_MATMUL && n->op != OP_GROUPED_MATMUL) return (LayoutOffer){0};
+    if (operand != 1 && operand != contraction_of(n).second) return (LayoutOffer){0};
+    const Type *t = &n->in[operand]->type;
+    LayoutOffer o = {.layout = n->attr.tb ? LAYOUT_P32T : LAYOUT_P32, .rows = 2, .laid = type_cols(t) == 8 ? 4 : 1};
+    if (t->dtype != F32) o.layout = n->attr.tb ? LAYOUT_P32VT : LAYOUT_P32V;
+    return o;
 }
 
 static void run_file(const char *path) {

@@ -41,6 +41,8 @@ exits 0 '--emit plan' dump --emit plan
 prints '^plan +kernels [0-9]+' 'is the plan'
 prints '^choose kernel [0-9]+ (product|sum|logits) [0-9]+x[0-9]+.*: [0-9.e-]+ ms( \| [0-9]+x[0-9]+.*: [0-9.e-]+ ms){2}  of [0-9]+$' \
     'with the three best ways to make a product and their predicted times'
+exits 0 'of a program that only reads its parameters' dump --emit plan --program run
+prints '^layout [a-z0-9.]+ [bf0-9]+\[[0-9,]+\] (P32V?T?|rows): [0-9.e-]+ ms \| (P32V?T?|rows): [0-9.e-]+ ms$' 'with the ways they may lie and their times'
 exits 1 'of text that is not planned' "$MOEC" dump "$work/input.ir" --emit plan
 says 'graph @pass is in stage WHOLE; --emit plan is made of graphs in stage PLANNED' 'is told'
 says '--passes=.*autodiff,.*plan-memory' 'with the passes that go there'
