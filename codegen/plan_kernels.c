@@ -281,8 +281,8 @@ int plan_exchange_kernel(Plan *p, KernelNode *k, KernelDesc *desc) {
         e.slots = (int32_t)experts + mesh.replicas;
     }
     if (x->op == OP_SHARD) e.parts = (int32_t)x->attr.parts;
-    if ((x->op == OP_ALL_GATHER || x->op == OP_SHARD) && x->attr.axis)
-        e.run = run_from(x->op == OP_SHARD ? &x->out[0].type : t, x->attr.axis);
+    bool cuts = x->op == OP_SHARD || x->op == OP_TREE_REDUCE_SCATTER;
+    if ((cuts || x->op == OP_ALL_GATHER) && x->attr.axis) e.run = run_from(cuts ? &x->out[0].type : t, x->attr.axis);
     *desc = (KernelDesc){.key = {.arena = p->a}, .n_phases = 1, .n_rounds = 1};
     for (int i = 0; i < RT_MAX_PHASES; i++) desc->tasks[i] = tasks_fixed(1);
     PlanKernel kernel = {.key = intern(arena_printf(p->a, "%s %u chunk %d", op_info[n->op].name, e.sequence, e.chunk)),

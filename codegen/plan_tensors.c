@@ -76,6 +76,7 @@ int plan_named_tensor(Plan *p, const Type *t, const char *name, RtRole role, con
         x.shard = (uint8_t)(1 + group);
         x.table = (uint16_t)plan_slot_table(p, n, x.dim[0] * rt_group_size(n->graph->mesh, group) - n->graph->mesh.replicas);
     }
+    if (exchange_group_named(n->attr.within, &group)) x.within = (uint8_t)(1 + group);
     x.tp = (uint8_t)n->attr.tp;
     x.offset = plan_add_persistent(p, x.bytes);
     TensorSlot slot = {x, name, 0};

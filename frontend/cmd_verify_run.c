@@ -292,15 +292,15 @@ bool runner_run(Runner *r, const char *program, Outputs *out) {
 
 // From the ranks that have its parts; elsewhere than on the first it may be zeros.
 static const void *whole_tensor(Runner *r, const RtTensor *t) {
-    int parts = rt_tensor_parts(r->s->plan, t), tp = rt_tensor_tp(r->s->plan, t);
-    if (parts * tp == 1) return rt_tensor_data(r->s->plan, t);
-    char *whole = arena_array(r->s->arena, char, t->bytes * parts * tp);
+    int parts = rt_tensor_parts(r->s->plan, t), within = rt_tensor_inner_parts(r->s->plan, t) * rt_tensor_tp(r->s->plan, t);
+    if (parts * within == 1) return rt_tensor_data(r->s->plan, t);
+    char *whole = arena_array(r->s->arena, char, t->bytes * parts * within);
     RtError e = {0};
-    if (rt_gather_tensor(r->s->plan, t, parts, 0, 0, whole, &e) != RT_OK) failed(r, &e);
+    if (rt_gather_tensor(r->s->plan, t, parts, (RtPartAt){0}, whole, &e) != RT_OK) failed(r, &e);
     if (!t->table) return whole;
     const RtSlots *table = &r->ranks->table[t->table - 1];
-    size_t one = (size_t)(t->bytes * tp / t->dim[0]);
-    char *by_expert = arena_array(r->s->arena, char, t->bytes * parts * tp);
+    size_t one = (size_t)(t->bytes * within / t->dim[0]);
+    char *by_expert = arena_array(r->s->arena, char, t->bytes * parts * within);
     for (int k = 0; k < table->experts; k++) memcpy(by_expert + (size_t)k * one, whole + (size_t)table->slot[k] * one, one);
     return by_expert;
 }

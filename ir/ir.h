@@ -195,6 +195,7 @@ const Value *scatter_inverse(const Node *n);
 bool        op_is_contraction(Op op);
 // The group an exchange runs over; false: its `over` is none.
 bool        exchange_group(const Node *n, RtGroup *group);
+bool        exchange_group_named(Name name, RtGroup *group);
 extern const char *const exchange_group_name[RT_GROUPS];
 // Nodes that run chunk by chunk, from `first` on: waits for rows at their experts, products of these rows, the rows' way back.
 // Sources may stand between them.  Returns how many (at most CHUNKED_RUN), 0: no run begins here.

@@ -24,7 +24,7 @@
 
 #include "passes/placement.h"
 
-static const Place at_home = {HOME, RT_GROUP_DATA, NULL}, at_experts = {AT_EXPERTS, RT_GROUP_EXP, NULL};
+static const Place at_home = {HOME, RT_GROUP_DATA, NULL, false}, at_experts = {AT_EXPERTS, RT_GROUP_EXP, NULL, false};
 
 typedef struct {
     Placement p;
@@ -58,6 +58,12 @@ static bool same_dims(const Dims *a, const Dims *b) {
     return true;
 }
 
+// Experts are never shared out further: several ranks hold the same, and each a part of the rows of each.
+static bool can_be_nested(const Partition *q, const Dims *whole) {
+    int64_t parts = group_size(&q->p, inner_group(&q->p));
+    return parts > 1 && whole->n > 2 && whole->at[1].n % parts == 0;
+}
+
 // Where the tensor of this name and shape lies: PARAM itself; grad/PARAM and the optimizer's states of it.
 static Place tensor_place(const Partition *q, Name name, const Dims *whole) {
     const char *slash = strchr(name, '/');
@@ -65,17 +71,24 @@ static Place tensor_place(const Partition *q, Name name, const Dims *whole) {
     if (!param) param = map_get(&q->params, name);
     if (!param || !same_dims(whole, &param->attr.dims)) return at_home;
     const RtMesh *m = &q->p.g->mesh;
-    if (is_of_experts(param) && m->ep > 1) return (Place){PART, RT_GROUP_EXP, slots_of(param)};
     bool is_state = slash && strncmp(name, "grad/", 5), is_gradient = slash && !is_state;
     bool cut = (is_state && m->zero >= 1) || (is_gradient && m->zero >= 2);
+    bool nested = cut && is_of_experts(param) && can_be_nested(q, whole);
+    if (is_of_experts(param) && m->ep > 1) return (Place){PART, RT_GROUP_EXP, slots_of(param), nested};
     int64_t parts = group_size(&q->p, RT_GROUP_DATA);
-    return cut && parts > 1 && whole->n > 1 && whole->at[0].n % parts == 0 ? (Place){PART, RT_GROUP_DATA, NULL}
-                                                                                : at_home;
+    if (cut && parts > 1 && whole->n > 1 && whole->at[0].n % parts == 0) return (Place){PART, RT_GROUP_DATA, NULL, false};
+    return nested ? (Place){PART, RT_GROUP_EXP, NULL, true} : at_home;
 }
 
 static void cut_source(Partition *q, Node *n) {
     Place place = tensor_place(q, n->attr.name, &n->attr.dims);
     if (place.kind != PART) return;
+    if (place.nested) {
+        n->attr.within = intern(exchange_group_name[inner_group(&q->p)]);
+        n->out[0].type.dim[1].n = n->attr.dims.at[1].n /= group_size(&q->p, inner_group(&q->p));
+        place_set(&q->p, &n->out[0], place);
+        if (outer_place(&q->p, place).kind == HOME) return;
+    }
     int64_t parts = group_size(&q->p, place.group);
     Dim *first = &n->attr.dims.at[0];
     int more = place.slots ? q->p.g->mesh.replicas : 0;
@@ -100,10 +113,14 @@ static void remove_unread(Node *n) {
     if (!op_is(n->op, ELEMENTWISE) || n->out[0].n_uses) return;
     Value *in[MAX_NAMED];
     int n_in = n->n_in < MAX_NAMED ? n->n_in : MAX_NAMED;
-    for (int i = 0; i < n_in; i++) in[i] = n->in[i];
+    for (int i = 0; i < n_in; i++) {
+        in[i] = n->in[i];
+        for (int k = 0; k < i; k++)                  // a square: once
+            if (in[k] == in[i]) in[i] = NULL;
+    }
     graph_remove(n);
     for (int i = 0; i < n_in; i++)
-        if (!in[i]->n_uses) remove_unread(in[i]->node);
+        if (in[i] && !in[i]->n_uses) remove_unread(in[i]->node);
 }
 
 static void want(Partition *q, Node *n, int i, Place place) {
@@ -149,13 +166,9 @@ static void want_at_experts(Partition *q, Node *n) {
         if (n->attr.dims.at[i].sym == r->near) n->attr.dims.at[i].sym = r->far;
 }
 
-static bool any(const Partition *q, const Node *n, PlaceKind kind, Place *which) {
-    for (int i = 0; i < n->n_in; i++) {
-        Place place = place_of(&q->p, n->in[i]);
-        if (place.kind != kind) continue;
-        if (which) *which = place;
-        return true;
-    }
+static bool any_at_experts(const Partition *q, const Node *n) {
+    for (int i = 0; i < n->n_in; i++)
+        if (place_of(&q->p, n->in[i]).kind == AT_EXPERTS) return true;
     return false;
 }
 
@@ -169,7 +182,7 @@ static void place_grouped_matmul(Partition *q, Node *n) {
         return;
     }
     want_at_experts(q, n);
-    want(q, n, 1, (Place){PART, RT_GROUP_EXP, rows_of(q, n->in[0])->slots});
+    want(q, n, 1, (Place){PART, RT_GROUP_EXP, rows_of(q, n->in[0])->slots, false});
     shape_again(q, n, at_experts);
 }
 
@@ -183,7 +196,7 @@ static void place_grouped_sum(Partition *q, Node *n) {
     }
     want_at_experts(q, n);
     n->attr.leaves = r->far->leaves;
-    shape_again(q, n, (Place){PART, RT_GROUP_EXP, r->slots});
+    shape_again(q, n, (Place){PART, RT_GROUP_EXP, r->slots, false});
 }
 
 static void place_gather_rows(Partition *q, Node *n) {
@@ -198,43 +211,71 @@ static void place_gather_rows(Partition *q, Node *n) {
     want_all_home(q, n);
 }
 
-// Dimension 0 of the operands that have it whole, and of the result.
-static bool keeps_axis_0(const Node *n, int64_t whole) {
-    int64_t first = n->attr.dims.n ? n->attr.dims.at[0].n : 0;
+// An axis of the operands that have it whole, and of the result.
+static bool keeps_axis(const Node *n, int axis, int64_t whole) {
+    const Dims *dims = &n->attr.dims;
     switch (n->op) {
-    case OP_SUM:       return n->attr.axes.n && n->attr.axes.at[0] > 0;
-    case OP_REDUCE_MAX: case OP_SLICE: case OP_CUMSUM: case OP_CONCAT: case OP_UNSLICE: return n->attr.axis > 0;
-    case OP_PERMUTE:   return n->attr.perm.n && n->attr.perm.at[0] == 0;
-    case OP_RESHAPE:   return first && first % whole == 0;
-    case OP_BROADCAST: return n->attr.dims.n == n->in[0]->type.ndim && first == whole;
-    case OP_SOFTMAX: case OP_LOGSUMEXP: return n->in[0]->type.ndim > 1;
+    case OP_SUM:       return n->attr.axes.n && n->attr.axes.at[0] > axis;
+    case OP_REDUCE_MAX: case OP_SLICE: case OP_CUMSUM: case OP_CONCAT: case OP_UNSLICE: return n->attr.axis > axis;
+    case OP_PERMUTE:   return n->attr.perm.n > axis && n->attr.perm.at[axis] == axis;
+    case OP_RESHAPE:   return axis == 0 && dims->n && dims->at[0].n && dims->at[0].n % whole == 0;
+    case OP_BROADCAST: return dims->n == n->in[0]->type.ndim && dims->n > axis && dims->at[axis].n == whole;
+    case OP_SOFTMAX: case OP_LOGSUMEXP: return n->in[0]->type.ndim > axis + 1;
     default:           return op_is(n->op, ELEMENTWISE) || n->op == OP_COPY;
     }
 }
 
+// Of the operands in parts: the place with the smallest ones.
+static bool smallest_part(const Partition *q, const Node *n, Place *which) {
+    bool found = false;
+    for (int i = 0; i < n->n_in; i++) {
+        Place place = place_of(&q->p, n->in[i]);
+        if (place.kind != PART || (found && !place.nested)) continue;
+        *which = place;
+        found = true;
+    }
+    return found;
+}
+
+// How long an axis is in all ranks' parts together.
+static int64_t whole_axis(const Partition *q, const Value *v, int axis) {
+    Place is = place_of(&q->p, v);
+    int64_t n = dim_bound(v->type.dim[axis]);
+    if (is.kind == PART && axis == 0) n = n * group_size(&q->p, is.group) - (is.slots ? q->p.g->mesh.replicas : 0);
+    return is.nested && axis == 1 ? n * group_size(&q->p, inner_group(&q->p)) : n;
+}
+
 static void place_part(Partition *q, Node *n, Place place) {
-    int64_t parts = group_size(&q->p, place.group), whole = 0;
+    int64_t whole[2] = {0};
     int ndim = 0;
     for (int i = 0; i < n->n_in; i++) {
-        const Type *t = &n->in[i]->type;
-        if (t->ndim > ndim) ndim = t->ndim;
-        if (place_of(&q->p, n->in[i]).kind == PART) whole = t->dim[0].n * parts - (place.slots ? q->p.g->mesh.replicas : 0);
+        const Value *v = n->in[i];
+        if (v->type.ndim > ndim) ndim = v->type.ndim;
+        if (place_of(&q->p, v).kind != PART) continue;
+        whole[0] = whole_axis(q, v, 0);
+        if (v->type.ndim > 1 && whole_axis(q, v, 1) > whole[1]) whole[1] = whole_axis(q, v, 1);
     }
-    bool keeps = keeps_axis_0(n, whole);
+    bool keeps = keeps_axis(n, 0, whole[0]);
     for (int i = 0; i < n->n_in; i++) {
         Place is = place_of(&q->p, n->in[i]);
         bool other = is.group != place.group || is.slots != place.slots || n->in[i]->type.ndim != ndim;
         if (is.kind == PART && other) keeps = false;
+    }
+    if (keeps && place.nested && !keeps_axis(n, 1, whole[1])) {
+        place = outer_place(&q->p, place);
+        keeps = place.kind == PART;
     }
     if (!keeps) {
         want_all_home(q, n);
         return;
     }
     for (int i = 0; i < n->n_in; i++) {
-        const Type *t = &n->in[i]->type;
-        if (t->ndim == ndim && (place_of(&q->p, n->in[i]).kind == PART || t->dim[0].n == whole)) want(q, n, i, place);
+        const Value *v = n->in[i];
+        if (v->type.ndim != ndim || (place_of(&q->p, v).kind != PART && v->type.dim[0].n != whole[0])) continue;
+        want(q, n, i, place.nested && whole_axis(q, v, 1) != whole[1] ? outer_place(&q->p, place) : place);
     }
     if (n->attr.dims.n) n->attr.dims.at[0].n = part_size(&q->p, place, n->attr.dims.at[0].n);
+    if (n->attr.dims.n && place.nested) n->attr.dims.at[1].n /= group_size(&q->p, inner_group(&q->p));
     shape_again(q, n, place);
 }
 
@@ -255,6 +296,8 @@ static void place_effect(Partition *q, Node *n) {
     Place place = param ? tensor_place(q, name, &param->attr.dims) : at_home;
     want(q, n, 0, place);
     if (place.kind != PART || n->op != OP_ACCUMULATE) return;
+    if (place.nested) n->attr.within = intern(exchange_group_name[inner_group(&q->p)]);
+    if (place.nested && outer_place(&q->p, place).kind == HOME) return;
     n->attr.over = intern(exchange_group_name[place.group]);
     n->attr.slots = place.slots;
 }
@@ -271,10 +314,10 @@ static void place_node(Partition *q, Node *n) {
     }
     if (op_is(n->op, EFFECT) && n->op != OP_CACHE) {
         place_effect(q, n);
-    } else if (any(q, n, AT_EXPERTS, NULL) && !n->attr.body) {
+    } else if (any_at_experts(q, n) && !n->attr.body) {
         want_at_experts(q, n);
         shape_again(q, n, at_experts);
-    } else if (any(q, n, PART, &part)) {
+    } else if (smallest_part(q, n, &part)) {
         place_part(q, n, part);
     }
 }
@@ -397,14 +440,20 @@ static void place_random_in(Partition *q, Node *gate) {
     }
 }
 
-// A part of a sum needs no whole one.
+static bool is_read_once(const Value *v) {
+    while (v->n_uses == 1 && node_is_view(v->node)) v = v->node->in[0];
+    return v->n_uses == 1 && !op_is(v->node->op, SOURCE);
+}
+
+// A part of a sum needs no whole one, and what is summed is used up.
 static void scatter_sums(Graph *g) {
     for_each_node(g, n) {
         if (n->op != OP_SHARD) continue;
         Node *sum = n->in[0]->node;
         if (sum->op != OP_TREE_ALL_REDUCE || sum->attr.over != n->attr.over || sum->out[0].n_uses != 1) continue;
+        if (!is_read_once(sum->in[0])) continue;
         Builder b = builder_before(g, n);
-        Value *y = make(&b, OP_TREE_REDUCE_SCATTER, INS(sum->in[0]), .over = n->attr.over);
+        Value *y = make(&b, OP_TREE_REDUCE_SCATTER, INS(sum->in[0]), .axis = n->attr.axis, .over = n->attr.over);
         replace_all_uses(g, &n->out[0], y);
         graph_remove(n);
         graph_remove(sum);

@@ -5,7 +5,7 @@
 
 typedef enum {
     HOME,            // whole on each rank; what has leaves or rows: one's own leaves, all their rows
-    PART,            // a part of axis 0, over a group
+    PART,            // a part of axis 0, over a group; nested: of that a part of axis 1
     AT_EXPERTS       // rows, on the ranks of their experts
 } PlaceKind;
 
@@ -13,6 +13,7 @@ typedef struct {
     PlaceKind kind;
     RtGroup   group;
     Name      slots;           // of a part over the ranks of experts: the table that says whose it is
+    bool      nested;          // axis 1 is cut, too, over the ranks that hold the same experts
 } Place;
 
 // The rows of a route, seen by the ranks of its experts.
@@ -40,5 +41,8 @@ FarRows *rows_far(Placement *p, Sym *near, Name slots);
 FarRows *rows_known(const Placement *p, Sym *s);      // whichever side s is; NULL if nobody sent them
 // Of axis 0 as a whole, what a part of this place has.
 int64_t  part_size(const Placement *p, Place place, int64_t whole);
+// A nested place without its cut of axis 1, and the ranks that share that axis.
+Place    outer_place(const Placement *p, Place nested);
+RtGroup  inner_group(const Placement *p);
 int64_t  group_size(const Placement *p, RtGroup group);
 #endif

@@ -28,7 +28,20 @@ static bool reads(const Node *n, const Value *v) {
     return false;
 }
 
+// A sum that only leaves parts uses its operand up.
+static const Node *reads_used_up(Graph *g) {
+    for_each_node(g, n) {
+        if (n->op != OP_TREE_REDUCE_SCATTER) continue;
+        for (const Node *r = n->next; r; r = r->next)
+            for (int i = 0; i < r->n_in && r->op != OP_WAIT; i++)
+                if (value_shown(r->in[i]) == value_shown(n->in[0])) return r;
+    }
+    return NULL;
+}
+
 const char *plan_overlap(Arena *a, Graph *g) {
+    const Node *late = reads_used_up(g);
+    if (late) return arena_printf(a, "%s reads what a sum has used up", node_str(late));
     int n_values = graph_number(g), n = 0;
     Life *life = arena_array(a, Life, n_values + 1);
     for_each_node(g, m) {

@@ -55,8 +55,9 @@ static int add_waits(Graph *g) {
         if (!can_pend(n)) continue;
         Builder b = builder_after(g, n);
         Value *y = &n->out[0];
-        // sums copy what they add; rows are sent from where they lie
-        Value *done = is_sum(n) || n->op == OP_ALL_GATHER ? make(&b, OP_WAIT, INS(y), 0) : make(&b, OP_WAIT, INS(y, n->in[0]), 0);
+        // what is copied into the result, and what is not: rows are sent from where they lie, a part's sum is formed there
+        bool copied = n->op == OP_TREE_ALL_REDUCE || n->op == OP_ALL_GATHER;
+        Value *done = copied ? make(&b, OP_WAIT, INS(y), 0) : make(&b, OP_WAIT, INS(y, n->in[0]), 0);
         n->attr.pending = 1;
         y->mark = done;
         n_waits++;

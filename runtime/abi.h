@@ -120,7 +120,7 @@ static inline int rt_group_member(RtMesh m, RtGroup g, int rank, int i) {
 #define EXCHANGE_SYMBOL "moec_exchange"
 typedef enum {
     RT_TREE_ALL_REDUCE,     // x -> y      y = balanced tree over the group's ranks
-    RT_TREE_REDUCE_SCATTER, // x -> y      one part of it along axis 0
+    RT_TREE_REDUCE_SCATTER, // x -> y      one part of it along an axis; x is used up
     RT_ALL_GATHER,          // x -> y      the parts of all along an axis
     RT_SHARD,               // x -> y      one's own part along an axis; nothing travels
     RT_EXCHANGE_OFFSETS,    // offsets at home [E*n + 1] -> offsets at the experts [E/g * n*g + 1]
@@ -144,7 +144,7 @@ typedef struct {
     int32_t sym;            // >= 0: elements are multiplied by its value
     int32_t chunk, chunks, pad;  // chunks > 1: only of this chunk, a group of each rank's experts (RT_CHUNK_OFFSETS: of all)
     int64_t elements;       // of x; of a row, where x has rows
-    int64_t run;            // RT_ALL_GATHER, RT_SHARD: elements of a part from its axis on; 0: all (axis 0)
+    int64_t run;            // RT_ALL_GATHER, RT_SHARD, RT_TREE_REDUCE_SCATTER: elements of a part from its axis on; 0: all (axis 0)
 } RtExchange;
 
 // The first of a rank's `experts` experts that belongs to a chunk (chunk = chunks: the end).
@@ -154,7 +154,7 @@ static inline int rt_chunk_begin(int experts, int chunk, int chunks) { return ch
 // One position-independent block: RtPlan, then tables; every reference is a byte offset from the block's start
 // (RtSpan) or an index into a table.  Built in memory by the JIT, linked as a constant array into a trainer.
 
-enum { RT_PLAN_MAGIC = 0x6365f06d, RT_PLAN_VERSION = 7 };
+enum { RT_PLAN_MAGIC = 0x6365f06d, RT_PLAN_VERSION = 8 };
 
 typedef struct { uint32_t offset, n; } RtSpan;   // n entries (bytes for text) at offset
 
@@ -192,7 +192,8 @@ typedef struct {
     uint8_t  kind;          // outputs: RtOutputKind
     uint8_t  layout;        // Layout; checkpoints hold rows
     uint8_t  shard;         // 1 + RtGroup over which axis 0 is cut: dim[] are of a part.  0: whole on every rank
-    uint8_t  tp;            // 1 + axis that is cut over RT_GROUP_TP: dim[] are of a part.  0: none.  Axis 0: cut over tp first
+    uint8_t  within;        // 1 + RtGroup over which axis 1 is cut besides: dim[] are of a part.  0: none
+    uint8_t  tp;            // 1 + axis that is cut over RT_GROUP_TP: dim[] are of a part.  0: none.  Axes 0, 1: cut over tp first
     uint16_t table;         // 1 + number of the slot table that says which experts the part is of; 0: none
     int64_t  dim[MAX_DIM];  // bound sizes
     int32_t  dim_sym[MAX_DIM];   // >= 0: dim[i] is scaled by that symbol (dim[i] = n * bound; size now = n * value)

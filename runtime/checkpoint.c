@@ -46,9 +46,16 @@ char *rt_expert_name(const char *name, int64_t expert) {
 
 // In parts that are no tensors by themselves, as experts are.
 static int joined_parts(const RtPlanInstance *p, const RtTensor *t) { return t->experts ? 1 : rt_tensor_parts(p, t); }
-static bool is_cut(const RtPlanInstance *p, const RtTensor *t) { return joined_parts(p, t) > 1 || rt_tensor_tp(p, t) > 1; }
-static int64_t joined_bytes(const RtPlanInstance *p, const RtTensor *t) {
-    return t->bytes * joined_parts(p, t) * rt_tensor_tp(p, t);
+static int all_parts(const RtPlanInstance *p, const RtTensor *t) {
+    return joined_parts(p, t) * rt_tensor_inner_parts(p, t) * rt_tensor_tp(p, t);
+}
+static bool is_cut(const RtPlanInstance *p, const RtTensor *t) { return all_parts(p, t) > 1; }
+static int64_t joined_bytes(const RtPlanInstance *p, const RtTensor *t) { return t->bytes * all_parts(p, t); }
+
+// Whose part tensor i is put together at.
+static RtPartAt joined_at(const RtPlanInstance *p, int i) {
+    const RtTensor *t = &p->tensor[i];
+    return (RtPartAt){i % joined_parts(p, t), i % rt_tensor_inner_parts(p, t), i % rt_tensor_tp(p, t)};
 }
 
 // The pieces a plan tensor has in a checkpoint: one, or one per expert; of this rank's part.
@@ -60,6 +67,7 @@ static StWrite piece(const RtPlanInstance *p, const RtTensor *t, int64_t k, char
         .name = *name, .dtype = st_dtype_of((DType)t->dtype), .ndim = t->ndim - (t->experts ? 1 : 0)};
     for (int i = 0; i < w.ndim; i++) w.dim[i] = t->dim[i + (t->experts ? 1 : 0)];
     if (joined_parts(p, t) > 1) w.dim[0] *= joined_parts(p, t);
+    if (t->within) w.dim[t->experts ? 0 : 1] *= rt_tensor_inner_parts(p, t);
     if (t->tp) w.dim[t->tp - (t->experts ? 2 : 1)] *= rt_tensor_tp(p, t);
     int64_t bytes = t->experts && t->dim[0] ? t->bytes / t->dim[0] : t->bytes;
     w.data = (const char *)rt_tensor_data(p, t) + k * bytes;
@@ -84,6 +92,7 @@ int64_t rt_ckpt_bytes(const RtPlan *plan) {
     for (uint32_t i = 0; i < plan->tensors.n; i++) {
         const RtTensor *t = RT_TABLE(plan, RtTensor, tensors) + i;
         int64_t parts = t->shard ? rt_group_size(plan->mesh, (RtGroup)(t->shard - 1)) : 1;
+        if (t->within) parts *= rt_group_size(plan->mesh, (RtGroup)(t->within - 1));
         if (is_saved_of(plan, t)) bytes += t->bytes * parts * (t->tp ? plan->mesh.tp : 1);
     }
     return bytes;
@@ -146,21 +155,25 @@ typedef struct {
     char **whole;                   // [n_tensors]: of those that are cut, put together where this rank writes them
 } Saver;
 
+// Number i of the ranks that a tensor is cut over; cut: 1 + their group, 0: it isn't.
+static bool is_at(const RtPlanInstance *p, int cut, int rank, int i) {
+    return !cut || !p->ranks || rt_group_rank(p->ranks->mesh, (RtGroup)(cut - 1), rank) == i;
+}
+
 // Ranks that hold the same, or parts of it, take turns: does this one write piece k of tensor i?
 static bool is_writer(const RtPlanInstance *p, int i, int64_t k) {
     const RtTensor *t = &p->tensor[i];
-    int tp = rt_tensor_tp(p, t), parts = joined_parts(p, t);
+    RtPartAt at = joined_at(p, i);
     int64_t holders = 0, own = -1;
-    if (parts > 1 && i % parts != rt_tensor_part(p, t)) return false;
+    if (joined_parts(p, t) > 1 && at.part != rt_tensor_part(p, t)) return false;
     if (t->table && p->ranks) {                             // of replicas the first
         int64_t slot = rt_tensor_part(p, t) * t->dim[0] + k;
         const RtSlots *table = &p->ranks->table[t->table - 1];
         if (table->slot[table->expert[slot]] != slot) return false;
     }
     for (int rank = 0; rank < rt_n_ranks(p->ranks); rank++) {
-        bool other_part = t->shard && p->ranks &&
-                          rt_group_rank(p->ranks->mesh, (RtGroup)(t->shard - 1), rank) != rt_tensor_part(p, t);
-        if (other_part || (tp > 1 && rt_group_rank(p->ranks->mesh, RT_GROUP_TP, rank) != i % tp)) continue;
+        if (!is_at(p, t->shard, rank, rt_tensor_part(p, t)) || !is_at(p, t->within, rank, at.inner) ||
+            !is_at(p, t->tp ? 1 + RT_GROUP_TP : 0, rank, at.tp)) continue;
         if (rank == rt_rank(p->ranks)) own = holders;
         holders++;
     }
@@ -531,7 +544,7 @@ static RtStatus put_together(Saver *s, RtError *e) {
     for (int i = 0; i < p->n_tensors; i++) {
         const RtTensor *t = &p->tensor[i];
         if (!is_saved(p, t) || !is_cut(p, t)) continue;
-        RT_TRY(rt_gather_tensor(p, t, joined_parts(p, t), i % joined_parts(p, t), i % rt_tensor_tp(p, t), s->whole[i], e));
+        RT_TRY(rt_gather_tensor(p, t, joined_parts(p, t), joined_at(p, i), s->whole[i], e));
     }
     return RT_OK;
 }

@@ -73,35 +73,35 @@ RtStatus rt_gather_at(RtRanks *r, RtGroup g, int root, void *own, int64_t bytes,
 
 // Parts one after the other, as they lie in the whole.
 static void join_parts(const RtPlanInstance *p, const RtTensor *t, int parts, const char *from, char *whole) {
-    int tp = rt_tensor_tp(p, t);
+    int tp = rt_tensor_tp(p, t), inner = rt_tensor_inner_parts(p, t);
     size_t element = (size_t)dtype_bytes((DType)t->dtype);
-    for (int i = 0; i < parts * tp; i++, from += t->bytes) {
-        RtOwn o = rt_tensor_place(p, t, i / tp, i % tp);
+    for (int i = 0; i < parts * inner * tp; i++, from += t->bytes) {
+        RtOwn o = rt_tensor_place(p, t, (RtPartAt){i / tp / inner, i / tp % inner, i % tp});
         for (int64_t r = 0; r < o.runs; r++)
-            memcpy(whole + (size_t)(o.first + r * o.stride) * element, from + (size_t)(r * o.run) * element, (size_t)o.run * element);
+            memcpy(whole + (size_t)rt_own_begin(&o, r) * element, from + (size_t)(r * o.run) * element, (size_t)o.run * element);
     }
 }
 
-RtStatus rt_gather_tensor(const RtPlanInstance *p, const RtTensor *t, int parts, int root_part, int root_tp, void *whole,
-                          RtError *e) {
-    RtRanks *r = p->ranks;
-    int tp = rt_tensor_tp(p, t);
-    char *row = malloc((size_t)(tp * t->bytes) + 1), *all = malloc((size_t)(parts * tp * t->bytes) + 1);
-    RtStatus s = row && all ? RT_OK : rt_fail(e, RT_NO_MEMORY, "no memory to put '%s' together", rt_tensor_name(p, t));
-    char *data = rt_tensor_data(p, t);
-    if (s == RT_OK && tp > 1) {                          // everyone takes part, so that all ranks run the same exchanges
-        s = rt_gather_at(r, RT_GROUP_TP, root_tp, data, t->bytes, row, e);
-        data = row;
+RtStatus rt_gather_tensor(const RtPlanInstance *p, const RtTensor *t, int parts, RtPartAt root, void *whole, RtError *e) {
+    const struct { int n, root, group; } cut[] = {{rt_tensor_tp(p, t), root.tp, RT_GROUP_TP},
+                                                  {rt_tensor_inner_parts(p, t), root.inner, t->within - 1},
+                                                  {parts, root.part, t->shard - 1}};
+    bool here = whole != NULL;
+    int64_t bytes = t->bytes;
+    char *data = rt_tensor_data(p, t), *joined = NULL;
+    RtStatus s = RT_OK;
+    for (int i = 0; i < 3 && s == RT_OK; i++) {           // everyone takes part, so that all ranks run the same exchanges
+        if (cut[i].n == 1) continue;
+        char *all = malloc((size_t)(cut[i].n * bytes) + 1);
+        s = all ? rt_gather_at(p->ranks, (RtGroup)cut[i].group, cut[i].root, data, bytes, all, e)
+                : rt_fail(e, RT_NO_MEMORY, "no memory to put '%s' together", rt_tensor_name(p, t));
+        here = here && rt_group_rank(p->ranks->mesh, (RtGroup)cut[i].group, p->ranks->rank) == cut[i].root;
+        bytes *= cut[i].n;
+        free(joined);
+        data = joined = all;
     }
-    if (s == RT_OK && parts > 1) {
-        s = rt_gather_at(r, (RtGroup)(t->shard - 1), root_part, data, tp * t->bytes, all, e);
-        data = all;
-    }
-    bool here = (tp == 1 || rt_group_rank(r->mesh, RT_GROUP_TP, r->rank) == root_tp) &&
-                (parts == 1 || rt_tensor_part(p, t) == root_part);
-    if (s == RT_OK && here && whole) join_parts(p, t, parts, data, whole);
-    free(row);
-    free(all);
+    if (s == RT_OK && here) join_parts(p, t, parts, data, whole);
+    free(joined);
     return s;
 }
 

@@ -17,10 +17,9 @@ RtStatus rt_gather(RtRanks *r, const void *own, int64_t bytes, void *all, RtErro
 RtStatus rt_gather_at(RtRanks *r, RtGroup g, int root, void *own, int64_t bytes, void *all, RtError *e);
 // Anything from rank to rank of a group: RT_COMM_MOVE.
 RtStatus rt_move(RtRanks *r, RtGroup g, const RtCommPart *send, int n_send, const RtCommPart *recv, int n_recv, RtError *e);
-// A tensor in parts, put together on one rank of those that hold them: number root_part of its group, root_tp of its tp
-// group.  parts: rt_tensor_parts of it, or 1: of axis 0 only what this rank holds.  whole: room for it; only looked at there.
-RtStatus rt_gather_tensor(const RtPlanInstance *p, const RtTensor *t, int parts, int root_part, int root_tp, void *whole,
-                          RtError *e);
+// A tensor in parts, put together on the rank of those that hold them whose part is `root`.  parts: rt_tensor_parts of it,
+// or 1: of axis 0 only what this rank holds.  whole: room for it; only looked at there.
+RtStatus rt_gather_tensor(const RtPlanInstance *p, const RtTensor *t, int parts, RtPartAt root, void *whole, RtError *e);
 // data[bytes] becomes what it is on the first rank.
 RtStatus rt_from_first(RtRanks *r, void *data, int64_t bytes, RtError *e);
 // *x becomes its sum over data ranks.

@@ -85,13 +85,16 @@ static void draw_tensor(const RtPlanInstance *p, const RtTensor *t, uint64_t see
 // Where element k of the whole tensor is in a rank's part; -1: it is another rank's.
 static int64_t held_at(const RtOwn *own, int64_t k) {
     k -= own->first;
-    if (k < 0 || !own->stride || k % own->stride >= own->run) return -1;
-    int64_t run = k / own->stride, slot = 0;
+    if (k < 0 || !own->run) return -1;
+    int64_t entry = k / own->block, in = k % own->block, run = in / own->stride;
+    if (run >= own->each || in % own->stride >= own->run) return -1;
     if (own->expert) {
-        while (slot * own->each < own->runs && own->expert[slot] != run / own->each) slot++;
-        run = slot * own->each + run % own->each;
+        int64_t slot = 0;
+        while (slot * own->each < own->runs && own->expert[slot] != entry) slot++;
+        entry = slot;
     }
-    return run < own->runs ? run * own->run + k % own->stride : -1;
+    run += entry * own->each;
+    return run < own->runs ? run * own->run + in % own->stride : -1;
 }
 
 // A copy may be larger than its source: then it repeats (the same start for every expert).

@@ -110,6 +110,8 @@ static RtStatus check_tensors(const RtPlan *plan, RtError *e) {
             return BAD("tensor '%s' has no random key", name);
         if (t[i].shard > RT_GROUPS || (t[i].shard && t[i].ndim == 0))
             return BAD("tensor '%s' is cut over ranks that are no group", name);
+        if (t[i].within > RT_GROUPS || (t[i].within && (t[i].ndim < 2 || t[i].dim_sym[1] >= 0)))
+            return BAD("tensor '%s' is cut within a part it does not have", name);
         if (t[i].table > plan->slot_tables.n || (t[i].table && !is_dealt(plan, &t[i])))
             return BAD("tensor '%s' has experts by no table", name);
         if (t[i].tp > t[i].ndim || (t[i].tp && t[i].shard == 1 + RT_GROUP_TP))
@@ -419,27 +421,59 @@ int64_t rt_tensor_expert(const RtPlanInstance *p, const RtTensor *t, int64_t k) 
 
 int rt_tensor_tp(const RtPlanInstance *p, const RtTensor *t) { return t->tp && p->ranks ? p->ranks->mesh.tp : 1; }
 
-RtOwn rt_tensor_place(const RtPlanInstance *p, const RtTensor *t, int part, int tp_i) {
-    int64_t n = rt_tensor_elements(p, t), tp = rt_tensor_tp(p, t), inner = n;
-    if (t->tp <= 1) return (RtOwn){.runs = 1, .run = n, .first = ((int64_t)tp_i * rt_tensor_parts(p, t) + part) * n, .stride = n};
-    for (int i = 0; i < t->tp - 1; i++) inner /= t->dim[i] ? t->dim[i] : 1;
-    return (RtOwn){.runs = inner ? n / inner : 0, .run = inner, .first = part * n * tp + tp_i * inner, .stride = inner * tp};
+int rt_tensor_inner_parts(const RtPlanInstance *p, const RtTensor *t) {
+    return t->within && p->ranks ? rt_group_size(p->ranks->mesh, (RtGroup)(t->within - 1)) : 1;
+}
+
+int rt_tensor_inner_part(const RtPlanInstance *p, const RtTensor *t) {
+    return t->within && p->ranks ? rt_group_rank(p->ranks->mesh, (RtGroup)(t->within - 1), p->ranks->rank) : 0;
+}
+
+RtOwn rt_tensor_place(const RtPlanInstance *p, const RtTensor *t, RtPartAt at) {
+    Tensor here = rt_tensor_view(p, t);
+    int64_t whole[MAX_DIM], begin[MAX_DIM];              // along each axis: the tensor's size, where this part begins
+    int tp_axis = rt_tensor_tp(p, t) > 1 ? t->tp - 1 : -1, last = 0;       // last: the innermost axis that is cut
+    for (int i = 0; i < here.ndim; i++) {
+        int parts = i == 0 ? rt_tensor_parts(p, t) : i == 1 ? rt_tensor_inner_parts(p, t) : 1, part = i == 0 ? at.part : i == 1 ? at.inner : 0;
+        int tp = i == tp_axis ? rt_tensor_tp(p, t) : 1;
+        if (i == tp_axis) part += at.tp * parts;
+        whole[i] = here.dim[i] * parts * tp;
+        begin[i] = here.dim[i] * part;
+        if (parts * tp > 1) last = i;
+    }
+    RtOwn own = {.runs = 1, .run = 1, .stride = 1, .each = 1, .block = 1};
+    int64_t size = 1;
+    for (int i = here.ndim - 1; i >= 0; i--) {
+        own.first += begin[i] * size;
+        if (i == last) own.stride = size * whole[i];
+        if (i >= last) own.run *= here.dim[i];
+        else own.runs *= here.dim[i];
+        if (i > 0 && i < last) own.each *= here.dim[i];
+        if (i > 0) own.block *= whole[i];
+        size *= whole[i];
+    }
+    if (last == 0) own.block = own.stride = own.run;      // in one run
+    return own;
 }
 
 RtOwn rt_tensor_own(const RtPlanInstance *p, const RtTensor *t) {
     int tp_i = rt_tensor_tp(p, t) > 1 ? rt_group_rank(p->ranks->mesh, RT_GROUP_TP, p->ranks->rank) : 0;
+    RtPartAt at = {rt_tensor_part(p, t), rt_tensor_inner_part(p, t), tp_i};
     const int32_t *expert = own_slots(p, t);
-    if (!expert) return rt_tensor_place(p, t, rt_tensor_part(p, t), tp_i);
-    RtOwn own = rt_tensor_place(p, t, 0, tp_i);          // runs within an expert, at least one
-    if (t->tp <= 1 && t->dim[0]) own = (RtOwn){.runs = t->dim[0], .run = own.run / t->dim[0], .stride = own.run / t->dim[0]};
+    if (!expert) return rt_tensor_place(p, t, at);
+    at.part = 0;
+    RtOwn own = rt_tensor_place(p, t, at);
+    if (own.stride == own.run && t->dim[0]) {             // whole experts: runs of one each
+        own.runs = t->dim[0];
+        own.block = own.stride = own.run /= t->dim[0];
+    }
     own.expert = expert;
-    own.each = own.runs / (t->dim[0] ? t->dim[0] : 1);
     return own;
 }
 
 int64_t rt_tensor_whole(const RtPlanInstance *p, const RtTensor *t) {
     int64_t n = rt_tensor_elements(p, t);
-    n *= rt_tensor_tp(p, t);
+    n *= rt_tensor_tp(p, t) * rt_tensor_inner_parts(p, t);
     return own_slots(p, t) ? n / t->dim[0] * p->ranks->table[t->table - 1].experts : n * rt_tensor_parts(p, t);
 }
 

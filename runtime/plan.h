@@ -56,15 +56,20 @@ int64_t         rt_tensor_whole(const RtPlanInstance *p, const RtTensor *t);    
 // Of how many parts along axis 0 this rank has one, and the number of that one.
 int             rt_tensor_parts(const RtPlanInstance *p, const RtTensor *t);
 int             rt_tensor_part(const RtPlanInstance *p, const RtTensor *t);
-int             rt_tensor_tp(const RtPlanInstance *p, const RtTensor *t);     // parts over tp ranks
-// Where a rank's elements stand in the whole tensor, both row by row: `runs` times `run` elements, run i from
-// first + i * stride on; of experts, `each` runs are those of expert[i / each] (slots.h).
-typedef struct { int64_t runs, run, first, stride, each; const int32_t *expert; } RtOwn;
+// The same of axis 1 (RtTensor.within), and of the axis that tp cuts.
+int             rt_tensor_inner_parts(const RtPlanInstance *p, const RtTensor *t);
+int             rt_tensor_inner_part(const RtPlanInstance *p, const RtTensor *t);
+int             rt_tensor_tp(const RtPlanInstance *p, const RtTensor *t);
+// Where a rank's elements stand in the whole tensor, both row by row: `runs` times `run` elements.  `each` of them are of
+// one entry of axis 0, from `first` on in it and `stride` apart; entries are `block` apart, in order or by expert[] (slots.h).
+typedef struct { int64_t runs, run, first, stride, each, block; const int32_t *expert; } RtOwn;
 RtOwn           rt_tensor_own(const RtPlanInstance *p, const RtTensor *t);
 static inline int64_t rt_own_begin(const RtOwn *own, int64_t i) {
-    return own->first + (own->expert ? own->expert[i / own->each] * own->each + i % own->each : i) * own->stride;
+    int64_t entry = i / own->each;
+    return own->first + (own->expert ? own->expert[entry] : entry) * own->block + i % own->each * own->stride;
 }
-RtOwn           rt_tensor_place(const RtPlanInstance *p, const RtTensor *t, int part, int tp_i);   // of another rank; no slots
+typedef struct { int part, inner, tp; } RtPartAt;                // numbers of a rank's part: of axis 0, of axis 1, over tp
+RtOwn           rt_tensor_place(const RtPlanInstance *p, const RtTensor *t, RtPartAt at);   // of another rank; no slots
 // Of a tensor whose axis 0 counts experts: the number of the k-th that this rank holds.
 int64_t         rt_tensor_expert(const RtPlanInstance *p, const RtTensor *t, int64_t k);
 // Outputs of a program.  One called PROGRAM/NAME belongs to that program, any other to the programs whose

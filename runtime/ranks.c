@@ -20,6 +20,7 @@ static size_t up(size_t n) { return (n + 63) & ~(size_t)63; }
 static bool is_exact(const RtExchange *x) { return x->dtype == I32 || x->dtype == I64; }
 
 enum { MOST_REPLICAS = 4 };                // of an expert
+enum { MOVED_BYTES = 64 << 10 };           // at once, where parts are put in order in their own memory
 
 static size_t work_bytes(const RtPlan *plan, const RtExchange *x) {
     int m = rt_group_size(plan->mesh, (RtGroup)x->group);
@@ -29,8 +30,8 @@ static size_t work_bytes(const RtPlan *plan, const RtExchange *x) {
     case RT_TREE_ALL_REDUCE:
         return (size_t)rt_comm_scratch_bytes(is_exact(x) ? RT_COMM_EXACT : RT_COMM_TREE_REDUCE, (DType)x->dtype, elements, m);
     case RT_TREE_REDUCE_SCATTER:
-        return up(bytes) + (size_t)rt_comm_scratch_bytes(RT_COMM_TREE_SCATTER, (DType)x->dtype, elements, m);
-    case RT_ALL_GATHER: return x->table || x->run ? (size_t)m * bytes : 0;
+        return MOVED_BYTES + (size_t)rt_comm_scratch_bytes(RT_COMM_TREE_SCATTER, (DType)x->dtype, elements, m);
+    case RT_ALL_GATHER: return x->table ? (size_t)m * bytes : x->run ? MOVED_BYTES : 0;
     case RT_SUM_REPLICAS: return MOST_REPLICAS * bytes;
     case RT_EXCHANGE_OFFSETS: return (size_t)m * (size_t)x->experts * (size_t)x->leaves * sizeof(int32_t);
     default: return 0;
@@ -61,8 +62,7 @@ typedef struct RtSlot {
     size_t   work_bytes, slots;
     void    *part, *from;      // the result of a reduce_scatter, or of gathered experts, and where in work it will be
     size_t   part_bytes;       // of one expert
-    unsigned char *joined;     // all_gather along an inner axis: the result, of runs of each rank in turn
-    size_t   run_bytes, joined_bytes;      // joined_bytes: of a rank
+    unsigned char *joined;     // all_gather along an inner axis: the result, where runs of each rank have to take turns
     int64_t  begin_ns, exposed_ns;
     bool     taken;            // while slots are dealt
 } RtSlot;
@@ -306,11 +306,34 @@ static void note_flight(const Job *j) {
                                                         .exposed_ns = j->s->exposed_ns, .bytes = bytes_sent(j)});
 }
 
-// Runs of all ranks in turn, out of whole parts one after the other.
-static void join_runs(const RtSlot *s, int m) {
-    unsigned char *to = s->joined;
-    for (size_t at = 0; at < s->joined_bytes; at += s->run_bytes)
-        for (int k = 0; k < m; k++, to += s->run_bytes) memcpy(to, s->work + (size_t)k * s->joined_bytes + at, s->run_bytes);
+// The parts of m ranks, cut along an axis: `rows` times a run of each rank in turn, or one part after the other.
+typedef struct { int64_t rows; int m; size_t run; bool apart; } Parts;
+
+static Parts parts_of(const Job *j, int64_t part, bool apart) {
+    int64_t run = j->x->run ? j->x->run : part;
+    return (Parts){part / run, j->m, (size_t)run * (size_t)dtype_bytes((DType)j->x->dtype), apart};
+}
+
+// Which run comes to place i.  Where parts are summed, a part stands where the halvings leave it to its rank.
+static int64_t comes_from(const Parts *p, int64_t i) {
+    return p->apart ? i % p->rows * p->m + rt_comm_piece((int)(i / p->rows), p->m) : i % p->m * p->rows + i / p->m;
+}
+
+// In place: along each cycle of the permutation, a piece of the runs at a time.  work: [MOVED_BYTES].
+static void reorder(const Parts *p, unsigned char *x, unsigned char *work) {
+    int64_t n = p->rows * p->m, k;
+    for (int64_t first = 0; first < n; first++) {
+        for (k = comes_from(p, first); k > first; k = comes_from(p, k)) {}
+        if (k < first || comes_from(p, first) == first) continue;        // another's cycle; its own place
+        for (size_t at = 0, bytes; at < p->run; at += bytes) {
+            bytes = p->run - at < MOVED_BYTES ? p->run - at : MOVED_BYTES;
+            memcpy(work, x + (size_t)first * p->run + at, bytes);
+            int64_t to = first;
+            for (int64_t from; (from = comes_from(p, to)) != first; to = from)
+                memcpy(x + (size_t)to * p->run + at, x + (size_t)from * p->run + at, bytes);
+            memcpy(x + (size_t)to * p->run + at, work, bytes);
+        }
+    }
 }
 
 static void add_to(float *x, const float *y, int64_t n) {
@@ -345,7 +368,10 @@ static void finish(const Job *j) {
     else if (r->status == RT_OK && to && j->t)
         for (int e = 0; e < j->t->experts; e++) memcpy(to + (size_t)e * n, from + (size_t)j->t->slot[e] * n, n);
     else if (r->status == RT_OK && to) memcpy(to, from, n);
-    if (r->status == RT_OK && j->s->joined) join_runs(j->s, j->m);
+    if (r->status == RT_OK && j->s->joined) {
+        Parts parts = parts_of(j, j->x->elements, false);
+        reorder(&parts, j->s->joined, j->s->work);
+    }
     j->s->part = NULL;
     j->s->joined = NULL;
     j->s->exposed_ns += rt_now_ns() - wait_ns;
@@ -376,16 +402,16 @@ static void all_reduce(const Job *j, const void *x, void *y) {
     run(j);
 }
 
-// Pieces of a reduction end where its halvings lead: a part of axis 0 is put where its rank will find it.
-static void reduce_scatter(const Job *j, const unsigned char *x, void *y) {
+// Sums are formed where the summands are, so that no memory is needed for them.
+static void reduce_scatter(const Job *j, unsigned char *x, void *y) {
     size_t part = bytes_of(j->x) / (size_t)j->m;
-    unsigned char *buf = j->s->work;
-    for (int k = 0; k < j->m; k++) memcpy(buf + (size_t)rt_comm_piece(k, j->m) * part, x + (size_t)k * part, part);
+    Parts parts = parts_of(j, j->x->elements / j->m, true);
+    reorder(&parts, x, j->s->work);
     prepare(j, NULL);
-    j->s->op.buf = buf;
-    j->s->op.scratch = buf + up(bytes_of(j->x));
+    j->s->op.buf = x;
+    j->s->op.scratch = j->s->work + MOVED_BYTES;
     j->s->part = y;
-    j->s->from = buf + (size_t)rt_comm_piece(j->i, j->m) * part;
+    j->s->from = x + (size_t)rt_comm_piece(j->i, j->m) * part;
     j->s->part_bytes = part;
     run(j);
 }
@@ -398,9 +424,6 @@ static void all_gather(const Job *j, const void *x, unsigned char *y) {
         j->s->part_bytes = bytes_of(j->x) * (size_t)j->m / (size_t)j->t->slots;
     } else if (j->x->run) {
         j->s->joined = y;
-        j->s->run_bytes = (size_t)j->x->run * (size_t)dtype_bytes((DType)j->x->dtype);
-        j->s->joined_bytes = bytes_of(j->x);
-        y = j->s->work;
     }
     memcpy(y + (size_t)j->i * bytes_of(j->x), x, bytes_of(j->x));
     prepare(j, NULL);

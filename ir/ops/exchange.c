@@ -3,14 +3,16 @@
 
 #include "ir/ops/rules.h"
 
-bool exchange_group(const Node *n, RtGroup *group) {
+bool exchange_group_named(Name name, RtGroup *group) {
     for (int i = 0; i < RT_GROUPS; i++)
-        if (n->attr.over && !strcmp(n->attr.over, exchange_group_name[i])) {
+        if (name && !strcmp(name, exchange_group_name[i])) {
             *group = (RtGroup)i;
             return true;
         }
     return false;
 }
+
+bool exchange_group(const Node *n, RtGroup *group) { return exchange_group_named(n->attr.over, group); }
 
 const char *const exchange_group_name[RT_GROUPS] = {"data", "exp", "edp", "tp"};
 
