@@ -61,7 +61,7 @@ static bool same_dims(const Dims *a, const Dims *b) {
 // Experts are never shared out further: several ranks hold the same, and each a part of the rows of each.
 static bool can_be_nested(const Partition *q, const Dims *whole) {
     int64_t parts = group_size(&q->p, inner_group(&q->p));
-    return parts > 1 && whole->n > 2 && whole->at[1].n % parts == 0;
+    return parts > 1 && whole->at[1].n % parts == 0;
 }
 
 // Where the tensor of this name and shape lies: PARAM itself; grad/PARAM and the optimizer's states of it.

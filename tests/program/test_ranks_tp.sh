@@ -31,7 +31,7 @@ claim 'tp 4, which two key heads are shared by' train "$work/tp4" "${steps[@]}" 
 claim 'near one rank' near "$work/one" "$work/tp4" 1e-6
 alike tp2 tp2-ep2 --local 4 --set parallel.tp=2 --set parallel.ep=2
 alike tp2 tp2-dp2 --local 4 --set parallel.tp=2 --set parallel.zero=2
-alike tp2 tp2-ep2-dp2 --local 8 --set parallel.tp=2 --set parallel.ep=2 --set parallel.zero=1
+alike tp2 tp2-ep2-dp2 --local 8 --set parallel.tp=2 --set parallel.ep=2 --set parallel.zero=2
 
 # checkpoints hold whole tensors
 claim 'two steps with tp 2' train "$work/moved" "${steps[@]}" --local 2 --set parallel.tp=2 --set 'train.stop=2 steps'
