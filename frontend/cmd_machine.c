@@ -284,7 +284,7 @@ static bool measure_arithmetic(Machine *m, Diag *d) {
 
 // ---- the file -----------------------------------------------------------------------------------------------
 
-static const char *cache_path(Cli *c) {
+const char *machine_cache_path(Cli *c) {
     char *dir = rt_cache_dir();
     const char *path = arena_printf(c->arena, "%s/machine.json", dir);
     free(dir);
@@ -293,7 +293,7 @@ static const char *cache_path(Cli *c) {
 
 const char *machine_path(Cli *c) {
     const char *given = cli_value(c, "machine");
-    return given ? given : cache_path(c);
+    return given ? given : machine_cache_path(c);
 }
 
 bool machine_keep(const char *path, const Machine *m) {
@@ -351,7 +351,7 @@ static const Machine *open_from(Cli *c, const char *path, bool given, bool all) 
 
 const Machine *machine_open(Cli *c, bool all) { return open_from(c, machine_path(c), cli_value(c, "machine") != NULL, all); }
 
-const Machine *machine_here(Cli *c, bool all) { return open_from(c, cache_path(c), false, all); }
+const Machine *machine_here(Cli *c, bool all) { return open_from(c, machine_cache_path(c), false, all); }
 
 RtLimits machine_limits(const Machine *m, int threads) {
     MachineRates rates = machine_rates(m, threads);

@@ -19,6 +19,8 @@ bool machine_measure(Machine *m, Diag *d);
 
 // The file in force: --machine's or the cache's.  In the arena of c.
 const char *machine_path(Cli *c);
+// The cache's, whatever --machine says.
+const char *machine_cache_path(Cli *c);
 // Puts m into the file, beside what it says of other CPUs.  false, errno: it could not be written.
 bool machine_keep(const char *path, const Machine *m);
 

@@ -141,12 +141,9 @@ static json_t *rank_json(int rank, const RtUsage *u) {
 // ---- messages -----------------------------------------------------------------------------------------------------
 
 // Of the first rank in a step, by the model of the router; or of all ranks in all steps that were recorded.
-static bool tell_traffic(Planning *p, const PlanLayout *l, const RtPlan *plan, json_t *json) {
-    const char *dir = cli_value(p->c, "routes");
-    RouteLog *log = dir ? routes_read(p->c->arena, p->c->diag, dir, layout_ranks(l)) : NULL;
-    if (dir && !log) return false;
+static bool tell_traffic(Planning *p, const PlanLayout *l, const RtPlan *plan, const RouteLog *log, json_t *json) {
     json_t *ranks = json_array();
-    int told = dir ? layout_ranks(l) : 1;
+    int told = log ? layout_ranks(l) : 1;
     bool ok = true;
     for (int i = 0; i < told && ok; i++) {
         TrafficOf t = plan_traffic(p, l, plan, i);
@@ -239,14 +236,17 @@ static bool tell(Planning *p, const PlanLayout *l, double model_flops, json_t *j
     Evaluation e;
     int tries;
     PlannedStep step;
-    if (!tries_asked(p, &tries)) return false;
-    bool ok = plan_compile(p, l, &step) && plan_judge(p, l, &step, model_flops, cli_value(p->c, "trace"), &e);
+    const char *dir = cli_value(p->c, "routes");
+    const RouteLog *log = dir ? routes_read(p->c->arena, p->c->diag, dir, layout_ranks(l)) : NULL;
+    if (!tries_asked(p, &tries) || (dir && !log)) return false;
+    bool ok = plan_compile(p, l, &step) && plan_calibrate(p, l, step.plan, json) &&
+              plan_judge(p, l, &step, log, model_flops, cli_value(p->c, "trace"), &e);
     if (ok && json) json_object_update_missing_new(json, evaluation_json(&e));
     if (ok && !json) {
         print_layout(p, l);
         print_memory(&e);
     }
-    ok = ok && tell_traffic(p, l, step.plan, json);
+    ok = ok && tell_traffic(p, l, step.plan, log, json);
     plan_close(&step);
     if (!ok) return false;
     if (!json) print_time(&e);

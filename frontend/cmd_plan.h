@@ -28,11 +28,16 @@ bool plan_layout_asked(Planning *p, PlanLayout *out);
 // false after errors; close either way.
 bool plan_compile(Planning *p, const PlanLayout *l, PlannedStep *out);
 void plan_close(PlannedStep *step);
+bool plan_write_cluster(Planning *p);          // as --write-machine says, if it does
+// Fits efficiencies to the trace of --calibrate, if there is one.  json: NULL, or where to tell it.  false after errors.
+bool plan_calibrate(Planning *p, const PlanLayout *l, const RtPlan *plan, json_t *json);
 TrafficOf plan_traffic(const Planning *p, const PlanLayout *l, const RtPlan *plan, int rank);
 
-// Judges a compiled layout.  trace: NULL, or where to write its timeline.  false after errors.
-bool plan_judge(Planning *p, const PlanLayout *l, const PlannedStep *step, double model_flops, const char *trace, Evaluation *out);
-bool plan_evaluate(Planning *p, const PlanLayout *l, double model_flops, const char *trace, Evaluation *out);    // compiles it, too
+// Judges a compiled layout.  log: NULL, or what a run of it recorded.  trace: NULL, or where to write its timeline.  false after
+// errors.
+bool plan_judge(Planning *p, const PlanLayout *l, const PlannedStep *step, const RouteLog *log, double model_flops, const char *trace,
+                Evaluation *out);
+bool plan_evaluate(Planning *p, const PlanLayout *l, double model_flops, Evaluation *out);      // compiles it, too
 // Of the model's products in a step of all ranks: backward counts twice, what is computed again doesn't.
 bool plan_model_flops(Planning *p, double *out);
 

@@ -203,7 +203,7 @@ SearchResult plan_search(Planning *p, const Evaluation *asked, double model_flop
         say_try(&s, r.tried, s.all.n < tries ? s.all.n : tries);
         Evaluation e;
         r.tried++;
-        if (!plan_evaluate(p, &c->l, model_flops, NULL, &e)) {
+        if (!plan_evaluate(p, &c->l, model_flops, &e)) {
             diag_clear(p->c->diag);                    // a layout that this model or version can't have
             continue;
         }

@@ -27,33 +27,40 @@ static const char *find_cluster_file(Planning *p, const char *given) {
 }
 
 // Ranks of this machine share its cores, its memory and the bandwidth of that memory.
-static Cluster *cluster_here(Planning *p, int ranks) {
+static Cluster *cluster_here(Planning *p, int ranks, int threads) {
     const Machine *m = machine_here(p->c, true);
     if (!m) return NULL;
     Arena *a = p->c->arena;
     Cluster *c = arena_new(a, Cluster);
-    int threads = m->threads > ranks ? m->threads / ranks : 1;
+    if (!threads) threads = m->threads > ranks ? m->threads / ranks : 1;
+    int used = ranks * threads < m->threads ? ranks * threads : m->threads, at_once = used / threads > 0 ? used / threads : 1;
     double all = (double)sysconf(_SC_PHYS_PAGES) * (double)sysconf(_SC_PAGESIZE);
-    double copy = machine_bandwidth(m, m->level[LEVEL_DRAM].copy, 0);
-    MachineRates rates = machine_rates(m, 0);
+    double copy = machine_bandwidth(m, m->level[LEVEL_DRAM].copy, used);
+    MachineRates rates = machine_rates(m, used);
     double dot = rates.bf16_dot > rates.fma ? rates.bf16_dot : rates.fma;
     *c = (Cluster){.name = arena_printf(a, "%s, %d local rank%s", m->name, ranks, ranks == 1 ? "" : "s"),
-                   .source = "measured by moec bench machine", .nodes = 1, .per_node = ranks, .kind = DEVICE_CPU, .threads = threads,
+                   .source = "measured by moec bench machine", .nodes = 1, .per_node = ranks, .kind = DEVICE_CPU, .threads = threads, .cores = at_once < ranks ? at_once : 0,
                    .memory = all / ranks, .flops_f32 = rates.fma / ranks, .flops_bf16 = dot / ranks,
-                   .bandwidth = machine_bandwidth(m, m->level[LEVEL_DRAM].read, 0) / ranks, .launch = threads > 1 ? m->barrier : 0,
+                   .bandwidth = machine_bandwidth(m, m->level[LEVEL_DRAM].read, used) / ranks, .launch = threads > 1 ? m->barrier : 0,
                    .efficiency = {.gemm = 0.85, .attention = 0.6, .rows = 0.8}};
     for (int i = LEVEL_L1; i <= LEVEL_L3; i++)
         if (m->level[i].size && m->level[i].probed) {
-            c->cache[c->n_caches].bytes = (double)m->level[i].size * (i < LEVEL_L3 ? threads : 1);
-            c->cache[c->n_caches++].rate = machine_bandwidth(m, m->level[i].read, threads) / (ranks > m->threads ? (double)ranks / m->threads : 1);
+            c->cache[c->n_caches].bytes = i < LEVEL_L3 ? (double)m->level[i].size * threads : (double)m->level[i].size / ranks;
+            c->cache[c->n_caches++].rate = machine_bandwidth(m, m->level[i].read, used) / ranks;
         }
+    for (int i = 0; i < m->n_ops; i++) {
+        c->op[c->n_ops].op = m->op[i].op;
+        c->op[c->n_ops++].share = m->op[i].share;
+    }
     // a rank copies what others have; a copy's bytes count twice
     c->link[RT_LINK_NODE] = (ClusterLink){.kind = "shared memory", .rate = copy / 2 / ranks, .latency = 2e-6, .message = 1e-6,
                                           .cpu = 2 * ranks / copy};
     return c;
 }
 
-static bool write_cluster(Planning *p, const char *path) {
+bool plan_write_cluster(Planning *p) {
+    const char *path = cli_value(p->c, "write-machine");
+    if (!path) return true;
     json_t *o = cluster_json(p->cluster);
     bool ok = json_dump_file(o, path, JSON_INDENT(1) | JSON_REAL_PRECISION(5)) == 0;
     json_decref(o);
@@ -93,23 +100,23 @@ static bool read_assumptions(Planning *p) {
 }
 
 bool plan_cluster(Planning *p) {
-    const char *file = cli_value(p->c, "machine"), *local = cli_value(p->c, "local"), *write = cli_value(p->c, "write-machine");
+    const char *file = cli_value(p->c, "machine"), *local = cli_value(p->c, "local");
     char *end = NULL;
     long n = local ? strtol(local, &end, 10) : 0;
     Diag *d = p->c->diag;
     p->is_here = local != NULL;
+    bool ok = true;
+    int threads = session_threads(&p->s, &ok);
+    if (!ok) return false;
     if (!file == !local) diag_error(d, (Span){0}, "moec plan needs a machine: either --machine FILE or --local N");
     else if (local && (*end || n < 1 || n > 256)) diag_error(d, (Span){0}, "--local is a number of ranks from 1 to 256, not '%s'", local);
-    else p->cluster = local ? cluster_here(p, (int)n) : cluster_of_file(p, file);
+    else p->cluster = local ? cluster_here(p, (int)n, threads) : cluster_of_file(p, file);
     const char *skew = cli_value(p->c, "skew");
     p->skew = skew ? strtod(skew, &end) : 0;
     if (skew && (*end || !(p->skew >= 0) || p->skew > 8)) diag_error(d, (Span){0}, "--skew is a number from 0 to 8, not '%s'", skew);
-    bool ok = read_assumptions(p);
-    if (!ok) return false;
-    int threads = session_threads(&p->s, &ok);
-    if (!p->cluster || !ok || diag_n_errors(d)) return false;
+    if (!read_assumptions(p) || !p->cluster || diag_n_errors(d)) return false;
     if (threads) p->cluster->threads = threads;
-    return !write || write_cluster(p, write);
+    return cli_value(p->c, "calibrate") || plan_write_cluster(p);      // or when the shares are known
 }
 
 // ---- the layout -------------------------------------------------------------------------------------------------
@@ -215,18 +222,20 @@ TrafficOf plan_traffic(const Planning *p, const PlanLayout *l, const RtPlan *pla
 
 // ---- judging ----------------------------------------------------------------------------------------------------
 
-bool plan_judge(Planning *p, const PlanLayout *l, const PlannedStep *step, double model_flops, const char *trace, Evaluation *out) {
+bool plan_judge(Planning *p, const PlanLayout *l, const PlannedStep *step, const RouteLog *log, double model_flops, const char *trace,
+                Evaluation *out) {
     Timeline timeline = {.arena = step->arena};
     TrafficOf t = plan_traffic(p, l, step->plan, 0);
+    t.log = log;
     if (!evaluate(p->c->arena, p->cluster, l, &t, step->programs.pass, model_flops, p->assume.overlap, trace ? &timeline : NULL, out))
         return WRONG("parallel.pp is %d: the model has %d layers, which are dealt to stages whole", l->pp, out->layers.n);
     if (!trace || timeline_write(&timeline, trace)) return true;
     return WRONG("%s: %s", trace, strerror(errno));
 }
 
-bool plan_evaluate(Planning *p, const PlanLayout *l, double model_flops, const char *trace, Evaluation *out) {
+bool plan_evaluate(Planning *p, const PlanLayout *l, double model_flops, Evaluation *out) {
     PlannedStep step;
-    bool ok = plan_compile(p, l, &step) && plan_judge(p, l, &step, model_flops, trace, out);
+    bool ok = plan_compile(p, l, &step) && plan_judge(p, l, &step, NULL, model_flops, NULL, out);
     plan_close(&step);
     return ok;
 }

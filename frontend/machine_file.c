@@ -70,6 +70,10 @@ json_t *machine_json(const Machine *m) {
     json_object_set_new(o, "rates", rates);
     json_object_set_new(o, "levels", levels);
     json_object_set_new(o, "tiles", tiles);
+    json_t *ops = json_object();
+    for (int i = 0; i < m->n_ops; i++) json_object_set_new(ops, m->op[i].op, json_real(m->op[i].share));
+    if (m->n_ops) json_object_set(o, "ops", ops);
+    json_decref(ops);
     return o;
 }
 
@@ -133,6 +137,21 @@ static bool read_members(Reader *r, const Member *members, const char *path, con
     return true;
 }
 
+static bool read_ops(Reader *r, json_t *o, Machine *m) {
+    const char *op;
+    json_t *v;
+    if (!json_is_object(o) || json_object_size(o) > MACHINE_OPS) return wrong(r, "machine.ops", o, "an object of at most 64 shares");
+    json_object_foreach(o, op, v) {
+        MachineOp *to = &m->op[m->n_ops++];
+        char path[64];
+        snprintf(path, sizeof path, "machine.ops.%.40s", op);
+        if (strlen(op) >= sizeof to->op) return wrong(r, path, v, "of an op that there is");
+        memcpy(to->op, op, strlen(op) + 1);
+        if (!read_number(r, path, v, 1e-6, "a number above 0", &to->share)) return false;
+    }
+    return true;
+}
+
 static bool is_list(Reader *r, const char *path, const json_t *v, int least, int most) {
     int n = (int)json_array_size(v);
     char must[64];
@@ -147,12 +166,13 @@ static bool read_kind(Reader *r, const char *path, const json_t *v, MachineTileK
 }
 
 bool machine_from_json(Machine *m, const char *name, const json_t *o, char why[256]) {
-    static const char *const lists[] = {"rates", "levels", "tiles", NULL}, *const none[] = {NULL}, *const kind[] = {"kind", NULL};
+    static const char *const lists[] = {"rates", "levels", "tiles", NULL}, *const lists_and_ops[] = {"rates", "levels", "tiles", "ops", NULL}, *const none[] = {NULL}, *const kind[] = {"kind", NULL};
     Reader r = {why};
     char path[64];
     *m = (Machine){.task = machine_guess(16, 1).task};
     snprintf(m->name, sizeof m->name, "%s", name);
-    if (!read_members(&r, of_machine, "machine", o, m, lists)) return false;
+    json_t *ops = json_object_get(o, "ops");
+    if (!read_members(&r, of_machine, "machine", o, m, ops ? lists_and_ops : lists) || (ops && !read_ops(&r, ops, m))) return false;
     const json_t *rates = json_object_get(o, "rates"), *levels = json_object_get(o, "levels"), *tiles = json_object_get(o, "tiles");
     if (!is_list(&r, "machine.rates", rates, 1, MACHINE_COUNTS) || !is_list(&r, "machine.tiles", tiles, 0, MACHINE_TILES)) return false;
     m->n_rates = (int)json_array_size(rates);

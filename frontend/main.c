@@ -66,6 +66,7 @@ static const Option plan_options[] = {
     SET, {"machine", "FILE", "a cluster: a JSON file, or the name of one that came with moec (a100-8, h800-2048, ..)"},
     {"local", "N", "instead: N ranks of this machine, by its measured rates"},
     {"write-machine", "FILE", "write the cluster of --local as a file"},
+    {"calibrate", "TRACE", "fit efficiencies of ops to a run of this layout (bench --trace); --local keeps them for this CPU"},
     {"search", NULL, "look for the best layout of all devices"},
     {"tries", "N", "layouts to compile in a search (default: 16)"},
     {"trace", "FILE", "write the predicted timeline of a step as a Chrome trace"},

@@ -7,7 +7,7 @@
 #include <stdint.h>
 #include "runtime/abi.h"
 
-enum { MACHINE_COUNTS = 12, MACHINE_TILES = 160 };
+enum { MACHINE_COUNTS = 12, MACHINE_TILES = 160, MACHINE_OPS = 64 };
 
 // Operations a second in registers, of `threads` threads together; a multiply-add is two.  0: no such instruction.
 typedef struct {
@@ -36,6 +36,9 @@ typedef struct {
     double rate;
 } MachineTile;
 
+// Share of the machine's rates that kernels of an op reached in a run (moec plan --calibrate): for plans, not for code.
+typedef struct { char op[32]; double share; } MachineOp;
+
 // From one rank to another.
 typedef struct {
     double rate;                   // bytes a second; 0: nobody knows
@@ -55,6 +58,8 @@ typedef struct {
     double task;                   // seconds of a thread that taking a task costs
     int    n_tiles;
     MachineTile tile[MACHINE_TILES];
+    int    n_ops;
+    MachineOp op[MACHINE_OPS];
 } Machine;
 
 // How an operand of a node may lie other than in rows, and what the node is predicted to take of one thread's time with it in rows

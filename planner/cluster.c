@@ -24,6 +24,7 @@ static const Member of_cluster[] = {
 static const Member of_device[] = {
     {"per_node", COUNT, offsetof(Cluster, per_node)},
     {"threads", COUNT, offsetof(Cluster, threads), true, 1},
+    {"cores", COUNT, offsetof(Cluster, cores), true, 0},
     {"memory", ABOVE_0, offsetof(Cluster, memory)},
     {"reserve", FROM_0, offsetof(Cluster, reserve), true, 0},
     {"bandwidth", ABOVE_0, offsetof(Cluster, bandwidth)},
@@ -149,7 +150,7 @@ static bool read_member(Reader *r, Arena *a, const Member *m, const Place *of, c
     double x = v ? json_number_value(v) : m->fallback;
     bool number = !v || (json_is_number(v) && isfinite(x) && x < 1e30);
     bool fits = m->kind == TEXT      ? !v || (json_is_string(v) && *json_string_value(v))
-                : m->kind == COUNT   ? number && x == floor(x) && x >= 1 && x <= 1 << 20
+                : m->kind == COUNT   ? !v || (number && x == floor(x) && x >= 1 && x <= 1 << 20)
                 : m->kind == ABOVE_0 ? number && x > 0
                                      : number && x >= 0 && (m->kind == FROM_0 || x <= 1);
     if (!fits) return wrong(r, a, &p, "must be %s", must_be(m->kind));
@@ -220,8 +221,31 @@ static void read_caches(Reader *r, Arena *a, Cluster *c, const Place *p, const j
     }
 }
 
+// Shares of ops, by their names: {"matmul": 0.6, ..}.
+static void read_ops(Reader *r, Arena *a, Cluster *c, const Place *p, json_t *o) {
+    const char *op;
+    json_t *v;
+    if (o && (!json_is_object(o) || json_object_size(o) > CLUSTER_OPS)) {
+        wrong(r, a, p, "must be an object with at most %d members", CLUSTER_OPS);
+        return;
+    }
+    json_object_foreach(o, op, v) {
+        double share = json_number_value(v);
+        Place at = {p, arena_strdup(a, op), 0};
+        if (!json_is_number(v) || !(share > 0 && share < 1e6)) wrong(r, a, &at, "must be %s", must_be(ABOVE_0));
+        c->op[c->n_ops].op = at.name;
+        c->op[c->n_ops++].share = share;
+    }
+}
+
+double cluster_op_share(const Cluster *c, const char *op) {
+    for (int i = 0; i < c->n_ops; i++)
+        if (!strcmp(c->op[i].op, op)) return c->op[i].share;
+    return 0;
+}
+
 static void read_device(Reader *r, Arena *a, Cluster *c, const json_t *o) {
-    static const char *const more[] = {"kind", "flops", "efficiency", "caches", NULL}, *const none[] = {NULL};
+    static const char *const more[] = {"kind", "flops", "efficiency", "caches", NULL}, *const none[] = {NULL}, *const ops[] = {"ops", NULL};
     Place p = {NULL, "device", 0}, at_kind = {&p, "kind", 0}, flops = {&p, "flops", 0}, efficiency = {&p, "efficiency", 0}, caches = {&p, "caches", 0};
     read_members(r, a, of_device, &p, o, c, more);
     if (!json_is_object(o)) return;
@@ -231,7 +255,10 @@ static void read_device(Reader *r, Arena *a, Cluster *c, const json_t *o) {
     if (k == DEVICE_KINDS) wrong(r, a, &at_kind, "must be \"cpu\" or \"gpu\"");
     c->kind = (DeviceKind)k;
     read_members(r, a, of_flops, &flops, json_object_get(o, "flops"), c, none);
-    read_members(r, a, of_efficiency, &efficiency, json_object_get(o, "efficiency"), c, none);
+    const json_t *shares = json_object_get(o, "efficiency");
+    Place of_ops = {&efficiency, "ops", 0};
+    read_members(r, a, of_efficiency, &efficiency, shares, c, ops);
+    read_ops(r, a, c, &of_ops, json_object_get(shares, "ops"));
     read_caches(r, a, c, &caches, json_object_get(o, "caches"));
 }
 
@@ -273,8 +300,8 @@ static void write_members(json_t *o, const Member *m, const void *from) {
         const char *at = (const char *)from + m->at;
         if (m->kind == TEXT && *(const char *const *)(const void *)at)
             json_object_set_new(o, m->name, json_string(*(const char *const *)(const void *)at));
-        else if (m->kind == COUNT) json_object_set_new(o, m->name, json_integer(*(const int *)(const void *)at));
-        else if (m->kind != TEXT) json_object_set_new(o, m->name, json_real(*(const double *)(const void *)at));
+        else if (m->kind == COUNT && *(const int *)(const void *)at) json_object_set_new(o, m->name, json_integer(*(const int *)(const void *)at));
+        else if (m->kind != TEXT && m->kind != COUNT) json_object_set_new(o, m->name, json_real(*(const double *)(const void *)at));
     }
 }
 
@@ -285,6 +312,10 @@ json_t *cluster_json(const Cluster *c) {
     write_members(device, of_device, c);
     write_members(flops, of_flops, c);
     write_members(efficiency, of_efficiency, c);
+    json_t *ops = json_object();
+    for (int i = 0; i < c->n_ops; i++) json_object_set_new(ops, c->op[i].op, json_real(c->op[i].share));
+    if (c->n_ops) json_object_set(efficiency, "ops", ops);
+    json_decref(ops);
     json_object_set_new(device, "flops", flops);
     json_object_set_new(device, "efficiency", efficiency);
     json_t *caches = json_array();

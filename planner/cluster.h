@@ -25,13 +25,14 @@ typedef struct {
     bool   per_node;
 } ClusterLink;
 
-enum { CLUSTER_CACHES = 4 };
+enum { CLUSTER_CACHES = 4, CLUSTER_OPS = 64 };
 
 typedef struct {
     const char *name, *source;
     int    nodes, per_node;
     DeviceKind kind;
     int    threads;            // of a rank
+    int    cores;              // ranks of a node that compute at once: more take turns, and rates are a rank's share; 0: all
     double memory, reserve;    // reserve: what the system and libraries take of it
     double flops_f32, flops_bf16;
     double bandwidth, launch;  // launch: from one kernel to the next
@@ -39,10 +40,13 @@ typedef struct {
     int    n_caches;           // what fits in bytes is read at rate, smallest first
     struct { double bytes, rate; } cache[CLUSTER_CACHES];
     struct { double gemm, attention, rows; } efficiency;       // shares of flops, flops and bandwidth that kernels reach
+    int    n_ops;              // of these, measured (planner/calibrate.h): the share of their limit, whichever it is
+    struct { const char *op; double share; } op[CLUSTER_OPS];
     ClusterLink link[RT_LINKS];
 } Cluster;
 
 static inline int cluster_devices(const Cluster *c) { return c->nodes * c->per_node; }
+double cluster_op_share(const Cluster *c, const char *op);     // 0: not measured
 
 // NULL after errors, which show the member of the file that is wrong.  text must live as long as d.
 Cluster *cluster_read(Arena *a, Diag *d, const char *path, const char *text, size_t n);

@@ -7,7 +7,7 @@ static double *layer_weights(Arena *a, const Layers *l, const Costs *costs) {
     double *weight = arena_array(a, double, l->n + 2);
     const RtProgram *p = RT_TABLE(costs->plan, RtProgram, programs);
     for (uint32_t i = p->first_step; i < p->first_step + p->n_steps; i++)              // @pass is the first program
-        if (!costs->cost[i].moves) weight[l->step_layer[i] + 1] += costs->cost[i].seconds;
+        if (!costs->of[0][i].moves) weight[l->step_layer[i] + 1] += costs->of[0][i].seconds;
     return weight;
 }
 
@@ -31,7 +31,7 @@ static bool evaluate_stages(Arena *a, const Cluster *c, const PlanLayout *l, con
                             Timeline *timeline, Evaluation *e) {
     e->stage_of = arena_array(a, int, e->layers.n + 2);
     if (!stages_split(&e->layers, layer_weights(a, &e->layers, costs), l->pp, e->stage_of)) return false;
-    for (uint32_t i = 0; i < t->plan->steps.n; i++) costs->cost[i].stage = e->stage_of[e->layers.step_layer[i] + 1];
+    for (uint32_t i = 0; i < t->plan->steps.n; i++) costs->of[0][i].stage = e->stage_of[e->layers.step_layer[i] + 1];
     for (int s = 0; s < l->pp; s++) {
         RtMemory own = stage_memory(&e->layers, m, t->plan, e->stage_of, s, l, c->kind == DEVICE_CPU ? c->threads : 0);
         if (s && rt_memory_total(&own) <= rt_memory_total(&e->memory)) continue;
@@ -51,10 +51,18 @@ static void find_fullest(Arena *a, const LayerMemory *m, const RtPlan *plan, Eva
     }
 }
 
+enum { MOST_SIMULATED = 64 };
+
+// Ranks whose rows differ are simulated side by side, if they are few; more are all like the one that t names.
+static int ranks_to_simulate(const TrafficOf *t, const PlanLayout *l) {
+    bool differ = t->log || t->skew > 0;
+    return differ && l->pp == 1 && rt_mesh_ranks(l->mesh) <= MOST_SIMULATED ? rt_mesh_ranks(l->mesh) : 1;
+}
+
 bool evaluate(Arena *a, const Cluster *c, const PlanLayout *l, const TrafficOf *t, Graph *pass, double model_flops, bool overlap,
               Timeline *timeline, Evaluation *out) {
     *out = (Evaluation){.layout = *l, .room = c->memory - c->reserve, .layers = layers_of(a, t->plan)};
-    Costs costs = costs_of(a, c, t);
+    Costs costs = costs_of(a, c, t, ranks_to_simulate(t, l));
     LayerMemory m = layers_memory(a, &out->layers, pass);
     out->far_rows = costs.far_rows;
     if (l->pp > 1) {

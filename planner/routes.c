@@ -93,3 +93,18 @@ bool routes_rows(const RouteLog *log, int line, int rank, int32_t *to, int exper
     memcpy(to, l->rows, sizeof *to * (size_t)experts);
     return true;
 }
+
+bool routes_mean(const RouteLog *log, uint32_t exchange, int rank, int32_t *to, int experts) {
+    int64_t n = 0;
+    for (int e = 0; e < experts; e++) {
+        int64_t sum = n = 0;
+        for (int i = 0; i < routes_lines(log); i++) {
+            const Line *l = &log->of[rank].at[i];
+            if (l->exchange != exchange || l->experts != experts) continue;
+            sum += l->rows[e];
+            n++;
+        }
+        to[e] = n ? (int32_t)((sum + n / 2) / n) : 0;
+    }
+    return n > 0;
+}

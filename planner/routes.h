@@ -12,5 +12,7 @@ int      routes_lines(const RouteLog *log);                      // of each rank
 uint32_t routes_exchange(const RouteLog *log, int line);         // number of the exchange of offsets in the plan
 // Rows to each expert; false: the line has another number of experts.
 bool     routes_rows(const RouteLog *log, int line, int rank, int32_t *to, int experts);
+// Of all lines of an exchange.  false: there is none with so many experts.
+bool     routes_mean(const RouteLog *log, uint32_t exchange, int rank, int32_t *to, int experts);
 
 #endif

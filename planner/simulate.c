@@ -1,210 +1,230 @@
 #include "planner/simulate.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
-#include "runtime/plan.h"
-#include "runtime/ranks.h"
+// ---- the state of ranks -------------------------------------------------------------------------------------------
 
-const char *spent_name(SpentKind k) {
-    static const char *const name[SPENT_KINDS] = {
-        [SPENT_PRODUCTS] = "products",          [SPENT_ATTENTION] = "attention",       [SPENT_ROWS] = "other kernels",
-        [SPENT_MESSAGES] = "moving messages",   [SPENT_WAIT_ROWS] = "waiting for rows", [SPENT_WAIT_SUMS] = "waiting for sums",
-        [SPENT_WAIT_OTHERS] = "waiting for parts", [SPENT_BUBBLE] = "pipeline bubble", [SPENT_UPDATE] = "update"};
-    return name[k];
-}
-
-// ---- what steps cost ----------------------------------------------------------------------------------------------
-
-static SpentKind kind_of(const RtPlan *plan, const RtStep *s) {
-    if (s->work == RT_ELEMENTWISE) return SPENT_ROWS;
-    return strncmp(RT_TEXT(plan, s->op), "attention", 9) ? SPENT_PRODUCTS : SPENT_ATTENTION;
-}
-
-static double bandwidth_of(const Cluster *c, double bytes) {
-    for (int i = 0; i < c->n_caches; i++)
-        if (bytes <= c->cache[i].bytes) return c->cache[i].rate;
-    return c->bandwidth;
-}
-
-static double compute_seconds(const Cluster *c, SpentKind kind, RtWorkKind work, RtWork w) {
-    double rate = work == RT_CONTRACTION_BF16 ? c->flops_bf16 : c->flops_f32;
-    double share = kind == SPENT_PRODUCTS ? c->efficiency.gemm : kind == SPENT_ATTENTION ? c->efficiency.attention : c->efficiency.rows;
-    double flops = w.flops / (rate * share), bytes = w.bytes / (bandwidth_of(c, w.bytes) * c->efficiency.rows);
-    return (flops > bytes ? flops : bytes) + c->launch;
-}
-
-static double link_seconds(const ClusterLink *k, int per_node, int rounds, RtTraffic sent, RtTraffic received) {
-    int64_t bytes = sent.bytes > received.bytes ? sent.bytes : received.bytes;
-    if (!sent.messages && !received.messages) return 0;
-    return rounds * k->latency + (double)bytes * (k->per_node ? per_node : 1) / k->rate;
-}
-
-// The rank's own work for messages: each is sent and received once; its bytes are moved by whoever receives them.
-static double own_seconds(const ClusterLink *k, RtTraffic sent, RtTraffic received) {
-    return (double)(sent.messages + received.messages) * k->message + (double)received.bytes * k->cpu;
-}
-
-static void cost_exchange(const Cluster *c, const RtExchange *x, const StepTraffic *m, StepCost *to) {
-    to->moves = true;
-    to->is_sum = m->kind == RT_COMM_TREE_REDUCE || m->kind == RT_COMM_TREE_SCATTER;
-    to->kind = m->kind == RT_COMM_ROWS || m->kind == RT_COMM_BACK || m->kind == RT_COMM_COUNTS ? SPENT_WAIT_ROWS
-               : to->is_sum                                                                    ? SPENT_WAIT_SUMS
-                                                                                               : SPENT_WAIT_OTHERS;
-    to->sequence = x->sequence;
-    to->pending = x->pending;
-    for (int l = 0; l < RT_LINKS; l++) {
-        to->link[l] = link_seconds(&c->link[l], c->per_node, m->rounds, m->sent[l], m->received[l]);
-        to->seconds += own_seconds(&c->link[l], m->sent[l], m->received[l]);
-    }
-}
-
-// Rows at this rank's experts.
-static int64_t rows_here(const RtPlan *plan, uint32_t offsets_step, const int32_t *rows, int rank) {
-    const RtExchange *x = rt_exchange_of(plan, offsets_step);
-    RtGroup g = (RtGroup)x->group;
-    int m = rt_group_size(plan->mesh, g), i = rt_group_rank(plan->mesh, g, rank), mine = x->experts / m;
-    int64_t n = 0;
-    for (int k = 0; k < m; k++)
-        for (int e = i * mine; e < (i + 1) * mine; e++) n += rows[k * x->experts + e];
-    return n;
-}
-
-// Runs for the whole plan once: the values that data would give symbols.
-static void set_rows(Arena *a, const TrafficOf *t, Costs *costs, int64_t *sym, int32_t **rows) {
-    const RtPlan *plan = t->plan;
-    const RtSym *all = RT_TABLE(plan, RtSym, syms);
-    const RtStep *step = RT_TABLE(plan, RtStep, steps);
-    for (uint32_t i = 0; i < plan->syms.n; i++) sym[i] = all[i].fixed >= 0 ? all[i].fixed : all[i].bound;
-    for (uint32_t i = 0; i < plan->steps.n; i++) {
-        const RtExchange *x = rt_exchange_of(plan, i);
-        if (!x || x->kind != RT_EXCHANGE_OFFSETS) continue;
-        rows[i] = traffic_rows(t, a, i);
-        if (step[i].defines_sym < 0) continue;
-        int64_t n = rows_here(plan, i, rows[i], t->rank), bound = all[step[i].defines_sym].bound;
-        double full = bound ? (double)n / (double)bound : 0;
-        if (full > costs->far_rows) costs->far_rows = full;
-        sym[step[i].defines_sym] = n;
-    }
-}
-
-Costs costs_of(Arena *a, const Cluster *c, const TrafficOf *t) {
-    const RtPlan *plan = t->plan;
-    const RtStep *step = RT_TABLE(plan, RtStep, steps);
-    Costs costs = {.plan = plan, .cost = arena_array(a, StepCost, (int)plan->steps.n + 1)};
-    int64_t *sym = arena_array(a, int64_t, (int)plan->syms.n + 1);
-    int32_t **rows = arena_array(a, int32_t *, (int)plan->steps.n + 1);
-    set_rows(a, t, &costs, sym, rows);
-    RtPlanInstance sized = {.plan = plan, .sym = sym};                 // rt_step_work reads sizes alone
-    Arena *scratch = arena_create();
-    for (uint32_t i = 0; i < plan->steps.n; i++) {
-        StepCost *to = &costs.cost[i];
-        const RtExchange *x = rt_exchange_of(plan, i);
-        StepTraffic moved;
-        to->backward = step[i].backward;
-        if (!x) {
-            RtWork w = rt_step_work(&sized, &step[i]);
-            to->kind = kind_of(plan, &step[i]);
-            costs.bf16 |= step[i].work == RT_CONTRACTION_BF16;
-            to->flops = w.flops;
-            to->seconds = compute_seconds(c, to->kind, (RtWorkKind)step[i].work, w);
-            continue;
-        }
-        to->kind = SPENT_ROWS;
-        to->waits = x->kind == RT_WAIT;
-        to->sequence = x->sequence;
-        uint32_t of = traffic_offsets_step(plan, i);
-        if (!to->waits && traffic_of_step(t, scratch, i, of == UINT32_MAX ? NULL : rows[of], &moved)) cost_exchange(c, x, &moved, to);
-        arena_reset(scratch);
-    }
-    arena_destroy(scratch);
-    return costs;
-}
-
-// ---- events -------------------------------------------------------------------------------------------------------
+typedef struct {
+    uint32_t  next, end;           // steps of the program
+    uint32_t  step;                // that it works at or waits in
+    double    left, begun;         // of its work: seconds, at the rates of the machine file
+    SpentKind kind;                // of its work, or of its waiting
+    int64_t   waits_for;           // exchange that it waits for, when no work is left; -1: none
+    double    free[RT_LINKS];      // when each of its links is
+    double    busy[RT_LINKS];
+    double   *started, *done;      // by exchange; below 0: not yet
+    SpentKind *waited;             // by exchange: what waiting for it is
+    double    spent[SPENT_KINDS];
+    double    flops, ended;
+} RankClock;
 
 typedef struct {
     const Cluster *c;
     const Costs *costs;
-    double now;                    // of compute
-    double free[RT_LINKS];         // when each link is
-    double busy[RT_LINKS];
-    double *done;                  // by sequence: when an exchange is
-    SpentKind *kind;               // by sequence
-    double spent[SPENT_KINDS];
-    double flops;
+    StepFilter filter;
+    double    now;
+    RankClock *rank;               // [costs->ranks]
+    int      *running;             // [nodes of these ranks]: ranks that compute
     Timeline *timeline;
-    int    rank;
 } Clock;
 
-static void note(Clock *k, uint32_t step, double begin, double end, int track) {
+enum { TRACK_COMPUTE };
+
+static void note(Clock *k, int r, uint32_t step, double begin, double end, int track) {
     if (!k->timeline || end <= begin) return;
     const RtStep *s = RT_TABLE(k->costs->plan, RtStep, steps) + step;
-    TimelineEvent e = {RT_TEXT(k->costs->plan, s->op), RT_TEXT(k->costs->plan, s->path), begin, end, track, k->rank};
+    int shown = k->filter.stage < 0 ? r : k->filter.stage;
+    TimelineEvent e = {RT_TEXT(k->costs->plan, s->op), RT_TEXT(k->costs->plan, s->path), begin, end, track, shown};
     vec_push(k->timeline->arena, &k->timeline->events, e);
 }
 
-// Compute is slower while messages take a share of the device.
-static void compute(Clock *k, uint32_t step, double seconds, SpentKind kind) {
-    double begin = k->now, until = 0, share = k->c->comm_share;
-    for (int l = 0; l < RT_LINKS; l++)
-        if (k->free[l] > until) until = k->free[l];
-    double window = until > begin ? (until - begin) * (1 - share) : 0;
-    double took = share > 0 && window > 0 ? seconds <= window ? seconds / (1 - share) : until - begin + seconds - window : seconds;
-    k->now += took;
-    k->spent[kind] += took;
-    note(k, step, begin, k->now, 0);
+// ---- exchanges ----------------------------------------------------------------------------------------------------
+
+// Of the ranks that are looked at, the others of its exchange's group.  One that stands for all meets nobody.
+static int group_size(const Clock *k, const StepCost *s) {
+    return k->costs->ranks > 1 ? rt_group_size(k->costs->plan->mesh, s->group) : 1;
+}
+static int group_member(const Clock *k, const StepCost *s, int r, int i) {
+    return k->costs->ranks > 1 ? rt_group_member(k->costs->plan->mesh, s->group, r, i) : 0;
 }
 
-static void wait_until(Clock *k, uint32_t step, double when, SpentKind kind) {
-    if (when <= k->now) return;
-    note(k, step, k->now, when, 0);
-    k->spent[kind] += when - k->now;
-    k->now = when;
-}
-
-static void start(Clock *k, uint32_t step, const StepCost *s) {
+// Bytes move when all have started.
+static void move(Clock *k, int r, uint32_t step) {
+    const StepCost *s = &k->costs->of[r][step];
+    RankClock *own = &k->rank[r];
     double done = k->now;
     for (int l = 0; l < RT_LINKS; l++) {
         if (s->link[l] == 0) continue;
-        double begin = k->free[l] > k->now ? k->free[l] : k->now;
-        k->free[l] = begin + s->link[l];
-        k->busy[l] += s->link[l];
-        if (k->free[l] > done) done = k->free[l];
-        note(k, step, begin, k->free[l], 1 + l);
+        double begin = fmax(own->free[l], k->now);
+        own->free[l] = begin + s->link[l];
+        own->busy[l] += s->link[l];
+        done = fmax(done, own->free[l]);
+        note(k, r, step, begin, own->free[l], 1 + l);
     }
-    k->done[s->sequence] = done;
-    k->kind[s->sequence] = s->kind;
-    if (s->seconds > 0) compute(k, step, s->seconds, SPENT_MESSAGES);
-    if (!s->pending) wait_until(k, step, done, s->kind);
+    own->done[s->sequence] = done;
 }
 
-static void run_step(Clock *k, uint32_t step) {
-    const StepCost *s = &k->costs->cost[step];
-    if (s->moves) start(k, step, s);
-    else if (s->waits) wait_until(k, step, k->done[s->sequence], k->kind[s->sequence]);
-    else compute(k, step, s->seconds, s->kind);
-    k->flops += s->flops;
+static void start(Clock *k, int r, uint32_t step) {
+    const StepCost *s = &k->costs->of[r][step];
+    int n = group_size(k, s);
+    bool all = true;
+    k->rank[r].started[s->sequence] = k->now;
+    k->rank[r].waited[s->sequence] = s->kind;
+    for (int i = 0; i < n; i++) all &= k->rank[group_member(k, s, r, i)].started[s->sequence] >= 0;
+    for (int i = 0; i < n && all; i++) move(k, group_member(k, s, r, i), step);
+}
+
+// ---- steps --------------------------------------------------------------------------------------------------------
+
+static void begin_step(Clock *k, int r, uint32_t step) {
+    const StepCost *s = &k->costs->of[r][step];
+    RankClock *own = &k->rank[r];
+    own->step = step;
+    own->begun = k->now;
+    own->flops += s->flops;
+    if (s->moves) start(k, r, step);
+    own->left = s->seconds;
+    own->kind = s->moves ? SPENT_MESSAGES : s->kind;
+    bool stays = s->waits || (s->moves && !s->pending);
+    own->waits_for = stays && own->started[s->sequence] >= 0 ? (int64_t)s->sequence : -1;
 }
 
 static bool takes(StepFilter f, const StepCost *s) {
     return (f.stage < 0 || s->stage == f.stage) && (f.backward < 0 || s->backward == f.backward) && (f.sums || !s->is_sum);
 }
 
-Simulated simulate_part(Arena *a, const Cluster *c, const Costs *costs, const char *program, StepFilter f, double from, Timeline *timeline) {
-    const RtPlan *plan = costs->plan;
-    Clock k = {.c = c, .costs = costs, .now = from, .done = arena_array(a, double, (int)plan->steps.n + 1),
-               .kind = arena_array(a, SpentKind, (int)plan->steps.n + 1), .timeline = timeline, .rank = f.stage < 0 ? 0 : f.stage};
-    const RtProgram *p = RT_TABLE(plan, RtProgram, programs);
-    for (uint32_t i = 0; i < plan->programs.n; i++) {
-        if (strcmp(RT_TEXT(plan, p[i].name), program) != 0) continue;
-        for (uint32_t s = p[i].first_step; s < p[i].first_step + p[i].n_steps; s++)
-            if (takes(f, &costs->cost[s])) run_step(&k, s);
+static bool is_blocked(const RankClock *own, double now) {
+    return own->waits_for >= 0 && (own->done[own->waits_for] < 0 || own->done[own->waits_for] > now);
+}
+
+// Up to its next work or wait.  true: it went on.
+static bool go_on(Clock *k, int r) {
+    RankClock *own = &k->rank[r];
+    bool moved = false;
+    while (own->left <= 0 && !is_blocked(own, k->now)) {
+        own->waits_for = -1;
+        while (own->next < own->end && !takes(k->filter, &k->costs->of[r][own->next])) own->next++;
+        if (own->next == own->end) break;
+        begin_step(k, r, own->next++);
+        own->ended = k->now;
+        moved = true;
     }
-    Simulated r = {.seconds = k.now - from, .flops = k.flops};
-    memcpy(r.spent, k.spent, sizeof r.spent);
-    memcpy(r.link, k.busy, sizeof r.link);
-    return r;
+    return moved;
+}
+
+// ---- events -------------------------------------------------------------------------------------------------------
+
+static int node_of(const Clock *k, int r) { return r / k->c->per_node; }
+
+// Until when messages take a share of the device.
+static double shared_until(const Clock *k, const RankClock *own) {
+    double until = 0;
+    for (int l = 0; l < RT_LINKS && k->c->comm_share > 0; l++) until = fmax(until, own->free[l]);
+    return until;
+}
+
+// The rates of the file are of a node whose ranks all compute.
+static double speed_of(const Clock *k, int r) {
+    const Cluster *c = k->c;
+    double speed = shared_until(k, &k->rank[r]) > k->now ? 1 - c->comm_share : 1;
+    if (c->cores && k->costs->ranks > 1) {
+        int running = k->running[node_of(k, r)];
+        if (running < c->per_node) speed *= (double)c->per_node / (running > c->cores ? running : c->cores);
+    }
+    return speed;
+}
+
+static void count_running(Clock *k) {
+    memset(k->running, 0, sizeof *k->running * (size_t)(node_of(k, k->costs->ranks - 1) + 1));
+    for (int r = 0; r < k->costs->ranks; r++) k->running[node_of(k, r)] += k->rank[r].left > 0;
+}
+
+// When the next thing happens; below 0: nothing does any more.
+static double next_event(const Clock *k) {
+    double at = -1;
+    for (int r = 0; r < k->costs->ranks; r++) {
+        const RankClock *own = &k->rank[r];
+        double when = -1, until = shared_until(k, own);
+        if (own->left > 0) {
+            when = k->now + own->left / speed_of(k, r);
+            if (until > k->now && until < when) when = until;
+        } else if (own->waits_for >= 0) when = own->done[own->waits_for];
+        if (when >= 0 && (at < 0 || when < at)) at = when;
+    }
+    return at;
+}
+
+static void advance(Clock *k, double to) {
+    for (int r = 0; r < k->costs->ranks; r++) {
+        RankClock *own = &k->rank[r];
+        double passed = to - k->now;
+        if (own->left > 0) {
+            double left = own->left - passed * speed_of(k, r);
+            own->spent[own->kind] += passed;
+            own->left = left > 1e-13 * to ? left : 0;  // less is lost in the sum
+            own->ended = to;
+            if (own->left > 0) continue;
+            note(k, r, own->step, own->begun, to, TRACK_COMPUTE);
+            own->begun = to;
+        } else if (own->waits_for >= 0) {
+            own->spent[own->waited[own->waits_for]] += passed;
+            own->ended = to;
+            double done = own->done[own->waits_for];
+            if (done >= 0 && done <= to) note(k, r, own->step, own->begun, to, TRACK_COMPUTE);
+        }
+    }
+    k->now = to;
+}
+
+static void run(Clock *k) {
+    for (;;) {
+        for (bool moved = true; moved;) {              // what one starts, another may wait for
+            moved = false;
+            for (int r = 0; r < k->costs->ranks; r++) moved |= go_on(k, r);
+        }
+        count_running(k);
+        double to = next_event(k);
+        if (to < 0) return;
+        advance(k, to);
+    }
+}
+
+static RankClock clock_of(Arena *a, const RtPlan *plan, const RtProgram *p) {
+    int n = (int)plan->steps.n + 1;
+    RankClock own = {.next = p->first_step, .end = p->first_step + p->n_steps, .waits_for = -1, .started = arena_array(a, double, n),
+                     .done = arena_array(a, double, n), .waited = arena_array(a, SpentKind, n)};
+    for (int i = 0; i < n; i++) own.started[i] = own.done[i] = -1;
+    return own;
+}
+
+static const RtProgram *program_named(const RtPlan *plan, const char *name) {
+    const RtProgram *p = RT_TABLE(plan, RtProgram, programs);
+    for (uint32_t i = 0; i < plan->programs.n; i++)
+        if (!strcmp(RT_TEXT(plan, p[i].name), name)) return &p[i];
+    return NULL;
+}
+
+Simulated simulate_part(Arena *a, const Cluster *c, const Costs *costs, const char *program, StepFilter f, double from, Timeline *timeline) {
+    const RtProgram *p = program_named(costs->plan, program);
+    Simulated sum = {.seconds = 0}, mean = {.seconds = 0};
+    if (!p) return sum;
+    Clock k = {.c = c, .costs = costs, .filter = f, .now = from, .rank = arena_array(a, RankClock, costs->ranks),
+               .running = arena_array(a, int, costs->ranks), .timeline = timeline};
+    for (int r = 0; r < costs->ranks; r++) k.rank[r] = clock_of(a, costs->plan, p);
+    run(&k);
+    for (int r = 0; r < costs->ranks; r++) {
+        RankClock *own = &k.rank[r];
+        own->spent[SPENT_WAIT_OTHERS] += k.now - fmax(own->ended, from);           // for those who end later
+        Simulated one = {.flops = own->flops};
+        memcpy(one.spent, own->spent, sizeof one.spent);
+        memcpy(one.link, own->busy, sizeof one.link);
+        simulated_add(&sum, &one, 1);
+    }
+    simulated_add(&mean, &sum, 1.0 / costs->ranks);
+    mean.seconds = k.now - from;
+    return mean;
 }
 
 void simulated_add(Simulated *to, const Simulated *part, double times) {

@@ -1,38 +1,16 @@
-// The time of a step: what a rank computes and waits for, event by event, in the order of its plan.
+// The time of a step: what ranks compute and wait for, event by event, in the order of their plan.
 //
 //   compute   |dispatch| own experts |  wait  | experts ...
 //   link              |=== rows =====|
 //
-// Ranks are alike (the traffic of the rank that `traffic` names is everybody's), so one is simulated: its compute in order,
-// each link first come, first served.
+// One rank stands for all where they are alike; else all of a mesh are simulated side by side.  An exchange is under way when
+// the last of its group has started it; each link is first come, first served.  Ranks that share cores get more of them
+// while others wait.
 #ifndef PLANNER_SIMULATE_H
 #define PLANNER_SIMULATE_H
 #include "ir/base/vec.h"
-#include "planner/cluster.h"
+#include "planner/costs.h"
 #include "planner/layout.h"
-#include "planner/traffic.h"
-
-typedef enum { SPENT_PRODUCTS, SPENT_ATTENTION, SPENT_ROWS, SPENT_MESSAGES, SPENT_WAIT_ROWS, SPENT_WAIT_SUMS, SPENT_WAIT_OTHERS,
-               SPENT_BUBBLE, SPENT_UPDATE, SPENT_KINDS } SpentKind;
-const char *spent_name(SpentKind k);
-
-// What a step of the plan costs.
-typedef struct {
-    double    seconds;             // of compute, this rank's share of messages included
-    double    flops;
-    SpentKind kind;
-    bool      moves, pending, waits, backward, is_sum;
-    uint32_t  sequence;            // of the exchange that it starts or waits for
-    double    link[RT_LINKS];      // seconds of each link
-    int       stage;               // of a pipeline
-} StepCost;
-
-typedef struct {
-    const RtPlan *plan;
-    StepCost *cost;                // [plan->steps.n]
-    bool      bf16;                // there are products of bf16
-    double    far_rows;            // rows at experts of the layer with the most, over their bound
-} Costs;
 
 typedef struct { const char *name, *path; double begin, end; int track; int rank; } TimelineEvent;      // track: 0 compute, 1 + RtLink
 typedef struct {
@@ -43,13 +21,12 @@ typedef struct {
 typedef struct {
     double seconds;                // of a step
     double pass, update;           // of a pass (of all stages: the slowest), of the update
-    double spent[SPENT_KINDS];
+    double spent[SPENT_KINDS];     // of several ranks: their mean
     double link[RT_LINKS];         // seconds that each link is busy
     double flops;                  // of a rank's step
     int    slowest;                // stage
 } Simulated;
 
-Costs costs_of(Arena *a, const Cluster *c, const TrafficOf *t);
 // timeline: NULL, or where a pass and the update are recorded.
 Simulated simulate(Arena *a, const Cluster *c, const PlanLayout *l, const Costs *costs, Timeline *timeline);
 

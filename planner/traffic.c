@@ -53,6 +53,11 @@ int32_t *traffic_rows(const TrafficOf *t, Arena *a, uint32_t step) {
     int m = rt_group_size(t->plan->mesh, (RtGroup)x->group);
     int32_t *rows = arena_array(a, int32_t, m * x->experts);
     int64_t n = bound_at(t->plan, arg_of(t->plan, step, 0));
+    if (t->log) {
+        for (int k = 0; k < m; k++)
+            routes_mean(t->log, x->sequence, rt_group_member(t->plan->mesh, (RtGroup)x->group, t->rank, k), rows + k * x->experts, x->experts);
+        return rows;
+    }
     for (int k = 0; k < m; k++) share_out(rows + k * x->experts, x->experts, n, (int64_t)t->tokens, t->skew);
     return rows;
 }

@@ -15,6 +15,7 @@ typedef struct {
     double node_rows;              // > 0: a token's rows go to so many nodes at most, once to each (the runtime: to each expert)
     double row_bytes;              // > 0: of an element on the way to its expert (the runtime: as computed)
     double skew;                   // experts are chosen as 1 / (number + 1)^skew
+    const RouteLog *log;           // what a run of this layout recorded: its mean rows instead; NULL: the model
 } TrafficOf;
 
 // How many rows an exchange of offsets sends to each expert from each rank of its group: rows[member * experts + expert].

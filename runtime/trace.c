@@ -127,8 +127,8 @@ static void write_event(FILE *f, const RtPlanInstance *p, const RtLimits *limits
     write_text(f, RT_TEXT(plan, step->path));
     fputs("\", \"kernel\": \"", f);
     write_text(f, kernel_name(plan, step));
-    fprintf(f, "\", \"step\": %d, \"phase\": %d, \"tasks\": %d, \"gflop\": %.6f, \"megabytes\": %.6f",
-            v->step, v->phase, v->tasks, x->work.flops / 1e9, x->work.bytes / 1e6);
+    fprintf(f, "\", \"run\": %d, \"step\": %d, \"phase\": %d, \"tasks\": %d, \"gflop\": %.6f, \"megabytes\": %.6f",
+            v->run, v->step, v->phase, v->tasks, x->work.flops / 1e9, x->work.bytes / 1e6);
     if (seconds > 0) {
         fprintf(f, ", \"gflop_s\": %.3f, \"gb_s\": %.3f", x->work.flops / seconds / 1e9,
                 x->work.bytes / seconds / 1e9);

@@ -89,6 +89,40 @@ golden() {
 claim 'a plan of experts on two devices' golden tiny-ep models/tiny_mixtral.moe --machine laptop-2 --set parallel.ep=2 --target interp
 claim 'a plan of a pipeline' golden tiny-pp models/tiny_mixtral.moe --machine a100-8 --set parallel.pp=2 --set parallel.ep=2 --set train.lanes=4 --target interp
 
+# efficiencies fitted to a run of this machine
+ranks=(--set parallel.ep=2)
+seconds() { grep -oE '"seconds": [0-9.e-]+' "$1" | tail -1; }
+claim 'a traced run' "$MOEC" bench "$model" "${tiny[@]}" "${ranks[@]}" --threads 1 --local 2 --steps 3 --warmup 1 --trace "$work/run.json"
+claim 'a plan before' sh -c '"$@" >"$0"' "$work/before.json" "$MOEC" plan "$model" "${tiny[@]}" "${ranks[@]}" --threads 1 --local 2 --json
+claim 'shares are fitted' plan "${ranks[@]}" --local 2 --calibrate "$work/run.json" --write-machine "$work/fitted.json"
+claim 'of products and attention' grep -qE '"(grouped_matmul|attention)": [0-9.]+' "$work/fitted.json"
+claim 'and kept for this CPU' grep -q '"ops": {' "$XDG_CACHE_HOME/moec/machine.json"
+claim 'a plan behind' sh -c '"$@" >"$0"' "$work/behind.json" "$MOEC" plan "$model" "${tiny[@]}" "${ranks[@]}" --threads 1 --local 2 --json
+claim 'says another time' [ "$(seconds "$work/before.json")" != "$(seconds "$work/behind.json")" ]
+claim 'the file of the machine says the same' sh -c '"$@" >"$0"' "$work/file.json" "$MOEC" plan "$model" "${tiny[@]}" "${ranks[@]}" --threads 1 --machine "$work/fitted.json" --json
+claim 'to four digits' [ "$(seconds "$work/file.json" | cut -c1-17)" = "$(seconds "$work/behind.json" | cut -c1-17)" ]
+exits 1 'a trace of another model' "$MOEC" plan models/tiny_switch.moe --threads 1 --local 2 --set parallel.ep=2 --calibrate "$work/run.json"
+says 'is of another model or layout: its step [0-9]+ is' 'is refused'
+exits 1 'a trace of ranks that share cores' plan --local 64 --set train.lanes=64 --set train.batch=64 --set train.micro_batch=1 --set parallel.ep=1 --calibrate "$work/run.json"
+says '64 ranks share [0-9]+ cores' 'is refused'
+exits 1 'a trace that is none' plan "${ranks[@]}" --local 2 --calibrate "$work/behind.json"
+says 'this is not a trace' 'is refused'
+
+# the busier rank: rows as the model of routers has them take the time of the model, all rows to one rank take longer
+mkdir "$work/even" "$work/uneven"
+for r in 0 1; do
+    from=$work/ep2-bf16/routes/rank-000$r.jsonl
+    sed -E 's/"rows": *\[[^]]*\]/"rows": [32, 32, 32, 32, 32, 32, 32, 32]/' "$from" >"$work/even/rank-000$r.jsonl"
+    sed -E 's/"rows": *\[[^]]*\]/"rows": [64, 64, 64, 64, 0, 0, 0, 0]/' "$from" >"$work/uneven/rank-000$r.jsonl"
+done
+for routes in even uneven; do
+    claim "a plan with $routes rows" sh -c '"$@" >"$0"' "$work/$routes.json" "$MOEC" plan "$model" "${tiny[@]}" "${ranks[@]}" --threads 1 --local 2 --json \
+        --routes "$work/$routes"
+done
+claim 'even rows take the time of the model' [ "$(seconds "$work/even.json")" = "$(seconds "$work/behind.json")" ]
+waited() { grep -oE '"waiting for rows": [0-9.e-]+' "$1"; }
+claim 'with uneven rows ranks wait' [ "$(waited "$work/uneven.json")" != "$(waited "$work/even.json")" ]
+
 # what can't fit
 sed 's/"memory": 80e9, "reserve": 3e9/"memory": 150e6, "reserve": 1e6/' machines/a100-8.json >"$work/small.json"
 exits 1 'a model larger than a device' "$MOEC" plan models/tiny_mixtral.moe --machine "$work/small.json" --set parallel.dp=1 --set train.lanes=8 --tries 8
