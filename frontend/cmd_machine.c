@@ -102,7 +102,7 @@ static double rounds_rate(Lab *lab, const Probe *p) {
 
 static double work_rate(Lab *lab, const Probe *p) {
     lab->window = 0;
-    lab->from = p->kind == PROBE_TILE ? PROBE_TILE_BYTES : 64;
+    lab->from = p->kind == PROBE_TILE || p->kind == PROBE_TURN ? PROBE_TILE_BYTES : 64;
     return p->fn ? p->work * rounds_rate(lab, p) : 0;
 }
 
@@ -226,6 +226,14 @@ static void measure_tiles(Machine *m, Lab *lab, const Probe *probe) {
         }
 }
 
+// What is left of a short call's time when its operations are taken off: those of a long one tell what they take.
+static void measure_call(Machine *m, Lab *lab, const Probe *probe) {
+    double seconds[2];
+    for (int i = 0; i < 2; i++) seconds[i] = 2.0 * probe[i].tile.rows * probe[i].tile.vecs * 16 * probe[i].k / work_rate(lab, &probe[i]);
+    double each = (seconds[1] - seconds[0]) / (probe[1].k - probe[0].k), call = seconds[0] - each * probe[0].k;
+    m->call = call > 0 ? call : 0;
+}
+
 // Several times what the caches hold, but not the machine's last memory.
 static int64_t far_bytes(const Machine *m) {
     int64_t bytes = at_most(at_least(4 * m->level[LEVEL_L3].size, 256 << 20), 512 << 20);
@@ -234,12 +242,14 @@ static int64_t far_bytes(const Machine *m) {
 }
 
 bool machine_measure(Machine *m, Diag *d) {
-    Probe probe[PROBE_TILE + MACHINE_TILES];
+    enum { SHORT = PROBE_TILE, TILES = SHORT + 2 };
+    Probe probe[TILES + MACHINE_TILES];
     probe_identify(m, omp_get_num_procs());
     probe_tiles(m);
     for (int i = 0; i < PROBE_TILE; i++) probe[i] = (Probe){.kind = (ProbeKind)i};
-    for (int i = 0; i < m->n_tiles; i++) probe[PROBE_TILE + i] = (Probe){.kind = PROBE_TILE, .tile = m->tile[i]};
-    Probes *code = probes_compile(NULL, probe, PROBE_TILE + m->n_tiles, d);
+    for (int i = 0; i < 2; i++) probe[SHORT + i] = (Probe){.kind = PROBE_TILE, .tile = m->tile[0], .k = i ? MACHINE_TILE_K : 32};
+    for (int i = 0; i < m->n_tiles; i++) probe[TILES + i] = (Probe){.kind = PROBE_TILE, .tile = m->tile[i]};
+    Probes *code = probes_compile(NULL, probe, TILES + m->n_tiles, d);
     bool ok = code != NULL;
     int64_t all = far_bytes(m);
     m->n_rates = 0;
@@ -252,7 +262,9 @@ bool machine_measure(Machine *m, Diag *d) {
             if (threads == 1) measure_levels(m, &lab, probe, all, 0);
             if (threads == m->threads) measure_levels(m, &lab, probe, all, 1);
             if (threads == m->threads) measure_team(m);
-            if (threads == 1) measure_tiles(m, &lab, &probe[PROBE_TILE]);
+            if (threads == 1) m->turn = work_rate(&lab, &probe[PROBE_TURN]);
+            if (threads == 1) measure_call(m, &lab, &probe[SHORT]);
+            if (threads == 1) measure_tiles(m, &lab, &probe[TILES]);
         }
         lab_close(&lab);
         if (threads == m->threads || m->n_rates == MACHINE_COUNTS) break;

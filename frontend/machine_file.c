@@ -23,6 +23,8 @@ static const Member of_machine[] = {
     {"region", SECONDS, offsetof(Machine, region)},
     {"barrier", SECONDS, offsetof(Machine, barrier)},
     {"task", SECONDS, offsetof(Machine, task), true},
+    {"call", SECONDS, offsetof(Machine, call), true},
+    {"turn", RATE, offsetof(Machine, turn), true},
     {0}};
 static const Member of_rates[] = {
     {"threads", COUNT, offsetof(MachineRates, threads)},
@@ -169,7 +171,8 @@ bool machine_from_json(Machine *m, const char *name, const json_t *o, char why[2
     static const char *const lists[] = {"rates", "levels", "tiles", NULL}, *const lists_and_ops[] = {"rates", "levels", "tiles", "ops", NULL}, *const none[] = {NULL}, *const kind[] = {"kind", NULL};
     Reader r = {why};
     char path[64];
-    *m = (Machine){.task = machine_guess(16, 1).task};
+    Machine typical = machine_guess(32, 1);
+    *m = (Machine){.task = typical.task, .call = typical.call, .turn = typical.turn};
     snprintf(m->name, sizeof m->name, "%s", name);
     json_t *ops = json_object_get(o, "ops");
     if (!read_members(&r, of_machine, "machine", o, m, ops ? lists_and_ops : lists) || (ops && !read_ops(&r, ops, m))) return false;

@@ -6,8 +6,8 @@
 enum { SHARED_MEMORY = 2 };                                // so many cores use up the bandwidth of L3 and memory
 static const struct {
     int vector_bytes;
-    double fma;
-} typical[] = {{64, 110e9}, {32, 80e9}, {16, 24e9}};
+    double fma, turn;
+} typical[] = {{64, 110e9, 16e9}, {32, 80e9, 12e9}, {16, 24e9, 6e9}};
 static const struct {
     int64_t size;
     double read, write, copy, stream;
@@ -24,9 +24,10 @@ static void both(double rate[2], double one, int threads) {
 }
 
 Machine machine_guess(int vector_bytes, int threads) {
-    Machine m = {.threads = threads, .vector_bytes = vector_bytes, .n_rates = threads > 1 ? 2 : 1, .region = 3e-6, .barrier = 1e-6, .task = 1e-7};
+    Machine m = {.threads = threads, .vector_bytes = vector_bytes, .n_rates = threads > 1 ? 2 : 1, .region = 3e-6, .barrier = 1e-6, .task = 1e-7, .call = 12e-9};
     int row = 0;
     while (row < 2 && typical[row].vector_bytes > vector_bytes) row++;
+    m.turn = typical[row].turn;
     m.rates[0] = (MachineRates){.threads = 1, .fma = typical[row].fma};
     m.rates[1] = (MachineRates){.threads = threads, .fma = typical[row].fma * threads};
     for (int i = 0; i < MACHINE_LEVELS; i++) {

@@ -8,6 +8,7 @@
 #include "runtime/abi.h"
 
 enum { MACHINE_COUNTS = 12, MACHINE_TILES = 160, MACHINE_OPS = 64 };
+enum { MACHINE_TILE_K = 256 };     // operations of each element of a tile whose rate is measured, in one call
 
 // Operations a second in registers, of `threads` threads together; a multiply-add is two.  0: no such instruction.
 typedef struct {
@@ -56,6 +57,8 @@ typedef struct {
     double region;                 // seconds from calling the team of all threads until all have returned from an empty function
     double barrier;                // seconds that a phase more costs: all threads meet once
     double task;                   // seconds of a thread that taking a task costs
+    double call;                   // and that a call of a tile takes beside its operations
+    double turn;                   // bytes a second of one thread that packs the columns of a matrix, 16 x 16 at a time, near by
     int    n_tiles;
     MachineTile tile[MACHINE_TILES];
     int    n_ops;

@@ -58,10 +58,36 @@ void attention_key(const Attn *p, KernelDesc *d) {
     if (p->C.sym) str_printf(&d->key, " keys %lld", (long long)dim_bound(p->C));
 }
 
+// ---- its tile -------------------------------------------------------------------------------------
+
+// Blocks of keys that panels of so many lanes meet, of one key head; a part of a block counts as such.
+static double blocks_met(const Attn *p, int64_t lanes, bool grad) {
+    int64_t S = dim_bound(p->S), C = dim_bound(p->C), G = grad ? 1 : p->G;
+    double keys = 0;
+    for (int64_t r = 0; r < S * G; r += lanes) {
+        int64_t last = (r + lanes < S * G ? r + lanes : S * G) - 1, hi = last / G + C - S, lo = r / G + C - S;
+        int64_t end = p->causal ? hi + 1 : p->window ? hi + p->window : C;
+        int64_t from = p->window && lo + 1 > p->window ? (lo + 1 - p->window) / ATTN_BLOCK * ATTN_BLOCK : 0;
+        keys += (double)((end < C ? end : C) - from);
+    }
+    return keys / ATTN_BLOCK * (double)(grad ? p->G : 1);
+}
+
+void attention_choose(Attn *p, KernelDesc *d, int64_t most, bool grad) {
+    const Node *n = p->k->node;
+    double places = (double)(p->batch * p->Hk);
+    AttentionLoad l = {.grad = grad, .A = p->A, .V = p->V, .block = ATTN_BLOCK, .most = most, .tasks = places};
+    for (int vecs = 1; vecs <= TILE_MAX_VECS; vecs *= 2) l.blocks[vecs] = places * blocks_met(p, vecs * LANES, grad);
+    l.exps = l.blocks[1] * ATTN_BLOCK * LANES;
+    for (int i = 0; i < n->n_in + n->n_out; i++) l.bytes += (double)type_bytes(kernel_arg_type(p->k, i));
+    l.packed = l.bytes;
+    p->tile = choose_attention(p->k, &l, d, grad ? "gradient" : "attention");
+}
+
 // ---- what both directions share -----------------------------------------------------------------
 
-unsigned attention_heights(const Cg *cg, const Attn *p, bool heads_are_queries) {
-    TileSize size = tile_size(cg->target);
+unsigned attention_heights(const Attn *p, bool heads_are_queries) {
+    TileSize size = p->tile;
     bool fixed = (!p->S.sym || p->S.sym->kind == SYM_LEAF) && (!p->C.sym || p->C.sym->kind == SYM_LEAF);
     if (!fixed) return tile_all_heights(size.rows);
     int64_t S = dim_bound(p->S), C = dim_bound(p->C), G = heads_are_queries ? p->G : 1,
@@ -82,7 +108,7 @@ static void store_scaled(void *self, Cg *cg, LV x, LV c, int row, int col, LV ma
 }
 
 void attention_begin(Cg *cg, Attn *p, int width, int64_t keys, unsigned heights) {
-    p->vecs = tile_size(cg->target).vecs;
+    p->vecs = p->tile.vecs;
     p->lanes = p->vecs * LANES;
     p->width = width;
     p->k_copy = attention_take(&p->used, keys * p->A16 * 4);
@@ -193,7 +219,7 @@ void attention_prefetch(Cg *cg, const Attn *p, bool values, LV j, int n) {
 }
 
 void attention_by_rows(Cg *cg, const Attn *p, const TileSet *set, LV a, LV b, int64_t depth, LV c, LV n) {
-    TileCut cut = tile_cut(cg, n, tile_size(cg->target).rows);
+    TileCut cut = tile_cut(cg, n, p->tile.rows);
     CgLoop t;
     cg_for(cg, &t, cg_int(cg, 0), cut.tiles, 1);
     LV first = tile_first(cg, &cut, t.i);
@@ -208,7 +234,7 @@ void attention_by_rows(Cg *cg, const Attn *p, const TileSet *set, LV a, LV b, in
 
 void attention_by_columns(Cg *cg, const Attn *p, const TileSet *set, LV a, int64_t columns, LV weights, LV n,
                           LV acc, LV begins, const Ahead *ahead) {
-    TileCut cut = tile_cut(cg, cg_int(cg, columns), tile_size(cg->target).rows);
+    TileCut cut = tile_cut(cg, cg_int(cg, columns), p->tile.rows);
     CgLoop t;
     cg_for(cg, &t, cg_int(cg, 0), cut.tiles, 1);
     ahead->ask(ahead->self, cg, cg_addi(cg, t.i, ahead->first));
@@ -349,6 +375,7 @@ bool describe_attention(const KernelNode *k, KernelDesc *d) {
     d->tasks[0] = (TaskCount){(vary ? p.S.n : dim_bound(p.S)) * p.G, task_rows(&p), p.batch * p.Hk,
                               vary ? p.S.sym : NULL};
     if (attention_may_be_few(&p)) attention_few_describe(&p, d);
+    attention_choose(&p, d, task_rows(&p), false);
     double pairs = (double)dim_bound(p.S) * (double)dim_bound(p.C) * (p.causal ? 0.5 : 1);
     d->flops = 2.0 * (double)(p.batch * p.H) * pairs * (double)(p.A + p.V);
     return true;
@@ -587,7 +614,7 @@ typedef struct {
 static void ask_next(const void *self, Cg *cg, LV part) {
     const Next *next = self;
     const Attn *p = next->p;
-    int tiles = (int)((p->V + tile_size(cg->target).rows - 1) / tile_size(cg->target).rows);
+    int tiles = (int)((p->V + p->tile.rows - 1) / p->tile.rows);
     int keys = (ATTN_BLOCK + tiles - 1) / tiles, queries = (p->lanes + tiles - 1) / tiles;
     CgIf last, first;
     cg_if(cg, &last, next->last);
@@ -700,7 +727,7 @@ static void finish_tile(Cg *cg, const Attn *p, const Running *r, LV r0, LV n) {
 static void emit_many(Cg *cg, const Attn *given) {
     Attn p = *given;
     p.score.spec.self = &p;
-    TileSize size = tile_size(cg->target);
+    TileSize size = p.tile;
     Running r = {.l = p.lanes * 4, .o = p.lanes * 8, .n_levels = levels_of(&p), .task_rows = task_rows(&p)};
     r.level = r.o + p.V16 * p.lanes * 4;
     r.base = attention_take(&p.queries_used, r.level * r.n_levels);
@@ -750,7 +777,8 @@ static void emit_many(Cg *cg, const Attn *given) {
 void emit_attention(Cg *cg, const KernelNode *k) {
     Attn p;
     attention_of(k, &p);
-    attention_begin(cg, &p, tile_size(cg->target).vecs * LANES, ATTN_BLOCK, attention_heights(cg, &p, true));
+    attention_choose(&p, NULL, task_rows(&p), false);
+    attention_begin(cg, &p, p.tile.vecs * LANES, ATTN_BLOCK, attention_heights(&p, true));
     if (!attention_may_be_few(&p)) {
         emit_many(cg, &p);
         return;

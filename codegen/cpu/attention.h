@@ -11,7 +11,7 @@
 // Orders: ir/ref/contraction.c.
 #ifndef CODEGEN_CPU_ATTENTION_H
 #define CODEGEN_CPU_ATTENTION_H
-#include "codegen/cpu/tile.h"
+#include "codegen/cpu/choose.h"
 
 enum { ATTN_BLOCK = 64, ATTN_SEGMENT = 512, ATTN_FEW = 8 };
 
@@ -22,6 +22,7 @@ typedef struct {
     int64_t batch, H, Hk, G, A, V, A16, V16, window;
     bool causal;
     int sinks, bias, valid, documents, after; // operand numbers, -1: not given; the first operand behind
+    TileSize tile;                            // by attention_choose
     // made by attention_begin
     int vecs, lanes; // of a panel: what a tile computes at once
     int width;       // lanes in a row of scores: a whole number of panels
@@ -40,11 +41,14 @@ typedef struct {
 bool attention_of(const KernelNode *k, Attn *p); // false: beyond what the kernels can do
 // The code takes the depth of its stack and the size of its sums from the most keys there can be.
 void attention_key(const Attn *p, KernelDesc *d);
+// The tile, by predicted times; of panels whose lanes divide `most`.  Gradients: panels of one head, keys that its queries see.
+// d: what was chosen goes there; NULL when the code is made.
+void attention_choose(Attn *p, KernelDesc *d, int64_t most, bool grad);
 // keys: rows of the copies of keys and values.
 void attention_begin(Cg *cg, Attn *p, int width, int64_t keys, unsigned heights);
 // Heights of tiles over the keys of a block.  heads_are_queries: a panel holds the heads of a key head side
 // by side.
-unsigned attention_heights(const Cg *cg, const Attn *p, bool heads_are_queries);
+unsigned attention_heights(const Attn *p, bool heads_are_queries);
 
 static inline int64_t attention_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 int64_t attention_take(int64_t *used, int64_t bytes); // bytes of scratch, or of what is kept of a tile

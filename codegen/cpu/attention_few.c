@@ -80,8 +80,8 @@ static void emit_pack(Cg *cg, const Attn *p, Few *f) {
     f->pack_type = fn.type;
 }
 
-static unsigned query_heights(const Cg *cg, const Attn *p) {
-    int rows = tile_size(cg->target).rows;
+static unsigned query_heights(const Attn *p) {
+    int rows = p->tile.rows;
     if (known(p->S)) return tile_heights(dim_bound(p->S) * p->G, rows);
     unsigned heights = 0;
     for (int64_t n = p->G; n <= ATTN_FEW; n += p->G) heights |= tile_heights(n, rows);
@@ -89,7 +89,7 @@ static unsigned query_heights(const Cg *cg, const Attn *p) {
 }
 
 static void few_begin(Cg *cg, Attn *p, Few *f) {
-    unsigned heights = query_heights(cg, p);
+    unsigned heights = query_heights(p);
     p->width = ATTN_BLOCK;
     p->used = 0;
     p->score.spec.c_row = ATTN_BLOCK;
@@ -203,7 +203,7 @@ static LV finish_scores(Cg *cg, const Attn *p, LV x, LV query, LV j, LV n, int v
 
 // o of the segment += weights x values of n keys.
 static void add_values(Cg *cg, const Attn *p, const Few *f, LV values, LV n, LV slot, LV begins) {
-    TileCut cut = tile_cut(cg, f->n, tile_size(cg->target).rows);
+    TileCut cut = tile_cut(cg, f->n, p->tile.rows);
     CgLoop t, col;
     cg_for(cg, &t, cg_int(cg, 0), cut.tiles, 1);
     LV first = tile_first(cg, &cut, t.i), height = tile_height(cg, &cut, t.i),

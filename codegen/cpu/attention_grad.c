@@ -58,6 +58,7 @@ bool describe_attention_grad(const KernelNode *k, KernelDesc *d) {
         (n->in[p.bias]->type.dtype != F32 || type_bound_elements(&n->out[n->n_out - 1].type) > INT32_MAX))
         return false;
     attention_key(&p, d);
+    attention_choose(&p, d, QUERIES, true);
     int64_t tasks = p.batch * p.Hk;
     d->tasks[0] =
         tasks_fixed(in_runs(&p) ? tasks * (runs(p.C, run_keys(&p)) + runs(p.S, RUN_QUERIES)) : tasks);
@@ -94,7 +95,7 @@ static void key_sums_begin(Cg *cg, const Attn *p, const Grad *g, KeySums *k, int
 // first.
 static void key_sums(Cg *cg, const Attn *p, const KeySums *k, LV weights, LV rows, LV n_q, LV sees, LV c,
                      LV n, const Ahead *ahead) {
-    TileCut cut = tile_cut(cg, n, tile_size(cg->target).rows);
+    TileCut cut = tile_cut(cg, n, p->tile.rows);
     CgLoop t, col;
     cg_for(cg, &t, cg_int(cg, 0), cut.tiles, 1);
     ahead->ask(ahead->self, cg, cg_addi(cg, t.i, ahead->first));
@@ -366,7 +367,7 @@ static void grad_block(Cg *cg, const Attn *p, const Grad *g, const Part *part, c
     cg_else(cg, &f);
     block_weights(cg, p, g, part, j, n, q, false);
     cg_endif(cg, &f);
-    int panels = QUERIES / p->lanes, rows = tile_size(cg->target).rows;
+    int panels = QUERIES / p->lanes, rows = p->tile.rows;
     if (part->dq) {
         int tiles = ((int)p->A + rows - 1) / rows;
         Share share = {next, 0, part->sums ? NEXT_Q + 1 : N_ARRAYS, panels * tiles};
@@ -468,8 +469,9 @@ void emit_attention_grad(Cg *cg, const KernelNode *k) {
     Attn p;
     Grad g = {0};
     attention_of(k, &p);
-    int rows = tile_size(cg->target).rows;
-    unsigned heights = attention_heights(cg, &p, false);
+    attention_choose(&p, NULL, QUERIES, true);
+    int rows = p.tile.rows;
+    unsigned heights = attention_heights(&p, false);
     int64_t keys = dim_bound(p.C);
     g.keep = keys * (p.A16 + p.V16) * 4 <= RT_SCRATCH_BYTES / 4;
     attention_begin(cg, &p, QUERIES, g.keep ? keys : ATTN_BLOCK, heights);

@@ -133,14 +133,18 @@ typedef struct {
     int rows;             // of a run
 } Weigh;
 
-// Operations over rate of `tiles` tiles of nearly equal height that are n rows, in one panel.
-static double tiles_time(const CpuTarget *t, const Machine *m, MachineTileKind kind, int n, int tiles, int vecs,
-                         double k) {
+// Of tiles that go through k in so many calls: operations over their rate, which holds for calls of MACHINE_TILE_K each, and what
+// more or fewer calls take.
+typedef struct { MachineTileKind kind; int vecs; double k, calls; } Chain;
+
+// `tiles` tiles of nearly equal height that are n rows, in one panel.
+static double tiles_time(const CpuTarget *t, const Machine *m, const Chain *c, int n, int tiles) {
     int base = n / tiles, extra = n % tiles;
-    double step = 2.0 * vecs * LANES * k, seconds = 0;
-    if (base) seconds += (tiles - extra) * base * step / tile_rate(t, m, kind, base, vecs);
-    if (extra) seconds += extra * (base + 1) * step / tile_rate(t, m, kind, base + 1, vecs);
-    return seconds;
+    double step = 2.0 * c->vecs * LANES * c->k, seconds = 0;
+    if (base) seconds += (tiles - extra) * base * step / tile_rate(t, m, c->kind, base, c->vecs);
+    if (extra) seconds += extra * (base + 1) * step / tile_rate(t, m, c->kind, base + 1, c->vecs);
+    double calls = (base ? tiles : extra) * (c->calls - c->k / MACHINE_TILE_K) * m->call;
+    return seconds + calls > 0.5 * seconds ? seconds + calls : 0.5 * seconds;
 }
 
 static int parts(int64_t n, int64_t most) { return (int)((n + most - 1) / most); }
@@ -149,9 +153,11 @@ static int parts(int64_t n, int64_t most) { return (int)((n + most - 1) / most);
 // go on from y.
 static double in_panels(const Weigh *w, const Schedule *s, int n, int64_t columns) {
     const RowsLoad *l = w->load;
-    double k = (double)l->K, packing = w->laid ? 0 : k * (double)columns * 4 / w->machine->level[LEVEL_L2].write[0];
-    double tiles = tiles_time(w->target, w->machine, w->kind, n, parts(n, s->rows), s->vecs, k);
+    double rate = l->tb ? w->machine->turn : w->machine->level[LEVEL_L2].write[0];
+    double k = (double)l->K, packing = w->laid ? 0 : k * (double)columns * 4 / rate;
     int64_t block = rows_k_block(w->k, l, s->vecs * LANES);
+    Chain chain = {w->kind, s->vecs, k, parts(l->K, block)};
+    double tiles = tiles_time(w->target, w->machine, &chain, n, parts(n, s->rows));
     const MachineLevel *of_y = &w->machine->level[machine_level(w->machine, n * l->N * 4, 1)];
     double go_on = block < l->K ? 8.0 * n * (double)columns * (parts(l->K, block) - 1) / of_y->copy[0] : 0;
     return packing + go_on + parts(columns, s->vecs * LANES) * tiles;
@@ -160,7 +166,9 @@ static double in_panels(const Weigh *w, const Schedule *s, int n, int64_t column
 // Of a run that is one tile, `vecs` wide, which reads B as it lies; columns that are left go through panels.
 static double as_it_lies(const Weigh *w, const Schedule *s, int n, int vecs) {
     int64_t wide = w->load->N / (vecs * LANES), left = w->load->N - wide * vecs * LANES;
-    double seconds = (double)wide * tiles_time(w->target, w->machine, TILE_F32_ROWS, n, 1, vecs, (double)w->load->K);
+    double k = (double)w->load->K;
+    Chain chain = {TILE_F32_ROWS, vecs, k, k / MACHINE_TILE_K};      // measured in calls as short as they are
+    double seconds = (double)wide * tiles_time(w->target, w->machine, &chain, n, 1);
     return seconds + (left ? in_panels(w, s, n, left) : 0);
 }
 
@@ -249,14 +257,46 @@ TileSize choose_sums(const KernelNode *k, const SumsLoad *load, KernelDesc *d, c
         bool whole = PANEL_COLS / LANES % row->vecs == 0, too_wide = (row->vecs - 1) * LANES >= load->N;
         if (table_rate(k->target, m, row, kind) <= 0 || !whole || too_wide) continue;
         int tiles = parts(load->m, row->rows);
-        double seconds = tiles_time(k->target, m, kind, (int)load->m, tiles, row->vecs, load->rows) *
-                         parts(load->n, row->vecs * LANES);
+        Chain chain = {kind, row->vecs, load->rows, load->leaves};
+        double seconds = tiles_time(k->target, m, &chain, (int)load->m, tiles) * parts(load->n, row->vecs * LANES);
         seconds += packed / m->level[LEVEL_L2].write[0] + merged / m->level[LEVEL_L2].copy[0];
         Predicted p = {.compute = times * seconds,
                        .tasks = load->tasks,
                        .bytes = load->matrices * (bytes + (double)(load->M * load->N) * 4)};
         p.level = machine_level(m, (int64_t)p.bytes, 1);
         add_candidate(&all, &(Schedule){.rows = parts(load->m, tiles), .vecs = row->vecs}, p);
+    }
+    Schedule s = settle(&all, d, what, "");
+    return (TileSize){s.rows, s.vecs};
+}
+
+// ---- attention -----------------------------------------------------------------------------------------
+
+// An exponential and what is around it: instructions of a vector, two a cycle, as a multiply-add is one of.
+enum { EXP_INSTRUCTIONS = 25 };
+
+// Of a block of keys and a panel of queries: scores and results; or scores, those of do, and dq, dk and dv, which have tiles of keys.
+static double block_time(const KernelNode *k, const Machine *m, const AttentionLoad *l, const TileRow *row) {
+    int A = (int)l->A, V = (int)l->V, n = (int)l->block, lanes = row->vecs * LANES;
+    Chain of_a = {TILE_F32, row->vecs, A, 1}, of_v = {TILE_F32, row->vecs, V, 1}, of_keys = {TILE_F32, row->vecs, n, 1}, of_queries = {TILE_F32, row->vecs, lanes, (double)lanes / (double)l->block};
+    double scores = tiles_time(k->target, m, &of_a, n, parts(n, row->rows));
+    if (!l->grad) return scores + tiles_time(k->target, m, &of_keys, V, parts(V, row->rows));
+    double columns = parts(A, lanes) + parts(V, lanes);
+    return scores + tiles_time(k->target, m, &of_v, n, parts(n, row->rows)) + tiles_time(k->target, m, &of_keys, A, parts(A, row->rows)) +
+           columns * tiles_time(k->target, m, &of_queries, n, parts(n, row->rows));
+}
+
+TileSize choose_attention(const KernelNode *k, const AttentionLoad *load, KernelDesc *d, const char *what) {
+    Machine typical;
+    const Machine *m = machine_of(k, &typical);
+    Candidates all = {.machine = m};
+    double exps = load->exps * EXP_INSTRUCTIONS / peak_of(k->target, m, TILE_F32), packing = load->packed / m->turn;
+    for (int i = 0; i < n_tile_rows; i++) {
+        const TileRow *row = &tile_table[i];
+        if (table_rate(k->target, m, row, TILE_F32) <= 0 || row->vecs * LANES > load->most || load->most % (row->vecs * LANES)) continue;
+        Predicted p = {.compute = load->blocks[row->vecs] * block_time(k, m, load, row) + exps + packing, .bytes = load->bytes, .tasks = load->tasks};
+        p.level = machine_level(m, (int64_t)load->bytes, 1);
+        add_candidate(&all, &(Schedule){.rows = row->rows, .vecs = row->vecs}, p);
     }
     Schedule s = settle(&all, d, what, "");
     return (TileSize){s.rows, s.vecs};

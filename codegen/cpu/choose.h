@@ -40,6 +40,18 @@ typedef struct {
 } SumsLoad;
 TileSize choose_sums(const KernelNode *k, const SumsLoad *load, KernelDesc *d, const char *what);
 
+// Attention: panels of queries as wide as a tile meet blocks of keys.  Chains are A long in scores, V in their gradients; results
+// have V columns, gradients A.
+typedef struct {
+    bool    grad;
+    int64_t A, V, block;             // keys of a block
+    int64_t most;                    // lanes of a tile at most; a divisor of it
+    double  blocks[TILE_MAX_VECS + 1];   // blocks of keys that all panels meet together, by vectors of a panel
+    double  bytes, packed, tasks;    // moved; of panels and copies, packed
+    double  exps;                    // lanes x keys
+} AttentionLoad;
+TileSize choose_attention(const KernelNode *k, const AttentionLoad *load, KernelDesc *d, const char *what);
+
 // Dot products of bf16 where their tiles are clearly faster, for a plan that names them resumes only where they are
 // used.
 bool choose_dots(const CpuTarget *t, const Machine *m);

@@ -12,7 +12,7 @@
 #include "codegen/cpu/tile.h"
 
 enum { ARG_COUNTS, ARG_TO, ARG_FROM, N_ARGS };
-enum { UNROLL = 8, TILE_K = 256, TILE_A_ROW = TILE_K + LANES, TILE_A_BYTES = 16 << 10, TILE_B_BYTES = 256 << 10 };
+enum { UNROLL = 8, TILE_K = MACHINE_TILE_K, TILE_A_ROW = TILE_K + LANES, TILE_A_BYTES = 16 << 10, TILE_B_BYTES = 256 << 10 };
 enum { ROWS_K = 64, ROWS_AT_ONCE = 16, ROWS_COLS = 1008 };     // rows of B that lie as they are; no power of two apart
 static_assert(TILE_MAX_ROWS * TILE_A_ROW * 4 <= TILE_A_BYTES && TILE_A_BYTES + TILE_B_BYTES <= PROBE_TILE_BYTES, "");
 static_assert(ROWS_K * ROWS_COLS * 4 <= TILE_B_BYTES && TILE_MAX_ROWS * ROWS_COLS * 4 <= PROBE_RESULT_BYTES, "");
@@ -81,6 +81,22 @@ static void emit_memory(Cg *cg, const KernelNode *k) {
     cg_store(cg, all, to, 64);
 }
 
+// ---- packing columns -----------------------------------------------------------------------------------
+
+enum { TURN_PANELS = TILE_B_BYTES / (TILE_A_ROW * LANES * 4) };      // rows of TILE_A_ROW, 16 a panel
+
+static void emit_turn(Cg *cg, const KernelNode *k) {
+    (void)k;
+    PackFunction pack = pack_columns_function(cg, "pack", F32, 1, LANES);
+    CgLoop round, l;
+    cg_for(cg, &round, cg_int(cg, 0), count(cg, 0), 1);
+    cg_for(cg, &l, cg_int(cg, 0), cg_int(cg, TURN_PANELS), 1);
+    LV from = cg_at(cg, F32, cg_in(cg, ARG_TO), cg_muli(cg, l.i, TILE_A_ROW * LANES));
+    pack_columns(cg, &pack, cg_in(cg, ARG_FROM), from, cg_int(cg, TILE_K), cg_int(cg, TILE_A_ROW));
+    cg_end(cg, &l);
+    cg_end(cg, &round);
+}
+
 // ---- the tile ------------------------------------------------------------------------------------------
 
 static TileSpec tile_spec(const MachineTile *t) {
@@ -96,11 +112,11 @@ static int64_t k_of_step(const MachineTile *t) { return t->kind == TILE_BF16_DOT
 static int64_t panel_bytes(const MachineTile *t) { return TILE_K * t->vecs * LANES * (t->kind == TILE_BF16_WIDENED ? 2 : 4); }
 
 // One strip of rows passes all panels, as in a contraction.
-static void emit_panels(Cg *cg, const MachineTile *t, const TileSet *set) {
+static void emit_panels(Cg *cg, const MachineTile *t, int k, const TileSet *set) {
     LV a = cg_in(cg, ARG_TO), panels = cg_bytes(cg, a, cg_int(cg, TILE_A_BYTES));
     CgLoop l;
     cg_for(cg, &l, cg_int(cg, 0), cg_int(cg, TILE_B_BYTES / panel_bytes(t)), 1);
-    TileCall call = {.a = a, .b = cg_bytes(cg, panels, cg_muli(cg, l.i, panel_bytes(t))), .k = cg_int(cg, TILE_K),
+    TileCall call = {.a = a, .b = cg_bytes(cg, panels, cg_muli(cg, l.i, panel_bytes(t))), .k = cg_int(cg, k),
                      .b_k = cg_int(cg, set->spec.cols), .c = cg_in(cg, ARG_FROM)};
     tile_call_fixed(cg, set, t->rows, &call);
     cg_end(cg, &l);
@@ -121,6 +137,8 @@ static void emit_rows(Cg *cg, const MachineTile *t, const TileSet *set) {
     cg_end(cg, &k);
 }
 
+static int tile_k(const Probe *p) { return p->k ? p->k : TILE_K; }
+
 static void emit_probe_tile(Cg *cg, const KernelNode *k) {
     const MachineTile *t = &probe_of(k)->tile;
     TileSpec s = tile_spec(t);
@@ -129,14 +147,15 @@ static void emit_probe_tile(Cg *cg, const KernelNode *k) {
     tile_functions(cg, &set, &s, "tile", 1u << t->rows);
     cg_for(cg, &round, cg_int(cg, 0), count(cg, 0), 1);
     if (t->kind == TILE_F32_ROWS) emit_rows(cg, t, &set);
-    else emit_panels(cg, t, &set);
+    else emit_panels(cg, t, tile_k(probe_of(k)), &set);
     cg_end(cg, &round);
 }
 
-static double tile_work(const MachineTile *t) {
+static double tile_work(const Probe *p) {
+    const MachineTile *t = &p->tile;
     TileSpec s = tile_spec(t);
     if (t->kind == TILE_F32_ROWS) return 2.0 * t->rows * (double)s.c_row * ROWS_K;
-    return 2.0 * t->rows * s.cols * (double)(TILE_K * k_of_step(t) * (TILE_B_BYTES / panel_bytes(t)));
+    return 2.0 * t->rows * s.cols * (double)(tile_k(p) * k_of_step(t) * (TILE_B_BYTES / panel_bytes(t)));
 }
 
 // ---- compiling -----------------------------------------------------------------------------------------
@@ -148,7 +167,8 @@ static const struct {
     [PROBE_FMA] = {"fma", {.emit = emit_chains}},         [PROBE_BF16_DOT] = {"bf16 dot", {.emit = emit_chains}},
     [PROBE_INT8_DOT] = {"int8 dot", {.emit = emit_chains}}, [PROBE_READ] = {"read", {.emit = emit_memory}},
     [PROBE_WRITE] = {"write", {.emit = emit_memory}},     [PROBE_COPY] = {"copy", {.emit = emit_memory}},
-    [PROBE_STREAM] = {"stream", {.emit = emit_memory}},   [PROBE_TILE] = {"tile", {.emit = emit_probe_tile}},
+    [PROBE_STREAM] = {"stream", {.emit = emit_memory}},   [PROBE_TURN] = {"turn", {.emit = emit_turn}},
+    [PROBE_TILE] = {"tile", {.emit = emit_probe_tile}},
 };
 
 static bool possible(const CpuTarget *t, const Probe *p) {
@@ -164,7 +184,8 @@ static double work_of(const CpuTarget *t, const Probe *p) {
     case PROBE_FMA: return lanes;
     case PROBE_BF16_DOT: return 2 * lanes;
     case PROBE_INT8_DOT: return 4 * lanes;
-    case PROBE_TILE: return tile_work(&p->tile);
+    case PROBE_TURN: return TURN_PANELS * LANES * TILE_K * 4.0;
+    case PROBE_TILE: return tile_work(p);
     default: return 0;
     }
 }
@@ -187,7 +208,7 @@ Probes *probes_compile(const char *cpu, Probe *probe, int n, Diag *d) {
         p->work = work_of(t, p);
         ProbeNode *node = arena_new(a, ProbeNode);
         *node = (ProbeNode){.node.n_in = N_ARGS, .probe = p};
-        const char *key = arena_printf(a, "probe %s %dx%d %d", kinds[p->kind].name, p->tile.rows, p->tile.vecs, p->tile.kind);
+        const char *key = arena_printf(a, "probe %s %dx%d %d k %d", kinds[p->kind].name, p->tile.rows, p->tile.vecs, p->tile.kind, p->k);
         of[e.n_kernels] = i;
         e.kernel[e.n_kernels] = (PlanKernel){.key = key, .symbol = arena_printf(a, "moec_probe_%d", i),
                                              .made_by = &kinds[p->kind].made_by, .node = {.node = &node->node}};

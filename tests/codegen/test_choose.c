@@ -51,11 +51,27 @@ static void every_product(Case *c) {
     case_return(c, make(b, OP_GROUPED_DW, INS(sorted, h, offsets), 0), "dw1");
 }
 
-static void bits_are_the_same(void **state) {
+// Panels that end inside a tile and keys that end inside a block; few queries; its gradient.
+static void every_attention(Case *c) {
+    enum { S = 70, H = 4, A = 24, V = 40 };
+    Dim h = dim_n(H), hk = dim_n(2), a = dim_n(A), v = dim_n(V), s = dim_n(S);
+    Value *k = case_input(c, "k", F32, DIMS(s, hk, a)), *values = case_input(c, "v", F32, DIMS(s, hk, v));
+    Value *q = case_input(c, "q", F32, DIMS(s, h, a)), *o = case_input(c, "o", F32, DIMS(s, h, v)), *few = case_input(c, "few", F32, DIMS(dim_n(2), h, a));
+    Node *all = build(&c->b, OP_ATTENTION, INS(q, k, values), .causal = 1, .scale = 0.2);
+    case_return(c, node_out(all, 0), "y");
+    case_return(c, node_out(all, 1), "y_lse");
+    case_return(c, node_out(build(&c->b, OP_ATTENTION, INS(few, k, values), .causal = 1, .scale = 0.2), 0), "y_few");
+    Node *back = build(&c->b, OP_ATTENTION_GRAD, INS(q, k, values, o, case_input(c, "lse", F32, DIMS(s, h)), case_input(c, "do", F32, DIMS(s, h, v))),
+                       .causal = 1, .scale = 0.2);
+    static const char *const names[] = {"dq", "dk", "dv"};
+    for (int i = 0; i < 3; i++) case_return(c, node_out(back, i), names[i]);
+}
+
+static void bits_of(void (*every)(Case *c)) {
     const char *cpus[] = {"native", "avx2"};
     for (int i = 0; i < 2; i++) {
         Case c = case_new();
-        every_product(&c);
+        every(&c);
         case_lay_out(&c);
         case_place(c.g);
         bool runs = case_runs(i ? "avx512" : cpus[i]); // where native code is avx2 itself once is enough
@@ -74,6 +90,9 @@ static void bits_are_the_same(void **state) {
     }
     assert_int_equal(case_references, 0);
 }
+
+static void bits_are_the_same(void **state) { bits_of(every_product); }
+static void bits_of_attention_are_the_same(void **state) { bits_of(every_attention); }
 
 // ---- what is chosen ------------------------------------------------------------------------------------
 
@@ -156,6 +175,32 @@ static void layouts_follow_rates(void **state) {
     assert_int_equal(laid_out(&rows, 300), LAYOUT_ROWS);
 }
 
+static const char *attention_text(Case *c, const Machine *m) {
+    *c = case_new();
+    every_attention(c);
+    case_place(c->g);
+    case_machine = m;
+    const char *text = plan_text(c, "avx2");
+    case_machine = NULL;
+    return text;
+}
+
+// Attention's tile is that with which scores, results and gradients are predicted to take least.
+static void attention_follows_rates(void **state) {
+    static const int rows[] = {4, 5};
+    for (int i = 0; i < 2; i++) {
+        Machine m = machine_with(32, rows[i], 1, TILE_F32, 1.5);
+        Case c;
+        const char *text = attention_text(&c, &m), *tile = i ? "5x16: " : "4x16: ", *kernel = text;
+        for (int k = 0; k < 2; k++) {
+            kernel = strstr(text, k ? " gradient " : " attention ");
+            assert_non_null(kernel);
+            assert_true(!strncmp(kernel + (k ? 10 : 11), tile, 6));
+        }
+        case_free(&c);
+    }
+}
+
 // The formula: the longer of work and memory, and the tasks.
 static void times_are_predicted(void **state) {
     Machine m = machine_guess(32, 1);
@@ -192,6 +237,7 @@ static void dots_are_chosen(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(rates_decide), cmocka_unit_test(few_rows_read_as_they_are_fastest),
-        cmocka_unit_test(layouts_follow_rates), cmocka_unit_test(times_are_predicted), cmocka_unit_test(dots_are_chosen), cmocka_unit_test(bits_are_the_same)};
+        cmocka_unit_test(layouts_follow_rates), cmocka_unit_test(times_are_predicted), cmocka_unit_test(dots_are_chosen), cmocka_unit_test(attention_follows_rates), cmocka_unit_test(bits_are_the_same),
+        cmocka_unit_test(bits_of_attention_are_the_same)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

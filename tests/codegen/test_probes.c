@@ -63,6 +63,7 @@ static void product(const Probe *p) {
     if (dot) a = 1.0f;
     else if (p->tile.kind != TILE_BF16_WIDENED) b = a;
     double k = ((float *)m.from)[0] / (a * b);
+    if (p->k) assert_int_equal(lround(k), p->k);
     int n = rows ? (int)(p->work / (2 * round(k))) : p->tile.rows * p->tile.vecs * 16;
     if (rows) assert_true(n % (p->tile.rows * p->tile.vecs * 16) == 0 && n * 4 < PROBE_RESULT_BYTES);
     for (int i = 0; i < n; i++) assert_float_equal(((float *)m.from)[i], k * a * b, 1e-3 * k);
@@ -72,13 +73,24 @@ static void product(const Probe *p) {
     memory_free(m);
 }
 
+// One panel, which every 16 rows of the first memory are packed into.
+static void turned(const Probe *p) {
+    Memory m = memory_new(PROBE_WORD, OTHER);
+    run(p, m, 1);
+    int n = MACHINE_TILE_K * 16;
+    for (int i = 0; i < n; i++) assert_int_equal(word(m.from, i), PROBE_WORD);
+    assert_int_equal(word(m.from, n), OTHER);
+    assert_true(p->work >= 4.0 * n && fmod(p->work, 4.0 * n) == 0 && p->work <= PROBE_TILE_BYTES);
+    memory_free(m);
+}
+
 static void each_does_its_work(void **state) {
     static const char *const cpus[] = {"native", "avx512", "avx2", "sse2"};
     Arena *a = arena_create();
     for (int c = 0; c < 4; c++) {
         if (c && !case_runs(cpus[c])) continue;
         Probe p[] = {{.kind = PROBE_FMA}, {.kind = PROBE_BF16_DOT}, {.kind = PROBE_INT8_DOT}, {.kind = PROBE_READ}, {.kind = PROBE_WRITE},
-                     {.kind = PROBE_COPY}, {.kind = PROBE_STREAM}, {.kind = PROBE_TILE, .tile = {2, 1, TILE_F32, 0}},
+                     {.kind = PROBE_COPY}, {.kind = PROBE_STREAM}, {.kind = PROBE_TURN}, {.kind = PROBE_TILE, .tile = {2, 1, TILE_F32, 0}, .k = 32}, {.kind = PROBE_TILE, .tile = {2, 1, TILE_F32, 0}},
                      {.kind = PROBE_TILE, .tile = {14, 2, TILE_F32, 0}}, {.kind = PROBE_TILE, .tile = {1, 1, TILE_BF16_WIDENED, 0}},
                      {.kind = PROBE_TILE, .tile = {8, 2, TILE_BF16_DOT, 0}}, {.kind = PROBE_TILE, .tile = {1, 2, TILE_F32_ROWS, 0}},
                      {.kind = PROBE_TILE, .tile = {2, 1, TILE_F32_ROWS, 0}}};
@@ -94,6 +106,7 @@ static void each_does_its_work(void **state) {
             else if (p[i].kind == PROBE_BF16_DOT) arithmetic(&p[i], 4 * 16, 0x3f803f80, 2);             // 1, 1
             else if (p[i].kind == PROBE_INT8_DOT) arithmetic(&p[i], 8 * 16, 0x01010101, 4);             // 1, 1, 1, 1
             else if (p[i].kind == PROBE_TILE) product(&p[i]);
+            else if (p[i].kind == PROBE_TURN) turned(&p[i]);
             else through_memory(&p[i]);
         }
         probes_free(code);

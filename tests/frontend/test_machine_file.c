@@ -53,6 +53,8 @@ static void assert_same(const Machine *a, const Machine *b) {
     }
     same(a->region, b->region);
     same(a->barrier, b->barrier);
+    same(a->call, b->call);
+    same(a->turn, b->turn);
     same(a->task, b->task);
     assert_int_equal(a->n_tiles, b->n_tiles);
     for (int i = 0; i < a->n_tiles; i++) {
