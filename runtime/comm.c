@@ -156,8 +156,10 @@ static void begin_round(RtComm *c, RtCommRun *run) {
     for (int j = 0; j < run->m; j++)
         run->out[j].part = run->out[j].end = run->in[j].part = run->in[j].end = NULL;
     if (has_parts(op->kind)) {
-        open_list(c, run, false, op->recv, op->n_recv);
-        open_list(c, run, true, op->send, op->n_send);
+        int recv = op->n_recv - op->recv_later, send = op->n_send - op->send_later;
+        bool later = run->round > 0;
+        open_list(c, run, false, op->recv + (later ? recv : 0), later ? op->recv_later : recv);
+        open_list(c, run, true, op->send + (later ? send : 0), later ? op->send_later : send);
         return;
     }
     for (int d = 1; d < run->m; d++) {           // first to receive: what comes early then has a place
@@ -254,12 +256,14 @@ void rt_comm_progress(RtComm *c) {
 
 // ---- starting -------------------------------------------------------------------------------------------
 
-static RtStatus check_parts(const RtCommOp *op, const RtCommPart *part, int n, const char *list, int m, RtError *e) {
+static RtStatus check_parts(const RtCommOp *op, const RtCommPart *part, int n, int later, const char *list, int m, RtError *e) {
+    if (later < 0 || later > n)
+        return rt_fail(e, RT_BAD_PLAN, "%s: %d of %d parts of %s are later ones", rt_comm_kind_name(op->kind), later, n, list);
     for (int p = 0; p < n; p++) {
         if (part[p].peer < 0 || part[p].peer >= m || part[p].bytes < 0)
             return rt_fail(e, RT_BAD_PLAN, "%s: %s[%d] is %lld bytes, peer %d of %d", rt_comm_kind_name(op->kind), list,
                            p, (long long)part[p].bytes, part[p].peer, m);
-        if (p > 0 && part[p].peer < part[p - 1].peer)
+        if (p > 0 && p != n - later && part[p].peer < part[p - 1].peer)
             return rt_fail(e, RT_BAD_PLAN, "%s: the parts of %s are not in the order of peers",
                            rt_comm_kind_name(op->kind), list);
     }
@@ -289,9 +293,11 @@ static RtStatus check_op(const RtCommOp *op, int m, RtError *e) {
         (op->kind == RT_COMM_EXACT && op->dtype != I32 && op->dtype != I64))
         return rt_fail(e, RT_BAD_PLAN, "%s does not sum %s", rt_comm_kind_name(op->kind), dtype_name(op->dtype));
     if (has_parts(op->kind)) {
-        RT_TRY(check_parts(op, op->send, op->n_send, "send", m, e));
-        return check_parts(op, op->recv, op->n_recv, "recv", m, e);
+        RT_TRY(check_parts(op, op->send, op->n_send, op->send_later, "send", m, e));
+        return check_parts(op, op->recv, op->n_recv, op->recv_later, "recv", m, e);
     }
+    if (op->per_node < 0 || (op->per_node && (op->kind != RT_COMM_COUNTS || m % op->per_node)))
+        return rt_fail(e, RT_BAD_PLAN, "%s between nodes of %d of %d ranks", rt_comm_kind_name(op->kind), op->per_node, m);
     if (op->n < 0 || (op->n > 0 && !op->buf))
         return rt_fail(e, RT_BAD_PLAN, "%s of %lld elements without a buffer", rt_comm_kind_name(op->kind),
                        (long long)op->n);
@@ -445,8 +451,8 @@ int rt_comm_node(const RtComm *c, int rank) { return c->ops->node(c->transport, 
 int rt_comm_group_rank(const RtComm *c, int group) { return c->group[group].i; }
 int rt_comm_group_ranks(const RtComm *c, int group) { return c->group[group].m; }
 
-RtStatus rt_comm_shared(RtComm *c, size_t bytes, void **at, RtError *e) {
-    return c->ops->shared(c->transport, bytes, at, e);
+RtStatus rt_comm_shared(RtComm *c, size_t bytes, bool zeroed, void **at, RtError *e) {
+    return c->ops->shared(c->transport, bytes, zeroed, at, e);
 }
 
 static RtStatus check_group(const RtComm *c, const int *ranks, int n, int *own, RtError *e) {
@@ -549,7 +555,7 @@ static RtStatus open_run(RtComm *c, RtError *e) {
             c->run[r].out = c->streams + (size_t)r * 2 * (size_t)c->ranks;
             c->run[r].in = c->run[r].out + c->ranks;
         }
-        s = rt_comm_shared(c, sizeof(RtCommPage), page, e);
+        s = rt_comm_shared(c, sizeof(RtCommPage), true, page, e);
     }
     int group;
     if (s == RT_OK) s = rt_comm_group(c, all, c->ranks, &group, e);

@@ -27,7 +27,7 @@ static inline bool rt_is_power_of_two(int64_t n) { return n > 0 && (n & (n - 1))
 // ---- what ranks do together -----------------------------------------------------------------------------
 // m: ranks of the group; i: this one.  Blocks and pieces: [cut[j], cut[j + 1]) elements of buf, j < m.
 //
-//   COUNTS        integers that sizes depend on: buf [m][n], block i filled; then all of it is
+//   COUNTS        integers that sizes depend on: buf [m][n], block rt_comm_block(op, m, i) filled; then all of it is
 //   ROWS, BACK    send[] to recv[]: rows to their experts, and back
 //   TREE_REDUCE   buf [n] becomes the sum over ranks: tree order, the same on all
 //   TREE_SCATTER  the same, but only piece rt_comm_piece(i, m) of buf is that sum; the rest is undefined
@@ -79,13 +79,19 @@ typedef struct {
     void      *buf;            // all but ROWS, BACK, MOVE: in place
     void      *scratch;        // rt_comm_scratch_bytes of it
     const int64_t *cut;        // [m + 1], ascending from 0 to n: TREE_SCATTER, TREE_GATHER, GATHER
+    int        per_node;       // COUNTS: > 0: go between nodes of so many ranks each, neighbours, then inside them
     const RtCommPart *send, *recv;   // ROWS, BACK, MOVE
     int        n_send, n_recv;
+    int        send_later, recv_later;     // so many of them, the last, go when all before have come and gone here: each
+                                           // list of the two is in the order of peers, no later part is for oneself
     int64_t    expected_ns;    // predicted time: lengthens the bound on silence
 } RtCommOp;
 
 // Bytes of scratch an op of these sizes needs in a group of m ranks; 0: none.
 int64_t rt_comm_scratch_bytes(RtCommKind kind, DType dtype, int64_t n, int m);
+
+// Which block of COUNTS is group rank i's: its own number; between nodes those of one place in their nodes are neighbours.
+int rt_comm_block(const RtCommOp *op, int m, int i);
 
 // The piece that group rank i of m = 2^q ends with: i's q bits in reverse (the first halving is with the neighbour).
 int rt_comm_piece(int i, int m);
@@ -145,9 +151,9 @@ RtStatus rt_comm_group(RtComm *c, const int *ranks, int n, int *group, RtError *
 int      rt_comm_group_rank(const RtComm *c, int group);
 int      rt_comm_group_ranks(const RtComm *c, int group);
 
-// Called by all ranks at the same place: `bytes` of zeroed memory of each, which all ranks of its node reach at
-// at[rank]; NULL for ranks of other nodes.  64-byte aligned; freed by rt_comm_close.
-RtStatus rt_comm_shared(RtComm *c, size_t bytes, void **at, RtError *e);
+// Called by all ranks at the same place: `bytes` of memory of each, which all ranks of its node reach at at[rank]; NULL for
+// ranks of other nodes.  64-byte aligned; freed by rt_comm_close.  zeroed: or else nobody has touched its pages.
+RtStatus rt_comm_shared(RtComm *c, size_t bytes, bool zeroed, void **at, RtError *e);
 
 // ---- running --------------------------------------------------------------------------------------------
 
@@ -158,7 +164,7 @@ void     rt_comm_silence(RtComm *c, int64_t ns);            // another bound fro
 RtStatus rt_comm_start(RtComm *c, const RtCommOp *op, int *ticket, RtError *e);
 // Cheap; called between tiles of other work.  Errors are kept for done.
 void     rt_comm_progress(RtComm *c);
-// Is recv[part] there?  (Makes no progress by itself.)
+// Is recv[part] there?  (Makes no progress by itself.)  Of an op without later parts.
 bool     rt_comm_ready(const RtComm *c, int ticket, int part);
 // Waits, with progress; the ticket is free then.  RT_TIMEOUT when nothing of the op moved within the bound
 // (silence_ns + 10 * expected_ns), with the peers that are missing and what each rank does; RT_COMM when ranks don't

@@ -256,7 +256,7 @@ static RtStatus local_group(RtTransport *t, int group, const int *ranks, int n, 
     return meet(t->world, e);
 }
 
-static RtStatus local_shared(RtTransport *t, size_t bytes, void **at, RtError *e) {
+static RtStatus local_shared(RtTransport *t, size_t bytes, bool zeroed, void **at, RtError *e) {
     RtLocalWorld *w = t->world;
     size_t size = (sizeof(Block) + bytes + 63) / 64 * 64;
     Block *b = aligned_alloc(64, size);
@@ -265,7 +265,7 @@ static RtStatus local_shared(RtTransport *t, size_t bytes, void **at, RtError *e
         end_all(w, e);
         return RT_NO_MEMORY;
     }
-    memset(b, 0, size);
+    if (zeroed) memset(b, 0, size);
     pthread_mutex_lock(&w->lock);
     b->next = w->blocks;
     w->blocks = b;

@@ -130,8 +130,21 @@ static RtShare from_root(const RtCommOp *op, int i, int m, int k, int peer) {
     return (RtShare){0};
 }
 
-static Range block(const RtCommOp *op, int j) {
-    return op->kind == RT_COMM_COUNTS ? (Range){j * op->n, (j + 1) * op->n} : (Range){op->cut[j], op->cut[j + 1]};
+static Range block(const RtCommOp *op, int m, int j) {
+    int64_t b = rt_comm_block(op, m, j);
+    return op->kind == RT_COMM_COUNTS ? (Range){b * op->n, (b + 1) * op->n} : (Range){op->cut[j], op->cut[j + 1]};
+}
+
+int rt_comm_block(const RtCommOp *op, int m, int i) { return op->per_node ? i % op->per_node * (m / op->per_node) + i / op->per_node : i; }
+
+// Ranks of one place in their nodes first exchange their blocks; then ranks of a node what each of them got.
+static RtShare by_nodes(const RtCommOp *op, int i, int m, int round, int peer) {
+    int per = op->per_node, nodes = m / per;
+    bool same_place = i % per == peer % per, same_node = i / per == peer / per;
+    if (round == 0 && same_place && !same_node) return share(op, block(op, m, i), block(op, m, peer));
+    if (round == 0 || !same_node) return (RtShare){0};
+    Range mine = {i % per * nodes * op->n, (i % per + 1) * nodes * op->n}, its = {peer % per * nodes * op->n, (peer % per + 1) * nodes * op->n};
+    return share(op, mine, its);
 }
 
 int rt_rounds(const RtCommOp *op, int m) {
@@ -144,7 +157,8 @@ int rt_rounds(const RtCommOp *op, int m) {
     case RT_COMM_TREE_SCATTER:
     case RT_COMM_TREE_GATHER:
     case RT_COMM_BCAST: return q;
-    default: return 1;
+    case RT_COMM_COUNTS: return op->per_node ? 2 : 1;
+    default: return op->send_later + op->recv_later > 0 ? 2 : 1;
     }
 }
 
@@ -157,7 +171,9 @@ RtShare rt_share(const RtCommOp *op, int i, int m, int round, int peer) {
     case RT_COMM_TREE_REDUCE:
     case RT_COMM_EXACT: return round < q ? halve(op, i, m, round, peer) : join(op, i, m, 2 * q - 1 - round, peer);
     case RT_COMM_COUNTS:
-    case RT_COMM_GATHER: return share(op, block(op, i), block(op, peer));
+        if (op->per_node) return by_nodes(op, i, m, round, peer);
+        return share(op, block(op, m, i), block(op, m, peer));
+    case RT_COMM_GATHER: return share(op, block(op, m, i), block(op, m, peer));
     case RT_COMM_BCAST: return from_root(op, i, m, round, peer);
     default: return (RtShare){.parts = true};
     }

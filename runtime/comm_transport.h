@@ -41,7 +41,7 @@ typedef struct {
     int      (*ranks)(const RtTransport *t);
     int      (*node)(const RtTransport *t, int rank);
     RtStatus (*group)(RtTransport *t, int group, const int *ranks, int n, RtError *e);
-    RtStatus (*shared)(RtTransport *t, size_t bytes, void **at, RtError *e);
+    RtStatus (*shared)(RtTransport *t, size_t bytes, bool zeroed, void **at, RtError *e);
     void     (*post)(RtTransport *t, RtMessage *m);
     RtMessage *(*progress)(RtTransport *t);                   // what has finished since, linked by next
     void     (*rest)(RtTransport *t, int64_t ns);             // until something may have happened, at most ns

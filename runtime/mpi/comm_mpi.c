@@ -149,7 +149,7 @@ static RtStatus mpi_group(RtTransport *t, int group, const int *ranks, int n, Rt
     return rt_fail(e, RT_COMM, "rank %d: group %d has %d ranks here, %d by all", t->rank, group, n, size);
 }
 
-static RtStatus mpi_shared(RtTransport *t, size_t bytes, void **at, RtError *e) {
+static RtStatus mpi_shared(RtTransport *t, size_t bytes, bool zeroed, void **at, RtError *e) {
     MPI_Win *all = realloc(t->window, (size_t)(t->n_windows + 1) * sizeof *all);
     if (!all) return rt_fail(e, RT_NO_MEMORY, "no memory for %zu bytes that ranks share", bytes);
     t->window = all;
@@ -166,7 +166,7 @@ static RtStatus mpi_shared(RtTransport *t, size_t bytes, void **at, RtError *e) 
         if (t->node_rank[r] >= 0) MPI_Win_shared_query(*window, t->node_rank[r], &size, &unit, &base);
         at[r] = base ? base + (64 - (uintptr_t)base % 64) % 64 : NULL;
     }
-    memset(at[t->rank], 0, bytes);
+    if (zeroed) memset(at[t->rank], 0, bytes);
     MPI_Barrier(t->same_node);
     return RT_OK;
 }
@@ -246,6 +246,7 @@ static RtStatus mpi_open(const RtCommConfig *cf, RtTransport **out, RtError *e) 
     if (s == RT_OK) {
         code = MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &t->same_node);
         if (code != MPI_SUCCESS) s = failed(e, "the ranks of this node", code);
+        else MPI_Comm_set_errhandler(t->same_node, MPI_ERRORS_RETURN);
     }
     if (s != RT_OK) {
         free_transport(t);

@@ -208,11 +208,17 @@ static char row_byte(const Job *job, int part, int from, int to, int64_t b) {
     return (char)whole(job->seed + (uint64_t)(part % job->slots) * 1000, from * 8 + to, b);
 }
 
+// Do what two ranks have for each other go when all else has?
+static bool goes_later(const Job *job, int j) { return job->seed / 11 % 2 && (job->i ^ j) & 1; }
+
 static void fill_parts(Job *job, Rank *r) {
     int64_t out = 0, in = 0;
     job->slots = 1 + (int)(job->seed / 7 % MOST_SLOTS);
-    for (int j = 0; j < job->m; j++)
-        for (int s = 0; s < job->slots; s++) {
+    for (int k = 0; k < 2 * job->m; k++)
+        for (int s = 0, j = k % job->m; s < job->slots; s++) {
+            if (goes_later(job, j) != (k >= job->m)) continue;
+            job->op.send_later += k >= job->m;
+            job->op.recv_later += k >= job->m;
             job->send[job->op.n_send++] = (RtCommPart){NULL, part_bytes(job, job->i, j, s), j};
             job->recv[job->op.n_recv++] = (RtCommPart){NULL, part_bytes(job, j, job->i, s), j};
             out += part_bytes(job, job->i, j, s);
@@ -254,7 +260,7 @@ static void own_range(const Job *job, int i, int64_t *begin, int64_t *end) {
     *begin = 0;
     *end = job->op.n;
     if (job->op.kind == RT_COMM_COUNTS) {
-        *begin = i * job->op.n;
+        *begin = rt_comm_block(&job->op, job->m, i) * job->op.n;
         *end = *begin + job->op.n;
     } else if (job->op.kind == RT_COMM_GATHER || job->op.kind == RT_COMM_TREE_GATHER) {
         *begin = job->cut[piece];
@@ -275,6 +281,7 @@ static void make(Job *job, Rank *r, RtCommKind kind, int group, const int *ranks
         return;
     }
     job->op.root = (int)(seed % (uint64_t)job->m);
+    if (kind == RT_COMM_COUNTS && seed / 2 % 2 && job->m % 2 == 0) job->op.per_node = seed / 4 % 2 ? job->m / 2 : 1;
     if (has_cut(kind)) {
         make_cut(job);
         job->op.cut = job->cut;
@@ -680,7 +687,7 @@ static void rows_are_ready_one_by_one(void **state) { on_all(0, takes_rows_as_th
 static void shares(Rank *r) {
     for (int round = 1; round < 3; round++) {
         void *at[MOST_RANKS];
-        works(r, rt_comm_shared(r->c, 1000, at, &r->error));
+        works(r, rt_comm_shared(r->c, 1000, true, at, &r->error));
         for (int j = 0; j < r->ranks; j++)
             check(r, (at[j] != NULL) == (rt_comm_node(r->c, j) == rt_comm_node(r->c, r->rank)));
         char *own = at[r->rank];
