@@ -232,7 +232,8 @@ int plan_exchange_kernel(Plan *p, KernelNode *k, KernelDesc *desc) {
         [OP_TREE_ALL_REDUCE] = RT_TREE_ALL_REDUCE,   [OP_TREE_REDUCE_SCATTER] = RT_TREE_REDUCE_SCATTER,
         [OP_ALL_GATHER] = RT_ALL_GATHER,             [OP_SHARD] = RT_SHARD,
         [OP_EXCHANGE_OFFSETS] = RT_EXCHANGE_OFFSETS, [OP_EXCHANGE_ROWS] = RT_EXCHANGE_ROWS,
-        [OP_RETURN_ROWS] = RT_RETURN_ROWS,           [OP_SUM_REPLICAS] = RT_SUM_REPLICAS,
+        [OP_RETURN_ROWS] = RT_RETURN_ROWS,           [OP_EXCHANGE_COUNTS] = RT_EXCHANGE_COUNTS,
+        [OP_SUM_REPLICAS] = RT_SUM_REPLICAS,
         [OP_WAIT] = RT_WAIT};
     const Node *n = k->node, *x = n->op == OP_WAIT ? n->in[0]->node : n;
     const Type *t = &x->in[0]->type;
@@ -252,6 +253,8 @@ int plan_exchange_kernel(Plan *p, KernelNode *k, KernelDesc *desc) {
                     .sequence = (uint32_t)(map_number(&p->exchanges, x, 0) + by_itself),
                     .pending = (int32_t)x->attr.pending,
                     .sym = -1,
+                    .per_node = (int32_t)x->attr.per_node,
+                    .tokens = (int32_t)x->attr.tokens,
                     .elements = type_bound_elements(t)};
     if (n->op == OP_RETURN_ROWS || (n->op == OP_WAIT && x->op == OP_EXCHANGE_ROWS)) {
         e.chunk = p->chunk;
@@ -262,8 +265,9 @@ int plan_exchange_kernel(Plan *p, KernelNode *k, KernelDesc *desc) {
     if (rows) {
         e.experts = rows->groups;
         e.leaves = rows->leaves;
+        e.rows = rows->bound;
         e.elements /= t->dim[0].sym->bound ? t->dim[0].sym->bound : 1;
-    } else if (x->op == OP_EXCHANGE_OFFSETS) {
+    } else if (x->op == OP_EXCHANGE_OFFSETS || x->op == OP_EXCHANGE_COUNTS) {
         e.experts = (int32_t)x->attr.experts;
         e.leaves = (int32_t)((t->dim[0].n - 1) / x->attr.experts);
     } else if (varying(t)) {

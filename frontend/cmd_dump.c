@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "frontend/cmd_html.h"
-#include "frontend/cmd_session.h"
+#include "frontend/cmd_ranks.h"
 
 static const char *const *split_list(Arena *a, const char *text) {
     VEC(const char *) list = {0};
@@ -89,6 +89,8 @@ static void share(Session *s) {
                 .zero = (int32_t)t->parallel.zero, .replicas = t->parallel.ep > 1 ? (int32_t)t->parallel.replicas : 0};
     int ranks = rt_group_size(m, RT_GROUP_DATA);
     if (rt_mesh_ranks(m) == 1) return;
+    Ranks as_here = {.n = rt_mesh_ranks(m), .local = true, .node_ranks = ranks_pretended_nodes(s->arena)};
+    s->train.per_node = ranks_per_node(&as_here, m) % m.ep;
     if (t->train.lanes % ranks == 0) s->train.mesh = m;
     else diag_warning(s->diag, (Span){0}, "this is the program of one rank: train.lanes = %lld can't be dealt to %d ranks",
                       (long long)t->train.lanes, ranks);

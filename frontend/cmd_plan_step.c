@@ -138,6 +138,8 @@ bool plan_layout_asked(Planning *p, PlanLayout *out) {
                      (long long)tp);
     if (t->parallel.zero > 2) return WRONG("parallel.zero is %lld: the runtime shares out optimizer states and gradients (1, 2), not "
                                            "parameters", (long long)t->parallel.zero);
+    if (!strcmp(t->parallel.a2a, "node"))
+        return WRONG("parallel.a2a is node: this version plans rows that go from each rank to each other (flat)");
     if (t->parallel.replicas) return WRONG("parallel.replicas is %lld: this version plans experts in one place each",
                                            (long long)t->parallel.replicas);
     if (dp * ep > lanes && t->train.batch % (dp * ep * t->train.micro_batch) == 0) {

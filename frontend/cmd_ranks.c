@@ -6,9 +6,16 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "ir/base/debug.h"
 #include "runtime/trace.h"
 
 enum { MOST_LOCAL = 256 };
+
+int ranks_pretended_nodes(Arena *a) {
+    const char *text = debug_arg(a, DEBUG_nodes);
+    int n = text ? atoi(text) : 0;
+    return n > 0 ? n : 0;
+}
 
 bool ranks_open(Cli *c, Ranks *r) {
     *r = (Ranks){.n = 1};
@@ -19,6 +26,7 @@ bool ranks_open(Cli *c, Ranks *r) {
         long n = strtol(local, &end, 10);
         r->n = (int)n;
         r->local = true;
+        r->node_ranks = ranks_pretended_nodes(c->arena);
         if (*end || n < 1 || n > MOST_LOCAL)
             diag_error(c->diag, (Span){0}, "--local is a number of ranks from 1 to %d, not '%s'", MOST_LOCAL, local);
         else if (world > 1)
@@ -54,8 +62,9 @@ static bool can_share(Session *s, const Settings *t) {
     if (t->parallel.zero > 2)
         return WRONG("parallel.zero is %lld: it would gather parameters anew for every layer of every pass, which this "
                      "version does not do", (long long)t->parallel.zero);
-    if (!strcmp(t->parallel.a2a, "node"))
-        return WRONG("parallel.a2a is node: this version sends rows from each rank to each other (flat)");
+    if (!strcmp(t->parallel.a2a, "node") && t->parallel.chunks > 1)
+        return WRONG("parallel.chunks is %lld, but rows that go by nodes (parallel.a2a is node) do so in one: chunks are of flat or auto",
+                     (long long)t->parallel.chunks);
     if (!strcmp(t->parallel.progress, "thread"))
         return WRONG("parallel.progress is thread: this version moves messages between tasks (calls)");
     if (t->parallel.bound)
@@ -158,10 +167,35 @@ static bool find_link(Session *s, const Ranks *r) {
     return false;
 }
 
+// ---- nodes --------------------------------------------------------------------------------------------------
+
+static int node_of(const Ranks *r, int rank) {
+    return r->comm ? rt_comm_node(r->comm, rank) : r->node_ranks ? rank / r->node_ranks : 0;
+}
+
+int ranks_per_node(const Ranks *r, RtMesh m) {
+    int per_node = 1;
+    const RtGroup g = RT_GROUP_EXP;
+    while (per_node < m.ep && node_of(r, rt_group_member(m, g, 0, per_node)) == node_of(r, 0)) per_node++;
+    for (int rank = 0; rank < rt_mesh_ranks(m) && m.ep % per_node == 0; rank++)
+        for (int k = 0; k < m.ep; k++) {
+            bool same = node_of(r, rt_group_member(m, g, rank, k)) == node_of(r, rank);
+            if (same != (k / per_node == rt_group_rank(m, g, rank) / per_node)) return 0;
+        }
+    return m.ep % per_node ? 0 : per_node;
+}
+
+static bool find_nodes(Session *s, const Ranks *r, RtMesh m) {
+    int per_node = ranks_per_node(r, m);
+    s->train.per_node = per_node < m.ep ? per_node : 0;
+    if (per_node || strcmp(s->settings->parallel.a2a, "node") != 0) return true;
+    return WRONG("parallel.a2a is node: the ranks that share experts (parallel.ep = %d) must be neighbours, as many on each node", m.ep);
+}
+
 bool ranks_mesh(Session *s, const Ranks *r, RtMesh *out) {
     *out = (RtMesh){1, 1, 1, 0};
     if (r->n == 1 && !r->local) return true;             // session_can_train has seen to it
-    return shape_mesh(s, s->settings, r, out) && can_sum(s, *out) && find_link(s, r);
+    return shape_mesh(s, s->settings, r, out) && can_sum(s, *out) && find_nodes(s, r, *out) && find_link(s, r);
 }
 
 static bool is_given(const Session *s, const char *key) {
@@ -262,7 +296,7 @@ static void *run_rank(void *arg) {
 static RtStatus run_local(const Ranks *r, Rank first, RtError *e) {
     Rank *rank = calloc((size_t)r->n, sizeof *rank);
     pthread_t *thread = calloc((size_t)r->n, sizeof *thread);
-    RtStatus s = rank && thread ? rt_local_open(r->n, 0, &first.world, e)
+    RtStatus s = rank && thread ? rt_local_open(r->n, r->node_ranks, &first.world, e)
                                 : rt_fail(e, RT_NO_MEMORY, "no memory for %d ranks", r->n);
     for (int i = 0; i < r->n && s == RT_OK; i++) {
         rank[i] = first;

@@ -7,6 +7,7 @@
 typedef struct {
     int     n;
     bool    local;               // --local: threads of this process.  Otherwise mpirun's, or one
+    int     node_ranks;          // of those on a pretended node (MOE_DEBUG=nodes:RANKS); 0: all are on one
     RtComm *comm;                // of mpirun's ranks: this one's end
     RtRanks world, *among;       // how to reach the others before the mesh is there; NULL: no need to
 } Ranks;
@@ -19,6 +20,9 @@ bool ranks_mesh(Session *s, const Ranks *r, RtMesh *out);
 // The same of programs that only read their parameters.  What the model's file says of ranks is for training: on one
 // rank only the command line's word counts.
 bool ranks_mesh_to_read(Session *s, const Ranks *r, bool has_lanes, RtMesh *out);
+// How many neighbours of those that share experts are on each node; 0: not the same number everywhere, or not neighbours.
+int  ranks_per_node(const Ranks *r, RtMesh m);
+int  ranks_pretended_nodes(Arena *a);
 // Threads of each rank, by --threads, which is the whole of a process.  false after an error.
 bool ranks_threads(Session *s, const Ranks *r, int *out);
 

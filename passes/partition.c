@@ -417,14 +417,6 @@ static void place_random_rows(Partition *q, Node *n) {
     shape_again(q, n, at_experts);
 }
 
-static void add_operand(Node *n, Value *v) {
-    Value **in = arena_array(n->graph->arena, Value *, n->n_in + 1);
-    if (n->n_in) memcpy(in, n->in, sizeof *in * (size_t)n->n_in);
-    in[n->n_in++] = v;
-    n->in = in;
-    v->n_uses++;
-}
-
 // Routers draw inside their gate.
 static void place_random_in(Partition *q, Node *gate) {
     Graph *body = gate->attr.body;
@@ -433,7 +425,7 @@ static void place_random_in(Partition *q, Node *gate) {
         if (n->op != OP_RANDOM) continue;
         if (!part) {
             Builder first = builder_before(body, body->first);
-            add_operand(gate, data_rank(q));
+            node_add_operand(gate, data_rank(q));
             part = make(&first, OP_ARG, INS(NULL), .k = gate->n_in - 1, .dtype = I32);
         }
         place_random(n, part);

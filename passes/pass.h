@@ -19,6 +19,8 @@ typedef struct {
     int64_t waves;                           // passes of a step (gradient accumulation)
     RtMesh mesh;                             // ranks that share the step; {0}: one
     MachineLink link;                        // between ranks that share experts; rate 0: as inside a node
+    int64_t per_node;                        // ranks that share experts on each of several nodes; 0: all are on one, or lie otherwise
+    const char *a2a;                         // "auto" "flat" "node" (parallel.a2a)
     int    threads;                          // of a rank; 0: one
     int64_t chunks;                          // of exchanges of rows; 0: as many as are predicted to be fastest
     double row_bound;                        // > 0: rows at experts are at most so many times those at home (planner); 0: all ranks'

@@ -26,7 +26,9 @@
 //     wait   grouped_matmul   grouped_matmul   return_rows      =>      w0 m0 m0 r0  w1 m1 m1 r1  ..
 //
 // r0 is under way beside m1, and the second chunk's rows come beside m0.  No row's result depends on it.
-#include "passes/util.h"
+//
+// Rows that go by nodes (a2a_nodes.c) stay in one: a node gets all it needs in one message.
+#include "passes/a2a.h"
 
 enum {
     NEARBY = 160,            // nodes: about a layer; work from further away would keep its results long
@@ -55,9 +57,12 @@ static int add_waits(Graph *g) {
         if (!can_pend(n)) continue;
         Builder b = builder_after(g, n);
         Value *y = &n->out[0];
-        // what is copied into the result, and what is not: rows are sent from where they lie, a part's sum is formed there
+        // what is copied into the result, and what is not: rows are sent from where they lie, and by nodes find their places in
+        // the end; a part's sum is formed there
         bool copied = n->op == OP_TREE_ALL_REDUCE || n->op == OP_ALL_GATHER;
-        Value *done = copied ? make(&b, OP_WAIT, INS(y), 0) : make(&b, OP_WAIT, INS(y, n->in[0]), 0);
+        Value *done = copied             ? make(&b, OP_WAIT, INS(y), 0)
+                      : n->attr.per_node ? make(&b, OP_WAIT, INS(y, n->in[0], n->in[1], n->in[2], n->in[3]), 0)
+                                         : make(&b, OP_WAIT, INS(y, n->in[0]), 0);
         n->attr.pending = 1;
         y->mark = done;
         n_waits++;
@@ -178,22 +183,39 @@ static void overlap(Graph *g, PassCtx *cx) {
 typedef struct {
     Node  *member[CHUNKED_RUN];
     int    n;
-    double there, back, products;      // bytes that a rank sends; operations; at mean loads
+    A2aRun cost;
 } Run;
 
-static int ranks_of(const Node *n) {
+int a2a_ranks(const Node *n) {
     RtGroup group;
     return exchange_group(n, &group) ? rt_group_size(n->graph->mesh, group) : 1;
 }
 
-// Bytes of its rows that another rank has or gets.
-static double bytes_sent(const Node *n) {
-    const Type *t = &n->in[0]->type;
-    double ranks = ranks_of(n), rows = n->op == OP_RETURN_ROWS ? (double)n->attr.sym->bound : (double)dim_bound(t->dim[0]);
-    return rows * (double)type_bytes(t) / (double)dim_bound(t->dim[0]) * (ranks - 1) / ranks;
+static int on_a_node(const PassCtx *cx, int ranks) {
+    int per_node = cx->train ? (int)cx->train->per_node : 0;
+    return per_node && ranks % per_node == 0 && ranks > per_node ? per_node : 0;
 }
 
-static double products_flops(const Node *n) {
+double a2a_on_link(const PassCtx *cx, double bytes, int ranks) {
+    int per_node = on_a_node(cx, ranks);
+    return per_node ? bytes * (ranks - per_node) / ranks * per_node : bytes * (ranks - 1) / ranks;
+}
+
+int a2a_peers(const PassCtx *cx, int ranks) {
+    int per_node = on_a_node(cx, ranks);
+    return ranks - (per_node ? per_node : 1);
+}
+
+double a2a_row_bytes(const Node *n) {
+    const Type *t = &n->in[0]->type;
+    return (double)type_bytes(t) / (double)dim_bound(t->dim[0]);
+}
+
+double a2a_rows_at_home(const Node *n) { return n->op == OP_RETURN_ROWS ? (double)n->attr.sym->bound : (double)dim_bound(n->in[0]->type.dim[0]); }
+
+static double bytes_on_link(const PassCtx *cx, const Node *n) { return a2a_on_link(cx, a2a_rows_at_home(n) * a2a_row_bytes(n), a2a_ranks(n)); }
+
+double a2a_products_flops(const Node *n) {
     Contraction c = contraction_of(n);
     return 2.0 * (double)type_bound_elements(&c.a) * (double)dim_bound(c.y.dim[c.y.ndim - 1]) * c.products;
 }
@@ -214,7 +236,7 @@ static bool is_made_in(const Run *r, const Value *v) {
 }
 
 // The run of nodes that begins with first: waits, products, ways back, of the same experts' rows.
-static Run run_from(Node *first) {
+static Run run_from(const PassCtx *cx, Node *first) {
     Run r = {.n = 0};
     const Value *offsets = experts_offsets(first);
     int stage = 0, products = 0;
@@ -225,11 +247,12 @@ static Run run_from(Node *first) {
         stage = stage_of(n);
         products += stage == 1;
         r.member[r.n++] = n;
-        if (stage == 0) r.there += bytes_sent(n->in[0]->node);
-        if (stage == 1) r.products += products_flops(n) / ranks_of(offsets->node);
-        if (stage == 2) r.back += bytes_sent(n);
+        if (stage == 0) r.cost.there += bytes_on_link(cx, n->in[0]->node);
+        if (stage == 1) r.cost.products += a2a_products_flops(n) / a2a_ranks(offsets->node);
+        if (stage == 2) r.cost.back += bytes_on_link(cx, n);
     }
     if (!products) r.n = 0;
+    r.cost.kernels = r.n;
     return r;
 }
 
@@ -238,23 +261,23 @@ static const MachineLink inside_node = {.rate = 4e9, .latency = 1.5e-6, .message
 enum { LAUNCH_NS = 3000 };       // of a kernel
 
 // Seconds of a run in q chunks: the first chunk's rows come before anything is multiplied, the last one's go when all is.
-static double run_seconds(const PassCtx *cx, const Run *r, int q, int peers) {
+double a2a_seconds(const PassCtx *cx, const A2aRun *r, int q, int peers) {
     const MachineLink *l = cx->train && cx->train->link.rate > 0 ? &cx->train->link : &inside_node;
     int threads = cx->train && cx->train->threads > 0 ? cx->train->threads : 1;
     double fma = cx->machine ? machine_rates(cx->machine, threads).fma : 50e9;
     double wire = 1 / l->rate - l->cpu, seconds_a_byte = wire > 0 ? wire : 0, message = l->message * peers;
     double there = r->there * seconds_a_byte, back = r->back * seconds_a_byte;
-    double work = r->products / fma + l->cpu * (r->there + r->back) + q * LAUNCH_NS * 1e-9 * r->n;
+    double work = r->products / fma + l->cpu * (r->there + r->back) + q * LAUNCH_NS * 1e-9 * r->kernels;
     double beside = there + back + 2 * q * message - there / q;
     return message + there / q + (work > beside ? work : beside) + back / q + message + (r->there > 0 || r->back > 0 ? l->latency * q : 0);
 }
 
-static int best_chunks(const PassCtx *cx, const Run *r, int experts, int peers) {
+int a2a_best_chunks(const PassCtx *cx, const A2aRun *r, int experts, int peers) {
     static const int some[] = {2, 3, 4, 6, 8, 12, 16};
     int best = 1, forced = cx->train ? (int)cx->train->chunks : 0;
     if (forced) return forced < experts ? forced : experts;
     for (size_t i = 0; i < sizeof some / sizeof *some && some[i] <= experts; i++)
-        if (run_seconds(cx, r, some[i], peers) < run_seconds(cx, r, best, peers)) best = some[i];
+        if (a2a_seconds(cx, r, some[i], peers) < a2a_seconds(cx, r, best, peers)) best = some[i];
     return best;
 }
 
@@ -264,16 +287,17 @@ typedef struct { int runs, chunked, most; double seconds, in_one; } Chunked;
 static Chunked cut_in_chunks(Graph *g, PassCtx *cx) {
     Chunked all = {.most = 1};
     for_each_node(g, n) {
-        Run r = run_from(n);
+        Run r = run_from(cx, n);
         if (!r.n) continue;
         const Node *by = experts_offsets(n)->node;
-        int ranks = ranks_of(by), q = best_chunks(cx, &r, (int)by->attr.experts / ranks, ranks - 1);
+        int ranks = a2a_ranks(by), peers = a2a_peers(cx, ranks), q = 1;
+        if (!by->attr.per_node) q = a2a_best_chunks(cx, &r.cost, (int)by->attr.experts / ranks, peers);
+        double seconds = a2a_seconds(cx, &r.cost, q, peers), in_one = a2a_seconds(cx, &r.cost, 1, peers);
         TRACE(cx, "schedule-a2a: %s: %d nodes, %.2f MB there, %.2f MB back, %.1f GFLOP: %d chunks, predicted %.3f ms, in one %.3f ms\n",
-              n->path ? n->path : "", r.n, r.there / 1e6, r.back / 1e6, r.products / 1e9, q, 1e3 * run_seconds(cx, &r, q, ranks - 1),
-              1e3 * run_seconds(cx, &r, 1, ranks - 1));
+              n->path ? n->path : "", r.n, r.cost.there / 1e6, r.cost.back / 1e6, r.cost.products / 1e9, q, 1e3 * seconds, 1e3 * in_one);
         all.runs++;
-        all.seconds += run_seconds(cx, &r, q, ranks - 1);
-        all.in_one += run_seconds(cx, &r, 1, ranks - 1);
+        all.seconds += seconds;
+        all.in_one += in_one;
         n_next = r.member[r.n - 1]->next;
         if (q < 2) continue;
         for (int i = 0; i < r.n; i++) r.member[i]->attr.chunks = q;
@@ -284,7 +308,7 @@ static Chunked cut_in_chunks(Graph *g, PassCtx *cx) {
 }
 
 static void tell_chunks(PassCtx *cx, Chunked c) {
-    if (!c.runs || !cx->won) return;
+    if (!c.chunked || !cx->won) return;
     WON(cx, "%s; %d of %d runs of experts' products in up to %d chunks: predicted %.2f ms, in one %.2f ms", cx->won, c.chunked, c.runs,
         c.most, 1e3 * c.seconds, 1e3 * c.in_one);
 }
@@ -300,7 +324,10 @@ static Node *later(Node *x, Node *y) { return x && x->id > y->id ? x : y; }
 bool pass_schedule_a2a(Graph *g, PassCtx *cx) {
     bool changed = rt_mesh_ranks(g->mesh) > 1;
     if (changed) {
+        a2a_by_nodes(g, cx);
+        const char *nodes = cx->won;
         overlap(g, cx);
+        if (nodes) WON(cx, "%s; %s", nodes, cx->won ? cx->won : "");
         tell_chunks(cx, cut_in_chunks(g, cx));
     }
     PtrMap last_reader = {.arena = cx->scratch};           // by name

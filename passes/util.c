@@ -102,6 +102,14 @@ void marks_clear(Graph *g) {
         for (int i = 0; i < n->n_out; i++) n->out[i].mark = NULL;
 }
 
+void node_add_operand(Node *n, Value *v) {
+    Value **in = arena_array(n->graph->arena, Value *, n->n_in + 1);
+    if (n->n_in) memcpy(in, n->in, sizeof *in * (size_t)n->n_in);
+    in[n->n_in++] = v;
+    n->in = in;
+    v->n_uses++;
+}
+
 void node_move_behind(Node *n, Node *place) {
     Graph *g = n->graph;
     assert(place->graph == g && place != n);

@@ -17,6 +17,7 @@ bool value_is_scalar_const(const Value *v, double *number);      // a CONST node
 Graph *region_new(Graph *g, const char *name);
 // Value.mark of all values of g = NULL.
 void marks_clear(Graph *g);
+void node_add_operand(Node *n, Value *v);                        // v becomes the last one
 // Moves n (in its graph's list) directly behind `place`, which is in the same list.
 void node_move_behind(Node *n, Node *place);
 

@@ -123,9 +123,10 @@ typedef enum {
     RT_TREE_REDUCE_SCATTER, // x -> y      one part of it along an axis; x is used up
     RT_ALL_GATHER,          // x -> y      the parts of all along an axis
     RT_SHARD,               // x -> y      one's own part along an axis; nothing travels
-    RT_EXCHANGE_OFFSETS,    // offsets at home [E*n + 1] -> offsets at the experts [E/g * n*g + 1]
-    RT_EXCHANGE_ROWS,       // x, offsets at home, at the experts -> y      each row to its expert's rank ..
+    RT_EXCHANGE_OFFSETS,    // offsets at home [E*n + 1], counts? -> offsets at the experts [E/g * n*g + 1]
+    RT_EXCHANGE_ROWS,       // x, offsets at home, at the experts, counts?, same? -> y      each row to its expert's rank ..
     RT_RETURN_ROWS,         // .. and back
+    RT_EXCHANGE_COUNTS,     // offsets at home, same? -> counts      of all ranks, where rows go by nodes (node_rows.h)
     RT_SUM_REPLICAS,        // x -> y      for each slot, the balanced tree over those that hold the same expert
     RT_WAIT,                // ends the pending exchange of the same sequence
     RT_CHUNK_OFFSETS        // offsets at the experts -> for each chunk the same, with no rows of other chunks' experts
@@ -142,7 +143,10 @@ typedef struct {
     int32_t table;          // 1 + number of the slot table, where axis 0 or rows are of experts; else 0
     int32_t parts;          // RT_SHARD: fewer than ranks: rank i of m has number i * parts / m; 0: one for each
     int32_t sym;            // >= 0: elements are multiplied by its value
-    int32_t chunk, chunks, pad;  // chunks > 1: only of this chunk, a group of each rank's experts (RT_CHUNK_OFFSETS: of all)
+    int32_t chunk, chunks;  // chunks > 1: only of this chunk, a group of each rank's experts (RT_CHUNK_OFFSETS: of all)
+    int32_t per_node;       // > 0: by nodes, of so many of the group's ranks: counts are operands
+    int32_t tokens, pad;    // > 0: rows of the same number, below this, are one: they are operands
+    int64_t rows;           // by nodes: the bound of those at home
     int64_t elements;       // of x; of a row, where x has rows
     int64_t run;            // RT_ALL_GATHER, RT_SHARD, RT_TREE_REDUCE_SCATTER: elements of a part from its axis on; 0: all (axis 0)
 } RtExchange;

@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "runtime/inputs.h"
+#include "runtime/node_rows.h"
 #include "runtime/trace.h"
 
 // Bytes of work space: what is added or gathered, and the communicator's scratch behind it.
@@ -33,10 +34,13 @@ static size_t work_bytes(const RtPlan *plan, const RtExchange *x) {
         return MOVED_BYTES + (size_t)rt_comm_scratch_bytes(RT_COMM_TREE_SCATTER, (DType)x->dtype, elements, m);
     case RT_ALL_GATHER: return x->table ? (size_t)m * bytes : x->run ? MOVED_BYTES : 0;
     case RT_SUM_REPLICAS: return MOST_REPLICAS * bytes;
-    case RT_EXCHANGE_OFFSETS: return (size_t)m * (size_t)x->experts * (size_t)x->leaves * sizeof(int32_t);
+    case RT_EXCHANGE_OFFSETS: return x->per_node ? 0 : (size_t)m * (size_t)x->experts * (size_t)x->leaves * sizeof(int32_t);
+    case RT_EXCHANGE_ROWS: case RT_RETURN_ROWS: case RT_EXCHANGE_COUNTS: return x->per_node ? rt_node_work_bytes(x, m) : 0;
     default: return 0;
     }
 }
+
+static bool uses_box(const RtExchange *x) { return x->per_node && (x->kind == RT_EXCHANGE_ROWS || x->kind == RT_RETURN_ROWS); }
 
 static RtStatus open_groups(RtRanks *r, RtError *e) {
     int *members = malloc(sizeof *members * (size_t)r->n);
@@ -56,7 +60,7 @@ static RtStatus open_groups(RtRanks *r, RtError *e) {
 typedef struct RtSlot {
     RtCommOp op;
     int      ticket;
-    RtCommPart *send, *recv;   // [slots]
+    RtCommPart *send, *recv;   // [slots], by nodes [slots + ranks + 2]
     int64_t *cut;              // [ranks + 1]
     unsigned char *work;       // what it adds, gathers or counts
     size_t   work_bytes, slots;
@@ -65,6 +69,10 @@ typedef struct RtSlot {
     unsigned char *joined;     // all_gather along an inner axis: the result, where runs of each rank have to take turns
     int64_t  begin_ns, exposed_ns;
     bool     taken;            // while slots are dealt
+    RtNodeRows rows;           // of an exchange by nodes
+    unsigned char **box;       // [per_node]
+    size_t   box_bytes, box_at;      // of one of the two that take turns, and where they are in what a node shares
+    int      turn, per_node;
 } RtSlot;
 
 const RtExchange *rt_exchange_of(const RtPlan *plan, uint32_t step) {
@@ -95,13 +103,31 @@ static int deal_slots(const RtPlan *plan, RtSlot *slot, RtDealt *dealt) {
         s->taken = x->pending;
         if (bytes > s->work_bytes) s->work_bytes = bytes;
         if ((size_t)x->slots > s->slots) s->slots = (size_t)x->slots;
+        if (x->per_node > s->per_node) s->per_node = x->per_node;
+        size_t box = uses_box(x) ? rt_node_box_bytes(x, rt_group_size(plan->mesh, (RtGroup)x->group)) : 0;
+        if (box > s->box_bytes) s->box_bytes = box;
         if (k >= n_slots) n_slots = k + 1;
     }
     return n_slots;
 }
 
 static size_t work_room(const RtSlot *s) { return up(s->work_bytes + 1); }
-static size_t parts_room(const RtSlot *s) { return (s->slots + 1) * sizeof *s->send; }
+static size_t parts_room(const RtPlan *plan, const RtSlot *s) {
+    return (s->slots + 1 + (s->per_node ? (size_t)rt_mesh_ranks(plan->mesh) + 1 : 0)) * sizeof *s->send;
+}
+static size_t boxes_room(const RtSlot *s) { return (size_t)s->per_node * sizeof *s->box; }
+
+// What ranks of a node share: where each slot's part begins, and of how many bytes all are.  While one exchange is under way,
+// ranks that are behind may still read what the last in the same slot left; when it has ended here, all are through with that:
+// so two boxes take turns.
+static size_t place_boxes(RtSlot *slot, int n_slots) {
+    size_t at = 0;
+    for (int i = 0; i < n_slots; i++) {
+        slot[i].box_at = at;
+        at += 2 * up(slot[i].box_bytes);
+    }
+    return at;
+}
 static size_t cut_room(const RtPlan *plan) { return ((size_t)rt_mesh_ranks(plan->mesh) + 1) * sizeof(int64_t); }
 static size_t dealt_room(const RtPlan *plan) { return ((size_t)plan->steps.n + 1) * (sizeof(RtSlot) + sizeof(RtDealt)); }
 
@@ -111,7 +137,8 @@ int64_t rt_ranks_bytes(const RtPlan *plan) {
     int n = rt_mesh_ranks(plan->mesh), groups = 1, members = n;
     size_t bytes = sizeof(RtRanks) + dealt_room(plan) + (size_t)rt_slots_bytes(plan);
     int n_slots = slot && dealt ? deal_slots(plan, slot, dealt) : 0;
-    for (int i = 0; i < n_slots; i++) bytes += work_room(&slot[i]) + 2 * parts_room(&slot[i]) + cut_room(plan);
+    for (int i = 0; i < n_slots; i++) bytes += work_room(&slot[i]) + 2 * parts_room(plan, &slot[i]) + cut_room(plan) + boxes_room(&slot[i]);
+    bytes += place_boxes(slot, n_slots);
     for (int g = 0; g < RT_GROUPS; g++) {
         int m = rt_group_size(plan->mesh, (RtGroup)g);
         groups += m > 1;
@@ -120,6 +147,31 @@ int64_t rt_ranks_bytes(const RtPlan *plan) {
     free(slot);
     free(dealt);
     return (int64_t)bytes + rt_comm_bytes(n, groups, members);
+}
+
+// The plan says which ranks share memory; do they?
+static RtStatus check_nodes(const RtRanks *r, const RtExchange *x, RtError *e) {
+    int m = rt_group_size(r->mesh, (RtGroup)x->group);
+    int here = rt_comm_node(r->comm, r->rank), i = rt_group_rank(r->mesh, (RtGroup)x->group, r->rank);
+    for (int k = 0; k < m; k++) {
+        int other = rt_group_member(r->mesh, (RtGroup)x->group, r->rank, k);
+        if ((rt_comm_node(r->comm, other) == here) != (k / x->per_node == i / x->per_node))
+            return rt_fail(e, RT_BAD_SETTING, "the plan is for nodes of %d ranks that share experts, which rank %d and %d don't fit", x->per_node,
+                           r->rank, other);
+    }
+    return RT_OK;
+}
+
+static RtStatus share_boxes(RtRanks *r, size_t bytes, RtError *e) {
+    r->shared = calloc((size_t)r->n, sizeof *r->shared);
+    if (!r->shared) return rt_fail(e, RT_NO_MEMORY, "no memory for %d ranks", r->n);
+    for (uint32_t i = 0; i < r->plan->steps.n; i++) {
+        const RtExchange *x = rt_exchange_of(r->plan, i);
+        if (x && x->per_node) RT_TRY(check_nodes(r, x, e));
+    }
+    if (rt_comm_shared(r->comm, bytes, false, r->shared, e) == RT_OK) return RT_OK;
+    return rt_fail(e, e->code, "%.1f MB that ranks of a node share for rows of experts (parallel.a2a=flat needs none): %s", (double)bytes / 1e6,
+                   e->text);
 }
 
 static RtStatus open_buffers(RtRanks *r, RtPlanInstance *p, RtError *e) {
@@ -131,13 +183,17 @@ static RtStatus open_buffers(RtRanks *r, RtPlanInstance *p, RtError *e) {
     for (int i = 0; i < r->n_slots; i++) {
         RtSlot *s = &r->slot[i];
         s->work = aligned_alloc(64, work_room(s));
-        s->send = calloc(1, parts_room(s));
-        s->recv = calloc(1, parts_room(s));
+        s->send = calloc(1, parts_room(p->plan, s));
+        s->recv = calloc(1, parts_room(p->plan, s));
         s->cut = calloc(1, cut_room(p->plan));
-        if (!s->work || !s->send || !s->recv || !s->cut)
+        s->box = calloc(1, boxes_room(s) + 1);
+        if (!s->work || !s->send || !s->recv || !s->cut || !s->box)
             return rt_fail(e, RT_NO_MEMORY, "no memory for exchanges of %zu bytes", s->work_bytes);
-        taken += work_room(s) + 2 * parts_room(s) + cut_room(p->plan);
+        taken += work_room(s) + 2 * parts_room(p->plan, s) + cut_room(p->plan) + boxes_room(s);
     }
+    size_t shared = place_boxes(r->slot, r->n_slots);
+    if (shared) RT_TRY(share_boxes(r, shared, e));
+    taken += shared;
     p->allocated += (int64_t)taken + rt_comm_allocated(r->comm);
     return RT_OK;
 }
@@ -171,7 +227,9 @@ void rt_ranks_close(RtRanks *r) {
         free(r->slot[i].send);
         free(r->slot[i].recv);
         free(r->slot[i].cut);
+        free(r->slot[i].box);
     }
+    free(r->shared);
     free(r->slot);
     free(r->dealt);
     rt_slots_close(r->table, r->plan);
@@ -193,7 +251,8 @@ static RtCommKind kind_of(const RtExchange *x) {
     case RT_TREE_ALL_REDUCE: return is_exact(x) ? RT_COMM_EXACT : RT_COMM_TREE_REDUCE;
     case RT_TREE_REDUCE_SCATTER: return RT_COMM_TREE_SCATTER;
     case RT_ALL_GATHER: return RT_COMM_GATHER;
-    case RT_EXCHANGE_OFFSETS: return RT_COMM_COUNTS;
+    case RT_EXCHANGE_OFFSETS: return x->per_node ? RT_COMM_KINDS : RT_COMM_COUNTS;
+    case RT_EXCHANGE_COUNTS: return RT_COMM_COUNTS;
     case RT_EXCHANGE_ROWS: return RT_COMM_ROWS;
     case RT_RETURN_ROWS: return RT_COMM_BACK;
     case RT_SUM_REPLICAS: return RT_COMM_MOVE;
@@ -261,7 +320,8 @@ bool rt_exchange_op(const RtExchange *x, int m, const RtRowsAt *at, RtExchangeRo
         op->cut = room.cut;
         return true;
     case RT_COMM_COUNTS:
-        op->n = (int64_t)x->experts * x->leaves;
+        op->n = x->per_node ? rt_node_count_elements(x, m) : (int64_t)x->experts * x->leaves;
+        op->per_node = x->per_node;
         return true;
     case RT_COMM_MOVE:
         size_replicas(x, m, at, room.send, room.recv, op);
@@ -280,6 +340,22 @@ static void prepare(const Job *j, const RtRowsAt *at) {
     s->op.group = j->r->group[j->x->group];
     s->op.tag = (RtCommTag){.node = j->x->sequence, .where = RT_TEXT(j->r->plan, j->x->where)};
     s->op.scratch = s->work;
+}
+
+// The same by nodes.
+static void prepare_nodes(const Job *j, const RtNodeRows *rows) {
+    RtSlot *s = j->s;
+    s->rows = *rows;
+    s->op = (RtCommOp){.kind = kind_of(j->x), .dtype = (DType)j->x->dtype, .group = j->r->group[j->x->group],
+                       .tag = {.node = j->x->sequence, .where = RT_TEXT(j->r->plan, j->x->where)}};
+    for (int g = 0; g < j->x->per_node; g++) {
+        int k = j->i / j->x->per_node * j->x->per_node + g, rank = rt_group_member(j->r->mesh, (RtGroup)j->x->group, j->r->rank, k);
+        s->box[g] = (unsigned char *)j->r->shared[rank] + s->box_at + (size_t)s->turn * up(s->box_bytes);
+    }
+    s->turn = !s->turn;
+    s->rows.box = s->box;
+    rt_node_op(&s->rows, s->send, s->recv, &s->op);
+    rt_node_begin(&s->rows);
 }
 
 static bool moves_rows(const RtCommOp *op) { return op->kind == RT_COMM_ROWS || op->kind == RT_COMM_BACK; }
@@ -372,6 +448,7 @@ static void finish(const Job *j) {
         Parts parts = parts_of(j, j->x->elements, false);
         reorder(&parts, j->s->joined, j->s->work);
     }
+    if (r->status == RT_OK && j->x->per_node && moves_rows(&j->s->op)) rt_node_end(&j->s->rows);
     j->s->part = NULL;
     j->s->joined = NULL;
     j->s->exposed_ns += rt_now_ns() - wait_ns;
@@ -387,13 +464,15 @@ static void finish_chunk(const Job *j) {
     j->s->exposed_ns += rt_now_ns() - wait_ns;
 }
 
-static void run(const Job *j) {
+static void run_from(const Job *j, int64_t begin_ns) {
     RtRanks *r = j->r;
-    j->s->begin_ns = rt_now_ns();
+    j->s->begin_ns = begin_ns;
     r->status = rt_comm_start(r->comm, &j->s->op, &j->s->ticket, &r->error);
     j->s->exposed_ns = rt_now_ns() - j->s->begin_ns;
     if (r->status == RT_OK && !j->x->pending) finish(j);
 }
+
+static void run(const Job *j) { run_from(j, rt_now_ns()); }
 
 static void all_reduce(const Job *j, const void *x, void *y) {
     if (x != y) memcpy(y, x, bytes_of(j->x));
@@ -462,33 +541,72 @@ static void shard(const Job *j, const unsigned char *x, unsigned char *y) {
     for (int k = 0; k < mine; k++) memcpy(y + (size_t)k * one, x + (size_t)j->t->expert[j->i * mine + k] * one, one);
 }
 
-static void exchange_offsets(const Job *j, const int32_t *home, int32_t *far) {
-    int experts = j->x->experts, leaves = j->x->leaves, mine = j->t->slots / j->m;
+// Of all ranks, by expert and leaf: gathered now, or (by nodes) before.
+typedef struct { const int32_t *at; RtNodeRows by_nodes; int64_t n; } Counts;
+
+static int32_t count_of(const Job *j, const Counts *c, int k, int expert, int leaf) {
+    return c->at ? c->at[k * c->n + (int64_t)expert * j->x->leaves + leaf] : rt_node_rows(&c->by_nodes, k, expert, leaf);
+}
+
+static void gather_counts(const Job *j, const int32_t *home, Counts *c) {
     int32_t *counts = (int32_t *)(void *)j->s->work;         // [ranks, experts, leaves]
-    int64_t n = (int64_t)experts * leaves;
-    for (int64_t k = 0; k < n; k++) counts[j->i * n + k] = home[k + 1] - home[k];
-    if (j->r->routes) record_route(j->r, j->x, home);
+    for (int64_t k = 0; k < c->n; k++) counts[j->i * c->n + k] = home[k + 1] - home[k];
+    c->at = counts;
     prepare(j, NULL);
     j->s->op.buf = counts;
     run(j);
-    for (int64_t k = 0; j->r->status == RT_OK && k < n * j->m; k++) j->t->rows[k % n / leaves] += counts[k];
+}
+
+static RtNodeRows node_rows(const Job *j, const int32_t *home, const int32_t *counts, const int32_t *same) {
+    return (RtNodeRows){.x = *j->x, .m = j->m, .i = j->i, .table = j->t, .home = home, .counts = counts, .same = same, .work = j->s->work};
+}
+
+static void exchange_counts(const Job *j, const int32_t *home, const int32_t *same, int32_t *counts) {
+    RtNodeRows rows = node_rows(j, home, counts, same);
+    prepare(j, NULL);
+    rt_node_count(&rows, counts + rt_comm_block(&j->s->op, j->m, j->i) * j->s->op.n);
+    j->s->op.buf = counts;
+    run(j);
+}
+
+static void exchange_offsets(const Job *j, const int32_t *home, const int32_t *counts, int32_t *far) {
+    int experts = j->x->experts, leaves = j->x->leaves, mine = j->t->slots / j->m;
+    Counts c = {.n = (int64_t)experts * leaves};
+    if (j->r->routes) record_route(j->r, j->x, home);
+    if (j->x->per_node) c.by_nodes = node_rows(j, home, counts, NULL);
+    else gather_counts(j, home, &c);
+    for (int k = 0; j->r->status == RT_OK && k < j->m; k++)
+        for (int64_t p = 0; p < c.n; p++) j->t->rows[p / leaves] += count_of(j, &c, k, (int)(p / leaves), (int)(p % leaves));
     int32_t at = 0, *to = far;
     for (int s = j->i * mine; s < (j->i + 1) * mine; s++)
         for (int k = 0; k < j->m; k++)
             for (int l = 0; l < leaves; l++) {
                 *to++ = at;
                 bool rows = j->r->status == RT_OK && rt_slot_serves(j->t, s, k);
-                at += rows ? counts[k * n + (int64_t)j->t->expert[s] * leaves + l] : 0;
+                at += rows ? count_of(j, &c, k, j->t->expert[s], l) : 0;
             }
     *to = at;
 }
 
-static void exchange_rows(const Job *j, unsigned char *x, const int32_t *home, const int32_t *far, unsigned char *y) {
+// arg: x, offsets at home, at the experts; by nodes counts, and where rows may be the same, their numbers; y.
+static void exchange_rows(const Job *j, void *const *arg) {
     bool back = j->x->kind == RT_RETURN_ROWS;
-    prepare(j, &(RtRowsAt){.home = home, .far = far, .home_rows = back ? y : x, .far_rows = back ? x : y,
-                          .table = j->t, .rank = j->i});
+    const int32_t *home = arg[1], *far = arg[2];
+    int n_in = j->x->per_node ? j->x->tokens ? 5 : 4 : 3;
+    unsigned char *x = arg[0], *y = arg[n_in];
+    int64_t begin_ns = rt_now_ns();
+    if (j->x->per_node) {
+        RtNodeRows rows = node_rows(j, home, arg[3], j->x->tokens ? arg[4] : NULL);
+        rows.far = far;
+        rows.home_rows = back ? y : x;
+        rows.far_rows = back ? x : y;
+        prepare_nodes(j, &rows);
+    } else {
+        prepare(j, &(RtRowsAt){.home = home, .far = far, .home_rows = back ? y : x, .far_rows = back ? x : y,
+                               .table = j->t, .rank = j->i});
+    }
     if (!back) j->r->rows.arrived += far[(int64_t)j->t->slots * j->x->leaves];
-    run(j);
+    run_from(j, begin_ns);
 }
 
 // Experts of earlier chunks have no rows in front of the chunk's first row, those of later ones none behind its last.
@@ -517,7 +635,7 @@ void moec_exchange(const RtCall *c) {
     }
     if (r->status != RT_OK) {
         if (x->kind == RT_EXCHANGE_OFFSETS)
-            memset(arg[1], 0, ((size_t)x->slots * (size_t)x->leaves + 1) * sizeof(int32_t));
+            memset(arg[x->per_node ? 2 : 1], 0, ((size_t)x->slots * (size_t)x->leaves + 1) * sizeof(int32_t));
         return;
     }
     switch ((RtExchangeKind)x->kind) {
@@ -525,8 +643,9 @@ void moec_exchange(const RtCall *c) {
     case RT_TREE_REDUCE_SCATTER: reduce_scatter(&j, arg[0], arg[1]); break;
     case RT_ALL_GATHER: all_gather(&j, arg[0], arg[1]); break;
     case RT_SHARD: shard(&j, arg[0], arg[1]); break;
-    case RT_EXCHANGE_OFFSETS: exchange_offsets(&j, arg[0], arg[1]); break;
-    case RT_EXCHANGE_ROWS: case RT_RETURN_ROWS: exchange_rows(&j, arg[0], arg[1], arg[2], arg[3]); break;
+    case RT_EXCHANGE_COUNTS: exchange_counts(&j, arg[0], x->tokens ? arg[1] : NULL, arg[x->tokens ? 2 : 1]); break;
+    case RT_EXCHANGE_OFFSETS: exchange_offsets(&j, arg[0], arg[1], arg[x->per_node ? 2 : 1]); break;
+    case RT_EXCHANGE_ROWS: case RT_RETURN_ROWS: exchange_rows(&j, arg); break;
     case RT_SUM_REPLICAS: sum_replicas(&j, arg[0], arg[1]); break;
     case RT_WAIT:
         if (x->chunk + 1 < x->chunks) finish_chunk(&j);

@@ -22,6 +22,7 @@ typedef struct RtRanks {
     RtError  agreed;           // the last error of rt_agree, which all ranks have
     struct RtSlot *slot;       // of exchanges under way
     int      n_slots;
+    void   **shared;           // [n]: where rows between nodes lie, of each rank of this node; NULL: rows don't go by nodes
     struct RtDealt *dealt;     // by an exchange's number in the plan
     RtPlanInstance *plan_run;  // borrowed: whose exchanges these are
     RtRowsTime rows;           // since open

@@ -90,12 +90,32 @@ bool shape_exchange_offsets(const Node *n, Type *out, Diag *d) {
     return true;
 }
 
+bool shape_exchange_counts(const Node *n, Type *out, Diag *d) {
+    const Type *home = &n->in[0]->type;
+    int64_t parts = parts_of(n), experts = n->attr.experts, per_node = n->attr.per_node;
+    if (experts < 1 || per_node < 1 || parts % per_node || home->ndim != 1 || home->dim[0].sym || (home->dim[0].n - 1) % experts ||
+        (n->n_in > 1) != (n->attr.tokens > 0)) {
+        diag_error(d, n->at, "exchange_counts of %s for %lld experts on %lld ranks, %lld on each node: offsets of leaves are by expert, "
+                   "nodes alike, and tokens is how many different rows there may be", rule_type(n, home), (long long)experts, (long long)parts,
+                   (long long)per_node);
+        return false;
+    }
+    out[0] = type_make(I32, 1, &(Dim){parts * (home->dim[0].n - 1 + parts / per_node), NULL});
+    return true;
+}
+
+// By nodes there are counts, and numbers of rows that may be the same.
+static bool has_operands_of_nodes(const Node *n) {
+    int more = n->n_in - 3, most = n->op == OP_EXCHANGE_ROWS && n->attr.tokens ? 2 : 1;
+    return n->attr.per_node ? more == most : more == 0;
+}
+
 bool shape_exchange_rows(const Node *n, Type *out, Diag *d) {
     const Sym *from = type_ragged(&n->in[0]->type);
     bool back = n->op == OP_RETURN_ROWS;
     const Type *home = &n->in[1]->type, *experts = &n->in[2]->type;
     const Sym *near = back ? n->attr.sym : from, *far = back ? from : n->attr.sym;
-    if (!from || !n->attr.sym || n->attr.sym->kind != SYM_RAGGED || home->ndim != 1 || experts->ndim != 1 ||
+    if (!from || !n->attr.sym || !has_operands_of_nodes(n) || n->attr.sym->kind != SYM_RAGGED || home->ndim != 1 || experts->ndim != 1 ||
         home->dim[0].n != (int64_t)near->groups * near->leaves + 1 ||
         experts->dim[0].n != (int64_t)far->groups * far->leaves + 1) {
         diag_error(d, n->at, "%s needs rows of a route, their offsets and those of the other side, but got %s, %s and %s",

@@ -23,9 +23,32 @@ alike one dp4-zero --local 4 --set parallel.zero=1
 alike one dp2-ep2 --local 4 --set parallel.dp=2 --set parallel.ep=2
 alike one ep4-zero --local 4 --set parallel.ep=4 --set parallel.zero=2
 
+# rows by nodes: pretended ones of 1, 2, 4 ranks; a token whose experts are on one node crosses once
+by_nodes() { # ONE RANKS_A_NODE NAME OPTION...
+    export MOE_DEBUG=nodes:$2
+    alike "$1" "$3" "${@:4}" --set parallel.a2a=node
+    unset MOE_DEBUG
+}
+net() { # RUN KIND: messages and bytes that its ranks sent between nodes
+    sed 's/"received".*//' "$work/$1/ranks.json" | grep -oE "\"$2\":\{[^}]*\"net\":\[[0-9,]*" | sed 's/.*\[//' |
+        awk -F , '{ m += $1; b += $2 } END { print m + 0, b + 0 }'
+}
+by_nodes one 1 nodes-ep2 --local 2 --set parallel.ep=2
+by_nodes one 2 nodes-ep4-zero --local 4 --set parallel.ep=4 --set parallel.zero=2
+MOE_DEBUG=nodes:2 alike one flat-ep4 --local 4 --set parallel.ep=4 --set parallel.a2a=flat
+by_nodes one 2 nodes-dp2-ep4 --local 8 --set parallel.ep=4 --set parallel.placement=random
+by_nodes one 4 nodes-ep8-moving --local 8 --set parallel.ep=8 --set parallel.replicas=8 --set parallel.placement=random \
+    --set 'parallel.rebalance=1 step' --set parallel.rebalance_gain=0
+read -r messages bytes < <(net flat-ep4 rows)
+read -r fewer less < <(net nodes-ep4-zero rows)
+claim 'by nodes: a quarter of the messages' test "$fewer" -gt 0 -a $((4 * fewer)) -le "$messages"
+claim 'by nodes: fewer bytes there' test $((115 * less)) -lt $((100 * bytes))
+claim 'by nodes: as many back' diff <(net flat-ep4 back | cut -d ' ' -f 2) <(net nodes-ep4-zero back | cut -d ' ' -f 2)
+
 # four waves of four lanes, leaves that count by their labels, bf16
 waves=(--set train.batch=16 --set train.micro_batch=1 --set train.lanes=4 --set train.average=token --set train.dtype=bf16)
 claim 'waves: one rank' train "$work/waves" "${steps[@]}" "${waves[@]}"
+by_nodes waves 2 waves-nodes "${waves[@]}" --local 4 --set parallel.ep=4
 alike waves waves-dp2-ep2 "${waves[@]}" --local 4 --set parallel.ep=2 --set parallel.zero=1
 
 # experts anywhere; an expert's tensors, its rows and its norm go where the table says
@@ -60,6 +83,7 @@ claim 'has the tensors of one rank' same_tensors "$work/one" "$work/some"
 # choices without a place
 mixtral=$model model=models/tiny_switch.moe
 claim 'drops: one rank' train "$work/drops" "${steps[@]}"
+by_nodes drops 2 drops-nodes --local 4 --set parallel.ep=4
 alike drops drops-dp2-ep2 --local 4 --set parallel.ep=2
 alike drops drops-replicas --local 4 --set parallel.ep=4 --set parallel.replicas=4 "${always[@]}"
 claim 'there were some' grep -qE '"drop_rate": 0\.0*[1-9]' "$work/drops/metrics.jsonl"
@@ -73,6 +97,7 @@ model=$work/tiny_mixtral.moe
 claim 'dropout: one rank' train "$work/dropout" "${steps[@]}"
 alike dropout dropout-dp2 --local 2
 alike dropout dropout-ep2 --local 2 --set parallel.ep=2
+by_nodes dropout 1 dropout-nodes --local 2 --set parallel.ep=2
 alike dropout dropout-dp2-ep2 --local 4 --set parallel.ep=2
 model=$mixtral
 
@@ -151,7 +176,10 @@ refused 'no power of two' 'six lanes' --local 2 --set train.batch=12 --set train
 refused 'ffn.*12 experts.*8 ranks|E.*12' '12 experts on 8 ranks' --local 8 --set parallel.ep=8 --set E=12
 refused 'parallel.rebalance: with parallel.ep = 1' 'moving experts that are everywhere' --local 2 --set 'parallel.rebalance=5 steps'
 refused 'parallel.rebalance' 'moving experts on one rank' --set 'parallel.rebalance=5 steps'
-refused 'parallel.a2a is node' 'all-to-all by nodes' --local 2 --set parallel.ep=2 --set parallel.a2a=node
+refused 'parallel.chunks is 4, but rows that go by nodes' 'chunks by nodes' --local 2 --set parallel.ep=2 --set parallel.a2a=node --set parallel.chunks=4
+export MOE_DEBUG=nodes:3
+refused 'must be neighbours, as many on each node' 'nodes of three and one' --local 4 --set parallel.ep=4 --set parallel.a2a=node
+unset MOE_DEBUG
 refused 'parallel.progress is thread' 'a thread for messages' --local 2 --set parallel.progress=thread
 refused '8 experts and 3 replicas .parallel.replicas.' 'replicas that can.t be shared' --local 2 --set parallel.ep=2 --set parallel.replicas=3
 refused 'at most as many as experts' 'too many replicas' --local 2 --set parallel.ep=2 --set parallel.replicas=10

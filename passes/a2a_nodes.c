@@ -1,0 +1,158 @@
+// Rows of experts by nodes, where a node has several of the ranks that share them, or rows that several of its experts want:
+//
+//     %o' = exchange_offsets %o            =>      %c  = exchange_counts %o, %t {per_node = 4, tokens = 2048}
+//     %x' = exchange_rows %x, %o, %o'              %o' = exchange_offsets %o, %c {per_node = 4}
+//     %z  = return_rows %y, %o, %o'                %x' = exchange_rows %x, %o, %o', %c, %t {per_node = 4, tokens = 2048}
+//                                                  %z  = return_rows %y, %o, %o', %c {per_node = 4}
+//
+// %t are the rows' tokens, by which x was gathered.  What the runtime does then: runtime/node_rows.h.  A route goes so when that
+// is predicted to be faster, or parallel.a2a says so.
+#include <math.h>
+#include <string.h>
+
+#include "passes/a2a.h"
+
+// What partition made of a route.
+typedef struct {
+    Node  *offsets;            // exchange_offsets
+    Node **user;               // exchange_rows, return_rows
+    int    n_users;
+    Value *same;               // rows of the same number are one; NULL: not known
+    int64_t tokens;
+    int    per_node, nodes;
+} Route;
+
+static bool is_user(const Route *r, const Node *n) {
+    return (n->op == OP_EXCHANGE_ROWS || n->op == OP_RETURN_ROWS) && n->in[2] == &r->offsets->out[0];
+}
+
+// By which token's number was it gathered?  slot / k, of the route's own slots.
+static Value *token_of_rows(const Route *r, const Node *n) {
+    const Node *rows = n->in[0]->node;
+    double k;
+    if (n->op != OP_EXCHANGE_ROWS || rows->op != OP_GATHER_ROWS) return NULL;
+    const Node *div = rows->in[1]->node;
+    bool by_token = div->op == OP_DIV && div->in[0]->node == r->offsets->in[0]->node && value_is_scalar_const(div->in[1], &k);
+    return by_token ? rows->in[1] : NULL;
+}
+
+static Route route_of(Graph *g, PassCtx *cx, Node *offsets) {
+    Route r = {.offsets = offsets, .user = arena_array(cx->scratch, Node *, offsets->out[0].n_uses + 1), .per_node = (int)cx->train->per_node};
+    r.nodes = a2a_ranks(offsets) / r.per_node;
+    for_each_node(g, n) {
+        if (!is_user(&r, n)) continue;
+        r.user[r.n_users++] = n;
+        Value *token = token_of_rows(&r, n);
+        if (!token || r.same) continue;
+        const Type *x = &n->in[0]->node->in[0]->type;
+        r.same = token;
+        r.tokens = type_bound_elements(x) / dim_bound(x->dim[x->ndim - 1]);
+    }
+    return r;
+}
+
+static bool crosses_once(const Route *r, const Node *n) { return r->same && token_of_rows(r, n) == r->same; }
+
+// ---- how long ----------------------------------------------------------------------------------------------------
+
+// Of the rows for k experts each, how many different ones a node gets: k of E experts, E / nodes of them there, drawn evenly.
+static double distinct(const Route *r, double rows) {
+    double experts = (double)r->offsets->attr.experts, there = experts / r->nodes, k = rows / (double)r->tokens, none = 1;
+    for (int i = 0; i < (int)(k + 0.5); i++) none *= experts - there > i ? (experts - there - i) / (experts - i) : 0;
+    return (double)r->tokens * (1 - none) * r->nodes;
+}
+
+typedef struct { A2aRun run; double copied; } Way;
+
+// Half of what a step does with the route (forward or backward), as if both were alike.
+static Way way(Graph *g, PassCtx *cx, const Route *r, bool by_nodes) {
+    Way w = {.run = {.kernels = 1}};
+    int ranks = a2a_ranks(r->offsets);
+    double map = sizeof(int32_t);
+    for (int i = 0; i < r->n_users; i++) {
+        const Node *n = r->user[i];
+        double rows = a2a_rows_at_home(n), row = a2a_row_bytes(n), bytes = rows * row;
+        bool once = by_nodes && crosses_once(r, n);
+        if (once) bytes = distinct(r, rows) * row + rows * map;
+        *(n->op == OP_EXCHANGE_ROWS ? &w.run.there : &w.run.back) += a2a_on_link(cx, bytes, ranks) / 2;
+        // written where a node shares memory; what goes there is packed in front of that
+        double away = (double)(r->nodes - 1) / r->nodes;
+        if (by_nodes) w.copied += (rows * row + (n->op == OP_EXCHANGE_ROWS ? bytes : 0)) * away / 2;
+    }
+    for_each_node(g, n)
+        if (n->op == OP_GROUPED_MATMUL && n->in[2] == &r->offsets->out[0]) w.run.products += a2a_products_flops(n) / ranks / 2;
+    return w;
+}
+
+enum { COPIES_A_SECOND = 2000000000, WORD_NS = 2000 };       // bytes that one core copies; a word between ranks of a node
+
+static double seconds_by_nodes(Graph *g, PassCtx *cx, const Route *r) {
+    Way w = way(g, cx, r, true);
+    double words = r->n_users / 2.0 * (r->per_node - 1) * WORD_NS * 1e-9;
+    return a2a_seconds(cx, &w.run, 1, r->nodes - 1) + w.copied / COPIES_A_SECOND + words;
+}
+
+static double seconds_by_ranks(Graph *g, PassCtx *cx, const Route *r) {
+    Way w = way(g, cx, r, false);
+    int ranks = a2a_ranks(r->offsets), peers = a2a_peers(cx, ranks), experts = (int)r->offsets->attr.experts / ranks;
+    return a2a_seconds(cx, &w.run, a2a_best_chunks(cx, &w.run, experts, peers), peers);
+}
+
+// ---- by nodes ----------------------------------------------------------------------------------------------------
+
+// The rows' tokens, in front of the counts that need them.
+static void hoist_same(Graph *g, Route *r) {
+    double k = 1;
+    Builder b = builder_before(g, r->offsets);
+    Node *div = r->same->node;
+    value_is_scalar_const(div->in[1], &k);
+    Value *same = build_binary(&b, OP_DIV, div->in[0], build_const(&b, k, I32));
+    replace_all_uses(g, r->same, same);
+    graph_remove(div);
+    r->same = same;
+}
+
+static void send_by_nodes(Graph *g, Route *r) {
+    Node *o = r->offsets;
+    if (r->same) hoist_same(g, r);
+    Builder b = builder_before(g, o);
+    Value *counts = r->same ? make(&b, OP_EXCHANGE_COUNTS, INS(o->in[0], r->same), .experts = o->attr.experts, .over = o->attr.over,
+                                   .slots = o->attr.slots, .per_node = r->per_node, .tokens = r->tokens)
+                            : make(&b, OP_EXCHANGE_COUNTS, INS(o->in[0]), .experts = o->attr.experts, .over = o->attr.over,
+                                   .slots = o->attr.slots, .per_node = r->per_node);
+    node_add_operand(o, counts);
+    o->attr.per_node = r->per_node;
+    for (int i = 0; i < r->n_users; i++) {
+        Node *n = r->user[i];
+        bool once = crosses_once(r, n);
+        node_add_operand(n, counts);
+        n->attr.per_node = r->per_node;
+        if (!once) continue;
+        node_add_operand(n, r->same);
+        n->attr.tokens = r->tokens;
+    }
+}
+
+bool a2a_by_nodes(Graph *g, PassCtx *cx) {
+    const TrainOpts *t = cx->train;
+    int routes = 0, by_nodes = 0;
+    double nodes = 0, ranks = 0;
+    if (!t || !t->per_node || !strcmp(t->a2a, "flat") || (t->chunks > 1 && strcmp(t->a2a, "node") != 0)) return false;
+    for_each_node(g, n) {
+        if (n->op != OP_EXCHANGE_OFFSETS || a2a_ranks(n) % t->per_node || a2a_ranks(n) == t->per_node) continue;
+        Route r = route_of(g, cx, n);
+        double one = seconds_by_nodes(g, cx, &r), other = seconds_by_ranks(g, cx, &r);
+        bool chosen = one < other || !strcmp(t->a2a, "node");
+        TRACE(cx, "schedule-a2a: %s: rows %s, predicted %.3f ms by %d nodes of %d ranks, %.3f ms from rank to rank\n", n->path ? n->path : "",
+              chosen ? r.same ? "by nodes, each once" : "by nodes" : "from rank to rank", 1e3 * one, r.nodes, r.per_node, 1e3 * other);
+        routes++;
+        by_nodes += chosen;
+        nodes += one;
+        ranks += other;
+        if (chosen) send_by_nodes(g, &r);
+    }
+    if (routes)
+        WON(cx, "rows of %d of %d routes go by nodes of %d ranks: predicted %.2f ms, from rank to rank %.2f ms", by_nodes, routes,
+            (int)t->per_node, 1e3 * nodes, 1e3 * ranks);
+    return by_nodes > 0;
+}
