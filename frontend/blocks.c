@@ -84,6 +84,7 @@ static const KeyRow rows[] = {
     {"parallel", "placement", KEY_WORD, AT(parallel.placement), "linear round_robin random", .fallback = "\"linear\""},
     {"parallel", "rebalance", KEY_QUANTITY, AT(parallel.rebalance), "step", true, .fallback = "none"},
     {"parallel", "rebalance_window", KEY_QUANTITY, AT(parallel.rebalance_window), "step", true, .fallback = "none"},
+    {"parallel", "rebalance_groups", KEY_INT, AT(parallel.rebalance_groups), .least = 1, .fallback = "1"},
     {"parallel", "rebalance_gain", KEY_NUM, AT(parallel.rebalance_gain), .fallback = "1"},
     {"generate", "max_tokens", KEY_INT, AT(generate.max_tokens), .least = 1, .fallback = "256"},
     {"generate", "temperature", KEY_NUM, AT(generate.temperature), .fallback = "1"},

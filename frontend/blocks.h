@@ -80,6 +80,7 @@ typedef struct {
         const char *placement;     // linear round_robin random
         Quantity rebalance;        // unit NULL: never
         Quantity rebalance_window; // unit NULL: as long
+        int64_t  rebalance_groups;
         double   rebalance_gain;
     } parallel;
     struct {

@@ -76,6 +76,11 @@ static bool can_share(Session *s, const Settings *t) {
         return WRONG("parallel.replicas: with parallel.ep = 1 every rank has all experts");
     if (t->parallel.rebalance.unit && t->parallel.ep == 1)
         return WRONG("parallel.rebalance: with parallel.ep = 1 every rank has all experts, there is nothing to move");
+    if (t->parallel.rebalance_groups > 1 && t->parallel.replicas)
+        return WRONG("parallel.rebalance_groups is %lld: replicas (parallel.replicas) serve ranks of all nodes, so no group of experts stays on one",
+                     (long long)t->parallel.rebalance_groups);
+    if (t->parallel.rebalance_groups > 1 && !t->parallel.rebalance.unit)
+        return WRONG("parallel.rebalance_groups is %lld, but parallel.rebalance is none: no expert moves", (long long)t->parallel.rebalance_groups);
     if (order->n && strcmp(order->at[0], "ep") != 0)
         return WRONG("parallel.order begins with %s: in this version neighbours share matrices, then experts", order->at[0]);
     return true;

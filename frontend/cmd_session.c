@@ -386,6 +386,7 @@ char *session_json(Session *s) {
     json_object_set_new(parallel, "placement", json_string(t->parallel.placement));
     set_quantity(parallel, "rebalance", t->parallel.rebalance);
     set_quantity(parallel, "rebalance_window", t->parallel.rebalance_window);
+    json_object_set_new(parallel, "rebalance_groups", json_integer(t->parallel.rebalance_groups));
     json_object_set_new(parallel, "rebalance_gain", json_real(t->parallel.rebalance_gain));
 
     json_object_set_new(gen, "max_tokens", json_integer(t->generate.max_tokens));

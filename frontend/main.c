@@ -126,6 +126,7 @@ const Command commands[] = {
      "Experts begin by parallel.placement (linear, round_robin, random).  --set 'parallel.rebalance=100 steps' counts their\n"
      "rows and moves them between ranks each 100 steps where that saves more time than it takes: over\n"
      "parallel.rebalance_window (the same 100 steps), parallel.rebalance_gain (1) times more; 0 moves whenever loads say so.\n"
+     "parallel.rebalance_groups (of a router that limits tokens to few groups of experts) stay on one node each.\n"
      "With parallel.replicas=8 each MoE layer has 8 slots more than experts: the busiest experts are on 2 or 4 ranks.\n"
      "Bits and checkpoints are not changed by any of it.\n"
      "With --ranks or --restarts this process supervises those that train: it ends all when one is killed, stopped or stuck,\n"

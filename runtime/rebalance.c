@@ -4,8 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "runtime/eplb.h"
 #include "runtime/gather.h"
+#include "runtime/place.h"
 #include "runtime/trace.h"
 
 static const int64_t STAGING = 64 << 20, PROBE = 1 << 20;
@@ -14,6 +14,7 @@ struct RtRebalance {
     RtPlanInstance *p;
     RtRanks *ranks;
     RtRebalanceSetting s;
+    RtPlaces places;
     int      n_tables, n_experts, n_slots;      // of all tables
     int64_t *counts;           // [window, n_experts]
     int64_t *sum;              // [n_experts]
@@ -137,68 +138,6 @@ static double busiest(const RtSlots *t, const int64_t *sum, const int32_t *exper
     return most;
 }
 
-static int in_common(const int32_t *a, const int32_t *b, int n) {
-    int both = 0;
-    for (int i = 0; i < n; i++)
-        for (int k = 0; k < n; k++) both += a[i] == b[k];
-    return both;
-}
-
-// Which rank gets which pack is free, and so is the order of its slots: as many experts as may be stay where they are.
-static bool keep_in_place(const RtSlots *t, int ranks, const int32_t *pack, int32_t *expert) {
-    int each = t->slots / ranks;
-    int *owner = malloc((size_t)ranks * sizeof *owner);     // pack of a rank
-    bool *taken = calloc((size_t)ranks, sizeof *taken), *placed = calloc((size_t)t->slots, sizeof *placed);
-    bool ok = owner && taken && placed;
-    for (int r = 0; ok && r < ranks; r++) owner[r] = -1;
-    for (int turn = 0; ok && turn < ranks; turn++) {
-        int best = -1, rank = 0, which = 0;
-        for (int r = 0; r < ranks; r++)
-            for (int k = 0; k < ranks && owner[r] < 0; k++) {
-                int both = taken[k] ? -1 : in_common(t->expert + r * each, pack + k * each, each);
-                if (both > best) best = both, rank = r, which = k;
-            }
-        owner[rank] = which;
-        taken[which] = true;
-    }
-    for (int r = 0; ok && r < ranks; r++) {
-        const int32_t *mine = pack + owner[r] * each;
-        bool *done = placed + r * each;                     // of the pack's experts
-        int32_t *to = expert + r * each;
-        for (int s = 0; s < each; s++) {
-            to[s] = -1;
-            for (int k = 0; k < each && to[s] < 0; k++)
-                if (!done[k] && mine[k] == t->expert[r * each + s]) to[s] = mine[k], done[k] = true;
-        }
-        for (int s = 0, k = 0; s < each; s++) {
-            if (to[s] >= 0) continue;
-            while (done[k]) k++;
-            to[s] = mine[k];
-            done[k] = true;
-        }
-    }
-    free(owner);
-    free(taken);
-    free(placed);
-    return ok;
-}
-
-static RtStatus place(const RtSlots *t, int ranks, const int64_t *sum, int32_t *expert, RtError *e) {
-    RtEplbSizes z = {.experts = t->experts, .slots = t->slots, .ranks = ranks, .nodes = 1, .groups = 1,
-                     .powers = t->slots > t->experts};
-    float *load = malloc((size_t)t->experts * sizeof *load);
-    int32_t *pack = malloc((size_t)t->slots * sizeof *pack), *count = malloc((size_t)t->experts * sizeof *count);
-    bool ok = load && pack && count;
-    for (int i = 0; ok && i < t->experts; i++) load[i] = (float)sum[i];
-    RtStatus s = ok ? rt_eplb(&z, load, pack, count, e) : RT_NO_MEMORY;
-    if (s == RT_OK && !keep_in_place(t, ranks, pack, expert)) s = RT_NO_MEMORY;
-    if (s == RT_NO_MEMORY) rt_fail(e, s, "no memory to place experts of %s", t->name);
-    free(load);
-    free(pack);
-    free(count);
-    return s;
-}
-
 // ---- deciding ----------------------------------------------------------------------------------------------------
 
 // Bytes a second between neighbours, all at once.
@@ -277,7 +216,7 @@ static RtStatus rebalance(RtRebalance *r, int64_t steps, Prospect *x, int32_t *f
     if (r->rate == 0) RT_TRY(probe(r, e));
     for (int i = 0; i < r->n_tables; i++) {
         const RtSlots *t = &r->ranks->table[i];
-        RT_TRY(rt_agree(r->ranks, place(t, r->ranks->mesh.ep, sum, expert, e), e));
+        RT_TRY(rt_agree(r->ranks, rt_place(t, r->places, sum, expert, e), e));
         x[i] = prospect(r, i, sum, expert);
         expert += t->slots;
         sum += t->experts;
@@ -289,6 +228,34 @@ static RtStatus rebalance(RtRebalance *r, int64_t steps, Prospect *x, int32_t *f
     if (bytes > 0 && out->seconds > 0) r->rate = bytes / out->seconds;
     r->seconds = 0;
     r->timed = 0;
+    return RT_OK;
+}
+
+// ---- nodes -------------------------------------------------------------------------------------------------------
+
+// The nodes that the ranks who share experts are dealt to in order, as many to each; 1 if they lie otherwise.
+static int nodes_of(const RtRanks *r) {
+    int m = r->mesh.ep, nodes = 1;
+    for (int i = 1; i < m; i++) {
+        int here = rt_comm_node(r->comm, rt_group_member(r->mesh, RT_GROUP_EXP, r->rank, i));
+        nodes += here != rt_comm_node(r->comm, rt_group_member(r->mesh, RT_GROUP_EXP, r->rank, i - 1));
+    }
+    for (int i = 0; i < m && m % nodes == 0; i++) {
+        int first = i / (m / nodes) * (m / nodes);
+        if (rt_comm_node(r->comm, rt_group_member(r->mesh, RT_GROUP_EXP, r->rank, i)) !=
+            rt_comm_node(r->comm, rt_group_member(r->mesh, RT_GROUP_EXP, r->rank, first))) return 1;
+    }
+    return m % nodes ? 1 : nodes;
+}
+
+static RtStatus find_places(RtRebalance *r, RtError *e) {
+    int32_t nodes = nodes_of(r->ranks);                      // one word for all groups
+    RT_TRY(rt_from_first(r->ranks, &nodes, sizeof nodes, e));
+    r->places = (RtPlaces){.ranks = r->ranks->mesh.ep, .nodes = nodes, .groups = r->s.groups};
+    for (int i = 0; i < r->n_tables; i++)
+        if (r->ranks->table[i].experts % r->s.groups)
+            return rt_fail(e, RT_BAD_SETTING, "parallel.rebalance_groups is %d, which doesn't divide the %d experts of %s", r->s.groups,
+                           r->ranks->table[i].experts, r->ranks->table[i].name);
     return RT_OK;
 }
 
@@ -308,11 +275,13 @@ RtStatus rt_rebalance_open(RtPlanInstance *p, RtRebalanceSetting s, RtRebalance 
     int pass = rt_program(p, "pass");
     double all = pass >= 0 ? rt_program_flops(p, pass) : 0;
     r->share = all > 0 ? rt_expert_flops(p, pass) / all : 0;
-    if (r->counts && r->sum && r->expert) return RT_OK;
-    rt_fail(e, RT_NO_MEMORY, "no memory to count the rows of %d experts for %lld steps", r->n_experts, (long long)s.window);
+    RtStatus status = r->counts && r->sum && r->expert ? find_places(r, e)
+                                                       : rt_fail(e, RT_NO_MEMORY, "no memory to count the rows of %d experts for %lld steps",
+                                                                 r->n_experts, (long long)s.window);
+    if (status == RT_OK) return RT_OK;
     rt_rebalance_close(r);
     *out = NULL;
-    return RT_NO_MEMORY;
+    return status;
 }
 
 void rt_rebalance_close(RtRebalance *r) {

@@ -12,6 +12,7 @@
 typedef struct {
     int64_t interval, window;  // steps
     double  gain;              // a move must save so many times the seconds it takes
+    int     groups;            // of experts, that a router limits tokens to: each stays on one node whole; 1: all alike
 } RtRebalanceSetting;
 
 typedef struct {

@@ -45,6 +45,7 @@ typedef struct {
     // parallel
     RtPlacementKind placement;         // of experts, at first
     RtQuantity rebalance, rebalance_window;    // rebalance.h; {0}: never; as long
+    int64_t rebalance_groups;
     double rebalance_gain;
     // generate
     int64_t max_tokens, top_k;         // top_k 0: none

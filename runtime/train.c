@@ -252,7 +252,7 @@ static RtStatus open_rebalance(Run *r, RtError *e) {
     if (every < 1 || window < 0 || window > LONGEST)
         return rt_fail(e, RT_BAD_SETTING, "parallel.rebalance and parallel.rebalance_window are whole numbers of steps, at most %d",
                        LONGEST);
-    RtRebalanceSetting s = {.interval = (int64_t)every, .gain = r->s->rebalance_gain};
+    RtRebalanceSetting s = {.interval = (int64_t)every, .gain = r->s->rebalance_gain, .groups = (int)r->s->rebalance_groups};
     s.window = window >= 1 ? (int64_t)window : s.interval < LONGEST ? s.interval : LONGEST;
     return rt_rebalance_open(r->p, s, &r->rebalance, e);
 }

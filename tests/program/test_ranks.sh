@@ -175,6 +175,11 @@ says 'help: --set train.lanes=2' 'with help'
 refused 'no power of two' 'six lanes' --local 2 --set train.batch=12 --set train.lanes=6
 refused 'ffn.*12 experts.*8 ranks|E.*12' '12 experts on 8 ranks' --local 8 --set parallel.ep=8 --set E=12
 refused 'parallel.rebalance: with parallel.ep = 1' 'moving experts that are everywhere' --local 2 --set 'parallel.rebalance=5 steps'
+refused 'parallel.rebalance_groups is 2, but parallel.rebalance is none' 'groups of experts that never move' --local 2 --set parallel.ep=2 \
+    --set parallel.rebalance_groups=2
+exits 1 'groups that do not share the experts' train "$work/groups" --local 2 --set parallel.ep=2 --set 'parallel.rebalance=1 step' \
+    --set parallel.rebalance_groups=3
+says 'parallel.rebalance_groups is 3, which doesn.t divide the 8 experts of layers.0' 'are refused'
 refused 'parallel.rebalance' 'moving experts on one rank' --set 'parallel.rebalance=5 steps'
 refused 'parallel.chunks is 4, but rows that go by nodes' 'chunks by nodes' --local 2 --set parallel.ep=2 --set parallel.a2a=node --set parallel.chunks=4
 export MOE_DEBUG=nodes:3

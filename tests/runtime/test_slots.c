@@ -5,6 +5,7 @@
 #include <stdint.h>
 #include <cmocka.h>
 #include <string.h>
+#include "runtime/place.h"
 #include "runtime/slots.h"
 
 typedef struct {
@@ -75,7 +76,40 @@ static void what_is_no_placement_changes_nothing(void **state) {
     rt_slots_close(t, &p.plan);
 }
 
+// Two nodes of two ranks, 16 experts in 4 groups: the groups of most load are not on one node, none is on two, and whoever
+// may stay does.
+static void groups_stay_on_nodes(void **state) {
+    struct { RtPlan plan; char text[8]; RtSlotTable table; } p = {.text = "\0moe", .table = {1, 16, 16, 0}};
+    p.plan.mesh = (RtMesh){.dp = 1, .ep = 4, .tp = 1};
+    p.plan.text = (RtSpan){offsetof(__typeof__(p), text), sizeof p.text};
+    p.plan.slot_tables = (RtSpan){offsetof(__typeof__(p), table), 1};
+    RtSlots *t;
+    RtError e;
+    assert_int_equal(rt_slots_open(&p.plan, &t, &e), RT_OK);
+    int64_t load[16];
+    int32_t expert[16];
+    for (int i = 0; i < 16; i++) load[i] = i < 8 ? 100 + i : 10 + i;      // groups 0 and 1 are busy, and on node 0 as it begins
+    assert_int_equal(rt_place(t, (RtPlaces){4, 2, 4}, load, expert, &e), RT_OK);
+    assert_true(rt_slots_set(t, expert));
+    int node[4];
+    for (int g = 0; g < 4; g++) {
+        node[g] = t->slot[g * 4] / 8;
+        for (int i = 1; i < 4; i++) assert_int_equal(t->slot[g * 4 + i] / 8, node[g]);
+    }
+    assert_int_not_equal(node[0], node[1]);
+    assert_int_not_equal(node[2], node[3]);
+    int32_t again[16];
+    assert_int_equal(rt_place(t, (RtPlaces){4, 2, 4}, load, again, &e), RT_OK);       // the same loads move nobody
+    assert_memory_equal(again, expert, sizeof expert);
+    assert_int_equal(rt_place(t, (RtPlaces){4, 1, 1}, load, expert, &e), RT_OK);      // all nodes alike: evener, and groups part
+    bool parted = false;
+    for (int s = 0; s < 16; s++) parted |= s / 8 != t->slot[expert[s] / 4 * 4] / 8;
+    assert_true(parted);
+    rt_slots_close(t, &p.plan);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(all_ways_to_begin), cmocka_unit_test(what_is_no_placement_changes_nothing)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(groups_stay_on_nodes),
+        cmocka_unit_test(all_ways_to_begin), cmocka_unit_test(what_is_no_placement_changes_nothing)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
