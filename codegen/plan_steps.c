@@ -30,10 +30,18 @@ static void add_bytes(Plan *p, RtStep *s, const Type *t) {
     }
 }
 
+enum { HAS_SEQUENCES = 16 };
+
 // Of operand i: no more is read of it than this.  A slice, and rows by number, are as large as what they become.
 static const Type *read_of(const Node *n, int i) {
     const Type *all = &n->in[i]->type, *some = all;
-    if (n->op == OP_CACHE) return &n->in[1]->type;
+    if (n->op == OP_CACHE && i < 2) return &n->in[1]->type;
+    if (n->op == OP_ATTENTION && (n->attr.has & HAS_SEQUENCES) && (i == 1 || i == 2)) {      // of pools, what sequences have so far
+        Type *read = arena_new(n->graph->arena, Type);
+        *read = *all;
+        read->dim[1] = (Dim){1, graph_find_sym(n->graph, "C")};
+        return read->dim[1].sym ? read : all;
+    }
     if ((n->op == OP_GATHER_ROWS || n->op == OP_SLICE || n->op == OP_TAKE) && i == 0) some = &n->out[0].type;
     if (n->op == OP_FUSED)
         for_each_node(n->attr.body, m) for (int k = 0; k < m->n_in; k++) {

@@ -99,6 +99,7 @@ static const KeyRow rows[] = {
     {"generate", "seed", KEY_INT, AT(generate.seed), .fallback = "0"},
     {"generate", "dropless", KEY_BOOL, AT(generate.dropless), .fallback = "true"},
     {"generate", "context", KEY_INT, AT(generate.context), .least = 1, .fallback = "4096"},
+    {"generate", "batch", KEY_INT, AT(generate.batch), .may_be_none = true, .least = 1, .fallback = "none"},
     {"generate", "batch_tokens", KEY_INT, AT(generate.batch_tokens), .least = 1, .fallback = "512"},
     {"generate", "dtype", KEY_WORD, AT(generate.dtype), "trained f32 bf16", .fallback = "\"trained\""},
     {"generate", "mla", KEY_WORD, AT(generate.mla), "plain absorbed", .fallback = "\"plain\""},

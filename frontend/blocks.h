@@ -94,6 +94,7 @@ typedef struct {
         int64_t  seed;
         bool     dropless;
         int64_t  context, batch_tokens;
+        int64_t  batch;              // sequences of a run; 0: as many as there are, within reason
         const char *dtype;         // trained (as train.dtype) f32 bf16
         const char *mla;           // absorbed plain
     } generate;

@@ -234,21 +234,38 @@ static RtWork last_work(const RtDecoder *d, const RtLimits *limits, double *leas
     return sum;
 }
 
+// n ids to each place, whose texts stand `apart` ids from each other.
+static void feed(RtDecoder *d, const int32_t *text, int64_t apart, int64_t n) {
+    for (int64_t fed = 0; fed < n * d->places;) {
+        rt_decoder_begin(d);
+        while (fed < n * d->places && d->rows < d->max_rows) {
+            int64_t left = n - fed % n, room = d->max_rows - d->rows, rows = left < room ? left : room;
+            rt_decoder_add(d, (int)(fed / n), text + fed / n * apart + fed % n, rows);
+            fed += rows;
+        }
+        rt_decoder_run(d);
+    }
+}
+
+static void restart(RtDecoder *d) {
+    for (int place = 0; place < d->places; place++) rt_decoder_restart(d, place);
+}
+
 // Prompts, each in so many pieces, or single tokens behind one.
-static bool trace_runs(Cli *c, RtDecoder *d, const int32_t *text, int64_t prompt, int64_t pieces) {
+static bool trace_runs(Cli *c, RtDecoder *d, const int32_t *text, int64_t apart, int64_t prompt, int64_t pieces) {
     bool tokens = cli_flag(c, "decode");
     RtError e = {0};
-    rt_decoder_restart(d);
-    if (tokens) rt_decoder_feed(d, text, prompt);
+    restart(d);
+    if (tokens) feed(d, text, apart, prompt);
     if (rt_trace_begin(d->plan, (int)(PROFILED * (tokens ? 1 : pieces)), &e) != RT_OK) return failed(c, &e);
     for (int i = 0; i < PROFILED; i++) {
-        if (!tokens) rt_decoder_restart(d);
-        rt_decoder_feed(d, tokens ? text + prompt + i % 2 : text, tokens ? 1 : prompt);
+        if (!tokens) restart(d);
+        feed(d, tokens ? text + prompt + i % 2 : text, apart, tokens ? 1 : prompt);
     }
     return true;
 }
 
-// On several ranks: as many sequences as data ranks, fed in step.
+// As many sequences as there are places on the data ranks, fed in step.
 typedef struct {
     const Session *s;
     const RtSettings *settings;
@@ -265,16 +282,17 @@ static RtStatus open_decoder(const GenerateBench *b, RtPlanInstance *p, RtDecode
     return rt_init(p, b->settings->seed, e);
 }
 
-// took: [rounds] of the prompt, then [rounds, tokens].
+// text: [places, prompt + tokens]; took: [rounds] of the prompts, then [rounds, tokens].
 static RtStatus feed_rounds(const GenerateBench *b, RtDecoder *d, int32_t *text, double *took, RtError *e) {
     RtRanks *ranks = d->plan->ranks;
+    int64_t apart = b->prompt + b->tokens;
     RandomIds ids = {1 + (uint64_t)rt_data_rank(ranks), d->vocab, 0};
-    for (int64_t i = 0; i < b->prompt + b->tokens; i++) text[i] = next_id(&ids);
+    for (int64_t i = 0; i < apart * d->places; i++) text[i] = next_id(&ids);
     for (int64_t r = -1; r < b->rounds; r++) {           // one round to touch all memory
-        rt_decoder_restart(d);
+        restart(d);
         for (int64_t i = 0; i <= b->tokens; i++) {
             int64_t begin_ns = rt_now_ns();
-            rt_decoder_feed(d, i ? text + b->prompt + i - 1 : text, i ? 1 : b->prompt);
+            feed(d, i ? text + b->prompt + i - 1 : text, apart, i ? 1 : b->prompt);
             RT_TRY(rt_ranks_status(ranks, e));
             double *to = i ? took + b->rounds + (r * b->tokens + i - 1) : took + r;
             if (r >= 0) *to = (double)(rt_now_ns() - begin_ns) / 1e9;
@@ -288,38 +306,43 @@ static json_t *generate_facts(Cli *c, Session *s, const RtSettings *settings) {
     int64_t prompt = bench_number(c, "prompt", 1, 512, &ok), tokens = bench_number(c, "tokens", 2, 64, &ok), rounds = bench_number(c, "rounds", 1, 5, &ok);
     if (!ok) return NULL;
     GenerateBench bench = {.s = s, .settings = settings, .prompt = prompt, .tokens = tokens, .rounds = rounds};
-    int32_t *text = arena_array(c->arena, int32_t, prompt + tokens);
-    double *first = arena_array(c->arena, double, rounds * (tokens + 1)), *each = first + rounds;
     RtDecoder d = {0};
     RtError e = {0};
     json_t *facts = NULL;
-    ok = (open_decoder(&bench, s->plan, &d, &e) == RT_OK && feed_rounds(&bench, &d, text, first, &e) == RT_OK) || failed(c, &e);
+    ok = open_decoder(&bench, s->plan, &d, &e) == RT_OK || failed(c, &e);
+    int64_t apart = prompt + tokens, n = d.places;
+    int32_t *text = arena_array(c->arena, int32_t, apart * n);
+    double *first = arena_array(c->arena, double, rounds * (tokens + 1)), *each = first + rounds;
+    ok = ok && (feed_rounds(&bench, &d, text, first, &e) == RT_OK || failed(c, &e));
     double megabytes = peak_megabytes();
     Machine m;
     if (ok && machine_measure(&m, c->diag)) {
         RtLimits limits = machine_limits(&m, s->plan->threads);
         double prefill = bench_median(first, (int)rounds), decode = bench_median(each, (int)(rounds * tokens)), least_prefill, least_decode;
-        int64_t rows = prompt < d.max_rows ? prompt : d.max_rows, pieces = (prompt + rows - 1) / rows;
-        rt_decoder_restart(&d);
-        rt_decoder_feed(&d, text, rows);
+        int64_t all = prompt * n, rows = all < d.max_rows ? all : d.max_rows, pieces = (all + rows - 1) / rows;
+        restart(&d);
+        rt_decoder_begin(&d);
+        for (int64_t left = rows, place = 0; left > 0; left -= prompt, place++)
+            rt_decoder_add(&d, (int)place, text + place * apart, left < prompt ? left : prompt);
+        rt_decoder_run(&d);
         RtWork a = last_work(&d, &limits, &least_prefill);
-        rt_decoder_restart(&d);
-        rt_decoder_feed(&d, text, prompt + tokens / 2);
-        rt_decoder_feed(&d, text, 1);
+        restart(&d);
+        feed(&d, text, apart, prompt + tokens / 2);
+        feed(&d, text, apart, 1);
         RtWork b = last_work(&d, &limits, &least_decode);
-        double whole = (double)prompt / (double)rows;              // pieces, the last one perhaps a part
+        double whole = (double)all / (double)rows;              // pieces, the last one perhaps a part
         double read = machine_bandwidth(&m, m.level[LEVEL_DRAM].read, s->plan->threads);
-        facts = json_pack("{s:s, s:i, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:i}", "model", program_model_name(s->program), "threads",
-                          s->plan->threads, "prefill_tokens_s", (double)prompt / prefill, "prefill_gflop_s",
+        facts = json_pack("{s:s, s:i, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:f, s:i}", "model", program_model_name(s->program), "threads",
+                          s->plan->threads, "batch", (json_int_t)n, "prefill_tokens_s", (double)all / prefill, "prefill_gflop_s",
                           a.flops * whole / prefill / 1e9, "fma_gflop_s", limits.fma / 1e9, "bf16_dot_gflop_s",
-                          limits.bf16_dot / 1e9, "decode_tokens_s", 1 / decode, "weights_mb_a_token", b.fixed_bytes / 1e6, "decode_gb_s",
-                          b.fixed_bytes / decode / 1e9, "dram_read_gb_s", read / 1e9, "peak_mb", megabytes, "kernels",
+                          limits.bf16_dot / 1e9, "decode_tokens_s", (double)n / decode, "decode_step_ms", decode * 1e3, "weights_mb_a_step",
+                          b.fixed_bytes / 1e6, "decode_gb_s", b.fixed_bytes / decode / 1e9, "dram_read_gb_s", read / 1e9, "peak_mb", megabytes, "kernels",
                           (int)s->plan->plan->kernels.n);
         json_object_set_new(facts, "share_of_fma_in_prefill", json_real(a.flops * whole / prefill / limits.fma));
         json_object_set_new(facts, "share_of_limit_in_prefill", json_real(least_prefill * whole / prefill));
         json_object_set_new(facts, "share_of_limit_in_decode", json_real(least_decode / decode));
         json_object_set_new(facts, "share_of_dram_read_in_decode", json_real(b.fixed_bytes / decode / read));
-        if (wants_trace(c) && !(trace_runs(c, &d, text, prompt, pieces) && tell_trace(c, s->plan, &limits, PROFILED, facts))) {
+        if (wants_trace(c) && !(trace_runs(c, &d, text, apart, prompt, pieces) && tell_trace(c, s->plan, &limits, PROFILED, facts))) {
             json_decref(facts);
             facts = NULL;
         }
@@ -332,16 +355,19 @@ static json_t *generate_facts(Cli *c, Session *s, const RtSettings *settings) {
 static RtStatus bench_generate_rank(void *self, RtPlanInstance *p, RtError *e) {
     GenerateBench *b = self;
     RtDecoder d = {0};
-    int32_t *text = calloc((size_t)(b->prompt + b->tokens), sizeof *text);
+    int32_t *text = NULL;
     double *took = calloc((size_t)(b->rounds * (b->tokens + 1)), sizeof *took);
-    RtStatus s = text && took ? open_decoder(b, p, &d, e) : rt_fail(e, RT_NO_MEMORY, "no memory for times");
+    RtStatus s = open_decoder(b, p, &d, e);
+    if (s == RT_OK) text = calloc((size_t)((b->prompt + b->tokens) * d.places), sizeof *text);
+    if (s == RT_OK && (!text || !took)) s = rt_fail(e, RT_NO_MEMORY, "no memory for times");
     s = rt_agree(p->ranks, s, e);
     if (s == RT_OK) s = feed_rounds(b, &d, text, took, e);
     if (s == RT_OK && rt_rank(p->ranks) == 0) {
-        int n = rt_data_ranks(p->ranks);
-        b->facts = json_pack("{s:s, s:i, s:i, s:i, s:f, s:f}", "model", program_model_name(b->s->program), "ranks", rt_n_ranks(p->ranks), "threads",
-                             p->threads, "sequences", n, "prefill_tokens_s", n * (double)b->prompt / bench_median(took, (int)b->rounds),
-                             "decode_tokens_s", n / bench_median(took + b->rounds, (int)(b->rounds * b->tokens)));
+        int n = rt_data_ranks(p->ranks) * d.places;
+        double decode = bench_median(took + b->rounds, (int)(b->rounds * b->tokens));
+        b->facts = json_pack("{s:s, s:i, s:i, s:i, s:i, s:f, s:f, s:f}", "model", program_model_name(b->s->program), "ranks", rt_n_ranks(p->ranks),
+                             "threads", p->threads, "batch", d.places, "sequences", n, "prefill_tokens_s",
+                             n * (double)b->prompt / bench_median(took, (int)b->rounds), "decode_tokens_s", n / decode, "decode_step_ms", decode * 1e3);
     } else if (s == RT_OK && rt_rank(p->ranks) && !b->facts && rt_comm_world_size() > 1) {
         b->facts = json_object();
     }

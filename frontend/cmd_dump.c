@@ -256,8 +256,7 @@ int cmd_dump(Cli *c) {
         if (after && strcmp(want, "update") != 0) pipeline = cut_pipeline(c->arena, pipeline, after);
         ElabOpts o = session_train_opts(&s);
         if (!strcmp(want, "eval")) o.kind = ELAB_EVAL, o.labels = true;
-        if (!strcmp(want, "run")) o = (ElabOpts){.kind = ELAB_RUN, .leaves = 1, .B = 1, .S = s.settings->generate.batch_tokens, .context = s.settings->generate.context,
-                                                .mesh = s.train.mesh};
+        if (!strcmp(want, "run")) o = session_run_opts(&s);
         Graph *g = program_elaborate(s.program, c->arena, &o), *update = NULL;
         s.own_parameters = !training;
         bool ok = g && (strcmp(want, "run") ? session_passes(&s, &g, pipeline, &update) : session_run_passes(&s, &g, pipeline));

@@ -159,6 +159,7 @@ bool session_passes(Session *s, Graph **g, const char *const *pipeline, Graph **
 bool session_run_passes(Session *s, Graph **g, const char *const *pipeline) {
     TrainOpts trained = s->train;
     if (strcmp(s->settings->generate.dtype, "trained") != 0) s->train.dtype = s->settings->generate.dtype;
+    s->train.batch = s->settings->generate.batch;
     bool ok = session_passes(s, g, pipeline, NULL);
     s->train = trained;
     return ok;
@@ -170,6 +171,15 @@ ElabOpts session_train_opts(Session *s) {
         o.mesh = s->train.mesh;
         o.leaves /= rt_group_size(o.mesh, RT_GROUP_DATA);
     }
+    return o;
+}
+
+ElabOpts session_run_opts(const Session *s) {
+    const Settings *t = s->settings;
+    ElabOpts o = {.kind = ELAB_RUN, .leaves = 1, .B = 1, .S = t->generate.batch_tokens, .context = t->generate.context, .mesh = s->train.mesh,
+                  .batch = t->generate.batch ? t->generate.batch : s->batch ? s->batch : 1};
+    if (o.S < o.batch) o.S = o.batch;
+    if (o.S > o.context * o.batch) o.S = o.context * o.batch;
     return o;
 }
 
@@ -193,9 +203,7 @@ bool session_programs(Session *s, int want, Programs *out) {
     if (want & WANT_RUN) {
         refuse(s, !strcmp(s->settings->generate.mla, "absorbed"), "generate.mla is absorbed",
                "this version decodes latent attention as the text has it: plain");
-        ElabOpts r = {.kind = ELAB_RUN, .leaves = 1, .B = 1, .S = s->settings->generate.batch_tokens, .context = s->settings->generate.context,
-                      .mesh = s->train.mesh};
-        if (r.S > r.context) r.S = r.context;
+        ElabOpts r = session_run_opts(s);
         out->run = program_elaborate(s->program, s->arena, &r);
         if (!out->run || !session_run_passes(s, &out->run, pipeline_forward)) return false;
     }

@@ -23,6 +23,7 @@ typedef struct {
     RtKernelFn **kernel;         // of its plan
     RtPlanInstance *plan;
     RunOpts  run;                // options of passes_run
+    int64_t  batch;              // sequences of a run where generate.batch doesn't say; 0: one
     bool     own_parameters;     // as PassCtx, of the programs being made
     LayoutFn *layout;            // in the place of the target's, if there is one; NULL: the target's
     Str      weighed;            // what passes told of their choices
@@ -50,6 +51,7 @@ enum { WANT_TRAIN = 1, WANT_EVAL = 2, WANT_RUN = 4 };
 // Elaborates and runs the passes.  Programs not wanted stay NULL.
 // Of a step, as s->train says; with several ranks each has its share of the leaves (which must divide).
 ElabOpts session_train_opts(Session *s);
+ElabOpts session_run_opts(const Session *s);            // of @run, by the generate block
 bool session_programs(Session *s, int want, Programs *out);
 // Passes over one graph with this session's options.  update: where optimizer leaves @update, or NULL.
 bool session_passes(Session *s, Graph **g, const char *const *pipeline, Graph **update);

@@ -254,7 +254,7 @@ static bool open_trained(Session *s, Cli *c, const char *path, const char **ckpt
     for (int i = 0; ok && i < c->sets.n; i++) {
         const char *set_text = c->sets.at[i];
         bool block = !strncmp(set_text, "train.", 6) || !strncmp(set_text, "data.", 5) || !strncmp(set_text, "generate.", 9);
-        bool fixed = !strncmp(set_text, "generate.context", 16) || !strncmp(set_text, "generate.batch_tokens", 21) ||
+        bool fixed = !strncmp(set_text, "generate.context", 16) || !strncmp(set_text, "generate.batch", 14) ||
                      !strncmp(set_text, "generate.dropless", 17) || !strncmp(set_text, "generate.mla", 12) ||
                      !strncmp(set_text, "generate.dtype", 14);
         if (block && !fixed && rt_settings_set(*settings, set_text, &e) != RT_OK) {
@@ -266,6 +266,8 @@ static bool open_trained(Session *s, Cli *c, const char *path, const char **ckpt
     return ok;
 }
 
+enum { MOST_SEQUENCES = 16 };      // of a run, unless generate.batch says more: their caches take memory
+
 // What eval and generate have in common: from a path to programs, and to weights on every rank.
 typedef struct {
     Session s;
@@ -274,6 +276,7 @@ typedef struct {
     int     threads, want;          // WANT_EVAL or WANT_RUN
     const char *path, *ckpt;
     bool    hf;
+    int     n_requests;             // of generate
     RtSettings *settings;
     pthread_mutex_t matching;       // names of Hugging Face are matched in the session's arena
 } Trained;
@@ -289,14 +292,18 @@ static bool prepare_trained(void *self) {
         return false;
     }
     if (!ranks_mesh_to_read(s, &t->ranks, eval, &s->train.mesh) || !ranks_threads(s, &t->ranks, &t->threads)) return false;
+    int data_ranks = rt_group_size(s->train.mesh, RT_GROUP_DATA), each = (t->n_requests + data_ranks - 1) / data_ranks;
+    s->batch = each < MOST_SEQUENCES ? each : MOST_SEQUENCES;
     return session_programs(s, t->want, &p) && session_code(s, (Graph *[]){eval ? p.eval : p.run}, 1);
 }
 
-static bool trained_open(Trained *t, Cli *c, int want) {
+static bool trained_begin(Trained *t, Cli *c, int want) {
     *t = (Trained){.s = {.cli = c, .arena = c->arena, .diag = c->diag}, .cli = c, .want = want, .path = c->args.at[0]};
     pthread_mutex_init(&t->matching, NULL);
-    return ranks_open(c, &t->ranks) && ranks_in_turn(&t->ranks, c->diag, prepare_trained, t);
+    return ranks_open(c, &t->ranks);
 }
+
+static bool trained_open(Trained *t) { return ranks_in_turn(&t->ranks, t->cli->diag, prepare_trained, t); }
 
 // What this rank holds of the weights.
 static RtStatus load_trained(Trained *t, RtPlanInstance *p, RtError *e) {
@@ -358,7 +365,7 @@ int cmd_eval(Cli *c) {
     Trained t;
     RtError e = {0};
     RtStatus status = RT_BAD_SETTING;
-    if (trained_open(&t, c, WANT_EVAL)) status = ranks_run(&t.s, &t.ranks, t.threads, eval_rank, &t, &e);
+    if (trained_begin(&t, c, WANT_EVAL) && trained_open(&t)) status = ranks_run(&t.s, &t.ranks, t.threads, eval_rank, &t, &e);
     return trained_close(&t, status, &e);
 }
 
@@ -547,8 +554,9 @@ int cmd_generate(Cli *c) {
     Generating g = {.trace = cli_value(c, "trace")};
     RtError e = {0};
     RtStatus status = RT_BAD_SETTING;
-    bool ok = trained_open(&g.t, c, WANT_RUN);
-    if (ok) ok = open_requests(&g, c);
+    bool ok = trained_begin(&g.t, c, WANT_RUN) && open_requests(&g, c);
+    g.t.n_requests = g.n;
+    ok = ok && trained_open(&g.t);
     if (ok) status = ranks_run(&g.t.s, &g.t.ranks, g.t.threads, generate_rank, &g, &e);
     return trained_close(&g.t, status, &e);
 }

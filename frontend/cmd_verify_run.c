@@ -361,7 +361,7 @@ static const double *decode_by_meaning(Runner *r, int64_t past, const int32_t *i
 
 const double *runner_decode(RunnerDecoder *d, int64_t past, const int32_t *ids, int64_t n, int64_t *vocab) {
     if (d->r->ref) return decode_by_meaning(d->r, past, ids, n, vocab);
-    if (past == 0) rt_decoder_restart(&d->plan);
+    if (past == 0) rt_decoder_restart(&d->plan, 0);
     const float *row = rt_decoder_feed(&d->plan, ids, n);
     *vocab = d->plan.vocab;
     if (!d->row) d->row = arena_array(d->r->s->arena, double, *vocab);

@@ -100,6 +100,16 @@ static void make_return(Lower *lw, const char *name, Value *v, Span at) {
     if (v) build(&lw->b, OP_RETURN, INS(v), .name = intern(name));
 }
 
+// What generation reads: of each sequence of a run, the row that its next token follows from.
+static Value *last_rows(Lower *lw, Value *logits, Span at) {
+    Sym *count = graph_find_sym(lw->g, "R");
+    const Type *t = logits ? &logits->type : NULL;
+    if (!count || !t || t->ndim != 3 || t->dim[1].sym != graph_find_sym(lw->g, "S")) return logits;
+    lw->b.at = at;
+    Value *last = make(&lw->b, OP_INPUT, INS(NULL), .name = intern("last"), .dtype = I32, .dims = {2, {dim_n(1), {1, count}}});
+    return make(&lw->b, OP_GATHER_ROWS, INS(logits, last), 0);
+}
+
 static bool wants(const ElabOpts *o, const char *channel) {
     for (int i = 0; o->returns && o->returns[i]; i++)
         if (strcmp(o->returns[i], channel) == 0) return true;
@@ -120,7 +130,7 @@ static void return_results(Lower *lw, const Call *c) {
     } else if (!logits || (logits->kind != V_TENSOR && logits->kind != V_ERROR)) {
         error_at(lw, c->fn->name_at, "model '%s' returns no tensor", c->fn->name);
     } else if (logits->kind == V_TENSOR && (o->kind == ELAB_RUN || wants(o, "logits"))) {
-        make_return(lw, "logits", logits->t->v, logits->at);
+        make_return(lw, "logits", last_rows(lw, logits->t->v, logits->at), logits->at);
     }
     for (int i = 0; i < in->emits.n; i++) {
         const Emission *e = &in->emits.at[i];
@@ -175,6 +185,7 @@ static Graph *new_graph(Arena *a, const ElabOpts *o) {
     if (o->kind == ELAB_RUN) {
         graph_add_sym(g, "S", SYM_PLAIN, o->S, 0, 0);
         graph_add_sym(g, "C", SYM_PLAIN, o->context, 0, 0);
+        if (o->batch) graph_add_sym(g, "R", SYM_PLAIN, o->batch, 0, 0);
     } else {
         g->leaf = graph_add_sym(g, "L", SYM_LEAF, o->leaves, 0, 0);
     }

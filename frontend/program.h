@@ -64,6 +64,7 @@ typedef struct {
     int64_t source;                  // length of other sequences than tokens, an encoder's; 0: S
     int64_t waves;                   // passes of a step; 0: 1
     int64_t context;                 // RUN: bound of the cache
+    int64_t batch;                   // RUN: sequences, of each of which the last row's logits are asked for; 0: those of all rows
     bool    labels;                  // EVAL: labels are given, losses are kept
     const char *const *returns;      // channels, ended by NULL: "logits", "hidden", ...; RUN always returns logits
 } ElabOpts;

@@ -17,8 +17,8 @@ const char *const pipeline_train[] = {
 const char *const pipeline_update[] = {
     "simplify", "contract", "tensor-parallel", "partition", "fuse", "layout", "schedule-a2a", "plan-memory", NULL};
 const char *const pipeline_forward[] = {
-    "split", "simplify", "fuse-gating", "precision", "contract", "tensor-parallel", "partition", "fuse", "attach", "layout", "schedule-a2a",
-    "plan-memory", NULL};
+    "split", "simplify", "fuse-gating", "precision", "sequences", "contract", "tensor-parallel", "partition", "fuse", "attach", "layout",
+    "schedule-a2a", "plan-memory", NULL};
 
 // No `then` may stand before all `first`s of a list, and none before any of them where `always` says so.
 static const struct { const char *first, *then, *because; bool always; } pass_order[] = {
@@ -28,6 +28,8 @@ static const struct { const char *first, *then, *because; bool always; } pass_or
     {"tensor-parallel", "partition", "sums over tp are between values of one rank's leaves", true},
     {"fuse-gating", "partition",    "the matcher looks for whole tensors, not shards"},
     {"precision",   "autodiff",     "autodiff differentiates the casts, so gradients come out in f32"},
+    {"precision",   "sequences",    "caches have the type they keep", true},
+    {"sequences",   "tensor-parallel", "logits of few rows are gathered, not of all", true},
     {"autodiff",    "optimizer",    "the optimizer updates the parameters that have a gradient"},
     {"autodiff",    "contract",     "fma has no gradient rule"},
     {"optimizer",   "contract",     "updates leave the pass before its arithmetic is fixed"},

@@ -61,6 +61,27 @@ static int64_t int_limit_of(const RandomSources *s, const char *name) {
     return 5;
 }
 
+int64_t random_sym_value(void *self, const Sym *s) {
+    (void)self;
+    int64_t wish = !strcmp(s->name, "S") ? 3 : !strcmp(s->name, "R") ? 1 : 7;
+    return wish < s->bound ? wish : s->bound;
+}
+
+static int64_t sym_value(const RandomSources *s, const char *name) {
+    const Sym *sym = graph_find_sym(s->g, name);
+    return sym ? random_sym_value(NULL, sym) : 1;
+}
+
+// A run of one sequence.
+static bool told_sequence(const RandomSources *s, const Node *n, int64_t i, int32_t *x) {
+    int64_t rows = sym_value(s, "S");
+    int32_t of[SEQUENCE_COLUMNS] = {[SEQUENCE_ROWS] = (int32_t)rows, [SEQUENCE_LENGTH] = (int32_t)sym_value(s, "C")};
+    bool last = !strcmp(n->attr.name, "last");
+    if (!last && strcmp(n->attr.name, "sequences")) return false;
+    *x = last ? (int32_t)rows - 1 : of[i % SEQUENCE_COLUMNS];
+    return true;
+}
+
 bool random_source(void *self, const Node *n, Tensor *t) {
     const RandomSources *s = self;
     int64_t elements = 1;
@@ -78,6 +99,7 @@ bool random_source(void *self, const Node *n, Tensor *t) {
         case F32:  ((float *)t->data)[i] = (float)x; break;
         case F64:  ((double *)t->data)[i] = (float)x; break;
         case I32:
+            if (n->op == OP_INPUT && told_sequence(s, n, i, (int32_t *)t->data + i)) break;
             ((int32_t *)t->data)[i] = (int32_t)(is_positions ? i % cols : (int64_t)(r % (uint64_t)limit));
             break;
         case BOOL: ((uint8_t *)t->data)[i] = r >> 40 & 1; break;
@@ -87,11 +109,6 @@ bool random_source(void *self, const Node *n, Tensor *t) {
     return true;
 }
 
-int64_t random_sym_value(void *self, const Sym *s) {
-    (void)self;
-    int64_t wish = !strcmp(s->name, "S") ? 3 : 7;
-    return wish < s->bound ? wish : s->bound;
-}
 
 // ---- comparison ----
 

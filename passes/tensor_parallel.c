@@ -663,7 +663,7 @@ static void place_cache(Tp *q, Node *n) {
     Spot s = spot_of(n->in[1]);
     Node *pool = n->in[0]->node;
     if (s.kind == CUT && s.axis > 1 && pool->op == OP_STATE && pool->out[0].n_uses == 1) {
-        cut_tensor(q, pool, s.axis - 1);
+        cut_tensor(q, pool, s.axis - (n->in[1]->type.ndim - pool->out[0].type.ndim));
         shape_again(q, n, s);
     } else {
         want_all_whole(q, n);

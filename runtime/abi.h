@@ -154,6 +154,16 @@ typedef struct {
 // The first of a rank's `experts` experts that belongs to a chunk (chunk = chunks: the end).
 static inline int rt_chunk_begin(int experts, int chunk, int chunks) { return chunks > 1 ? (int)((int64_t)experts * chunk / chunks) : chunk ? experts : 0; }
 
+// ---- sequences ------------------------------------------------------------------------------------------
+// A run over rows of several sequences is told of them by the input sequences i32 [R, 4], a row each:
+enum {
+    SEQUENCE_FIRST,                 // its first row in this run
+    SEQUENCE_ROWS,                  // how many it has
+    SEQUENCE_LENGTH,                // rows of the sequence so far, with these
+    SEQUENCE_PLACE,                 // where in the pools its keys and values are
+    SEQUENCE_COLUMNS
+};
+
 // ---- plan -----------------------------------------------------------------------------------------------
 // One position-independent block: RtPlan, then tables; every reference is a byte offset from the block's start
 // (RtSpan) or an index into a table.  Built in memory by the JIT, linked as a constant array into a trainer.

@@ -150,15 +150,19 @@ static RtStatus find_decoder(RtPlanInstance *p, RtDecoder *d, RtError *e) {
     if (d->program < 0) return rt_fail(e, RT_BAD_PLAN, "the plan has no program 'run'");
     d->sym_rows = rt_sym(p, "S");
     d->sym_context = rt_sym(p, "C");
+    d->sym_sequences = rt_sym(p, "R");
     d->tokens = run_input(p, "run/tokens", "tokens");
     d->positions = run_input(p, "run/positions", "positions");
+    d->sequences = run_input(p, "run/sequences", "sequences");
+    d->last = run_input(p, "run/last", "last");
     d->logits = rt_output(p, d->program, "logits");
-    if (d->sym_rows < 0 || !d->tokens || !d->logits || d->logits->ndim < 2)
+    if (d->sym_rows < 0 || !d->tokens || !d->logits || d->logits->ndim < 2 || (d->sym_sequences >= 0) != (d->last != NULL))
         return rt_fail(e, RT_BAD_PLAN,
                        "program 'run' must have rows S, the input tokens and the output logits");
     const RtSym *sym = RT_TABLE(p->plan, RtSym, syms);
     d->max_rows = sym[d->sym_rows].bound;
     d->max_context = d->sym_context >= 0 ? sym[d->sym_context].bound : d->max_rows;
+    d->places = d->sym_sequences >= 0 ? (int)sym[d->sym_sequences].bound : 1;
     d->vocab = d->logits->dim[d->logits->ndim - 1];
     return RT_OK;
 }
@@ -167,49 +171,69 @@ RtStatus rt_decoder_open(RtPlanInstance *p, RtDecoder *d, RtError *e) {
     *d = (RtDecoder){.plan = p};
     RT_TRY(find_decoder(p, d, e));
     d->row = calloc((size_t)d->vocab + 1, sizeof *d->row);
-    return d->row ? RT_OK : rt_fail(e, RT_NO_MEMORY, "no memory for logits");
+    d->past = calloc((size_t)d->places, sizeof *d->past);
+    return d->row && d->past ? RT_OK : rt_fail(e, RT_NO_MEMORY, "no memory for logits");
 }
 
 void rt_decoder_close(RtDecoder *d) {
     free(d->row);
+    free(d->past);
     d->row = NULL;
+    d->past = NULL;
 }
 
-void rt_decoder_restart(RtDecoder *d) { d->past = 0; }
+void rt_decoder_restart(RtDecoder *d, int place) { d->past[place] = 0; }
 
-// One run, of rows that fit into one; of none where other ranks have some.
-static void run_rows(RtDecoder *d, const int32_t *ids, int64_t rows) {
-    RtPlanInstance *p = d->plan;
-    rt_set_sym(p, d->sym_rows, rows);
-    if (d->sym_context >= 0) rt_set_sym(p, d->sym_context, d->past + rows);
-    for (int64_t i = 0; i < rows; i++) {
-        rt_store_number(rt_tensor_data(p, d->tokens), (DType)d->tokens->dtype, i, ids[i]);
-        if (d->positions)
-            rt_store_number(rt_tensor_data(p, d->positions), (DType)d->positions->dtype, i, (double)(d->past + i));
+void rt_decoder_begin(RtDecoder *d) {
+    d->n = 0;
+    d->rows = d->longest = 0;
+}
+
+static void put(RtDecoder *d, const RtTensor *t, int64_t at, int64_t x) {
+    if (t) rt_store_number(rt_tensor_data(d->plan, t), (DType)t->dtype, at, (double)x);
+}
+
+int rt_decoder_add(RtDecoder *d, int place, const int32_t *ids, int64_t n) {
+    assert(n >= 1 && n <= d->max_rows - d->rows && n <= d->max_context - d->past[place] && d->n < d->places);
+    const int64_t column[SEQUENCE_COLUMNS] = {[SEQUENCE_FIRST] = d->rows, [SEQUENCE_ROWS] = n, [SEQUENCE_LENGTH] = d->past[place] + n,
+                                              [SEQUENCE_PLACE] = place};
+    for (int64_t i = 0; i < n; i++) {
+        put(d, d->tokens, d->rows + i, ids[i]);
+        put(d, d->positions, d->rows + i, d->past[place] + i);
     }
-    rt_run(p, d->program);
-    d->past += rows;
+    d->rows += n;
+    d->past[place] += n;
+    if (d->past[place] > d->longest) d->longest = d->past[place];
+    for (int i = 0; i < SEQUENCE_COLUMNS; i++) put(d, d->sequences, (int64_t)d->n * SEQUENCE_COLUMNS + i, column[i]);
+    put(d, d->last, d->n, d->rows - 1);
+    return d->n++;
 }
 
-static const float *last_logits(RtDecoder *d) {
+void rt_decoder_run(RtDecoder *d) {
     RtPlanInstance *p = d->plan;
-    int64_t last = rt_tensor_elements(p, d->logits) / d->vocab - 1;
-    if (d->logits->dtype == F32) return (const float *)rt_tensor_data(p, d->logits) + last * d->vocab;
+    rt_set_sym(p, d->sym_rows, d->rows);
+    if (d->sym_context >= 0) rt_set_sym(p, d->sym_context, d->longest);
+    if (d->sym_sequences >= 0) rt_set_sym(p, d->sym_sequences, d->n);
+    rt_run(p, d->program);
+}
+
+const float *rt_decoder_logits(RtDecoder *d, int number) {
+    const RtTensor *t = d->logits;
+    int64_t row = d->last ? number : d->rows - 1;
+    if (t->dtype == F32) return (const float *)rt_tensor_data(d->plan, t) + row * d->vocab;
     for (int64_t i = 0; i < d->vocab; i++)
-        d->row[i] =
-            (float)rt_load_number(rt_tensor_data(p, d->logits), (DType)d->logits->dtype, last * d->vocab + i);
+        d->row[i] = (float)rt_load_number(rt_tensor_data(d->plan, t), (DType)t->dtype, row * d->vocab + i);
     return d->row;
 }
 
 const float *rt_decoder_feed(RtDecoder *d, const int32_t *ids, int64_t n) {
-    assert(n >= 1 && n <= d->max_context - d->past);
-    while (n) {
-        int64_t rows = n < d->max_rows ? n : d->max_rows;
-        run_rows(d, ids, rows);
-        ids += rows;
-        n -= rows;
+    for (int64_t rows; n; ids += rows, n -= rows) {
+        rows = n < d->max_rows ? n : d->max_rows;
+        rt_decoder_begin(d);
+        rt_decoder_add(d, 0, ids, rows);
+        rt_decoder_run(d);
     }
-    return last_logits(d);
+    return rt_decoder_logits(d, 0);
 }
 
 // ---- text out -------------------------------------------------------------------------------------------
@@ -293,23 +317,27 @@ static RtStatus encode_prompt(const RtDecoder *d, const RtTokenizer *t, const Rt
 
 // ---- requests -------------------------------------------------------------------------------------------
 
-// What a rank is doing: the request at hand, and its ids that were not yet fed.
+// What a place of the decoder is doing: a request, and its ids that were not yet fed.
 typedef struct {
-    RtDecoder d;
-    const RtTokenizer *t;
-    const RtSettings  *s;
-    RtRequest *request;
-    RtIds     *prompt;                      // of each request
-    int      n, at, step;                   // at >= n: nothing is left; step: ranks that take turns
+    RtRequest *request;                     // NULL: nothing
     RtSampler *sampler;
     Outlet   outlet;
     RtUtf8   utf8;
     const int32_t *ids;
     int64_t  n_ids, begin_ns;
     int32_t  next;
-} Generation;
+    int      number;                        // in the call at hand; -1: it has no rows there, or not all that were left
+} Sequence;
 
-static bool is_idle(const Generation *g) { return g->at >= g->n; }
+typedef struct {
+    RtDecoder d;
+    const RtTokenizer *t;
+    const RtSettings  *s;
+    RtRequest *request;
+    RtIds     *prompt;                      // of each request
+    int      n, at, step;                   // at >= n: all have been begun; step: ranks that take turns
+    Sequence *sequence;                     // at each place
+} Generation;
 
 static RtSampler *open_sampler(const RtSettings *s, int64_t vocab) {
     return rt_sampler_open((RtSampling){.temperature = s->temperature,
@@ -321,83 +349,110 @@ static RtSampler *open_sampler(const RtSettings *s, int64_t vocab) {
                            vocab);
 }
 
-static RtStatus begin_request(Generation *g, RtError *e) {
-    if (is_idle(g)) {
-        rt_decoder_restart(&g->d);
-        return RT_OK;
-    }
+static RtStatus begin_request(Generation *g, int place, RtError *e) {
+    Sequence *q = &g->sequence[place];
     const RtIds *prompt = &g->prompt[g->at];
-    rt_sampler_close(g->sampler);
-    g->sampler = open_sampler(g->s, g->d.vocab);
-    if (!g->sampler) return rt_fail(e, RT_NO_MEMORY, "no memory for sampling");
-    for (int64_t i = 0; i < prompt->n; i++) rt_sampler_seen(g->sampler, prompt->at[i]);
-    rt_decoder_restart(&g->d);
-    g->outlet.out = g->request[g->at].out;
-    g->utf8 = (RtUtf8){.n_held = 0};
-    g->ids = prompt->at;
-    g->n_ids = prompt->n;
-    g->request[g->at].result = (RtGenerateResult){.prompt_tokens = prompt->n, .why = "max_tokens"};
-    g->begin_ns = rt_now_ns();
+    rt_sampler_close(q->sampler);
+    q->sampler = open_sampler(g->s, g->d.vocab);
+    if (!q->sampler) return rt_fail(e, RT_NO_MEMORY, "no memory for sampling");
+    for (int64_t i = 0; i < prompt->n; i++) rt_sampler_seen(q->sampler, prompt->at[i]);
+    rt_decoder_restart(&g->d, place);
+    q->request = &g->request[g->at];
+    q->outlet.out = q->request->out;
+    q->utf8 = (RtUtf8){.n_held = 0};
+    q->ids = prompt->at;
+    q->n_ids = prompt->n;
+    q->request->result = (RtGenerateResult){.prompt_tokens = prompt->n, .why = "max_tokens"};
+    q->begin_ns = rt_now_ns();
+    g->at += g->step;
     return RT_OK;
 }
 
-static RtStatus end_request(Generation *g, RtError *e) {
-    RtRequest *r = &g->request[g->at];
+static RtStatus end_request(Sequence *q, RtError *e) {
+    RtRequest *r = q->request;
     size_t n;
-    r->result.seconds = (double)(rt_now_ns() - g->begin_ns) / 1e9;
+    r->result.seconds = (double)(rt_now_ns() - q->begin_ns) / 1e9;
     if (strcmp(r->result.why, "stop") != 0) {
-        const char *rest = rt_utf8_end(&g->utf8, &n);
-        if (!outlet_add(&g->outlet, rest, n)) outlet_write(&g->outlet, g->outlet.n);
+        const char *rest = rt_utf8_end(&q->utf8, &n);
+        if (!outlet_add(&q->outlet, rest, n)) outlet_write(&q->outlet, q->outlet.n);
     }
-    g->outlet.n = 0;
-    rt_utf8_free(&g->utf8);
-    if (r->out && ferror(r->out)) return rt_fail(e, RT_IO, "cannot write the text");
-    g->at += g->step;
-    return begin_request(g, e);
+    q->outlet.n = 0;
+    rt_utf8_free(&q->utf8);
+    q->request = NULL;
+    return r->out && ferror(r->out) ? rt_fail(e, RT_IO, "cannot write the text") : RT_OK;
 }
 
 // The token behind all that was fed.  false: it is the last one.
-static bool next_token(Generation *g) {
-    RtGenerateResult *r = &g->request[g->at].result;
-    int32_t id = rt_sampler_next(g->sampler, last_logits(&g->d), r->tokens);
+static bool next_token(Generation *g, Sequence *q) {
+    RtGenerateResult *r = &q->request->result;
+    int32_t id = rt_sampler_next(q->sampler, rt_decoder_logits(&g->d, q->number), r->tokens);
     size_t length, n;
     r->tokens++;
     if (is_eos(g->s, g->t, id)) return r->why = "eos", false;
-    rt_sampler_seen(g->sampler, id);
+    rt_sampler_seen(q->sampler, id);
     const char *piece = g->t->piece(g->t, id, &length);
-    const char *text = rt_utf8_add(&g->utf8, piece ? piece : "", piece ? length : 0, &n);
-    if (outlet_add(&g->outlet, text, n)) return r->why = "stop", false;
+    const char *text = rt_utf8_add(&q->utf8, piece ? piece : "", piece ? length : 0, &n);
+    if (outlet_add(&q->outlet, text, n)) return r->why = "stop", false;
     if (r->tokens == g->s->max_tokens) return false;
-    if (g->d.past == g->d.max_context) return r->why = "context", false;
-    g->next = id;
-    g->ids = &g->next;
-    g->n_ids = 1;
+    if (g->d.past[q - g->sequence] == g->d.max_context) return r->why = "context", false;
+    q->next = id;
+    q->ids = &q->next;
+    q->n_ids = 1;
     return true;
 }
 
-static RtStatus advance(Generation *g, RtError *e) {
-    int64_t rows = is_idle(g) ? 0 : g->n_ids < g->d.max_rows ? g->n_ids : g->d.max_rows;
-    run_rows(&g->d, g->ids, rows);
-    RT_TRY(rt_ranks_status(g->d.plan->ranks, e));
-    if (is_idle(g)) return RT_OK;
-    g->ids += rows;
-    g->n_ids -= rows;
-    if (g->n_ids) return RT_OK;
-    RtGenerateResult *r = &g->request[g->at].result;
-    if (!r->tokens) {
-        r->prompt_seconds = (double)(rt_now_ns() - g->begin_ns) / 1e9;
-        g->begin_ns = rt_now_ns();
+// Sequences at their end come first, so that none of them waits for others' prompts.
+static void add_rows(Generation *g, bool prompts) {
+    RtDecoder *d = &g->d;
+    for (int place = 0; place < d->places; place++) {
+        Sequence *q = &g->sequence[place];
+        int64_t room = d->max_rows - d->rows, rows = q->n_ids < room ? q->n_ids : room;
+        if (!q->request || prompts != (q->n_ids > 1) || !rows) continue;
+        int number = rt_decoder_add(d, place, q->ids, rows);
+        q->ids += rows;
+        q->n_ids -= rows;
+        if (!q->n_ids) q->number = number;
     }
-    return next_token(g) ? RT_OK : end_request(g, e);
+}
+
+static RtStatus advance(Generation *g, RtError *e) {
+    RtDecoder *d = &g->d;
+    for (int place = 0; place < d->places; place++) g->sequence[place].number = -1;
+    rt_decoder_begin(d);
+    add_rows(g, false);
+    add_rows(g, true);
+    rt_decoder_run(d);
+    RT_TRY(rt_ranks_status(d->plan->ranks, e));
+    for (int place = 0; place < d->places; place++) {
+        Sequence *q = &g->sequence[place];
+        if (!q->request || q->number < 0) continue;
+        RtGenerateResult *r = &q->request->result;
+        if (!r->tokens) {
+            r->prompt_seconds = (double)(rt_now_ns() - q->begin_ns) / 1e9;
+            q->begin_ns = rt_now_ns();
+        }
+        if (!next_token(g, q)) RT_TRY(end_request(q, e));
+    }
+    return RT_OK;
+}
+
+// Gives requests that wait the places that are free.  *busy: whether any place has one.
+static RtStatus take_requests(Generation *g, int32_t *busy, RtError *e) {
+    *busy = false;
+    for (int place = 0; place < g->d.places; place++) {
+        if (!g->sequence[place].request && g->at < g->n) RT_TRY(begin_request(g, place, e));
+        *busy |= g->sequence[place].request != NULL;
+    }
+    return RT_OK;
 }
 
 // Ranks that share experts run together until none of them has anything left: who has no tokens computes for the others.
 static RtStatus decode_all(Generation *g, RtError *e) {
     RtRanks *ranks = g->d.plan->ranks;
     bool together = ranks && ranks->mesh.ep > 1;
-    RT_TRY(begin_request(g, e));
     for (;;) {
-        int32_t busy = !is_idle(g);
+        int32_t busy;
+        RT_TRY(take_requests(g, &busy, e));
         if (together) RT_TRY(rt_any(ranks, &busy, 1, e));
         if (!busy) return RT_OK;
         RT_TRY(advance(g, e));
@@ -407,27 +462,36 @@ static RtStatus decode_all(Generation *g, RtError *e) {
 static RtStatus prepare_requests(Generation *g, RtPlanInstance *p, RtError *e) {
     RT_TRY(rt_decoder_open(p, &g->d, e));
     g->prompt = calloc((size_t)g->n + 1, sizeof *g->prompt);
-    if (!g->prompt) return rt_fail(e, RT_NO_MEMORY, "no memory for %d prompts", g->n);
+    g->sequence = calloc((size_t)g->d.places, sizeof *g->sequence);
+    if (!g->prompt || !g->sequence) return rt_fail(e, RT_NO_MEMORY, "no memory for %d prompts", g->n);
+    for (int place = 0; place < g->d.places; place++) g->sequence[place].outlet.s = g->s;
     for (int i = g->at; i < g->n; i += g->step)
         RT_TRY(encode_prompt(&g->d, g->t, g->s, g->request[i].prompt, &g->prompt[i], e));
     return RT_OK;
 }
 
+static void close_generation(Generation *g) {
+    for (int i = 0; i < g->n && g->prompt; i++) free(g->prompt[i].at);
+    for (int place = 0; place < g->d.places && g->sequence; place++) {
+        Sequence *q = &g->sequence[place];
+        free(q->outlet.held);
+        rt_utf8_free(&q->utf8);
+        rt_sampler_close(q->sampler);
+    }
+    free(g->prompt);
+    free(g->sequence);
+    rt_decoder_close(&g->d);
+}
+
 RtStatus rt_generate_all(RtPlanInstance *p, const RtTokenizer *t, const RtSettings *s, RtRequest *request, int n,
                          RtError *e) {
-    Generation g = {.t = t, .s = s, .request = request, .n = n, .at = rt_data_rank(p->ranks), .step = rt_data_ranks(p->ranks),
-                    .outlet = {.s = s}};
+    Generation g = {.t = t, .s = s, .request = request, .n = n, .at = rt_data_rank(p->ranks), .step = rt_data_ranks(p->ranks)};
     RtStatus status = rt_agree(p->ranks, prepare_requests(&g, p, e), e);
     if (status == RT_OK) {
         status = decode_all(&g, e);
         if (status != RT_OK) rt_give_up(p->ranks, e);
     }
-    for (int i = 0; i < n && g.prompt; i++) free(g.prompt[i].at);
-    free(g.prompt);
-    free(g.outlet.held);
-    rt_utf8_free(&g.utf8);
-    rt_sampler_close(g.sampler);
-    rt_decoder_close(&g.d);
+    close_generation(&g);
     return status;
 }
 

@@ -28,19 +28,31 @@ typedef struct {
     const char *why;                // "eos", "stop", "max_tokens", "context"
 } RtGenerateResult;
 
-// Decodes one sequence step by step: program "run", inputs tokens and positions i32[1,S], symbols S (rows of
-// this call) and C (rows of the sequence so far), output logits.
+// Decodes sequences step by step: program "run", inputs tokens and positions i32[1,S], symbols S (rows of this call) and C
+// (rows of its longest sequence so far), output logits.  Where there is a symbol R, a call may have as many sequences:
+// input last i32[1,R] names the row of each that logits are of, sequences i32[R,4] (runtime/abi.h) what it has and where
+// in the caches its place is.
 typedef struct {
     RtPlanInstance *plan;
-    int     program, sym_rows, sym_context;
-    const RtTensor *tokens, *positions, *logits;
-    int64_t past, max_rows, max_context, vocab;
-    float  *row;                    // logits of the last row, [vocab]
+    int     program, sym_rows, sym_context, sym_sequences;
+    const RtTensor *tokens, *positions, *sequences, *last, *logits;
+    int64_t max_rows, max_context, vocab;
+    int     places;                 // most sequences of a call
+    int64_t *past;                  // rows of the sequence at each place, [places]
+    float  *row;                    // logits of a row, [vocab]
+    int     n;                      // sequences of this call
+    int64_t rows, longest;          // its rows, and those of its longest sequence with these
 } RtDecoder;
 RtStatus rt_decoder_open(RtPlanInstance *p, RtDecoder *d, RtError *e);
 void     rt_decoder_close(RtDecoder *d);
-void     rt_decoder_restart(RtDecoder *d);                         // an empty sequence
-// Feeds ids[n], in pieces of at most max_rows; logits of the last one.  n <= max_context - past.
+void     rt_decoder_restart(RtDecoder *d, int place);              // an empty sequence
+// A call is begun, given rows of sequences at different places (at most max_rows in all, max_context of a sequence), and
+// run; of none where other ranks have some.  add returns the number by which logits are asked for.
+void     rt_decoder_begin(RtDecoder *d);
+int      rt_decoder_add(RtDecoder *d, int place, const int32_t *ids, int64_t n);
+void     rt_decoder_run(RtDecoder *d);
+const float *rt_decoder_logits(RtDecoder *d, int number);          // until the next one is asked for
+// Feeds ids[n] to the sequence at place 0, in calls of at most max_rows; logits of the last one.
 const float *rt_decoder_feed(RtDecoder *d, const int32_t *ids, int64_t n);
 
 // A text to be continued.
@@ -49,8 +61,8 @@ typedef struct {
     FILE *out;                      // whole characters as they come; NULL: nowhere
     RtGenerateResult result;
 } RtRequest;
-// Where there are several ranks, all call this; request i is data rank i % n's, which alone writes it and fills its result.
-// Tokens are those that one rank would choose.
+// As many at a time as the program has places for.  Where there are several ranks, all call this; request i is data rank
+// i % n's, which alone writes it and fills its result.  Tokens are those of the request alone on one rank.
 RtStatus rt_generate_all(RtPlanInstance *p, const RtTokenizer *t, const RtSettings *s, RtRequest *request, int n,
                          RtError *e);
 

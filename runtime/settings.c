@@ -84,6 +84,7 @@ static const Key keys[] = {
     {"generate", "seed", UINT, AT(generate_seed), 0, 0x1p63, false},
     {"generate", "dropless", BUILT_IN},
     {"generate", "context", BUILT_IN},
+    {"generate", "batch", BUILT_IN},
     {"generate", "batch_tokens", BUILT_IN},
     {"generate", "dtype", BUILT_IN},
     {"generate", "mla", BUILT_IN},

@@ -6,7 +6,7 @@
 #include <assert.h>
 #include <math.h>
 
-enum { HAS_SINKS = 1, HAS_BIAS = 2, HAS_VALID = 4, HAS_DOCUMENTS = 8 };
+enum { HAS_SINKS = 1, HAS_BIAS = 2, HAS_VALID = 4, HAS_DOCUMENTS = 8, HAS_SEQUENCES = 16 };
 
 int64_t attention_take(int64_t *used, int64_t bytes) {
     int64_t at = *used;
@@ -31,7 +31,8 @@ bool attention_of(const KernelNode *k, Attn *p) {
                 .sinks = -1,
                 .bias = -1,
                 .valid = -1,
-                .documents = -1};
+                .documents = -1,
+                .sequences = -1};
     int d = p->q_type->ndim;
     for (int i = 0; i + 3 < d; i++) {
         const Dim *x = &p->q_type->dim[i];
@@ -47,6 +48,11 @@ bool attention_of(const KernelNode *k, Attn *p) {
     if (attr->has & HAS_BIAS) p->bias = next++;
     if (attr->has & HAS_VALID) p->valid = next++;
     if (attr->has & HAS_DOCUMENTS) p->documents = next++;
+    if (attr->has & HAS_SEQUENCES) {
+        const Dim *n_sequences = &n->in[p->sequences = next++]->type.dim[0];
+        p->batch = dim_bound(*n_sequences);
+        p->pool = dim_bound(p->C);
+    }
     p->after = next;
     // Gathers of a bias count in 32 bits.
     if (p->bias >= 0 && type_bound_elements(&n->in[p->bias]->type) > INT32_MAX) return false;
@@ -134,8 +140,26 @@ void attention_begin(Cg *cg, Attn *p, int width, int64_t keys, unsigned heights)
     p->C_now = cg_dim(cg, p->C);
 }
 
+void attention_place(Cg *cg, Attn *p, LV place) {
+    p->b = cg_div(cg, place, cg_int(cg, p->Hk));
+    p->g = cg_rem(cg, place, cg_int(cg, p->Hk));
+    if (p->sequences < 0) return;
+    LV s[SEQUENCE_COLUMNS];
+    cg_sequence(cg, cg_in(cg, p->sequences), p->b, s);
+    p->S_now = s[SEQUENCE_ROWS];
+    p->C_now = s[SEQUENCE_LENGTH];
+    p->first_query = s[SEQUENCE_FIRST];
+    p->first_key = cg_muli(cg, s[SEQUENCE_PLACE], p->pool);
+}
+
 LV attention_row(Cg *cg, const Attn *p, LV i, LV h) {
-    return cg_add(cg, cg_muli(cg, cg_add(cg, cg_mul(cg, p->b, p->S_now), i), p->H), h);
+    LV first = p->first_query ? p->first_query : cg_mul(cg, p->b, p->S_now);
+    return cg_add(cg, cg_muli(cg, cg_add(cg, first, i), p->H), h);
+}
+
+LV attention_key_row(Cg *cg, const Attn *p, LV j) {
+    LV first = p->first_key ? p->first_key : cg_mul(cg, p->b, p->C_now);
+    return cg_add(cg, cg_muli(cg, cg_add(cg, first, j), p->Hk), p->g);
 }
 
 // Size-1 and missing axes of t are shared.
@@ -180,7 +204,7 @@ void attention_lane(Cg *cg, const Attn *p, LV lane, LV i, LV h) {
         at = cg_mul(cg, at, cg_dim(cg, t->dim[d - 3]));
         if (!dim_is_1(t->dim[d - 3])) at = cg_add(cg, at, h);
         at = cg_mul(cg, at, cg_dim(cg, t->dim[d - 2]));
-        if (!dim_is_1(t->dim[d - 2])) at = cg_add(cg, at, i);
+        if (!dim_is_1(t->dim[d - 2])) at = cg_add(cg, at, p->first_query ? cg_add(cg, p->first_query, i) : i);
         at = cg_mul(cg, at, cg_dim(cg, t->dim[d - 1]));
         cg_store1(cg, I32, LLVMBuildTrunc(cg->b, at, cg->i32, ""), attention_at(cg, p->queries, p->bias_at),
                   lane);
@@ -196,7 +220,7 @@ void attention_range(Cg *cg, const Attn *p, LV lo, LV hi, LV *from, LV *to) {
 }
 
 void attention_copy_keys(Cg *cg, const Attn *p, LV j, LV n, LV to) {
-    LV row = cg_add(cg, cg_muli(cg, cg_add(cg, cg_mul(cg, p->b, p->C_now), j), p->Hk), p->g);
+    LV row = attention_key_row(cg, p, j);
     LV k = cg_at(cg, p->k_type->dtype, cg_in(cg, 1), cg_muli(cg, row, p->A)),
        v = cg_at(cg, p->v_type->dtype, cg_in(cg, 2), cg_muli(cg, row, p->V));
     copy_rows(cg, &p->copy_k, cg_at(cg, F32, scratch(cg, p->k_copy), cg_muli(cg, to, p->A16)), k, n,
@@ -208,7 +232,7 @@ void attention_copy_keys(Cg *cg, const Attn *p, LV j, LV n, LV to) {
 void attention_prefetch(Cg *cg, const Attn *p, bool values, LV j, int n) {
     DType t = values ? p->v_type->dtype : p->k_type->dtype;
     int64_t columns = values ? p->V : p->A, bytes = columns * dtype_bytes(t);
-    LV row = cg_add(cg, cg_muli(cg, cg_add(cg, cg_mul(cg, p->b, p->C_now), j), p->Hk), p->g);
+    LV row = attention_key_row(cg, p, j);
     LV at = cg_at(cg, t, cg_in(cg, values ? 2 : 1), cg_muli(cg, row, columns));
     CgLoop i;
     cg_for(cg, &i, cg_int(cg, 0), cg_int(cg, n), 1);
@@ -373,7 +397,7 @@ bool describe_attention(const KernelNode *k, KernelDesc *d) {
     attention_key(&p, d);
     bool vary = p.S.sym && p.S.sym->kind != SYM_LEAF;
     d->tasks[0] = (TaskCount){(vary ? p.S.n : dim_bound(p.S)) * p.G, task_rows(&p), p.batch * p.Hk,
-                              vary ? p.S.sym : NULL};
+                              vary ? p.S.sym : NULL, 0};
     if (attention_may_be_few(&p)) attention_few_describe(&p, d);
     attention_choose(&p, d, task_rows(&p), false);
     double pairs = (double)dim_bound(p.S) * (double)dim_bound(p.C) * (p.causal ? 0.5 : 1);
@@ -724,7 +748,8 @@ static void finish_tile(Cg *cg, const Attn *p, const Running *r, LV r0, LV n) {
     cg_end(cg, &lane);
 }
 
-static void emit_many(Cg *cg, const Attn *given) {
+// The queries of block `block` of a batch element and key head.
+static void emit_many(Cg *cg, const Attn *given, LV block) {
     Attn p = *given;
     p.score.spec.self = &p;
     TileSize size = p.tile;
@@ -749,14 +774,8 @@ static void emit_many(Cg *cg, const Attn *given) {
     r.copy_q = copy_numbered_rows_function(cg, "copy_q", p.q_type->dtype, p.A, p.A16);
     r.pack = pack_columns_function(cg, "pack_queries", F32, p.vecs, p.lanes);
 
-    // The tasks of a key head follow each other while its keys are near; the last queries see most of them,
-    // so come first.
-    LV blocks = cg_div(cg, cg->n_tasks, cg_int(cg, p.batch * p.Hk)), place = cg_div(cg, cg->task, blocks);
-    LV back = cg_sub(cg, cg_addi(cg, blocks, -1), cg_rem(cg, cg->task, blocks)), heads = cg_int(cg, p.Hk);
-    p.b = cg_div(cg, place, heads);
-    p.g = cg_rem(cg, place, heads);
     r.all = cg_muli(cg, p.S_now, p.G);
-    r.start = cg_muli(cg, back, r.task_rows);
+    r.start = cg_muli(cg, block, r.task_rows);
     r.end = cg_min(cg, cg_addi(cg, r.start, r.task_rows), r.all);
     prefetch_queries(cg, &p, cg_in(cg, 0), p.q_type->dtype, p.A, r.start,
                      cg_min(cg, cg_addi(cg, r.start, p.lanes), r.end), false);
@@ -774,22 +793,64 @@ static void emit_many(Cg *cg, const Attn *given) {
     cg_end(cg, &t.l);
 }
 
+// The tasks of a key head follow each other while its keys are near; the last queries see most of them, so come first.
+static void emit_many_of_task(Cg *cg, Attn *p) {
+    LV blocks = cg_div(cg, cg->n_tasks, cg_int(cg, p->batch * p->Hk));
+    attention_place(cg, p, cg_div(cg, cg->task, blocks));
+    emit_many(cg, p, cg_sub(cg, cg_addi(cg, blocks, -1), cg_rem(cg, cg->task, blocks)));
+}
+
+// A sequence has a part of the rows, so less to do than there are tasks: tasks of phase 0 are segments of the longest
+// context there may be, those of phase 1 blocks of all rows.
+static void emit_of_sequences(Cg *cg, Attn *p) {
+    CgIf is, few, phase, some;
+    bool may_be_few = attention_may_be_few(p);
+    LV blocks = cg_div(cg, cg->n_tasks, cg_int(cg, p->batch * p->Hk)), first = cg_eq(cg, cg->phase, cg_int(cg, 0));
+    LV parts = may_be_few ? cg_select(cg, first, cg_int(cg, attention_segments(p)), blocks) : blocks;
+    LV place = cg_div(cg, cg->task, parts), part = cg_rem(cg, cg->task, parts);
+    cg_if(cg, &is, cg_lt(cg, cg_div(cg, place, cg_int(cg, p->Hk)), cg_dim(cg, kernel_arg_type(p->k, p->sequences)->dim[0])));
+    attention_place(cg, p, place);
+    LV n = cg_muli(cg, p->S_now, p->G);
+    if (may_be_few) {
+        cg_if(cg, &few, cg_lt(cg, n, cg_int(cg, ATTN_FEW + 1)));
+        LV begin = cg_select(cg, first, cg_muli(cg, part, ATTN_SEGMENT), part), end = cg_select(cg, first, p->C_now, cg_int(cg, 1));
+        cg_if(cg, &some, cg_lt(cg, begin, end));
+        emit_attention_few(cg, p, place, part);
+        cg_endif(cg, &some);
+        cg_else(cg, &few);
+        cg_if_phase(cg, &phase, 1);
+    }
+    LV needed = cg_div(cg, cg_addi(cg, n, task_rows(p) - 1), cg_int(cg, task_rows(p)));
+    cg_if(cg, &some, cg_lt(cg, part, needed));
+    emit_many(cg, p, cg_sub(cg, cg_addi(cg, needed, -1), part));
+    cg_endif(cg, &some);
+    if (may_be_few) {
+        cg_endif(cg, &phase);
+        cg_endif(cg, &few);
+    }
+    cg_endif(cg, &is);
+}
+
 void emit_attention(Cg *cg, const KernelNode *k) {
     Attn p;
     attention_of(k, &p);
     attention_choose(&p, NULL, task_rows(&p), false);
     attention_begin(cg, &p, p.tile.vecs * LANES, ATTN_BLOCK, attention_heights(&p, true));
+    if (p.sequences >= 0) {
+        emit_of_sequences(cg, &p);
+        return;
+    }
     if (!attention_may_be_few(&p)) {
-        emit_many(cg, &p);
+        emit_many_of_task(cg, &p);
         return;
     }
     CgIf few, end;
     LV n = cg_muli(cg, p.S_now, p.G);
     cg_if(cg, &few, cg_lt(cg, n, cg_int(cg, ATTN_FEW + 1)));
-    emit_attention_few(cg, &p);
+    emit_attention_few(cg, &p, NULL, NULL);
     cg_else(cg, &few);
     cg_if_phase(cg, &end, 1);
-    emit_many(cg, &p);
+    emit_many_of_task(cg, &p);
     cg_endif(cg, &end);
     cg_endif(cg, &few);
 }

@@ -21,7 +21,8 @@ typedef struct {
     Dim S, C;
     int64_t batch, H, Hk, G, A, V, A16, V16, window;
     bool causal;
-    int sinks, bias, valid, documents, after; // operand numbers, -1: not given; the first operand behind
+    int sinks, bias, valid, documents, sequences, after; // operand numbers, -1: not given; the first operand behind
+    int64_t pool;                             // sequences: rows of keys that each has room for
     TileSize tile;                            // by attention_choose
     // made by attention_begin
     int vecs, lanes; // of a panel: what a tile computes at once
@@ -32,7 +33,8 @@ typedef struct {
     int64_t q_panel, pos, doc, bias_at, sink;
     TileSet score; // K rows x panel
     PackFunction copy_k, copy_v;
-    LV S_now, C_now;
+    LV S_now, C_now;         // of this batch element
+    LV first_query, first_key; // its rows in q and o, and in k and v; NULL: it is the b-th, and has all of them
     // set by the kernel as it goes
     LV b, g;    // index of batch; key head
     LV queries; // address of what is kept of this tile of queries
@@ -55,7 +57,10 @@ int64_t attention_take(int64_t *used, int64_t bytes); // bytes of scratch, or of
 LV attention_at(Cg *cg, LV base, int64_t bytes);
 
 // ---- queries ------------------------------------------------------------------------------------
+// b and g, and where the rows of sequence b are.  place: b * Hk + g
+void attention_place(Cg *cg, Attn *p, LV place);
 LV attention_row(Cg *cg, const Attn *p, LV i, LV h); // number of row (b, i, h) of q, o and lse
+LV attention_key_row(Cg *cg, const Attn *p, LV j);   // number of row (b, j, g) of k and v
 LV attention_batch(Cg *cg, const Attn *p, const Type *t, int inner); // which of t's leading blocks b reads
 // What lane `lane` needs to know of its query (i, h).
 void attention_lane(Cg *cg, const Attn *p, LV lane, LV i, LV h);
@@ -105,6 +110,8 @@ LV all_lanes(Cg *cg, LV truth);   // i1
 // At most ATTN_FEW of them, heads counted: phase 0 by segments of keys, phase 1 is their end.
 bool attention_may_be_few(const Attn *p);
 void attention_few_describe(const Attn *p, KernelDesc *d); // d has the tasks of one phase for many queries
-void emit_attention_few(Cg *cg, const Attn *p);
+int64_t attention_segments(const Attn *p);                 // most there can be
+// Of the place and segment given (NULL: those of the task), p->b and p->g with the place.
+void emit_attention_few(Cg *cg, const Attn *p, LV place, LV segment);
 
 #endif

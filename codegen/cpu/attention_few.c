@@ -31,16 +31,20 @@ bool attention_may_be_few(const Attn *p) {
            (known(p->S) ? dim_bound(p->S) * p->G : p->G) <= ATTN_FEW;
 }
 
-static int64_t segments_of(const Attn *p) { return (dim_bound(p->C) + ATTN_SEGMENT - 1) / ATTN_SEGMENT; }
+int64_t attention_segments(const Attn *p) { return (dim_bound(p->C) + ATTN_SEGMENT - 1) / ATTN_SEGMENT; }
 static int64_t slot_bytes(const Attn *p) { return 2 * LANES * 4 + ATTN_FEW * p->V16 * 4; }
 
 void attention_few_describe(const Attn *p, KernelDesc *d) {
     int64_t places = p->batch * p->Hk;
     d->n_phases = 2;
     d->tasks[1] = d->tasks[0];
-    d->tasks[0] = (TaskCount){known(p->C) ? dim_bound(p->C) : p->C.n, ATTN_SEGMENT, places,
-                              known(p->C) ? NULL : p->C.sym};
-    d->workspace = places * segments_of(p) * slot_bytes(p);
+    if (p->sequences >= 0) {
+        Dim n = kernel_arg_type(p->k, p->sequences)->dim[0];
+        d->tasks[0] = (TaskCount){n.n * p->Hk * attention_segments(p), 1, 1, n.sym, 0};
+    } else {
+        d->tasks[0] = (TaskCount){known(p->C) ? dim_bound(p->C) : p->C.n, ATTN_SEGMENT, places, known(p->C) ? NULL : p->C.sym, 0};
+    }
+    d->workspace = places * attention_segments(p) * slot_bytes(p);
 }
 
 // Rows up to 64 of keys, whatever is between them, as columns: [A16][64]; columns from n on repeat the last.
@@ -110,7 +114,7 @@ static void few_begin(Cg *cg, Attn *p, Few *f) {
     p->queries = cg->scratch;
     f->m = 0, f->l = LANES * 4, f->o = 2 * LANES * 4;
     f->slot = slot_bytes(p);
-    f->segments = segments_of(p);
+    f->segments = attention_segments(p);
     f->n = cg_muli(cg, p->S_now, p->G);
     f->copy_q = copy_numbered_rows_function(cg, "copy_few", p->q_type->dtype, p->A, p->A16);
     emit_pack(cg, p, f);
@@ -232,8 +236,7 @@ static void add_values(Cg *cg, const Attn *p, const Few *f, LV values, LV n, LV 
 }
 
 static void attend_block(Cg *cg, const Attn *p, const Few *f, LV slot, LV j, LV n, LV begins) {
-    LV row = cg_add(cg, cg_muli(cg, cg_add(cg, cg_mul(cg, p->b, p->C_now), j), p->Hk), p->g),
-       zero = cg_int(cg, 0), s = scratch(cg, f->s);
+    LV row = attention_key_row(cg, p, j), zero = cg_int(cg, 0), s = scratch(cg, f->s);
     LV keys = cg_at(cg, p->k_type->dtype, cg_in(cg, 1), cg_muli(cg, row, p->A));
     cg_call(cg, f->pack_type, f->pack, (LV[]){scratch(cg, f->panel), keys, n}, 3);
     for (int at = 0; at < ATTN_BLOCK; at += p->lanes)
@@ -369,22 +372,20 @@ static void finish_queries(Cg *cg, Attn *p, const Few *f) {
     cg_end(cg, &query);
 }
 
-void emit_attention_few(Cg *cg, const Attn *given) {
+void emit_attention_few(Cg *cg, const Attn *given, LV place, LV segment) {
     Attn p = *given;
-    Few f = {0};
+    Few f = {.place = place};
     few_begin(cg, &p, &f);
-    LV heads = cg_int(cg, p.Hk),
-       segments = cg_div(cg, cg_addi(cg, p.C_now, ATTN_SEGMENT - 1), cg_int(cg, ATTN_SEGMENT));
+    LV segments = cg_div(cg, cg_addi(cg, p.C_now, ATTN_SEGMENT - 1), cg_int(cg, ATTN_SEGMENT));
     CgIf first;
     cg_if_phase(cg, &first, 0);
-    f.place = cg_div(cg, cg->task, segments);
-    p.b = cg_div(cg, f.place, heads);
-    p.g = cg_rem(cg, f.place, heads);
-    attend_segment(cg, &p, &f, cg_rem(cg, cg->task, segments));
+    if (!place) {
+        attention_place(cg, &p, f.place = cg_div(cg, cg->task, segments));
+        segment = cg_rem(cg, cg->task, segments);
+    }
+    attend_segment(cg, &p, &f, segment);
     cg_else(cg, &first);
-    f.place = cg->task;
-    p.b = cg_div(cg, f.place, heads);
-    p.g = cg_rem(cg, f.place, heads);
+    if (!place) attention_place(cg, &p, f.place = cg->task);
     meet(cg, &p, &f, segments);
     finish_queries(cg, &p, &f);
     cg_endif(cg, &first);

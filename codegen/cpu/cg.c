@@ -217,6 +217,11 @@ LV cg_sym(Cg *cg, const Sym *s) {
 
 LV cg_dim(Cg *cg, Dim d) { return d.sym ? cg_muli(cg, cg_sym(cg, d.sym), d.n) : cg_int(cg, d.n); }
 
+void cg_sequence(Cg *cg, LV table, LV number, LV *column) {
+    LV at = cg_muli(cg, number, SEQUENCE_COLUMNS);
+    for (int i = 0; i < SEQUENCE_COLUMNS; i++) column[i] = cg_i64(cg, cg_load1(cg, I32, table, cg_addi(cg, at, i)));
+}
+
 LV cg_dims(Cg *cg, const Type *t, int lo, int hi) {
     LV n = cg_int(cg, 1);
     for (int i = lo; i < hi; i++) n = cg_mul(cg, n, cg_dim(cg, t->dim[i]));

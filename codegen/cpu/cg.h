@@ -55,6 +55,8 @@ LV cg_workspace(Cg *cg);               // KernelDesc.workspace bytes, 64-byte al
 void cg_kernel_begin(Cg *cg, const char *symbol);    // cg->k's function up to where its body starts
 LV cg_sym(Cg *cg, const Sym *s);       // its value now, i64; a constant for leaf symbols
 LV cg_dim(Cg *cg, Dim d);
+// The columns of row `number` of a table of sequences (runtime/abi.h), i64.
+void cg_sequence(Cg *cg, LV table, LV number, LV *column);
 LV cg_rows(Cg *cg, const Type *t);     // product of all dimensions but the last
 LV cg_elements(Cg *cg, const Type *t);
 LV cg_dims(Cg *cg, const Type *t, int lo, int hi);   // product of dimensions lo .. hi - 1

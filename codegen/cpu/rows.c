@@ -365,11 +365,26 @@ void emit_permute(Cg *cg, const KernelNode *k) {
 // ---- cache ---------------------------------------------------------------------------------------------
 
 bool describe_cache(const KernelNode *k, KernelDesc *d) {
-    (void)d;
-    return k->node->in[1]->type.ndim >= 2;
+    const Node *n = k->node;
+    if (n->n_in > 2) d->tasks[0] = (TaskCount){n->in[2]->type.dim[0].n, 1, 1, n->in[2]->type.dim[0].sym, 0};
+    return n->in[1]->type.ndim >= 2;
+}
+
+// Task = a sequence.
+static void emit_cache_of_many(Cg *cg, const KernelNode *k) {
+    const Type *pool = &k->node->in[0]->type;
+    LV row = cg_muli(cg, cg_dims(cg, pool, 2, pool->ndim), dtype_bytes(pool->dtype)), s[SEQUENCE_COLUMNS];
+    cg_sequence(cg, cg_in(cg, 2), cg->task, s);
+    LV to = cg_add(cg, cg_mul(cg, s[SEQUENCE_PLACE], cg_dim(cg, pool->dim[1])), cg_sub(cg, s[SEQUENCE_LENGTH], s[SEQUENCE_ROWS]));
+    cg_memcpy(cg, cg_bytes(cg, cg_in(cg, 0), cg_mul(cg, to, row)), cg_bytes(cg, cg_in(cg, 1), cg_mul(cg, s[SEQUENCE_FIRST], row)),
+              cg_mul(cg, s[SEQUENCE_ROWS], row));
 }
 
 void emit_cache(Cg *cg, const KernelNode *k) {
+    if (k->node->n_in > 2) {
+        emit_cache_of_many(cg, k);
+        return;
+    }
     const Type *rows = &k->node->in[1]->type;
     LV row = cg_muli(cg, cg_dims(cg, rows, 2, rows->ndim), dtype_bytes(rows->dtype)),
        S = cg_dim(cg, rows->dim[1]);

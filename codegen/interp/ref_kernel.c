@@ -49,9 +49,25 @@ static int64_t elements(const Tensor *t) {
     return n;
 }
 
+static void append_to_each(Run *r, const int32_t *number) {
+    const RefValue *pool = &r->value[number[0]];
+    Tensor sequences = tensor_of(r, number[2]), all = tensor_of(r, number[0]);
+    int64_t row = dtype_bytes((DType)pool->dtype);
+    for (int i = 2; i < all.ndim; i++) row *= all.dim[i];
+    for (int64_t k = 0; k < sequences.dim[0]; k++) {
+        const int32_t *s = (const int32_t *)sequences.data + k * SEQUENCE_COLUMNS;
+        int64_t to = s[SEQUENCE_PLACE] * all.dim[1] + s[SEQUENCE_LENGTH] - s[SEQUENCE_ROWS];
+        memcpy((char *)r->c->arg[0] + to * row, (char *)r->c->arg[1] + s[SEQUENCE_FIRST] * row, (size_t)(s[SEQUENCE_ROWS] * row));
+    }
+}
+
 // Appends the rows of this call to the pool: row 0 of them is row C - S of the sequence.
 static void append_rows(Run *r, const RefNode *n, const int32_t *number) {
     Tensor rows = tensor_of(r, number[1]);
+    if (n->n_in > 2) {
+        append_to_each(r, number);
+        return;
+    }
     const RefValue *x = &r->value[number[1]];
     int64_t row = dtype_bytes((DType)x->dtype), S = rows.ndim > 1 ? rows.dim[1] : 1;
     for (int i = 2; i < rows.ndim; i++) row *= rows.dim[i];

@@ -271,7 +271,7 @@ bool shape_grouped_sum(const Node *n, Type *out, Diag *d) {
 
 // ---- attention ------------------------------------------------------------------------------------------
 
-enum { HAS_SINKS = 1, HAS_BIAS = 2, HAS_VALID = 4, HAS_DOCUMENTS = 8 };
+enum { HAS_SINKS = 1, HAS_BIAS = 2, HAS_VALID = 4, HAS_DOCUMENTS = 8, HAS_SEQUENCES = 16 };
 
 static int n_options(const Node *n) {
     int count = 0;
@@ -286,14 +286,28 @@ static Type attention_o(const Node *n) {
     return o;
 }
 
+// q [1, S, H, A], k and v [P, bound, Hk, ..], sequences i32 [R, 4]; keys are masked by position alone
+static bool is_of_sequences(const Node *n, Diag *d) {
+    const Type *q = in_type(n, 0), *k = in_type(n, 1), *sequences = in_type(n, n->n_in - 1);
+    bool ok = n->op == OP_ATTENTION && q->ndim == 4 && dim_is_1(q->dim[0]) && k->ndim == 4 && !k->dim[0].sym && !k->dim[1].sym &&
+              !(n->attr.has & (HAS_VALID | HAS_DOCUMENTS)) && n->attr.causal && sequences->ndim == 2 && sequences->dtype == I32 &&
+              dim_eq(sequences->dim[1], dim_n(SEQUENCE_COLUMNS));
+    if (ok) return true;
+    diag_error(d, n->at, "%s of several sequences needs causal q [1, S, H, A], pools k and v [P, bound, ..] and sequences i32[R, %d], but got %s, %s "
+               "and %s", op_info[n->op].name, SEQUENCE_COLUMNS, rule_type(n, q), rule_type(n, k), rule_type(n, sequences));
+    return false;
+}
+
 static bool attention_operands(const Node *n, int more, Diag *d) {
-    if (n->attr.has < 0 || n->attr.has > 15 || n->n_in != 3 + n_options(n) + more) {
+    if (n->attr.has < 0 || n->attr.has >= 2 * HAS_SEQUENCES || n->n_in != 3 + n_options(n) + more) {
         diag_error(d, n->at, "%s with has = %lld takes %d operands, not %d", op_info[n->op].name,
                    (long long)n->attr.has, 3 + n_options(n) + more, n->n_in);
         return false;
     }
     const Type *q = in_type(n, 0), *k = in_type(n, 1), *v = in_type(n, 2);
-    if (q->ndim < 3 || k->ndim != q->ndim || v->ndim != q->ndim || !same_dims(q, k, q->ndim - 3) ||
+    bool pools = n->attr.has & HAS_SEQUENCES;
+    if (pools && !is_of_sequences(n, d)) return false;
+    if (q->ndim < 3 || k->ndim != q->ndim || v->ndim != q->ndim || (!pools && !same_dims(q, k, q->ndim - 3)) ||
         !same_dims(k, v, k->ndim - 1) || !dim_eq(dim_back(q, 1), dim_back(k, 1))) {
         diag_error(
             d, n->at,
@@ -359,8 +373,9 @@ bool check_attention(const Node *n, Diag *d) {
         i++;
     }
     if ((has & HAS_BIAS)) {
-        if (in_type(n, i)->ndim < 3 || !option_fits(n, i, "bias", -1, attention_scores(n, F32), d))
-            return false;
+        Type scores = attention_scores(n, F32);
+        if (has & HAS_SEQUENCES) scores.dim[scores.ndim - 1] = dim_back(in_type(n, i), 1);       // the longest of them
+        if (in_type(n, i)->ndim < 3 || !option_fits(n, i, "bias", -1, scores, d)) return false;
         i++;
     }
     const Type *last;

@@ -126,6 +126,21 @@ bool check_update(const Node *n, Diag *d) {
     return false;
 }
 
+// With sequences: pool [P, bound, ..], rows [1, S, ..], sequences [R, 4] -> the pool
+static bool shape_cache_of_many(const Node *n, Type *out, Diag *d) {
+    const Type *pool = &n->in[0]->type, *rows = &n->in[1]->type, *sequences = &n->in[2]->type;
+    bool match = n->n_in == 3 && pool->ndim == rows->ndim && pool->ndim >= 2 && dim_is_1(rows->dim[0]) && !pool->dim[0].sym &&
+                 !pool->dim[1].sym && sequences->ndim == 2 && dim_eq(sequences->dim[1], dim_n(SEQUENCE_COLUMNS));
+    for (int i = 2; match && i < pool->ndim; i++) match = dim_eq(pool->dim[i], rows->dim[i]);
+    if (!match) {
+        diag_error(d, n->at, "cache of several sequences adds rows [1, S, ..] to a pool [P, bound, ..] as sequences i32[R, %d] say, but has "
+                   "%s, %s and %s", SEQUENCE_COLUMNS, rule_type(n, rows), rule_type(n, pool), rule_type(n, sequences));
+        return false;
+    }
+    out[0] = *pool;
+    return true;
+}
+
 // pool [bound, ..], rows [1, S, ..] -> [1, C, ..]
 bool shape_cache(const Node *n, Type *out, Diag *d) {
     const Type *pool = &n->in[0]->type, *rows = &n->in[1]->type;
@@ -133,6 +148,7 @@ bool shape_cache(const Node *n, Type *out, Diag *d) {
         diag_error(d, n->at, "cache names no row symbol for the length of its context");
         return false;
     }
+    if (n->n_in > 2) return shape_cache_of_many(n, out, d);
     bool match = pool->ndim >= 1 && rows->ndim == pool->ndim + 1 && dim_is_1(rows->dim[0]);
     for (int i = 1; match && i < pool->ndim; i++) match = dim_eq(pool->dim[i], rows->dim[i + 1]);
     if (!match || pool->dim[0].sym || pool->dim[0].n < n->attr.sym->bound) {

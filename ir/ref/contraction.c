@@ -163,14 +163,15 @@ void REF(grouped_sum)(const Attrs *attr, int n_in, const Tensor *in, int n_out, 
 // ---- attention ------------------------------------------------------------------------------------------
 
 typedef struct {
-    const Tensor *q, *k, *v, *sinks, *bias, *valid, *documents;      // options: NULL if not given
+    const Tensor *q, *k, *v, *sinks, *bias, *valid, *documents, *sequences;      // options: NULL if not given
     int64_t batch, S, C, H, Hk, A, V, window;
+    int64_t first_query, first_key;                                  // rows of the batch element at hand
     bool causal;
     real scale;
     int n_used;                                                      // operands read: 3 + options
 } Attention;
 
-enum { HAS_SINKS = 1, HAS_BIAS = 2, HAS_VALID = 4, HAS_DOCUMENTS = 8 };
+enum { HAS_SINKS = 1, HAS_BIAS = 2, HAS_VALID = 4, HAS_DOCUMENTS = 8, HAS_SEQUENCES = 16 };
 
 static Attention attention_of(const Attrs *attr, const Tensor *in) {
     Attention p = {.q = &in[0],
@@ -189,7 +190,24 @@ static Attention attention_of(const Attrs *attr, const Tensor *in) {
     if (attr->has & HAS_BIAS) p.bias = &in[p.n_used++];
     if (attr->has & HAS_VALID) p.valid = &in[p.n_used++];
     if (attr->has & HAS_DOCUMENTS) p.documents = &in[p.n_used++];
+    if (attr->has & HAS_SEQUENCES) {
+        p.sequences = &in[p.n_used++];
+        p.batch = p.sequences->dim[0];
+    }
     return p;
+}
+
+static void begin_batch(Attention *p, int64_t b) {
+    if (!p->sequences) {
+        p->first_query = b * p->S;
+        p->first_key = b * p->C;
+        return;
+    }
+    const int32_t *s = ints(p->sequences) + b * SEQUENCE_COLUMNS;
+    p->first_query = s[SEQUENCE_FIRST];
+    p->S = s[SEQUENCE_ROWS];
+    p->C = s[SEQUENCE_LENGTH];
+    p->first_key = s[SEQUENCE_PLACE] * p->k->dim[p->k->ndim - 3];
 }
 
 // Which of t's leading blocks batch element b reads: axes of t before its last `inner` ones are aligned to
@@ -207,12 +225,12 @@ static int64_t batch_of(const Attention *p, const Tensor *t, int inner, int64_t 
 }
 
 // The row of t [.., S, H, *].
-static const real *query(const Attention *p, const Tensor *t, int64_t b, int64_t h, int64_t i) {
-    return reals(t) + ((b * p->S + i) * p->H + h) * n_cols(t);
+static const real *query(const Attention *p, const Tensor *t, int64_t h, int64_t i) {
+    return reals(t) + ((p->first_query + i) * p->H + h) * n_cols(t);
 }
 // The row of t [.., C, Hk, *] that query head h reads.
-static const real *key(const Attention *p, const Tensor *t, int64_t b, int64_t h, int64_t j) {
-    return reals(t) + ((b * p->C + j) * p->Hk + h * p->Hk / p->H) * n_cols(t);
+static const real *key(const Attention *p, const Tensor *t, int64_t h, int64_t j) {
+    return reals(t) + ((p->first_key + j) * p->Hk + h * p->Hk / p->H) * n_cols(t);
 }
 
 static bool visible(const Attention *p, int64_t b, int64_t i, int64_t j) {
@@ -228,12 +246,12 @@ static bool visible(const Attention *p, int64_t b, int64_t i, int64_t j) {
 }
 
 static real score(const Attention *p, int64_t b, int64_t h, int64_t i, int64_t j) {
-    real s = dot(query(p, p->q, b, h, i), key(p, p->k, b, h, j), p->A) * p->scale;
+    real s = dot(query(p, p->q, h, i), key(p, p->k, h, j), p->A) * p->scale;
     if (p->bias) {
         const Tensor *t = p->bias;                                   // [.., 1 or H, 1 or S, 1 or C]
         int64_t dh = t->dim[t->ndim - 3], ds = t->dim[t->ndim - 2], dc = t->dim[t->ndim - 1];
         int64_t at = batch_of(p, t, 3, b) * dh + (dh == 1 ? 0 : h);
-        at = at * ds + (ds == 1 ? 0 : i);
+        at = at * ds + (ds == 1 ? 0 : p->sequences ? p->first_query + i : i);
         s += reals(t)[at * dc + (dc == 1 ? 0 : j)];
     }
     return s;
@@ -262,7 +280,7 @@ static void attend_block(const Attention *p, int64_t b, int64_t h, int64_t i, in
     r->l = REAL_FMA(r->l, keep, REF(lanes_sum)(s, BLOCK));
     for (int64_t c = 0; c < p->V; c++) r->o[c] *= keep;
     for (int64_t j = 0; j < n; j++)
-        if (seen[j]) add_scaled(r->o, s[j], key(p, p->v, b, h, first + j), p->V);
+        if (seen[j]) add_scaled(r->o, s[j], key(p, p->v, h, first + j), p->V);
     r->m = m;
 }
 
@@ -284,10 +302,12 @@ static void meet_segments(Running *r, int64_t n, int64_t V) {
 void REF(attention)(const Attrs *attr, int n_in, const Tensor *in, int n_out, Tensor *out) {
     (void)n_in; (void)n_out;
     Attention p = attention_of(attr, in);
-    int64_t segments = (p.C + SEGMENT - 1) / SEGMENT;
-    Running *r = calloc((size_t)segments + 1, sizeof *r);
-    real *o = reals_new((segments + 1) * p.V);
-    for (int64_t b = 0; b < p.batch; b++)
+    int64_t most = (p.C + SEGMENT - 1) / SEGMENT;
+    Running *r = calloc((size_t)most + 1, sizeof *r);
+    real *o = reals_new((most + 1) * p.V);
+    for (int64_t b = 0; b < p.batch; b++) {
+        begin_batch(&p, b);
+        int64_t segments = (p.C + SEGMENT - 1) / SEGMENT;
         for (int64_t i = 0; i < p.S; i++)
             for (int64_t h = 0; h < p.H; h++) {
                 memset(o, 0, (size_t)((segments + 1) * p.V) * sizeof(real));
@@ -296,7 +316,7 @@ void REF(attention)(const Attrs *attr, int n_in, const Tensor *in, int n_out, Te
                     for (int64_t j = s * SEGMENT; j < p.C && j < (s + 1) * SEGMENT; j += BLOCK)
                         attend_block(&p, b, h, i, j, &r[s]);
                 meet_segments(r, segments, p.V);
-                int64_t at = (b * p.S + i) * p.H + h;
+                int64_t at = (p.first_query + i) * p.H + h;
                 if (p.sinks) {
                     real sink = reals(p.sinks)[h], m = r->m > sink ? r->m : sink;
                     real keep = r->m == (real)-INFINITY ? 0 : REAL_EXP(r->m - m);
@@ -309,6 +329,7 @@ void REF(attention)(const Attrs *attr, int n_in, const Tensor *in, int n_out, Te
                 for (int64_t c = 0; c < p.V; c++) reals(&out[0])[at * p.V + c] = r->o[c] * inverse;
                 reals(&out[1])[at] = none ? (real)-INFINITY : r->m + REAL_LOG(r->l);
             }
+    }
     free(o);
     free(r);
 }
@@ -320,18 +341,19 @@ void REF(attention_grad)(const Attrs *attr, int n_in, const Tensor *in, int n_ou
     int next = 3;
     real *dsinks = p.sinks ? reals(&out[next++]) : NULL, *dbias = p.bias ? reals(&out[next++]) : NULL;
     for (int i = 0; i < 3; i++) memset(out[i].data, 0, (size_t)n_elements(&out[i]) * sizeof(real));
-    for (int64_t b = 0; b < p.batch; b++)
+    for (int64_t b = 0; b < p.batch; b++) {
+        begin_batch(&p, b);
         for (int64_t h = 0; h < p.H; h++)
             for (int64_t i = 0; i < p.S; i++) {
-                int64_t at = (b * p.S + i) * p.H + h;
-                const real *go = query(&p, d_o, b, h, i), *oo = query(&p, o, b, h, i),
-                           *q = query(&p, p.q, b, h, i);
+                int64_t at = (p.first_query + i) * p.H + h;
+                const real *go = query(&p, d_o, h, i), *oo = query(&p, o, h, i),
+                           *q = query(&p, p.q, h, i);
                 real z = reals(lse)[at], D = dot(go, oo, p.V);
                 if (dsinks) dsinks[at] = -(REAL_EXP(reals(p.sinks)[h] - z) * D);
                 for (int64_t j = 0; j < p.C; j++) {
                     real ds = 0;
                     if (visible(&p, b, i, j) && z != (real)-INFINITY) {
-                        const real *k = key(&p, p.k, b, h, j), *v = key(&p, p.v, b, h, j);
+                        const real *k = key(&p, p.k, h, j), *v = key(&p, p.v, h, j);
                         real w = REAL_EXP(score(&p, b, h, i, j) - z);
                         ds = w * (dot(go, v, p.V) - D);
                         real t = ds * p.scale;
@@ -342,6 +364,7 @@ void REF(attention_grad)(const Attrs *attr, int n_in, const Tensor *in, int n_ou
                     if (dbias) dbias[((b * p.H + h) * p.S + i) * p.C + j] = ds;
                 }
             }
+    }
 }
 
 // ---- head -----------------------------------------------------------------------------------------------

@@ -100,9 +100,24 @@ MEANING(concat) {
     }
 }
 
+static void append_to_each(const Tensor *in, Tensor *out) {
+    size_t row = element_size(out);
+    for (int i = 2; i < out->ndim; i++) row *= (size_t)out->dim[i];
+    copy_bytes(out->data, in[0].data, row * (size_t)(out->dim[0] * out->dim[1]));
+    for (int64_t r = 0; r < in[2].dim[0]; r++) {
+        const int32_t *s = (const int32_t *)in[2].data + r * SEQUENCE_COLUMNS;
+        size_t to = (size_t)(s[SEQUENCE_PLACE] * out->dim[1] + s[SEQUENCE_LENGTH] - s[SEQUENCE_ROWS]);
+        copy_bytes((char *)out->data + row * to, (char *)in[1].data + row * (size_t)s[SEQUENCE_FIRST], row * (size_t)s[SEQUENCE_ROWS]);
+    }
+}
+
 // The C - S rows the pool holds already, then the S new ones.
 MEANING(cache) {
     UNUSED;
+    if (n_in > 2) {
+        append_to_each(in, out);
+        return;
+    }
     int64_t kept = out->dim[1] - in[1].dim[1];
     size_t row = element_size(out);
     for (int i = 2; i < out->ndim; i++) row *= (size_t)out->dim[i];

@@ -329,7 +329,7 @@ static void test_grouped_sum(void **st) {
 
 // ---- attention ----------------------------------------------------------------------------------
 
-enum { SINKS = 1, BIAS = 2, VALID = 4, DOCUMENTS = 8 };
+enum { SINKS = 1, BIAS = 2, VALID = 4, DOCUMENTS = 8, SEQUENCES = 16 };
 
 typedef struct {
     DType t;
@@ -388,6 +388,50 @@ static void attention_case(const Setup *s, Shape a, bool grad) {
     if (a.has & SINKS) one_out(&c.o, lse);
     if (a.has & BIAS) one_out(&c.o, ONE_TYPE(F32, b, h, sd, cd));
     check(s, &c, describe_attention_grad, emit_attention_grad, ref_attention_grad, prepare_options);
+}
+
+// first row, rows, length, place: in calls of up to 45 rows of up to 4 sequences, from pools of 5 places
+static const int32_t runs[][4 * SEQUENCE_COLUMNS] = {
+    {0, 20, 20, 3, 20, 1, 1100, 0, 21, 3, 700, 1, 24, 1, 1, 4},
+    {0, 1, 64, 0, 1, 1, 513, 1, 2, 1, 900, 2, 3, 1, 8, 3},
+    {0, 9, 1200, 2, 9, 36, 530, 4},
+};
+static const int n_runs[] = {4, 4, 2};
+static const int32_t *run_at_hand;
+
+static void prepare_sequences(Case *c) {
+    int last = c->o.node.n_in - 1;
+    memcpy(c->t[last].data, run_at_hand, (size_t)n_elements(&c->t[last]) * sizeof *run_at_hand);
+}
+
+static void sequences_case(const Setup *s, Shape a, int run) {
+    Sym S = {.name = "S", .kind = SYM_PLAIN, .bound = 48, .id = 1}, C = {.name = "C", .kind = SYM_PLAIN, .bound = a.C, .id = 2},
+        R = {.name = "R", .kind = SYM_PLAIN, .bound = 5, .id = 3};
+    const int32_t *last = runs[run] + (n_runs[run] - 1) * SEQUENCE_COLUMNS;
+    Case c = {.sym = {0, last[SEQUENCE_FIRST] + last[SEQUENCE_ROWS], a.C, n_runs[run]}};
+    run_at_hand = runs[run];
+    c.o.node.attr = (Attrs){.causal = 1, .window = a.window, .scale = 0.3, .has = a.has | SEQUENCES};
+    Dim one = num(1), places = num(5), sd = sym(&S), cd = num(a.C), h = num(a.H), hk = num(a.Hk);
+    one_in(&c.o, ONE_TYPE(a.t, one, sd, h, num(a.A)));
+    one_in(&c.o, ONE_TYPE(a.t, places, cd, hk, num(a.A)));
+    one_in(&c.o, ONE_TYPE(a.t, places, cd, hk, num(a.V)));
+    if (a.has & SINKS) one_in(&c.o, ONE_TYPE(F32, h));
+    if (a.has & BIAS) one_in(&c.o, ONE_TYPE(F32, h, sd, sym(&C)));
+    one_in(&c.o, ONE_TYPE(I32, sym(&R), num(SEQUENCE_COLUMNS)));
+    one_out(&c.o, ONE_TYPE(a.t, one, sd, h, num(a.V)));
+    one_out(&c.o, ONE_TYPE(F32, one, sd, h));
+    check(s, &c, describe_attention, emit_attention, ref_attention, prepare_sequences);
+}
+
+static void test_attention_of_sequences(void **st) {
+    static const Shape shapes[] = {
+        {.t = F32, .C = 1200, .H = 4, .Hk = 2, .A = 16, .V = 24},
+        {.t = F32, .C = 1200, .H = 2, .Hk = 1, .A = 24, .V = 16, .window = 100, .has = SINKS},
+        {.t = BF16, .C = 1200, .H = 2, .Hk = 2, .A = 16, .V = 16, .has = BIAS},
+        {.t = F32, .C = 1200, .H = 10, .Hk = 1, .A = 16, .V = 16},           // never few
+    };
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        for (size_t run = 0; run < sizeof n_runs / sizeof *n_runs; run++) sequences_case(*st, shapes[i], (int)run);
 }
 
 static const Shape attention_shapes[] = {
@@ -498,7 +542,7 @@ int main(void) {
         cmocka_unit_test(test_matmul_rows_vary), cmocka_unit_test(test_matmul_dw),
         cmocka_unit_test(test_grouped_matmul),   cmocka_unit_test(test_grouped_dw),
         cmocka_unit_test(test_grouped_sum),      cmocka_unit_test(test_attention),
-        cmocka_unit_test(test_attention_grad),   cmocka_unit_test(test_head_loss),
+        cmocka_unit_test(test_attention_grad),   cmocka_unit_test(test_attention_of_sequences), cmocka_unit_test(test_head_loss),
     };
     const struct CMUnitTest some[] = {              // where nobody runs it
         cmocka_unit_test(test_matmul_sizes), cmocka_unit_test(test_matmul_dw), cmocka_unit_test(test_grouped_matmul),

@@ -675,6 +675,47 @@ static void attention_of_a_prefix_has_the_same_bits(void **state) {
     free(q), free(k), free(v), free(qf), free(kf), free(vf), free(o), free(lse);
 }
 
+// Rows of several sequences: each attends, and is kept, as if it were alone.
+static void sequences_are_as_if_alone(void **state) {
+    enum { PLACES = 4, BOUND = 800, H = 2, A = 4, S = 9, N = 3, C = 700 };
+    static int32_t sequence[N][SEQUENCE_COLUMNS] = {{0, 3, 600, 2}, {3, 5, 5, 0}, {8, 1, C, 3}};
+    enum { POOL = PLACES * BOUND * A };
+    double *drawn_q = drawn(11, S * H * A), *drawn_k = drawn(12, POOL), *drawn_bias = drawn(13, H * S * C), *drawn_rows = drawn(14, S * A);
+    float *q = narrowed(drawn_q, S * H * A), *k = narrowed(drawn_k, POOL), *bias = narrowed(drawn_bias, H * S * C),
+          *rows = narrowed(drawn_rows, S * A);
+    float *all = malloc(sizeof *all * POOL), o[S * H * A], lse[S * H], one[S * H * A], one_lse[S * H];
+    Tensor table = INT_T(sequence, N, SEQUENCE_COLUMNS), pool = FLOAT_T(k, PLACES, BOUND, 1, A);
+    Tensor add[] = {pool, FLOAT_T(rows, 1, S, 1, A), table}, kept[] = {FLOAT_T(all, PLACES, BOUND, 1, A)};
+    RUN(OP_CACHE, add, kept, 0);
+    for (int64_t i = 0; i < POOL; i++) {
+        int64_t place = i / (BOUND * A), at = i / A % BOUND;
+        float want = k[i];
+        for (int s = 0; s < N; s++) {
+            int64_t row = at - (sequence[s][SEQUENCE_LENGTH] - sequence[s][SEQUENCE_ROWS]);
+            if (place == sequence[s][SEQUENCE_PLACE] && row >= 0 && row < sequence[s][SEQUENCE_ROWS])
+                want = rows[(sequence[s][SEQUENCE_FIRST] + row) * A + i % A];
+        }
+        assert_true(all[i] == want);
+    }
+    Tensor in[] = {FLOAT_T(q, 1, S, H, A), kept[0], kept[0], FLOAT_T(bias, H, S, C), table};
+    Tensor out[] = {FLOAT_T(o, 1, S, H, A), FLOAT_T(lse, 1, S, H)};
+    RUN(OP_ATTENTION, in, out, .causal = 1, .window = 550, .scale = 0.5, .has = 2 | 16);
+    for (int s = 0; s < N; s++) {
+        int first = sequence[s][SEQUENCE_FIRST], n = sequence[s][SEQUENCE_ROWS], length = sequence[s][SEQUENCE_LENGTH];
+        float *own = malloc(sizeof *own * (size_t)(H * n * length)), *keys = all + sequence[s][SEQUENCE_PLACE] * BOUND * A;
+        for (int64_t i = 0; i < (int64_t)H * n * length; i++)
+            own[i] = bias[(i / (n * length) * S + first + i / length % n) * C + i % length];
+        Tensor in1[] = {FLOAT_T(q + first * H * A, 1, n, H, A), FLOAT_T(keys, 1, length, 1, A), FLOAT_T(keys, 1, length, 1, A),
+                        FLOAT_T(own, H, n, length)};
+        Tensor out1[] = {FLOAT_T(one, 1, n, H, A), FLOAT_T(one_lse, 1, n, H)};
+        RUN(OP_ATTENTION, in1, out1, .causal = 1, .window = 550, .scale = 0.5, .has = 2);
+        check_floats(o + first * H * A, one, n * H * A);
+        check_floats(lse + first * H, one_lse, n * H);
+        free(own);
+    }
+    free(drawn_q), free(drawn_k), free(drawn_bias), free(drawn_rows), free(q), free(k), free(bias), free(rows), free(all);
+}
+
 // ---- what must not be built -------------------------------------------------------------------------------
 
 static void wrong_operands_are_refused(void **state) {
@@ -726,6 +767,7 @@ int main(void) {
         cmocka_unit_test(cache_appends),
         cmocka_unit_test(attention_is_a_softmax),
         cmocka_unit_test(attention_of_a_prefix_has_the_same_bits),
+        cmocka_unit_test(sequences_are_as_if_alone),
         cmocka_unit_test(wrong_operands_are_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -42,7 +42,7 @@ claim 'it is JSON' is_json "$log.out"
 claim 'rates of prompt and tokens' holds "$(number prefill_tokens_s) > 0 && $(number decode_tokens_s) > 0"
 # of 8 experts a token reads 2: per layer the matrices of 2 experts, attention's four and the router; the head
 weights=$(((2 * (2 * 3 * 32 * 32 + 2 * 32 * 32 + 2 * 16 * 32 + 8 * 32) + 256 * 32) * 4))
-claim 'weights that a token reads' holds "$(number weights_mb_a_token) * 1e6 > $weights && $(number weights_mb_a_token) * 1e6 < 1.2 * $weights"
+claim 'weights that a token reads' holds "$(number weights_mb_a_step) * 1e6 > $weights && $(number weights_mb_a_step) * 1e6 < 1.2 * $weights"
 
 exits 0 'products' "$MOEC" bench gemm --only '64x' --threads 1 --milliseconds 1 --json
 claim 'it is JSON' is_json "$log.out"

@@ -59,6 +59,34 @@ exits 0 'with words about it' "$MOEC" generate "$run" "${greedy[@]}" --set gener
 says '5 tokens' 'which are on standard error'
 claim 'and only the text on standard output' test "$(wc -c <"$log.out")" -le 20
 
+# several sequences in a run: each as if it were alone
+printf '%s\n' 'In the beginning God created' x "$prompt" 'And the' 'The LORD is my shepherd; I shall not want.' Go And >"$work/prompts"
+lines() { # NAME PATH OPTION...: a line of JSON for each prompt
+    "$MOEC" generate "$2" --quiet --prompts "$work/prompts" --set generate.max_tokens=20 --set generate.temperature=1 "${@:3}" >"$work/$1" 2>"$log"
+}
+claim 'seven prompts, one after the other' lines alone "$run" --set generate.batch=1
+claim 'seven lines' test "$(wc -l <"$work/alone")" = 7
+for batch in 2 3 none 16; do
+    claim "generate.batch = $batch" lines many "$run" --set generate.batch=$batch
+    claim 'the same texts' cmp "$work/alone" "$work/many"
+done
+claim 'prompts in pieces' lines many "$run" --set generate.batch=3 --set generate.batch_tokens=5
+claim 'the same texts' cmp "$work/alone" "$work/many"
+claim 'by interp' lines many "$run" --set generate.batch=3 --target interp
+claim 'the same texts' cmp "$work/alone" "$work/many"
+claim 'in bf16, alone' lines half "$run" --set generate.batch=1 --set generate.dtype=bf16
+claim 'in bf16, many' lines halves "$run" --set generate.dtype=bf16
+claim 'the same texts' cmp "$work/half" "$work/halves"
+for golden in mixtral_swa llama; do                 # a window, and none
+    claim "$golden alone" lines alone tests/goldens/hf/$golden --set generate.batch=1
+    claim "$golden, many" lines many tests/goldens/hf/$golden
+    claim 'the same texts' cmp "$work/alone" "$work/many"
+done
+claim 'latent attention: one after the other' lines latent tests/goldens/hf/deepseek_v3
+exits 1 'but not two at a time' lines latent tests/goldens/hf/deepseek_v3 --set generate.batch=2
+cp "$log" "$log.err"
+says 'generate.batch is 2, but a run of this model has one sequence: .*latent' 'and says why'
+
 # a checkpoint instead of its run
 claim 'of a checkpoint' "$MOEC" generate "$run/ckpt/step-00000030" --quiet "${greedy[@]}" --set generate.max_tokens=40
 exits 0 'eval' "$MOEC" eval "$run"
@@ -81,7 +109,7 @@ exits 0 'and continues text' env MOEC_MODELS="$work/none" "$MOEC" generate "$wor
 exits 1 'a prompt longer than the context' "$MOEC" generate "$run" "${greedy[@]}" --set generate.context=32
 says 'context|32' 'and says so'
 for set in generate.temperature=-1 generate.top_p=1.5 generate.top_k=-2 generate.min_p=2 generate.repetition=0 generate.max_tokens=0 \
-    generate.temperature=hot generate.batch_tokens=0 'generate.stop=[3]'; do
+    generate.temperature=hot generate.batch_tokens=0 generate.batch=0 'generate.stop=[3]'; do
     exits 1 "$set is refused" "$MOEC" generate "$run" --prompt a --set "$set"
     says "${set%%=*}" 'by name'
 done

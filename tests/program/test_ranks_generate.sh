@@ -19,6 +19,7 @@ claim 'a run of 20 steps' train "$run" --set 'train.length=20 steps' --set train
 claim 'one rank' say one "$run"
 claim 'five lines' test "$(wc -l <"$work/one")" = 5
 alike one ep2 "$run" --local 2 --set parallel.ep=2
+alike one ep2-alone "$run" --local 2 --set parallel.ep=2 --set generate.batch=1
 alike one ep4 "$run" --local 4 --set parallel.ep=4                       # a rank has two prompts, the others one
 alike one dp2-ep2 "$run" --local 4 --set parallel.ep=2
 alike one ep8 "$run" --local 8 --set parallel.ep=8                       # more ranks than prompts
