@@ -86,8 +86,9 @@ static void name_kernels(Html *h, const Graph *g, const RtPlan *plan, const char
 static void share(Session *s) {
     const Settings *t = s->settings;
     RtMesh m = {.dp = (int32_t)(t->parallel.dp ? t->parallel.dp : 1), .ep = (int32_t)t->parallel.ep, .tp = (int32_t)t->parallel.tp,
-                .zero = (int32_t)t->parallel.zero, .replicas = t->parallel.ep > 1 ? (int32_t)t->parallel.replicas : 0};
-    int ranks = rt_group_size(m, RT_GROUP_DATA);
+                .zero = (int32_t)t->parallel.zero, .etp = parallel_etp(t)};
+    int ranks = rt_lane_ranks(m);
+    if (rt_expert_ranks(m) > 1) m.replicas = (int32_t)t->parallel.replicas;
     if (rt_mesh_ranks(m) == 1) return;
     Ranks as_here = {.n = rt_mesh_ranks(m), .local = true, .node_ranks = ranks_pretended_nodes(s->arena)};
     s->train.per_node = ranks_per_node(&as_here, m) % m.ep;

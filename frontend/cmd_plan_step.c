@@ -6,6 +6,7 @@
 #include "codegen/emit_plan.h"
 #include "frontend/cmd_machine.h"
 #include "frontend/cmd_plan.h"
+#include "frontend/cmd_ranks.h"
 #include "runtime/ranks.h"
 
 static const double USUAL_BOUND = 1.5; // of rows at experts, times those at home: what parallel.bound = none plans with
@@ -136,26 +137,31 @@ bool plan_layout_asked(Planning *p, PlanLayout *out) {
     if (!rt_is_power_of_two(dp * ep) || !rt_is_power_of_two(ep) || !rt_is_power_of_two(tp))
         return WRONG("dp %lld, ep %lld, tp %lld: all must be powers of two, for sums over ranks are trees", (long long)dp, (long long)ep,
                      (long long)tp);
+    if (t->parallel.etp > 1 && t->parallel.etp != tp)
+        return WRONG("parallel.etp is %lld: experts are whole (1), or cut as all else is, by parallel.tp = %lld",
+                     (long long)t->parallel.etp, (long long)tp);
     if (t->parallel.zero > 2) return WRONG("parallel.zero is %lld: the runtime shares out optimizer states and gradients (1, 2), not "
                                            "parameters", (long long)t->parallel.zero);
     if (!strcmp(t->parallel.a2a, "node"))
         return WRONG("parallel.a2a is node: this version plans rows that go from each rank to each other (flat)");
     if (t->parallel.replicas) return WRONG("parallel.replicas is %lld: this version plans experts in one place each",
                                            (long long)t->parallel.replicas);
-    if (dp * ep > lanes && t->train.batch % (dp * ep * t->train.micro_batch) == 0) {
-        diag_warning(p->c->diag, (Span){0}, "train.lanes is %lld: planned with %lld, one for each rank that holds other sequences", (long long)lanes,
-                     (long long)(dp * ep));
-        lanes = dp * ep;
+    RtMesh mesh = {.dp = (int32_t)dp, .ep = (int32_t)ep, .tp = (int32_t)tp, .zero = (int32_t)t->parallel.zero, .etp = parallel_etp(t)};
+    int ranks = rt_lane_ranks(mesh);
+    if (ranks > lanes && t->train.batch % (ranks * t->train.micro_batch) == 0) {
+        diag_warning(p->c->diag, (Span){0}, "train.lanes is %lld: planned with %d, one for each rank that holds other sequences", (long long)lanes,
+                     ranks);
+        lanes = ranks;
     }
     // a run of one rank may have any number of lanes
-    if (dp * ep > 1 && (lanes % (dp * ep) || !rt_is_power_of_two(lanes))) {
-        const char *why = lanes % (dp * ep) ? "can't be dealt to" : "is no power of two, which it must be for";
-        diag_error(p->c->diag, (Span){0}, "train.lanes is %lld: it %s %lld ranks that hold different sequences (dp x ep)", (long long)lanes,
-                   why, (long long)(dp * ep));
-        if (t->train.batch % (dp * ep) == 0) diag_help(p->c->diag, "--set train.lanes=%lld", (long long)(dp * ep));
+    if (ranks > 1 && (lanes % ranks || !rt_is_power_of_two(lanes))) {
+        const char *why = lanes % ranks ? "can't be dealt to" : "is no power of two, which it must be for";
+        diag_error(p->c->diag, (Span){0}, "train.lanes is %lld: it %s %d ranks that hold different sequences (dp x ep%s)", (long long)lanes,
+                   why, ranks, mesh.etp == 1 ? " x tp" : "");
+        if (t->train.batch % ranks == 0) diag_help(p->c->diag, "--set train.lanes=%d", ranks);
         return false;
     }
-    *out = (PlanLayout){.pp = (int)pp, .mesh = {(int32_t)dp, (int32_t)ep, (int32_t)tp, (int32_t)t->parallel.zero}, .lanes = lanes,
+    *out = (PlanLayout){.pp = (int)pp, .mesh = mesh, .lanes = lanes,
                         .waves = t->train.batch / (lanes * t->train.micro_batch), .micro_batch = t->train.micro_batch, .sequence = t->train.sequence,
                         .recompute = t->train.recompute,
                         .row_bound = p->cluster->kind != DEVICE_GPU ? 0 : t->parallel.bound ? t->parallel.bound : USUAL_BOUND};
@@ -219,7 +225,7 @@ void plan_close(PlannedStep *step) {
 TrafficOf plan_traffic(const Planning *p, const PlanLayout *l, const RtPlan *plan, int rank) {
     return (TrafficOf){.plan = plan, .rank = rank, .per_node = p->cluster->per_node, .skew = p->skew,
                           .node_rows = p->assume.node_rows, .row_bytes = p->assume.row_bytes,
-                       .tokens = (double)layout_leaves(l) * (double)l->micro_batch * (double)l->sequence};
+                       .tokens = (double)layout_routed_leaves(l) * (double)l->micro_batch * (double)l->sequence};
 }
 
 // ---- judging ----------------------------------------------------------------------------------------------------

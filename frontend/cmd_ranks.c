@@ -54,6 +54,8 @@ void ranks_close(Ranks *r) {
 
 #define WRONG(...) (diag_error(s->diag, (Span){0}, __VA_ARGS__), false)
 
+int32_t parallel_etp(const Settings *t) { return t->parallel.etp == 1 && t->parallel.tp > 1 ? 1 : 0; }
+
 static bool can_share(Session *s, const Settings *t) {
     const Words *order = &t->parallel.order;
     if (t->parallel.pp > 1)
@@ -69,12 +71,13 @@ static bool can_share(Session *s, const Settings *t) {
         return WRONG("parallel.progress is thread: this version moves messages between tasks (calls)");
     if (t->parallel.bound)
         return WRONG("parallel.bound is %g: on a CPU there is room for all rows; moec plan counts with it", t->parallel.bound);
-    if (t->parallel.etp && t->parallel.etp != t->parallel.tp)
-        return WRONG("parallel.etp is %lld: in this version experts are cut as all else is, by parallel.tp = %lld",
+    bool alone = parallel_etp(t) == 1 ? t->parallel.ep * t->parallel.tp == 1 : t->parallel.ep == 1;
+    if (t->parallel.etp > 1 && t->parallel.etp != t->parallel.tp)
+        return WRONG("parallel.etp is %lld: experts are whole (1), or cut as all else is, by parallel.tp = %lld",
                      (long long)t->parallel.etp, (long long)t->parallel.tp);
-    if (t->parallel.replicas && t->parallel.ep == 1)
+    if (t->parallel.replicas && alone)
         return WRONG("parallel.replicas: with parallel.ep = 1 every rank has all experts");
-    if (t->parallel.rebalance.unit && t->parallel.ep == 1)
+    if (t->parallel.rebalance.unit && alone)
         return WRONG("parallel.rebalance: with parallel.ep = 1 every rank has all experts, there is nothing to move");
     if (t->parallel.rebalance_groups > 1 && t->parallel.replicas)
         return WRONG("parallel.rebalance_groups is %lld: replicas (parallel.replicas) serve ranks of all nodes, so no group of experts stays on one",
@@ -110,7 +113,7 @@ static bool shape_mesh(Session *s, const Settings *t, const Ranks *r, RtMesh *ou
         return WRONG("there are %d ranks, but parallel.dp = %lld times parallel.ep = %lld times parallel.tp = %lld makes %lld",
                      r->n, (long long)dp, (long long)ep, (long long)tp, (long long)(dp * ep * tp));
     *out = (RtMesh){.dp = (int32_t)dp, .ep = (int32_t)ep, .tp = (int32_t)tp, .zero = (int32_t)t->parallel.zero,
-                    .replicas = (int32_t)t->parallel.replicas};
+                    .replicas = (int32_t)t->parallel.replicas, .etp = parallel_etp(t)};
     return true;
 }
 
@@ -119,7 +122,7 @@ static bool can_sum(Session *s, RtMesh m) {
     int ranks = rt_group_size(m, RT_GROUP_DATA);
     if (!rt_is_power_of_two(ranks) || !rt_is_power_of_two(m.ep))
         return WRONG("%d ranks, parallel.ep = %d: both must be powers of two, for sums over ranks are trees", ranks, m.ep);
-    return can_deal_lanes(s, ranks);
+    return can_deal_lanes(s, rt_lane_ranks(m));
 }
 
 // ---- the way between nodes ----------------------------------------------------------------------------------
@@ -221,6 +224,8 @@ bool ranks_mesh_to_read(Session *s, const Ranks *r, bool has_lanes, RtMesh *out)
     if (!is_given(s, "etp")) t.parallel.etp = 0;
     if (!is_given(s, "order")) t.parallel.order.n = 0;
     if (!is_given(s, "rebalance")) t.parallel.rebalance.unit = NULL;
+    if (!has_lanes && parallel_etp(&t))
+        return WRONG("parallel.etp is 1: where there are no lanes to share out, experts are cut as all else is, by parallel.tp");
     t.parallel.replicas = 0;
     t.parallel.zero = 0;                                 // nothing is optimized
     *out = (RtMesh){1, 1, 1, 0};

@@ -128,8 +128,8 @@ Sym *graph_add_sym(Graph *g, const char *name, SymKind kind, int64_t bound, int 
     if (kind == SYM_RAGGED && s->leaves < 1) s->leaves = 1;
     g->sym[g->n_syms++] = s;
     if (kind == SYM_LEAF) {
-        assert(!g->leaf);
-        g->leaf = s;
+        assert(!g->own_leaf);
+        *(g->leaf ? &g->own_leaf : &g->leaf) = s;
     }
     return s;
 }
@@ -249,6 +249,7 @@ static Graph *copy_graph(Arena *a, const Graph *g, const Copy *outer) {
     }
     Copy c = {a, g, to, NULL, outer};
     to->leaf = copy_sym(&c, g->leaf);
+    to->own_leaf = copy_sym(&c, g->own_leaf);
     to->mesh = g->mesh;
     Arena *scratch = arena_create();
     int n_values = graph_number((Graph *)g); // ids are scratch: numbering changes nothing anybody may rely on

@@ -217,6 +217,7 @@ struct Graph {
     int    n_syms, cap_syms;
     Graph *parent;       // regions: the graph that holds the node
     Sym   *leaf;         // the leaf axis, or NULL (inference, @update); of several ranks, one rank's leaves
+    Sym   *own_leaf;     // the part of them that each rank of a tp group has by itself, or NULL (passes/tensor_parallel.c)
     RtMesh mesh;         // the ranks that run it, each on its leaves
     int64_t arena_bytes, lower_bound_bytes;   // after plan-memory
 };

@@ -517,11 +517,16 @@ static bool accept_word(Parser *p, const char *w) {
     return false;
 }
 
+// The leaf axis; a second one has the leaves that each rank of a tp group has by itself.
+static bool can_be_leaves(const Graph *g, int64_t n) {
+    return n > 0 && !g->own_leaf && (!g->leaf || (g->mesh.tp > 1 && n * g->mesh.tp == g->leaf->bound));
+}
+
 static void add_sym(Parser *p, Graph *g, const char *name, SymKind kind, int64_t bound, int groups,
                     int leaves) {
     if (p->failed) return;
     if (graph_find_sym(g, name)) fail(p, "defined twice: ", name);
-    else if (bound < 0 || (kind == SYM_LEAF && (bound < 1 || g->leaf))) fail(p, "not a size of rows: ", name);
+    else if (bound < 0 || (kind == SYM_LEAF && !can_be_leaves(g, bound))) fail(p, "not a size of rows: ", name);
     else graph_add_sym(g, name, kind, bound, groups, leaves);
 }
 
@@ -544,9 +549,9 @@ static void read_rows(Parser *p, Graph *g, Extents *extents) {
 
 static void read_mesh(Parser *p, RtMesh *m) {
     struct { const char *name; int32_t *at; int64_t least; } number[] = {
-        {"dp", &m->dp, 1}, {"ep", &m->ep, 1}, {"tp", &m->tp, 1}, {"zero", &m->zero, 0},
+        {"dp", &m->dp, 1}, {"ep", &m->ep, 1}, {"tp", &m->tp, 1}, {"etp", &m->etp, 1}, {"zero", &m->zero, 0},
         {"replicas", &m->replicas, 0}};
-    for (int i = 0; i < 5; i++) {
+    for (size_t i = 0; i < sizeof number / sizeof *number; i++) {
         if (!accept_word(p, number[i].name)) continue;
         int64_t n = need_int(p);
         if (n < number[i].least || n > 1 << 16) fail(p, "not a number of ranks: ", number[i].name);

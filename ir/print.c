@@ -362,7 +362,9 @@ static void print(Printer *p, const Graph *g) {
     str_printf(p->out, "graph @%s stage %s", g->name, stage_name[g->stage]);
     RtMesh m = g->mesh;
     if (rt_mesh_ranks(m) > 1) {
-        str_printf(p->out, " dp %d ep %d tp %d zero %d", m.dp, m.ep, m.tp, m.zero);
+        str_printf(p->out, " dp %d ep %d tp %d", m.dp, m.ep, m.tp);
+        if (m.etp) str_printf(p->out, " etp %d", m.etp);
+        str_printf(p->out, " zero %d", m.zero);
         if (m.replicas) str_printf(p->out, " replicas %d", m.replicas);
     }
     str_add(p->out, " {\n");

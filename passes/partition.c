@@ -29,7 +29,7 @@ static const Place at_home = {HOME, RT_GROUP_DATA, NULL, false}, at_experts = {A
 typedef struct {
     Placement p;
     PtrMap params;             // PARAM nodes by name
-    Value *data_rank;          // the input of this name, made when somebody draws
+    Value *data_rank, *own_rank;       // whose leaves these are: made when somebody draws
     bool   ok;
 } Partition;
 
@@ -39,10 +39,6 @@ static void refuse(Partition *q, const Node *n, const char *what) {
 }
 
 // ---- tensors -----------------------------------------------------------------------------------------------------
-
-static bool is_of_experts(const Node *param) {
-    return param->attr.group && !strcmp(param->attr.group, "expert") && param->attr.dims.n > 1;
-}
 
 // The slot table of a tensor of experts: all of a layer share one, so that what an expert has lies on one rank.
 static Name slots_of(const Node *param) {
@@ -73,8 +69,8 @@ static Place tensor_place(const Partition *q, Name name, const Dims *whole) {
     const RtMesh *m = &q->p.g->mesh;
     bool is_state = slash && strncmp(name, "grad/", 5), is_gradient = slash && !is_state;
     bool cut = (is_state && m->zero >= 1) || (is_gradient && m->zero >= 2);
-    bool nested = cut && is_of_experts(param) && can_be_nested(q, whole);
-    if (is_of_experts(param) && m->ep > 1) return (Place){PART, RT_GROUP_EXP, slots_of(param), nested};
+    bool nested = cut && param_is_of_experts(param) && can_be_nested(q, whole);
+    if (param_is_of_experts(param) && rt_expert_ranks(*m) > 1) return (Place){PART, RT_GROUP_EXP, slots_of(param), nested};
     int64_t parts = group_size(&q->p, RT_GROUP_DATA);
     if (cut && parts > 1 && whole->n > 1 && whole->at[0].n % parts == 0) return (Place){PART, RT_GROUP_DATA, NULL, false};
     return nested ? (Place){PART, RT_GROUP_EXP, NULL, true} : at_home;
@@ -93,9 +89,10 @@ static void cut_source(Partition *q, Node *n) {
     Dim *first = &n->attr.dims.at[0];
     int more = place.slots ? q->p.g->mesh.replicas : 0;
     if ((first->n + more) % parts || more > first->n) {
+        bool fold = place.slots && q->p.g->mesh.etp == 1 && q->p.g->mesh.tp > 1;
         const char *and = more ? arena_printf(q->p.cx->scratch, " and %d replicas (parallel.replicas)", more) : "";
-        diag_error(q->p.cx->diag, n->at, "%s has %lld experts%s, which %lld ranks (parallel.ep) can't share evenly%s", n->attr.name,
-                   (long long)first->n, and, (long long)parts, more > first->n ? "; replicas are at most as many as experts" : "");
+        diag_error(q->p.cx->diag, n->at, "%s has %lld experts%s, which %lld ranks (parallel.ep%s) can't share evenly%s", n->attr.name,
+                   (long long)first->n, and, (long long)parts, fold ? " times parallel.tp" : "", more > first->n ? "; replicas are at most as many as experts" : "");
         q->ok = false;
         return;
     }
@@ -326,6 +323,16 @@ static void place_node(Partition *q, Node *n) {
 
 static bool has_leaves(const Type *t) { return type_is_leafy(t) || type_ragged(t); }
 
+// Leaves that a rank of a tp group has by itself: the sum over the group's ranks stands below that over data ranks in the tree.
+static bool is_of_own_leaves(const Partition *q, const Node *n) {
+    const Sym *own = q->p.g->own_leaf;
+    for (int i = 0; own && i < n->n_in; i++) {
+        const Type *t = &n->in[i]->type;
+        if (type_ragged(t) || (type_is_leafy(t) && t->dim[0].sym == own)) return true;
+    }
+    return false;
+}
+
 // The result that is a sum over leaves; -1: none.
 static int sum_over_leaves(Partition *q, const Node *n) {
     bool reads = false;
@@ -351,31 +358,29 @@ static int sum_over_leaves(Partition *q, const Node *n) {
     return -1;
 }
 
-static void reduce_over_ranks(Partition *q, Node *n, int result) {
-    Value *v = &n->out[result];
-    Place place = place_of(&q->p, v);
-    RtGroup group = place.kind == PART ? RT_GROUP_EDP : RT_GROUP_DATA;
-    bool replicas = place.kind == PART && q->p.g->mesh.replicas;
-    if (group_size(&q->p, group) == 1 && !replicas) return;
-    Builder b = builder_after(q->p.g, n);
+static Value *summed_over(Partition *q, Builder *b, Op op, Value *v, RtGroup group, Name slots) {
+    if (group_size(&q->p, group) == 1 && op != OP_SUM_REPLICAS) return v;
     Name over = intern(exchange_group_name[group]);
-    Value *y = v;
-    if (replicas) {
-        y = make(&b, OP_SUM_REPLICAS, INS(v), .over = intern(exchange_group_name[RT_GROUP_EXP]), .slots = place.slots);
-        place_set(&q->p, y, place);
-    }
-    if (group_size(&q->p, group) == 1) {
-        // replicas only
-    } else if (n->op == OP_REDUCE_MAX) {
-        y = make(&b, OP_ALL_GATHER, INS(v), .over = over);
-        y = make(&b, OP_REDUCE_MAX, INS(y), .axis = 0);
-    } else {
-        y = make(&b, OP_TREE_ALL_REDUCE, INS(y), .over = over);
-    }
-    place_set(&q->p, y, place);
-    v->mark = y;                                     // who comes to read v reads y
     q->p.n_exchanges++;
     q->p.bytes += (double)type_bytes(&v->type);
+    if (op != OP_REDUCE_MAX) return make(b, op, INS(v), .over = over, .slots = slots);
+    return make(b, OP_REDUCE_MAX, INS(make(b, OP_ALL_GATHER, INS(v), .over = over)), .axis = 0);
+}
+
+static void reduce_over_ranks(Partition *q, Node *n, int result) {
+    Value *v = &n->out[result], *y = v;
+    Place place = place_of(&q->p, v);
+    Op op = n->op == OP_REDUCE_MAX ? OP_REDUCE_MAX : OP_TREE_ALL_REDUCE;
+    Builder b = builder_after(q->p.g, n);
+    if (place.kind == PART && q->p.g->mesh.replicas) {
+        y = summed_over(q, &b, OP_SUM_REPLICAS, y, RT_GROUP_EXP, place.slots);
+        place_set(&q->p, y, place);
+    }
+    if (place.kind != PART && is_of_own_leaves(q, n)) y = summed_over(q, &b, op, y, RT_GROUP_TP, NULL);
+    y = summed_over(q, &b, op, y, place.kind == PART ? RT_GROUP_EDP : RT_GROUP_DATA, NULL);
+    if (y == v) return;
+    place_set(&q->p, y, place);
+    v->mark = y;                                         // who comes to read v reads y
 }
 
 // Draws of a rank are its part of those of all: n is replaced by one that knows which, from `part` on in its graph.
@@ -388,10 +393,26 @@ static void place_random(Node *n, Value *part) {
     graph_remove(n);
 }
 
+static Value *input_named(Graph *g, const char *name) {
+    for_each_node(g, n) if (n->op == OP_INPUT && !strcmp(n->attr.name, name)) return &n->out[0];
+    Builder first = builder_before(g, g->first);
+    return make(&first, OP_INPUT, INS(NULL), .name = intern(name), .dtype = I32);
+}
+
 static Value *data_rank(Partition *q) {
-    if (q->data_rank) return q->data_rank;
-    Builder first = builder_before(q->p.g, q->p.g->first);
-    return q->data_rank = make(&first, OP_INPUT, INS(NULL), .name = intern("data_rank"), .dtype = I32);
+    return q->data_rank ? q->data_rank : (q->data_rank = input_named(q->p.g, "data_rank"));
+}
+
+// Which part of all leaves a rank of a tp group has by itself.
+static Value *own_rank(Partition *q) {
+    if (q->own_rank) return q->own_rank;
+    Value *data = data_rank(q), *tp_i = input_named(q->p.g, "tp_rank");
+    Builder b = builder_before(q->p.g, q->p.g->first);
+    Value *tp = build_const(&b, (double)q->p.g->mesh.tp, I32);
+    node_move_behind(data->node, tp->node);
+    node_move_behind(tp_i->node, tp->node);
+    b = builder_after(q->p.g, data->node);
+    return q->own_rank = build_binary(&b, OP_ADD, build_binary(&b, OP_MUL, data, tp), tp_i);
 }
 
 // How many slots this rank's tokens have.
@@ -410,7 +431,8 @@ static void place_random_rows(Partition *q, Node *n) {
         return;
     }
     Builder b = builder_before(q->p.g, n);
-    Value *before = build_binary(&b, OP_MUL, data_rank(q), build_const(&b, (double)own_slots(rows), I32));
+    Value *rank = q->p.g->own_leaf ? own_rank(q) : data_rank(q);
+    Value *before = build_binary(&b, OP_MUL, rank, build_const(&b, (double)own_slots(rows), I32));
     replace_operand(n, 1, build_binary(&b, OP_ADD, n->in[1], before));
     if (!rows_known(&q->p, rows)) return;
     want_at_experts(q, n);
@@ -425,7 +447,7 @@ static void place_random_in(Partition *q, Node *gate) {
         if (n->op != OP_RANDOM) continue;
         if (!part) {
             Builder first = builder_before(body, body->first);
-            node_add_operand(gate, data_rank(q));
+            node_add_operand(gate, is_of_own_leaves(q, gate) ? own_rank(q) : data_rank(q));
             part = make(&first, OP_ARG, INS(NULL), .k = gate->n_in - 1, .dtype = I32);
         }
         place_random(n, part);
@@ -453,7 +475,7 @@ static void scatter_sums(Graph *g) {
 }
 
 bool pass_partition(Graph *g, PassCtx *cx) {
-    if (rt_group_size(g->mesh, RT_GROUP_DATA) == 1) {
+    if (rt_group_size(g->mesh, RT_GROUP_DATA) == 1 && rt_expert_ranks(g->mesh) == 1 && !g->own_leaf) {
         TRACE(cx, "partition: one rank has all leaves and experts\n");
         return false;
     }

@@ -39,6 +39,7 @@ struct Origin {
 typedef struct {
     PassCtx *cx;
     int64_t  tp;
+    bool     whole_experts;
     PtrMap   heads;            // from PARAM nodes to Heads
 } Split;
 
@@ -100,7 +101,11 @@ static void follow(Split *s, Node *n) {
     for (int i = 0; i < n->n_out; i++) n->out[i].mark = (void *)o;
 }
 
-static void settle(Split *s, Node *param) {
+static void decide(Split *s, Node *param) {
+    if (s->whole_experts && param_is_of_experts(param)) {
+        param->attr.split = -1;
+        return;
+    }
     const Heads *h = heads_of(s, param);
     int64_t whole = param->attr.dims.at[param->attr.split].n, n = h->n ? h->n : whole;
     if (n % s->tp == 0) return;
@@ -114,28 +119,28 @@ static void settle(Split *s, Node *param) {
 
 bool pass_split(Graph *g, PassCtx *cx) {
     if (g->mesh.tp <= 1) return false;
-    Split s = {.cx = cx, .tp = g->mesh.tp, .heads = {.arena = cx->scratch}};
+    Split s = {.cx = cx, .tp = g->mesh.tp, .whole_experts = g->mesh.etp == 1, .heads = {.arena = cx->scratch}};
     marks_clear(g);
     for_each_node(g, n) follow(&s, n);
     for_each_node(g, n)
-        if (is_split(n)) settle(&s, n);
+        if (is_split(n)) decide(&s, n);
     marks_clear(g);
     return true;
 }
 
 // ---- places ------------------------------------------------------------------------------------------------------
 
-typedef enum { WHOLE_ON_EACH, CUT, PARTIAL } SpotKind;
+typedef enum { WHOLE_ON_EACH, OWN_LEAVES, CUT, PARTIAL } SpotKind;
 typedef struct { SpotKind kind; int axis; } Spot;
 
-static const Spot whole = {WHOLE_ON_EACH, 0}, partial = {PARTIAL, 0};
+static const Spot whole = {WHOLE_ON_EACH, 0}, own_leaves = {OWN_LEAVES, 0}, partial = {PARTIAL, 0};
 static Spot cut(int axis) { return (Spot){CUT, axis}; }
 static bool same_spot(Spot a, Spot b) { return a.kind == b.kind && (a.kind != CUT || a.axis == b.axis); }
 
 // Where a value is, and as what it was taken elsewhere.  Hangs at its mark.
 typedef struct {
     Spot   spot;
-    Value *at_whole, *at_cut[MAX_DIM], *shared;
+    Value *at_whole, *at_own, *at_cut[MAX_DIM], *shared;
 } Twins;
 
 typedef struct {
@@ -144,6 +149,7 @@ typedef struct {
     int64_t  tp;
     PtrMap   params;           // by name
     PtrMap   moved;            // from values whose node was replaced to what stands for them
+    Sym     *own;              // leaves of this rank alone; NULL: all ranks of the group have all rows
     Value   *tp_rank;          // the input of this name, made when somebody asks
     int      n_sums, n_gathers;
     double   bytes;
@@ -162,31 +168,37 @@ static void spot_set(Tp *q, Value *v, Spot s) {
 
 static bool is_cut_at(const Value *v, int axis) { return same_spot(spot_of(v), cut(axis)); }
 
+static bool are_leaves(const Tp *q, const Type *t) { return q->own && (type_is_leafy(t) || type_ragged(t)); }
+
+static Value **twin(Twins *t, Spot s) {
+    return s.kind == WHOLE_ON_EACH ? &t->at_whole : s.kind == OWN_LEAVES ? &t->at_own : &t->at_cut[s.axis];
+}
+
+// One step of the way; NULL: it takes two, by way of the whole.
+static Value *exchanged(Builder *b, Value *v, Spot from, Spot to) {
+    int axis = from.kind == CUT ? from.axis : to.kind == CUT ? to.axis : 0;
+    if (from.kind == WHOLE_ON_EACH) return make(b, OP_SHARD, INS(v), .over = over_tp, .axis = axis);
+    if (from.kind == PARTIAL && to.kind == OWN_LEAVES) return make(b, OP_TREE_REDUCE_SCATTER, INS(v), .over = over_tp);
+    if (to.kind != WHOLE_ON_EACH) return NULL;
+    if (from.kind == PARTIAL) return make(b, OP_TREE_ALL_REDUCE, INS(v), .over = over_tp);
+    return make(b, OP_ALL_GATHER, INS(v), .over = over_tp, .axis = axis);
+}
+
 static Value *taken(Tp *q, Value *v, Spot to, Node *before) {
     Spot from = spot_of(v);
     if (same_spot(from, to)) return v;
-    if (from.kind != WHOLE_ON_EACH && to.kind != WHOLE_ON_EACH) return taken(q, taken(q, v, whole, before), to, before);
-    Twins *t = twins_of(q, v);
-    Value **there = to.kind == WHOLE_ON_EACH ? &t->at_whole : &t->at_cut[to.axis];
+    Value **there = twin(twins_of(q, v), to);
     if (*there) return *there;
     Builder b = builder_before(q->g, before);
-    Value *y;
-    if (to.kind == CUT) {
-        y = make(&b, OP_SHARD, INS(v), .over = over_tp, .axis = to.axis);
-    } else if (from.kind == PARTIAL) {
-        y = make(&b, OP_TREE_ALL_REDUCE, INS(v), .over = over_tp);
-        q->n_sums++;
-        q->bytes += (double)type_bytes(&v->type);
-    } else {
-        y = make(&b, OP_ALL_GATHER, INS(v), .over = over_tp, .axis = from.axis);
-        q->n_gathers++;
+    Value *y = exchanged(&b, v, from, to);
+    if (!y) return taken(q, taken(q, v, whole, before), to, before);
+    if (from.kind != WHOLE_ON_EACH) {
+        *(from.kind == PARTIAL ? &q->n_sums : &q->n_gathers) += 1;
         q->bytes += (double)type_bytes(&v->type);
     }
     *there = y;
     spot_set(q, y, to);
-    Twins *back = twins_of(q, y);
-    if (from.kind == WHOLE_ON_EACH) back->at_whole = v;
-    else if (from.kind == CUT) back->at_cut[from.axis] = v;
+    if (from.kind != PARTIAL) *twin(twins_of(q, y), from) = v;
     return y;
 }
 
@@ -200,16 +212,76 @@ static void want_all_whole(Tp *q, Node *n) {
 }
 
 // Results follow from operands again.
+static void types_again(Tp *q, Node *n) {
+    Type *types = arena_array(q->cx->scratch, Type, n->n_out + MAX_NAMED);
+    if (op_info[n->op].shape(n, types, q->cx->diag))
+        for (int i = 0; i < n->n_out; i++) n->out[i].type = types[i];
+    else q->ok = false;
+}
+
+// So they are where s says, if they have leaves or s is not about leaves.
 static void shape_again(Tp *q, Node *n, Spot s) {
-    Type types[MAX_NAMED];
-    if (!op_info[n->op].shape(n, types, q->cx->diag)) {
-        q->ok = false;
-        return;
+    types_again(q, n);
+    for (int i = 0; i < n->n_out && q->ok; i++)
+        spot_set(q, &n->out[i], s.kind == OWN_LEAVES && !are_leaves(q, &n->out[i].type) ? whole : s);
+}
+
+// ---- leaves ------------------------------------------------------------------------------------------------------
+
+static void own_dims(const Tp *q, int n, Dim *dim) {
+    for (int i = 0; i < n; i++)
+        if (dim[i].sym == q->g->leaf) dim[i].sym = q->own;
+}
+
+static void own_attrs(const Tp *q, Node *n) {
+    own_dims(q, n->attr.dims.n, n->attr.dims.at);
+    if (n->attr.leaves > 1) n->attr.leaves /= q->tp;
+    if (n->op != OP_ROUTE) return;
+    n->attr.sym->bound /= q->tp;
+    n->attr.sym->leaves /= (int)q->tp;
+}
+
+static void own_region(Tp *q, Graph *body) {
+    for_each_node(body, n) {
+        own_attrs(q, n);
+        if (op_is(n->op, SOURCE))
+            for (int i = 0; i < n->n_out; i++) own_dims(q, n->out[i].type.ndim, n->out[i].type.dim);
+        else types_again(q, n);
     }
-    for (int i = 0; i < n->n_out; i++) {
-        n->out[i].type = types[i];
-        spot_set(q, &n->out[i], s);
-    }
+}
+
+// As on one rank, but of fewer leaves.  What has none of its operands' leaves any more is a sum over them, which partition
+// completes.
+static void place_own(Tp *q, Node *n) {
+    for (int i = 0; i < n->n_in; i++) want(q, n, i, are_leaves(q, &n->in[i]->type) ? own_leaves : whole);
+    own_attrs(q, n);
+    if (n->attr.body) own_region(q, n->attr.body);
+    shape_again(q, n, own_leaves);
+}
+
+static bool is_at_leaves(const Tp *q, const Value *v) {
+    SpotKind kind = spot_of(v).kind;
+    return are_leaves(q, &v->type) && (kind == OWN_LEAVES || kind == PARTIAL);
+}
+
+// Where there is no rule: sums are added where they are read, of own leaves if there are.
+static void settle(Tp *q, Node *n) {
+    for (int i = 0; i < n->n_in && !op_is(n->op, EFFECT); i++)
+        if (is_at_leaves(q, n->in[i])) {
+            place_own(q, n);
+            return;
+        }
+    want_all_whole(q, n);
+}
+
+// Rows of a route are those of a rank's own leaves, and so is what counts leaves.
+static bool is_by_leaves(const Tp *q, const Node *n) {
+    if (!q->own) return false;
+    if (n->op == OP_IOTA) return type_is_leafy(&n->out[0].type);
+    bool rows = false, routes = n->op == OP_ROUTE || n->op == OP_GATE;
+    for (int i = 0; i < n->n_in; i++) rows |= type_ragged(&n->in[i]->type) || (routes && type_is_leafy(&n->in[i]->type));
+    for (int i = 0; i < n->n_out; i++) rows |= type_ragged(&n->out[i].type) != NULL;
+    return rows;
 }
 
 // ---- tensors -----------------------------------------------------------------------------------------------------
@@ -282,7 +354,7 @@ static void place_elementwise(Tp *q, Node *n) {
     if (right < 0 && is_additive(n->op) && all_partial(n)) {
         shape_again(q, n, partial);
     } else if (right < 0) {
-        want_all_whole(q, n);
+        settle(q, n);
     } else {
         want_cut_from_right(q, n, right);
         shape_again(q, n, cut(ndim - 1 - right));
@@ -312,7 +384,7 @@ static void place_matmul(Tp *q, Node *n) {
         want(q, n, 1, whole);
         shape_again(q, n, cut(a.axis == am ? ny - 2 : a.axis));
     } else {
-        want_all_whole(q, n);
+        settle(q, n);
     }
 }
 
@@ -332,7 +404,7 @@ static void place_matmul_dw(Tp *q, Node *n) {
         want(q, n, 1, cut(rows));
         shape_again(q, n, partial);
     } else {
-        want_all_whole(q, n);
+        settle(q, n);
     }
 }
 
@@ -347,7 +419,7 @@ static void place_grouped_matmul(Tp *q, Node *n) {
         want(q, n, 1, cut(wk));
         shape_again(q, n, partial);
     } else {
-        want_all_whole(q, n);
+        settle(q, n);
     }
 }
 
@@ -360,7 +432,7 @@ static void place_grouped_dw(Tp *q, Node *n) {
         want(q, n, 0, whole);
         shape_again(q, n, cut(2));
     } else {
-        want_all_whole(q, n);
+        settle(q, n);
     }
 }
 
@@ -370,7 +442,7 @@ static void place_along_others(Tp *q, Node *n, int works_along) {
     for (int i = 0; i < n->n_in; i++)
         if (spot_of(n->in[i]).kind == CUT) axis = spot_of(n->in[i]).axis;
     if (axis < 0 || axis == works_along) {
-        want_all_whole(q, n);
+        settle(q, n);
         return;
     }
     for (int i = 0; i < n->n_in; i++) want(q, n, i, cut(axis));
@@ -379,6 +451,10 @@ static void place_along_others(Tp *q, Node *n, int works_along) {
 
 static void place_sum(Tp *q, Node *n) {
     Spot s = spot_of(n->in[0]);
+    if (s.kind == OWN_LEAVES) {
+        place_own(q, n);
+        return;
+    }
     for (int i = 0; i < n->attr.axes.n && s.kind == CUT; i++)
         if (n->attr.axes.at[i] == s.axis) s = partial;
     shape_again(q, n, s);
@@ -409,19 +485,20 @@ static void place_reshape(Tp *q, Node *n) {
     if (s.kind == CUT) {
         int axis = axis_after_reshape(&n->in[0]->type, s.axis, &n->attr.dims, q->tp);
         if (axis < 0) {
-            want_all_whole(q, n);
+            settle(q, n);
             return;
         }
         n->attr.dims.at[axis].n /= q->tp;
         s.axis = axis;
     }
-    shape_again(q, n, s);
+    if (s.kind == OWN_LEAVES) place_own(q, n);
+    else shape_again(q, n, s);
 }
 
 static void place_broadcast(Tp *q, Node *n) {
     Spot s = spot_of(n->in[0]);
     if (s.kind != CUT) {
-        want_all_whole(q, n);
+        settle(q, n);
         return;
     }
     s.axis += n->attr.dims.n - n->in[0]->type.ndim;
@@ -431,6 +508,10 @@ static void place_broadcast(Tp *q, Node *n) {
 
 static void place_permute(Tp *q, Node *n) {
     Spot s = spot_of(n->in[0]);
+    if (s.kind == OWN_LEAVES) {
+        place_own(q, n);
+        return;
+    }
     for (int i = 0; i < n->attr.perm.n && s.kind == CUT; i++)
         if (n->attr.perm.at[i] == s.axis) {
             s.axis = i;
@@ -469,6 +550,10 @@ static Value *own_or_none(Builder *b, LocalIds l) { return choose(b, l.own, l.nu
 static void place_gather_rows(Tp *q, Node *n) {
     Spot s = spot_of(n->in[0]);
     const Type *x = &n->in[0]->type;
+    if (is_at_leaves(q, n->in[0]) || (is_at_leaves(q, n->in[1]) && (s.kind == WHOLE_ON_EACH || are_leaves(q, x)))) {
+        place_own(q, n);
+        return;
+    }
     want(q, n, 1, whole);
     if (s.kind == CUT && s.axis == x->ndim - 1) {
         shape_again(q, n, cut(n->out[0].type.ndim - 1));
@@ -479,7 +564,7 @@ static void place_gather_rows(Tp *q, Node *n) {
     } else if (s.kind == PARTIAL && type_bound_elements(&n->out[0].type) <= type_bound_elements(x)) {
         shape_again(q, n, partial);
     } else {
-        want_all_whole(q, n);
+        settle(q, n);
     }
 }
 
@@ -509,7 +594,7 @@ static void place_scatter_add_rows(Tp *q, Node *n) {
     } else if (s.kind == PARTIAL) {
         shape_again(q, n, partial);
     } else {
-        want(q, n, 0, whole);
+        settle(q, n);
     }
 }
 
@@ -553,7 +638,7 @@ static void head_grad(Tp *q, Builder *b, const HeadRows *h, Value *lse, const At
 // Replaced by nodes in front of it; readers are sent on as the walk meets them.
 static void place_head(Tp *q, Node *n) {
     if (!is_cut_at(n->in[1], 0)) {
-        want_all_whole(q, n);
+        settle(q, n);
         return;
     }
     for (int i = 0; i < n->n_in; i++)
@@ -601,7 +686,7 @@ static bool want_heads(Tp *q, Node *n, KvKind *kind) {
     int heads = n->in[0]->type.ndim - 2, i = 3;
     *kind = KV_CUT;
     if (!is_cut_at(n->in[0], heads)) {
-        want_all_whole(q, n);
+        settle(q, n);
         return false;
     }
     *kind = kv_kind(q, n->in[1]);
@@ -666,7 +751,7 @@ static void place_cache(Tp *q, Node *n) {
         cut_tensor(q, pool, s.axis - (n->in[1]->type.ndim - pool->out[0].type.ndim));
         shape_again(q, n, s);
     } else {
-        want_all_whole(q, n);
+        settle(q, n);
     }
 }
 
@@ -697,6 +782,10 @@ static void place_node(Tp *q, Node *n) {
         place_effect(q, n);
         return;
     }
+    if (is_by_leaves(q, n)) {
+        place_own(q, n);
+        return;
+    }
     if (!any_elsewhere(n) && n->op != OP_SCATTER_ADD_ROWS) return;
     switch (n->op) {
     case OP_MATMUL: place_matmul(q, n); return;
@@ -721,7 +810,7 @@ static void place_node(Tp *q, Node *n) {
     default: break;
     }
     if (op_is(n->op, ELEMENTWISE)) place_elementwise(q, n);
-    else want_all_whole(q, n);
+    else settle(q, n);
 }
 
 static bool is_unread(const Node *n) {
@@ -743,6 +832,8 @@ bool pass_tensor_parallel(Graph *g, PassCtx *cx) {
             *as_it_was = *n;
             map_put(&q.params, n->attr.name, as_it_was);
         }
+    if (g->leaf && g->mesh.etp == 1)
+        q.own = graph_add_sym(g, arena_printf(g->arena, "%s_own", g->leaf->name), SYM_LEAF, g->leaf->bound / q.tp, 0, 0);
     marks_clear(g);
     for_each_node(g, n) {
         for (int i = 0; i < n->n_in && q.moved.n; i++) {

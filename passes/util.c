@@ -89,6 +89,10 @@ bool value_is_scalar_const(const Value *v, double *number) {
     return true;
 }
 
+bool param_is_of_experts(const Node *param) {
+    return param->attr.group && !strcmp(param->attr.group, "expert") && param->attr.dims.n > 1;
+}
+
 Graph *region_new(Graph *g, const char *name) {
     Graph *body = graph_new(g->arena, name);
     body->parent = g;

@@ -21,6 +21,9 @@ void node_add_operand(Node *n, Value *v);                        // v becomes th
 // Moves n (in its graph's list) directly behind `place`, which is in the same list.
 void node_move_behind(Node *n, Node *place);
 
+// A tensor with one part for each expert.
+bool param_is_of_experts(const Node *param);
+
 // What a run of g does: launches of kernels, and bytes they read and write.
 typedef struct { int launches; double bytes; } GraphWork;
 GraphWork graph_work(const Graph *g);

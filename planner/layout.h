@@ -16,6 +16,7 @@ typedef struct {
 static inline int layout_data_ranks(const PlanLayout *l) { return rt_group_size(l->mesh, RT_GROUP_DATA); }
 static inline int layout_ranks(const PlanLayout *l) { return l->pp * rt_mesh_ranks(l->mesh); }
 static inline int64_t layout_leaves(const PlanLayout *l) { return l->lanes / layout_data_ranks(l); }      // of a rank's pass
+static inline int64_t layout_routed_leaves(const PlanLayout *l) { return l->lanes / rt_lane_ranks(l->mesh); }
 static inline double layout_step_tokens(const PlanLayout *l) {
     return (double)l->lanes * (double)l->waves * (double)l->micro_batch * (double)l->sequence;
 }

@@ -88,30 +88,41 @@ enum { RT_SCRATCH_BYTES = 4 << 20, RT_MAX_PHASES = 8 };
 // ---- ranks ----------------------------------------------------------------------------------------------
 // One plan is every rank's.  rank = (dp_i * ep + ep_i) * tp + tp_i; leaves are dealt to data ranks dp_i * ep + ep_i in
 // order, slots of experts to ep_i in order; matrices are cut over tp_i.  What is cut is cut in equal parts.
+// etp 1: experts are whole, their slots are dealt to ep_i * tp + tp_i, and the ranks of a tp group share its leaves there.
 
-typedef struct { int32_t dp, ep, tp, zero, replicas; } RtMesh;      // replicas: slots of a MoE layer beyond its experts
+typedef struct {
+    int32_t dp, ep, tp, zero;
+    int32_t replicas;      // slots of a MoE layer beyond its experts
+    int32_t etp;           // 1: experts are whole; else they are cut over tp
+} RtMesh;
 
 typedef enum {
     RT_GROUP_DATA,     // by data rank: those that hold other leaves
-    RT_GROUP_EXP,      // by ep_i: those that hold the other experts
+    RT_GROUP_EXP,      // by ep_i (etp 1: and tp_i): those that hold the other experts
     RT_GROUP_EDP,      // by dp_i: those that hold the same experts
     RT_GROUP_TP,       // by tp_i: those that hold the same leaves
     RT_GROUPS
 } RtGroup;
 
+// Ranks that hold different slots of experts.
+static inline int rt_expert_ranks(RtMesh m) { return m.etp == 1 ? m.ep * m.tp : m.ep; }
 static inline int rt_group_size(RtMesh m, RtGroup g) {
-    return g == RT_GROUP_DATA ? m.dp * m.ep : g == RT_GROUP_EXP ? m.ep : g == RT_GROUP_EDP ? m.dp : m.tp;
+    return g == RT_GROUP_DATA ? m.dp * m.ep : g == RT_GROUP_EXP ? rt_expert_ranks(m) : g == RT_GROUP_EDP ? m.dp : m.tp;
 }
 static inline int rt_mesh_ranks(RtMesh m) { return m.dp * m.ep * m.tp; }
+// Ranks that share out the lanes of a step somewhere: each has at least one.
+static inline int rt_lane_ranks(RtMesh m) { return m.dp * m.ep * (m.etp == 1 ? m.tp : 1); }
 // The number of `rank` within its group.
 static inline int rt_group_rank(RtMesh m, RtGroup g, int rank) {
     int tp_i = rank % m.tp, data = rank / m.tp, ep_i = data % m.ep, dp_i = data / m.ep;
-    return g == RT_GROUP_DATA ? data : g == RT_GROUP_EXP ? ep_i : g == RT_GROUP_EDP ? dp_i : tp_i;
+    if (g == RT_GROUP_EXP) return m.etp == 1 ? ep_i * m.tp + tp_i : ep_i;
+    return g == RT_GROUP_DATA ? data : g == RT_GROUP_EDP ? dp_i : tp_i;
 }
 // The rank that is number i in the group of `rank`.
 static inline int rt_group_member(RtMesh m, RtGroup g, int rank, int i) {
     int tp_i = rank % m.tp, data = rank / m.tp, ep_i = data % m.ep, dp_i = data / m.ep;
     if (g == RT_GROUP_TP) return data * m.tp + i;
+    if (g == RT_GROUP_EXP && m.etp == 1) return dp_i * m.ep * m.tp + i;
     data = g == RT_GROUP_DATA ? i : g == RT_GROUP_EXP ? dp_i * m.ep + i : i * m.ep + ep_i;
     return data * m.tp + tp_i;
 }

@@ -69,7 +69,7 @@ static RtStatus check_slot_tables(const RtPlan *plan, RtError *e) {
     RtMesh m = plan->mesh;
     for (uint32_t i = 0; i < plan->slot_tables.n; i++) {
         if (!text_ok(plan, t[i].name)) return BAD("slot table %u has no name", i);
-        if (t[i].experts < 1 || t[i].slots < t[i].experts || t[i].slots > 2 * t[i].experts || m.ep < 1 || t[i].slots % m.ep)
+        if (t[i].experts < 1 || t[i].slots < t[i].experts || t[i].slots > 2 * t[i].experts || m.ep < 1 || m.tp < 1 || t[i].slots % rt_expert_ranks(m))
             return BAD("slot table '%s' has %d experts in %d slots", RT_TEXT(plan, t[i].name), t[i].experts, t[i].slots);
     }
     return RT_OK;
@@ -78,7 +78,7 @@ static RtStatus check_slot_tables(const RtPlan *plan, RtError *e) {
 // Its part has as many experts as a rank has slots in its table.
 static bool is_dealt(const RtPlan *plan, const RtTensor *t) {
     const RtSlotTable *table = RT_TABLE(plan, RtSlotTable, slot_tables) + t->table - 1;
-    return t->shard == 1 + RT_GROUP_EXP && t->dim_sym[0] < 0 && t->dim[0] == table->slots / plan->mesh.ep;
+    return t->shard == 1 + RT_GROUP_EXP && t->dim_sym[0] < 0 && t->dim[0] == table->slots / rt_expert_ranks(plan->mesh);
 }
 
 static RtStatus check_tensors(const RtPlan *plan, RtError *e) {

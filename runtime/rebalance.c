@@ -89,7 +89,7 @@ static int64_t bytes_of_expert(const RtPlanInstance *p, int table) {
 
 static Mover mover(const RtPlanInstance *p, int table, const int32_t *expert) {
     const RtSlots *t = &p->ranks->table[table];
-    int ranks = p->ranks->mesh.ep;
+    int ranks = rt_expert_ranks(p->ranks->mesh);
     return (Mover){.t = t, .to = expert, .ranks = ranks, .each = t->slots / ranks,
                    .rank = rt_group_rank(p->ranks->mesh, RT_GROUP_EXP, p->ranks->rank)};
 }
@@ -110,7 +110,7 @@ static RtStatus move_experts(RtPlanInstance *p, int table, const int32_t *expert
     for (int k = 0; k < t->slots; k++) n += changes(&m, k) && source(&m, k) / m.each != k / m.each;
     if (s == RT_OK) {
         out->experts += n;
-        out->bytes += n * bytes_of_expert(p, table) * p->ranks->mesh.dp;
+        out->bytes += n * bytes_of_expert(p, table) * (rt_mesh_ranks(p->ranks->mesh) / rt_expert_ranks(p->ranks->mesh));
         rt_slots_set(t, expert);
     }
     free(m.staging);
@@ -142,7 +142,7 @@ static double busiest(const RtSlots *t, const int64_t *sum, const int32_t *exper
 
 // Bytes a second between neighbours, all at once.
 static RtStatus probe(RtRebalance *r, RtError *e) {
-    int m = r->ranks->mesh.ep, i = rt_group_rank(r->ranks->mesh, RT_GROUP_EXP, r->ranks->rank);
+    int m = rt_expert_ranks(r->ranks->mesh), i = rt_group_rank(r->ranks->mesh, RT_GROUP_EXP, r->ranks->rank);
     unsigned char *buffer = calloc(2, (size_t)PROBE);
     RtStatus s = rt_agree(r->ranks, buffer ? RT_OK : rt_fail(e, RT_NO_MEMORY, "no memory to move experts"), e);
     for (int turn = 0; turn < 2 && s == RT_OK; turn++) {                       // the first touches its memory
@@ -160,7 +160,7 @@ typedef struct { double before, after, mean, bytes; } Prospect;
 
 static Prospect prospect(const RtRebalance *r, int table, const int64_t *sum, const int32_t *expert) {
     const RtSlots *t = &r->ranks->table[table];
-    int ranks = r->ranks->mesh.ep;
+    int ranks = rt_expert_ranks(r->ranks->mesh);
     Mover m = mover(r->p, table, expert);
     double all = 0;
     bool any = false;
@@ -235,7 +235,7 @@ static RtStatus rebalance(RtRebalance *r, int64_t steps, Prospect *x, int32_t *f
 
 // The nodes that the ranks who share experts are dealt to in order, as many to each; 1 if they lie otherwise.
 static int nodes_of(const RtRanks *r) {
-    int m = r->mesh.ep, nodes = 1;
+    int m = rt_expert_ranks(r->mesh), nodes = 1;
     for (int i = 1; i < m; i++) {
         int here = rt_comm_node(r->comm, rt_group_member(r->mesh, RT_GROUP_EXP, r->rank, i));
         nodes += here != rt_comm_node(r->comm, rt_group_member(r->mesh, RT_GROUP_EXP, r->rank, i - 1));
@@ -251,7 +251,7 @@ static int nodes_of(const RtRanks *r) {
 static RtStatus find_places(RtRebalance *r, RtError *e) {
     int32_t nodes = nodes_of(r->ranks);                      // one word for all groups
     RT_TRY(rt_from_first(r->ranks, &nodes, sizeof nodes, e));
-    r->places = (RtPlaces){.ranks = r->ranks->mesh.ep, .nodes = nodes, .groups = r->s.groups};
+    r->places = (RtPlaces){.ranks = rt_expert_ranks(r->ranks->mesh), .nodes = nodes, .groups = r->s.groups};
     for (int i = 0; i < r->n_tables; i++)
         if (r->ranks->table[i].experts % r->s.groups)
             return rt_fail(e, RT_BAD_SETTING, "parallel.rebalance_groups is %d, which doesn't divide the %d experts of %s", r->s.groups,

@@ -7,7 +7,7 @@
 #include "runtime/philox.h"
 
 static bool open_table(RtSlots *t, const RtPlan *plan, const RtSlotTable *from) {
-    *t = (RtSlots){.name = RT_TEXT(plan, from->name), .experts = from->experts, .slots = from->slots, .ranks = plan->mesh.ep};
+    *t = (RtSlots){.name = RT_TEXT(plan, from->name), .experts = from->experts, .slots = from->slots, .ranks = rt_expert_ranks(plan->mesh)};
     t->expert = calloc((size_t)t->slots, sizeof *t->expert);
     t->turn = calloc((size_t)t->slots, sizeof *t->turn);
     t->slot = calloc((size_t)t->experts, sizeof *t->slot);

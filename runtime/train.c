@@ -270,7 +270,8 @@ static void say_start(Run *r) {
                     (long long)lanes, plural(lanes), (long long)r->work.in.batch,
                     plural(r->work.in.batch), (long long)r->work.in.sequence, r->p->threads, plural(r->p->threads));
     if (r->ranks)
-        rt_progress_say(g, "ranks: %d = dp %d x ep %d x tp %d, %lld lane%s each", r->ranks->n, mesh.dp, mesh.ep, mesh.tp,
+        rt_progress_say(g, "ranks: %d = dp %d x ep %d x tp %d%s, %lld lane%s each", r->ranks->n, mesh.dp, mesh.ep, mesh.tp,
+                        mesh.etp == 1 ? " (etp 1)" : "",
                         (long long)r->work.in.leaves, plural(r->work.in.leaves));
     rt_progress_say(g, "data: %s tokens%s: %s samples to train on, %s held out",
                     rt_thousands(rt_data_tokens(r->data), a), rt_data_cached(r->data) ? " (cached)" : "",

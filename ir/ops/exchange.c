@@ -45,10 +45,21 @@ bool check_exchange(const Node *n, Diag *d) {
     return false;
 }
 
+// Of leaves: those that a rank of a tp group has by itself.
+static bool cuts_leaves(const Node *n, const Type *t) {
+    const Graph *g = n->graph;
+    return g->own_leaf && type_is_leafy(t) && t->dim[0].sym == g->leaf && !n->attr.axis && !n->attr.parts && n->attr.over &&
+           !strcmp(n->attr.over, exchange_group_name[RT_GROUP_TP]);
+}
+
 bool shape_part(const Node *n, Type *out, Diag *d) {
     int64_t ranks = parts_of(n), parts = n->attr.parts ? n->attr.parts : ranks, axis = n->attr.axis,
             more = replicas_of(n);
     out[0] = n->in[0]->type;
+    if (cuts_leaves(n, &out[0])) {
+        out[0].dim[0].sym = n->graph->own_leaf;
+        return true;
+    }
     if (axis >= 0 && axis < out[0].ndim && !out[0].dim[axis].sym && (out[0].dim[axis].n + more) % parts == 0 && ranks % parts == 0) {
         out[0].dim[axis].n = (out[0].dim[axis].n + more) / parts;
         return true;
@@ -58,10 +69,14 @@ bool shape_part(const Node *n, Type *out, Diag *d) {
     return false;
 }
 
-// Leaves of all ranks are no leaf axis any more: a number.
+// Leaves of all ranks are no leaf axis any more: a number.  Those of a tp group are.
 bool shape_parts(const Node *n, Type *out, Diag *d) {
     int64_t axis = n->attr.axis;
     out[0] = n->in[0]->type;
+    if (n->graph->own_leaf && type_is_leafy(&out[0]) && out[0].dim[0].sym == n->graph->own_leaf && !axis) {
+        out[0].dim[0].sym = n->graph->leaf;
+        return true;
+    }
     const Sym *s = axis >= 0 && axis < out[0].ndim ? out[0].dim[axis].sym : NULL;
     if (axis >= 0 && axis < out[0].ndim && (!s || s->kind == SYM_LEAF)) {
         out[0].dim[axis] = dim_n(dim_bound(out[0].dim[axis]) * parts_of(n) - replicas_of(n));

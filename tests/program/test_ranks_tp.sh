@@ -32,11 +32,25 @@ claim 'near one rank' near "$work/one" "$work/tp4" 1e-6
 alike tp2 tp2-ep2 --local 4 --set parallel.tp=2 --set parallel.ep=2
 alike tp2 tp2-dp2 --local 4 --set parallel.tp=2 --set parallel.zero=2
 alike tp2 tp2-ep2-dp2 --local 8 --set parallel.tp=2 --set parallel.ep=2 --set parallel.zero=2
+moving=(--set parallel.placement=random --set 'parallel.rebalance=1 step' --set 'parallel.rebalance_window=2 steps' --set parallel.rebalance_gain=0)
+alike tp2 tp2-moving --local 4 --set parallel.tp=2 --set parallel.ep=2 "${moving[@]}"
+alike tp2 tp2-replicas --local 8 --set parallel.tp=2 --set parallel.ep=2 --set parallel.zero=2 --set parallel.replicas=2 "${moving[@]}"
+
+# whole experts beside cut matrices
+etp=(--set parallel.tp=2 --set parallel.etp=1)
+claim 'etp 1' train "$work/etp1" "${steps[@]}" --local 2 "${etp[@]}"
+claim 'near one rank' near "$work/one" "$work/etp1" 1e-6
+alike etp1 etp1-ep2-dp2 --local 8 "${etp[@]}" --set parallel.ep=2 --set parallel.zero=1
+alike etp1 etp1-moving --local 4 "${etp[@]}" --set parallel.ep=2 "${moving[@]}"
+alike etp1 etp1-replicas --local 4 "${etp[@]}" --set parallel.zero=2 --set parallel.replicas=4 "${moving[@]}"
+claim 'etp 1: tp 4' train "$work/etp1-tp4" "${steps[@]}" --local 4 --set parallel.tp=4 --set parallel.etp=1
+claim 'near one rank' near "$work/one" "$work/etp1-tp4" 1e-6
 
 # checkpoints hold whole tensors
 claim 'two steps with tp 2' train "$work/moved" "${steps[@]}" --local 2 --set parallel.tp=2 --set 'train.stop=2 steps'
 claim 'two more on one rank' train "$work/moved" "${steps[@]}" --set 'train.stop=4 steps' --resume
-claim 'two more with tp 4' train "$work/moved" "${steps[@]}" --local 4 --set parallel.tp=4 --set 'train.stop=6 steps' --resume
+claim 'one more with whole experts' train "$work/moved" "${steps[@]}" --local 4 "${etp[@]}" --set parallel.ep=2 --set 'train.stop=5 steps' --resume
+claim 'one more with tp 4' train "$work/moved" "${steps[@]}" --local 4 --set parallel.tp=4 --set 'train.stop=6 steps' --resume
 claim 'the rest with ep 2 and dp 2' train "$work/moved" "${steps[@]}" --local 4 --set parallel.ep=2 --set parallel.zero=1 --resume
 claim 'near one rank' near "$work/one" "$work/moved" 1e-6
 for run in one tp2 tp4 moved; do
@@ -45,7 +59,9 @@ for run in one tp2 tp4 moved; do
 done
 exits 0 'eval on ranks' "$MOEC" eval "$work/tp2" --local 4 --set parallel.tp=2 --set parallel.ep=2
 cut -d' ' -f2 "$log.out" >>"$work/losses"
-claim 'give one loss' awk '{ if (NR > 1 && ($1 - first > 2e-5 || first - $1 > 2e-5)) exit 1; if (NR == 1) first = $1 } END { if (NR != 5) exit 1 }' "$work/losses"
+exits 0 'eval with whole experts' "$MOEC" eval "$work/tp2" --local 4 "${etp[@]}" --set parallel.ep=2
+cut -d' ' -f2 "$log.out" >>"$work/losses"
+claim 'give one loss' awk '{ if (NR > 1 && ($1 - first > 2e-5 || first - $1 > 2e-5)) exit 1; if (NR == 1) first = $1 } END { if (NR != 6) exit 1 }' "$work/losses"
 
 # average by token, bf16, biases and sinks
 claim 'bf16: one rank' train "$work/half1" "${steps[@]}" --set train.dtype=bf16 --set train.average=token
@@ -72,8 +88,12 @@ says 'attn.q.w has 6 heads, which 4 ranks' 'said so'
 says 'attention.moe:[0-9]+:[0-9]+|basic.moe:[0-9]+:[0-9]+' 'with the line'
 exits 1 'hidden columns that ranks cannot share' train "$work/none" --local 2 --set parallel.tp=2 --set H=33
 says 'experts.w1 has 33 (rows|columns), which 2 ranks' 'said so'
-exits 1 'whole experts beside cut matrices' train "$work/none" --local 2 --set parallel.tp=2 --set parallel.etp=1
-says 'parallel.etp is 1' 'said so'
+exits 1 'experts cut otherwise' train "$work/none" --local 4 --set parallel.tp=4 --set parallel.etp=2
+says 'parallel.etp is 2: experts are whole \(1\), or cut' 'said so'
+exits 1 'too few lanes for whole experts' train "$work/none" --local 4 --set parallel.tp=4 --set parallel.etp=1 --set train.lanes=2
+says "train.lanes is 2: it can't be dealt to 4 ranks" 'said so'
+exits 1 'generating with whole experts' "$MOEC" generate "$work/tp2" --prompt a --local 2 "${etp[@]}"
+says 'parallel.etp is 1: where there are no lanes' 'said so'
 exits 1 'tp of three' train "$work/none" --local 3 --set parallel.tp=3
 says 'power of two' 'said so'
 claim 'nothing is made' test ! -e "$work/none"
