@@ -91,7 +91,7 @@ static void share(Session *s) {
     if (rt_expert_ranks(m) > 1) m.replicas = (int32_t)t->parallel.replicas;
     if (rt_mesh_ranks(m) == 1) return;
     Ranks as_here = {.n = rt_mesh_ranks(m), .local = true, .node_ranks = ranks_pretended_nodes(s->arena)};
-    s->train.per_node = ranks_per_node(&as_here, m) % m.ep;
+    s->train.per_node = ranks_per_node(&as_here, m) % rt_expert_ranks(m);
     if (t->train.lanes % ranks == 0) s->train.mesh = m;
     else diag_warning(s->diag, (Span){0}, "this is the program of one rank: train.lanes = %lld can't be dealt to %d ranks",
                       (long long)t->train.lanes, ranks);

@@ -182,22 +182,23 @@ static int node_of(const Ranks *r, int rank) {
 }
 
 int ranks_per_node(const Ranks *r, RtMesh m) {
-    int per_node = 1;
+    int per_node = 1, n = rt_expert_ranks(m);
     const RtGroup g = RT_GROUP_EXP;
-    while (per_node < m.ep && node_of(r, rt_group_member(m, g, 0, per_node)) == node_of(r, 0)) per_node++;
-    for (int rank = 0; rank < rt_mesh_ranks(m) && m.ep % per_node == 0; rank++)
-        for (int k = 0; k < m.ep; k++) {
+    while (per_node < n && node_of(r, rt_group_member(m, g, 0, per_node)) == node_of(r, 0)) per_node++;
+    for (int rank = 0; rank < rt_mesh_ranks(m) && n % per_node == 0; rank++)
+        for (int k = 0; k < n; k++) {
             bool same = node_of(r, rt_group_member(m, g, rank, k)) == node_of(r, rank);
             if (same != (k / per_node == rt_group_rank(m, g, rank) / per_node)) return 0;
         }
-    return m.ep % per_node ? 0 : per_node;
+    return n % per_node ? 0 : per_node;
 }
 
 static bool find_nodes(Session *s, const Ranks *r, RtMesh m) {
     int per_node = ranks_per_node(r, m);
-    s->train.per_node = per_node < m.ep ? per_node : 0;
+    s->train.per_node = per_node < rt_expert_ranks(m) ? per_node : 0;
     if (per_node || strcmp(s->settings->parallel.a2a, "node") != 0) return true;
-    return WRONG("parallel.a2a is node: the ranks that share experts (parallel.ep = %d) must be neighbours, as many on each node", m.ep);
+    return WRONG("parallel.a2a is node: the %d ranks that share experts (parallel.ep) must be neighbours, as many on each node",
+                 rt_expert_ranks(m));
 }
 
 bool ranks_mesh(Session *s, const Ranks *r, RtMesh *out) {

@@ -91,8 +91,9 @@ static void cut_source(Partition *q, Node *n) {
     if ((first->n + more) % parts || more > first->n) {
         bool fold = place.slots && q->p.g->mesh.etp == 1 && q->p.g->mesh.tp > 1;
         const char *and = more ? arena_printf(q->p.cx->scratch, " and %d replicas (parallel.replicas)", more) : "";
-        diag_error(q->p.cx->diag, n->at, "%s has %lld experts%s, which %lld ranks (parallel.ep%s) can't share evenly%s", n->attr.name,
-                   (long long)first->n, and, (long long)parts, fold ? " times parallel.tp" : "", more > first->n ? "; replicas are at most as many as experts" : "");
+        diag_error(q->p.cx->diag, n->at, "%s has %lld experts%s, which %lld ranks (parallel.ep%s) can't share evenly%s",
+                   n->attr.name, (long long)first->n, and, (long long)parts, fold ? " times parallel.tp" : "",
+                   more > first->n ? "; replicas are at most as many as experts" : "");
         q->ok = false;
         return;
     }
@@ -323,7 +324,7 @@ static void place_node(Partition *q, Node *n) {
 
 static bool has_leaves(const Type *t) { return type_is_leafy(t) || type_ragged(t); }
 
-// Leaves that a rank of a tp group has by itself: the sum over the group's ranks stands below that over data ranks in the tree.
+// Of leaves that a rank of a tp group has by itself: the group's sum stands below that of data ranks in the tree.
 static bool is_of_own_leaves(const Partition *q, const Node *n) {
     const Sym *own = q->p.g->own_leaf;
     for (int i = 0; own && i < n->n_in; i++) {

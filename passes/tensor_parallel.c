@@ -7,14 +7,16 @@
 //     %z  = add %x, %y                                  %y   = tree_all_reduce %y' {over = "tp"}
 //                                                       %z   = add %x, %y
 //
-// One walk in list order over the whole step, so backward needs no rules of its own.  Each value is in one of three places:
+// One walk in list order over the whole step, so backward needs no rules of its own.  Each value is in one of these places:
 //
 //     WHOLE     on each rank, the same bits
+//     OWN       of the leaves that this rank of the group has by itself (etp 1): what is neither a cut matrix nor reads one
 //     CUT       along an axis, a part on each
 //     PARTIAL   each rank has a summand.  It is added at the first reader that isn't linear: sums of products are added
 //               before they are exchanged, rows of experts after they were combined
 //
-//     PARTIAL -> WHOLE   tree_all_reduce       CUT -> WHOLE   all_gather       WHOLE -> CUT   shard, where nothing travels
+//     PARTIAL -> WHOLE   tree_all_reduce       CUT, OWN -> WHOLE   all_gather     WHOLE -> CUT, OWN   shard, where nothing travels
+//     PARTIAL -> OWN     tree_reduce_scatter
 //
 // An op without a rule has its operands whole.  Norms of tensors need no rule either: a sum over the axis that is cut is
 // partial, one over a tensor that all hold is the same everywhere, so nothing is counted twice.

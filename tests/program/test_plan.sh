@@ -47,6 +47,8 @@ routed ep2-bf16 2 --set parallel.ep=2 --set train.dtype=bf16
 routed dp2-ep2-zero 4 --set parallel.ep=2 --set parallel.zero=1
 routed dp2-ep2-zero2 4 --set parallel.ep=2 --set parallel.zero=2
 routed ep4-zero2-waves 4 --set parallel.ep=4 --set parallel.zero=2 --set train.lanes=4 --set train.micro_batch=1
+routed tp2-ep2 4 --set parallel.tp=2 --set parallel.ep=2
+routed etp1-ep2 4 --set parallel.tp=2 --set parallel.etp=1 --set parallel.ep=2
 mixtral=$model model=models/tiny_switch.moe
 routed drops 4 --set parallel.ep=2
 model=$mixtral
