@@ -455,18 +455,13 @@ static void place_random_in(Partition *q, Node *gate) {
     }
 }
 
-static bool is_read_once(const Value *v) {
-    while (v->n_uses == 1 && node_is_view(v->node)) v = v->node->in[0];
-    return v->n_uses == 1 && !op_is(v->node->op, SOURCE);
-}
-
 // A part of a sum needs no whole one, and what is summed is used up.
 static void scatter_sums(Graph *g) {
     for_each_node(g, n) {
         if (n->op != OP_SHARD) continue;
         Node *sum = n->in[0]->node;
         if (sum->op != OP_TREE_ALL_REDUCE || sum->attr.over != n->attr.over || sum->out[0].n_uses != 1) continue;
-        if (!is_read_once(sum->in[0])) continue;
+        if (!value_is_read_once(sum->in[0])) continue;
         Builder b = builder_before(g, n);
         Value *y = make(&b, OP_TREE_REDUCE_SCATTER, INS(sum->in[0]), .axis = n->attr.axis, .over = n->attr.over);
         replace_all_uses(g, &n->out[0], y);

@@ -351,9 +351,16 @@ static void want_cut_from_right(Tp *q, Node *n, int right) {
     }
 }
 
+// The residual stream: what has been summed once is not summed again with what is added to it.
+static bool any_has_own(Tp *q, const Node *n) {
+    for (int i = 0; i < n->n_in; i++)
+        if (are_leaves(q, &n->in[i]->type) && twins_of(q, n->in[i])->at_own) return true;
+    return false;
+}
+
 static void place_elementwise(Tp *q, Node *n) {
     int right = cut_from_right(n), ndim = n->out[0].type.ndim;
-    if (right < 0 && is_additive(n->op) && all_partial(n)) {
+    if (right < 0 && is_additive(n->op) && all_partial(n) && !any_has_own(q, n)) {
         shape_again(q, n, partial);
     } else if (right < 0) {
         settle(q, n);
@@ -815,6 +822,15 @@ static void place_node(Tp *q, Node *n) {
     else settle(q, n);
 }
 
+// A sum that leaves parts uses its operand up.
+static void spare_operands(Graph *g) {
+    for_each_node(g, n) {
+        if (n->op != OP_TREE_REDUCE_SCATTER || value_is_read_once(n->in[0])) continue;
+        Builder b = builder_before(g, n);
+        replace_operand(n, 0, build_unary(&b, OP_COPY, n->in[0]));
+    }
+}
+
 static bool is_unread(const Node *n) {
     for (int i = 0; i < n->n_out; i++)
         if (n->out[i].n_uses) return false;
@@ -847,6 +863,7 @@ bool pass_tensor_parallel(Graph *g, PassCtx *cx) {
     }
     for_each_node(g, n)
         if (map_get(&q.moved, &n->out[0]) && is_unread(n)) graph_remove(n);
+    spare_operands(g);
     marks_clear(g);
     WON(cx, "%d sums and %d gathers over tp, %.1f MB", q.n_sums, q.n_gathers, q.bytes / 1e6);
     return true;

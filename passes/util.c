@@ -89,6 +89,11 @@ bool value_is_scalar_const(const Value *v, double *number) {
     return true;
 }
 
+bool value_is_read_once(const Value *v) {
+    while (v->n_uses == 1 && node_is_view(v->node)) v = v->node->in[0];
+    return v->n_uses == 1 && !op_is(v->node->op, SOURCE);
+}
+
 bool param_is_of_experts(const Node *param) {
     return param->attr.group && !strcmp(param->attr.group, "expert") && param->attr.dims.n > 1;
 }

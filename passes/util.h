@@ -21,6 +21,8 @@ void node_add_operand(Node *n, Value *v);                        // v becomes th
 // Moves n (in its graph's list) directly behind `place`, which is in the same list.
 void node_move_behind(Node *n, Node *place);
 
+// No other node reads its memory, which is not a tensor's.
+bool value_is_read_once(const Value *v);
 // A tensor with one part for each expert.
 bool param_is_of_experts(const Node *param);
 
