@@ -16,7 +16,7 @@
 //   train.recompute   may run again
 //   none              nothing: every value read is kept
 //   cheap             elementwise ops, softmax, structure, gathers of rows
-//   layer             also contractions and row reductions; what another layer reads is kept
+//   layer             also contractions, row reductions, rows' ways to experts and back; what another layer reads is kept
 //
 // Never run again: choices (topk, queue, count, route, gates), attention, head_loss, random draws, sums over
 // rows, and what is too small to be worth a kernel. A clone is its original with the same operands or their
@@ -53,7 +53,8 @@ static bool is_thin(const Type *t) {
 }
 
 static bool may_run_again(const Node *n, bool whole_layers) {
-    if (n->n_out != 1 || n->attr.body || !op_is(n->op, PURE)) return false;
+    bool sends_rows = n->op == OP_EXCHANGE_ROWS || n->op == OP_RETURN_ROWS;
+    if (n->n_out != 1 || n->attr.body || (!op_is(n->op, PURE) && !sends_rows)) return false;
     if (is_thin(&n->out[0].type) && !node_is_view(n)) return false;
     switch (n->op) {
     case OP_RESHAPE:
@@ -67,6 +68,8 @@ static bool may_run_again(const Node *n, bool whole_layers) {
     case OP_IOTA:           return true;
     case OP_MATMUL:
     case OP_GROUPED_MATMUL:
+    case OP_EXCHANGE_ROWS:
+    case OP_RETURN_ROWS:
     case OP_LOGSUMEXP:
     case OP_SCATTER_ADD_ROWS: return whole_layers;
     case OP_SUM:

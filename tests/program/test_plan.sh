@@ -42,7 +42,7 @@ alike() {
 }
 
 alike one 1
-alike dp8-recompute 8 --set train.recompute='"layer"'
+routed dp2-ep2-recompute 4 --set parallel.ep=2 --set train.recompute='"layer"'
 routed ep2-bf16 2 --set parallel.ep=2 --set train.dtype=bf16
 routed dp2-ep2-zero 4 --set parallel.ep=2 --set parallel.zero=1
 routed dp2-ep2-zero2 4 --set parallel.ep=2 --set parallel.zero=2

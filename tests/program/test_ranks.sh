@@ -17,6 +17,7 @@ alike one dp1 --local 1
 alike one dp2 --local 2
 alike one ep2 --local 2 --set parallel.ep=2
 alike one ep2-chunks --local 2 --set parallel.ep=2 --set parallel.chunks=2
+alike one ep2-recompute --local 2 --set parallel.ep=2 --set train.recompute='"layer"'
 exits 0 'chunks in the graph' "$MOEC" dump $model "${tiny[@]}" --set parallel.ep=2 --set parallel.dp=1 --set parallel.chunks=2 --after schedule-a2a
 prints 'return_rows .*chunks = 2' 'rows go back by chunks'
 alike one dp4-zero --local 4 --set parallel.zero=1
