@@ -347,6 +347,37 @@ static void finish_data(Parser *p, Attrs *attrs, const Pending *pending, const T
     attrs->data = data;
 }
 
+// data:S0: a group of ranks, and how they have it.
+static bool is_share(const char *w) {
+    RtGroup group;
+    const char *how = strchr(w, ':');
+    if (!how || !exchange_group_named(intern_n(w, (size_t)(how - w)), &group)) return false;
+    return !strcmp(how, ":P") || !strcmp(how, ":L") || (how[1] == 'S' && isdigit((unsigned char)how[2]) && !how[3]);
+}
+
+// Behind a type, on its line: @ data:S0 tp:P
+static Name read_shares(Parser *p) {
+    skip(p, false);
+    if (p->failed || p->end - p->at < 2 || p->at[0] != '@' || p->at[1] != ' ') return NULL;
+    p->at++;
+    Str s = {.arena = p->scratch};
+    str_add(&s, "");
+    for (;;) {
+        skip(p, false);
+        const char *begin = p->at, *w = word(p, ":");
+        if (!strchr(w, ':') && s.n) {
+            p->at = begin;
+            return intern(s.text);
+        }
+        if (!is_share(w)) {
+            p->at = begin;
+            fail(p, "expected a group of ranks (data, exp, edp, tp) and :S0, :P or :L, not ", w);
+            return NULL;
+        }
+        str_printf(&s, "%s%s", s.n ? " " : "", w);
+    }
+}
+
 // ---- nodes ----------------------------------------------------------------------------------------------
 
 static void read_nodes(Parser *p, Graph *g, Scope *scope);
@@ -464,10 +495,13 @@ static void read_node(Parser *p, Graph *g, Scope *scope) {
         read_nodes(p, region, inner);
         *(Graph **)(void *)((char *)&attrs + attr_info[i].offset) = region;
     }
+    VEC(Name) places = {0};
     Type few[8], *types = n_out <= 8 ? few : arena_array(p->scratch, Type, n_out);
     if (!p->failed && n_out && expect(p, ":")) {
-        do types[n_types] = need_type(p, g);
-        while (!p->failed && ++n_types < n_out && accept(p, ","));
+        do {
+            types[n_types] = need_type(p, g);
+            vec_push(p->scratch, &places, read_shares(p));
+        } while (!p->failed && ++n_types < n_out && accept(p, ","));
         if (n_types != n_out) fail(p, "fewer types than results", NULL);
     }
     const char *end = p->at;
@@ -491,6 +525,7 @@ static void read_node(Parser *p, Graph *g, Scope *scope) {
     n->keep = notes->keep;
     for (int i = 0; i < n_out; i++) {
         define_value(p, scope, result[i], &n->out[i]);
+        n->out[i].place = places.at[i];
         if (i < notes->n_places) {
             n->out[i].arena = notes->arena[i];
             n->out[i].offset = notes->offset[i];

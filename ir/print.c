@@ -176,6 +176,12 @@ static void add_notes(const Printer *p, const Node *n) {
 
 static void add_region(Printer *p, const Graph *g, int depth);
 
+static void add_type(Printer *p, const Value *v, const char *before) {
+    str_printf(p->out, "%s%s", before, type_text(p->scratch, &v->type));
+    const Graph *g = v->node->graph;
+    if (v->place && g->stage == SHARDED && !g->parent) str_printf(p->out, " @ %s", v->place);
+}
+
 static void add_node(Printer *p, const Node *n, int depth) {
     Str *s = p->out;
     str_printf(s, "%*s", 2 * depth, "");
@@ -209,7 +215,7 @@ static void add_node(Printer *p, const Node *n, int depth) {
         str_printf(s, "%*s}", 2 * depth, "");
     }
     for (int i = 0; i < n->n_out; i++)
-        str_printf(s, "%s%s", i ? ", " : " : ", type_text(p->scratch, &n->out[i].type));
+        add_type(p, &n->out[i], i ? ", " : " : ");
     add_notes(p, n);
     str_add(s, "\n");
 }

@@ -60,6 +60,7 @@ static void read_through(Node *n, int operand, Node *gather) {
     attr.gather |= INT64_C(1) << operand;
     Node *made = insert(n, n, n->op, ins, &attr, 1, &n->out[0].type);
     made->out[0].name = n->out[0].name;
+    made->out[0].place = n->out[0].place;
     replace_all_uses(n->graph, &n->out[0], &made->out[0]);
     graph_remove(n);
 }
@@ -235,6 +236,7 @@ static Node *attach_epilogue(Graph *g, Arena *scratch, Node *body) {
         Value *old = e.results.at[i];
         if (!old) continue;
         made->out[i].name = old->name;
+        made->out[i].place = old->place;
         if (i >= body->n_out) replace_all_uses(g, old, &made->out[i]);
     }
     for (int p = 0; p < e.n_products; p++) graph_remove(e.product[p]);

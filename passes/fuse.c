@@ -412,6 +412,7 @@ static Node *build_body(Fuse *f, const Group *group) {
     for (int i = 0; i < results.n; i++) {
         results.at[i]->mark = &fused->out[i];
         fused->out[i].name = results.at[i]->name;
+        fused->out[i].place = results.at[i]->place;
     }
     return fused;
 }

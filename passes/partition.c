@@ -19,7 +19,8 @@
 // gathered; a row's result never depends on where it is computed, and at its expert rows are sorted by (expert, leaf) as at
 // home.
 //
-// The group of every exchange is written in the graph, no rank number is: one text for all ranks.
+// The group of every exchange is written in the graph, no rank number is: one text for all ranks.  Behind each type stands
+// where the value is (ir/README.md).
 #include <string.h>
 
 #include "passes/placement.h"
@@ -29,6 +30,7 @@ static const Place at_home = {HOME, RT_GROUP_DATA, NULL, false}, at_experts = {A
 typedef struct {
     Placement p;
     PtrMap params;             // PARAM nodes by name
+    PtrMap sums;               // from what is a summand on each rank to the groups it is to be summed over
     Value *data_rank, *own_rank;       // whose leaves these are: made when somebody draws
     bool   ok;
 } Partition;
@@ -364,21 +366,33 @@ static Value *summed_over(Partition *q, Builder *b, Op op, Value *v, RtGroup gro
     Name over = intern(exchange_group_name[group]);
     q->p.n_exchanges++;
     q->p.bytes += (double)type_bytes(&v->type);
-    if (op != OP_REDUCE_MAX) return make(b, op, INS(v), .over = over, .slots = slots);
-    return make(b, OP_REDUCE_MAX, INS(make(b, OP_ALL_GATHER, INS(v), .over = over)), .axis = 0);
+    Value *x = op == OP_REDUCE_MAX ? make(b, OP_ALL_GATHER, INS(v), .over = over) : NULL;
+    Value *y = x ? make(b, OP_REDUCE_MAX, INS(x), .axis = 0) : make(b, op, INS(v), .over = over, .slots = slots);
+    y->place = v->place;
+    return y;
 }
 
 static void reduce_over_ranks(Partition *q, Node *n, int result) {
     Value *v = &n->out[result], *y = v;
     Place place = place_of(&q->p, v);
     Op op = n->op == OP_REDUCE_MAX ? OP_REDUCE_MAX : OP_TREE_ALL_REDUCE;
+    RtGroup group = place.kind == PART ? RT_GROUP_EDP : RT_GROUP_DATA;
+    bool own = place.kind != PART && is_of_own_leaves(q, n);
     Builder b = builder_after(q->p.g, n);
-    if (place.kind == PART && q->p.g->mesh.replicas) {
-        y = summed_over(q, &b, OP_SUM_REPLICAS, y, RT_GROUP_EXP, place.slots);
-        place_set(&q->p, y, place);
+    if (place.kind == PART && q->p.g->mesh.replicas) y = summed_over(q, &b, OP_SUM_REPLICAS, y, RT_GROUP_EXP, place.slots);
+    place_set(&q->p, y, place);
+    if (group_size(&q->p, group) > 1) {
+        Name summand = intern(arena_printf(q->p.cx->scratch, "%s:P", exchange_group_name[group]));
+        map_put(&q->sums, y, (void *)summand);
+        map_put(&q->sums, v, (void *)summand);
     }
-    if (place.kind != PART && is_of_own_leaves(q, n)) y = summed_over(q, &b, op, y, RT_GROUP_TP, NULL);
-    y = summed_over(q, &b, op, y, place.kind == PART ? RT_GROUP_EDP : RT_GROUP_DATA, NULL);
+    if (own) {
+        y = summed_over(q, &b, op, y, RT_GROUP_TP, NULL);
+        place_set(&q->p, y, place);
+        map_put(&q->sums, y, map_get(&q->sums, v));
+        v->place = intern("tp:P");
+    }
+    y = summed_over(q, &b, op, y, group, NULL);
     if (y == v) return;
     place_set(&q->p, y, place);
     v->mark = y;                                         // who comes to read v reads y
@@ -455,6 +469,52 @@ static void place_random_in(Partition *q, Node *gate) {
     }
 }
 
+// ---- what the graph says of it -----------------------------------------------------------------------------------
+
+static const char *cut_over(const Partition *q, RtGroup group, const char *how) {
+    return group_size(&q->p, group) > 1 ? arena_printf(q->p.cx->scratch, " %s:%s", exchange_group_name[group], how) : "";
+}
+
+// By its type or where it was taken; "": by neither.
+static const char *place_text(const Partition *q, const Value *v) {
+    Arena *a = q->p.cx->scratch;
+    const Sym *s = v->type.ndim ? v->type.dim[0].sym : NULL;
+    const FarRows *r = s ? map_get(&q->p.near_of, s) : NULL;
+    bool own = q->p.g->own_leaf && s && (s == q->p.g->own_leaf || s->kind == SYM_RAGGED);
+    Place place = place_of(&q->p, v);
+    const char *summand = map_get(&q->sums, v);
+    if (place.kind == PART) {
+        const char *inner = place.nested ? cut_over(q, inner_group(&q->p), "S1") : "";
+        const char *parts = place.nested && outer_place(&q->p, place).kind == HOME ? "" : cut_over(q, place.group, "S0");
+        return arena_printf(a, "%s%s%s%s", parts, inner, summand ? " " : "", summand ? summand : "");
+    }
+    if (r) return arena_printf(a, "%s%s", cut_over(q, RT_GROUP_EXP, "S0"), cut_over(q, RT_GROUP_EDP, "S0"));
+    if (v->node->op == OP_EXCHANGE_OFFSETS) return arena_printf(a, "%s%s", cut_over(q, RT_GROUP_EXP, "L"), cut_over(q, RT_GROUP_EDP, "L"));
+    if (has_leaves(&v->type)) return arena_printf(a, "%s%s", cut_over(q, RT_GROUP_DATA, "S0"), own ? cut_over(q, RT_GROUP_TP, "S0") : "");
+    return summand ? arena_printf(a, " %s", summand) : "";
+}
+
+// What has no place of its own but is made of what ranks have parts of, each has for itself.
+static void note_places(Partition *q) {
+    for_each_node(q->p.g, n) {
+        bool data = &n->out[0] == q->data_rank, tp = false;
+        for (int i = 0; i < n->n_in && !op_is(n->op, COMM); i++) {
+            const char *of = n->in[i]->place;
+            data |= of && (strstr(of, "data:") || strstr(of, "exp:") || strstr(of, "edp:"));
+            tp |= of && strstr(of, "tp:");
+        }
+        for (int i = 0; i < n->n_out; i++) {
+            Value *v = &n->out[i];
+            const char *text = place_text(q, v), *of_tp = v->place;
+            if (!*text && data) text = cut_over(q, RT_GROUP_DATA, "L");
+            if (!of_tp && tp && !strstr(text, "tp:") && !strstr(text, "exp:")) of_tp = cut_over(q, RT_GROUP_TP, "L") + 1;
+            if (of_tp && *text) text = arena_printf(q->p.cx->scratch, "%s %s", text, of_tp);
+            else if (of_tp) text = arena_printf(q->p.cx->scratch, " %s", of_tp);
+            v->place = *text ? intern(text + 1) : NULL;
+        }
+    }
+}
+
 // A part of a sum needs no whole one, and what is summed is used up.
 static void scatter_sums(Graph *g) {
     for_each_node(g, n) {
@@ -464,6 +524,7 @@ static void scatter_sums(Graph *g) {
         if (!value_is_read_once(sum->in[0])) continue;
         Builder b = builder_before(g, n);
         Value *y = make(&b, OP_TREE_REDUCE_SCATTER, INS(sum->in[0]), .axis = n->attr.axis, .over = n->attr.over);
+        y->place = n->out[0].place;
         replace_all_uses(g, &n->out[0], y);
         graph_remove(n);
         graph_remove(sum);
@@ -477,7 +538,7 @@ bool pass_partition(Graph *g, PassCtx *cx) {
     }
     Arena *a = cx->scratch;
     Partition q = {.p = {.g = g, .cx = cx, .twins = {.arena = a}, .far_of = {.arena = a}, .near_of = {.arena = a}},
-                   .params = {.arena = a},
+                   .params = {.arena = a}, .sums = {.arena = a},
                    .ok = true};
     for_each_node(g, n)
         if (n->op == OP_PARAM) {
@@ -502,6 +563,7 @@ bool pass_partition(Graph *g, PassCtx *cx) {
         if (sum >= 0) reduce_over_ranks(&q, n, sum);
     }
     marks_clear(g);
+    note_places(&q);
     scatter_sums(g);
     WON(cx, "%d exchanges, %.1f MB sent at most", q.p.n_exchanges, q.p.bytes / 1e6);
     return true;

@@ -130,6 +130,7 @@ Value *placed(Placement *p, Value *v, Place place, Node *before) {
     if (!from.nested && (*there = part_made(p, v, place, before))) return *there;
     Builder b = builder_before(p->g, before);
     Value *to = sent(p, &b, v, place);
+    to->place = v->place;
     *twin(twins_of(p, v), place) = to;
     place_set(p, to, place);
     *twin(twins_of(p, to), from) = v;

@@ -831,6 +831,20 @@ static void spare_operands(Graph *g) {
     }
 }
 
+// What partition will say of places: P each a summand, L each its own.
+static void note_places(Tp *q) {
+    Name summand = intern("tp:P"), own = intern("tp:L");
+    for_each_node(q->g, n) {
+        bool some = n->op == OP_INPUT && q->tp_rank && &n->out[0] == q->tp_rank;
+        for (int i = 0; i < n->n_in && !op_is(n->op, COMM); i++) some |= n->in[i]->place != NULL;
+        for (int i = 0; i < n->n_out; i++) {
+            Spot s = spot_of(&n->out[i]);
+            Name cut_at = s.kind == CUT ? intern(arena_printf(q->cx->scratch, "tp:S%d", s.axis)) : NULL;
+            n->out[i].place = cut_at ? cut_at : s.kind == PARTIAL ? summand : s.kind == WHOLE_ON_EACH && some ? own : NULL;
+        }
+    }
+}
+
 static bool is_unread(const Node *n) {
     for (int i = 0; i < n->n_out; i++)
         if (n->out[i].n_uses) return false;
@@ -864,6 +878,7 @@ bool pass_tensor_parallel(Graph *g, PassCtx *cx) {
     for_each_node(g, n)
         if (map_get(&q.moved, &n->out[0]) && is_unread(n)) graph_remove(n);
     spare_operands(g);
+    note_places(&q);
     marks_clear(g);
     WON(cx, "%d sums and %d gathers over tp, %.1f MB", q.n_sums, q.n_gathers, q.bytes / 1e6);
     return true;

@@ -14,7 +14,10 @@ Node *node_clone(Builder *b, const Node *n, Value *const *ins) {
     at.path = n->path;
     at.backward = n->backward || b->backward;
     Node *copy = build_typed(&at, n->op, in, &n->attr, n->n_out, types);
-    for (int i = 0; i < n->n_out; i++) copy->out[i].name = n->out[i].name;
+    for (int i = 0; i < n->n_out; i++) {
+        copy->out[i].name = n->out[i].name;
+        copy->out[i].place = n->out[i].place;
+    }
     return copy;
 }
 

@@ -34,6 +34,27 @@ says 'simplify +[0-9.]+ ms' 'tells times on standard error'
 exits 0 'bf16' dump --set train.dtype=bf16 --after precision
 prints 'bf16\[' 'is in the types'
 
+# where values are
+ranks=(--set parallel.tp=2 --set parallel.ep=2 --set parallel.dp=2 --set parallel.zero=2)
+for etp in 1 2; do
+    for pass in partition layout; do
+        exits 0 "of 8 ranks, etp $etp, after $pass" dump --after $pass --full "${ranks[@]}" --set parallel.etp=$etp
+        cp "$log.out" "$work/ranks.ir"
+        exits 0 'is read again' "$MOEC" dump "$work/ranks.ir" --full
+        claim 'as the same text' cmp "$log.out" "$work/ranks.ir"
+        claim 'with a place for each value that has leaves' sh -c '[ $(grep -cE "^  %.*\[L" "$0") -gt 60 ] && ! grep -E "^  %[^:]* : [a-z0-9]*\[L[^]]*\]( [!@]|$)" "$0" | grep -v "@ data:S0"' "$work/ranks.ir"
+    done
+done
+exits 0 'of 8 ranks' dump --after partition "${ranks[@]}"
+prints '= matmul .*\] @ data:S0 tp:S3' 'columns over tp'
+prints '= matmul .*\] @ data:S0 tp:P' 'summands over tp'
+prints '= grouped_dw .*\] @ exp:S0 edp:P tp:S[12]' 'gradients of experts before their sum'
+exits 0 '@update of 8 ranks' dump --after partition "${ranks[@]}" --program update
+prints 'state .*adam.m/.*\] @ exp:S0 edp:S1 tp:S[12]' 'moments of experts'
+dump --after partition --full "${ranks[@]}" | sed 's/@ data:S0 tp:P/@ data:S0 tp:Q/' >"$work/wrong.ir"
+exits 1 'a place that is none' "$MOEC" dump "$work/wrong.ir"
+says 'expected a group of ranks \(data, exp, edp, tp\) and :S0, :P or :L, not tp:Q' 'is told'
+
 exits 0 '--emit dot' dump --emit dot
 prints '^digraph' 'is a graph for dot'
 if command -v dot >/dev/null; then claim 'which dot reads' dot -Tsvg -o "$work/g.svg" "$log.out"; fi
