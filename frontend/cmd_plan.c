@@ -143,12 +143,12 @@ static json_t *rank_json(int rank, const RtUsage *u) {
 // ---- messages -----------------------------------------------------------------------------------------------------
 
 // Of the first rank in a step, by the model of the router; or of all ranks in all steps that were recorded.
-static bool tell_traffic(Planning *p, const PlanLayout *l, const RtPlan *plan, const RouteLog *log, json_t *json) {
+static bool tell_traffic(Planning *p, const PlanLayout *l, const PlannedStep *step, const RouteLog *log, json_t *json) {
     json_t *ranks = json_array();
     int told = log ? layout_ranks(l) : 1;
     bool ok = true;
     for (int i = 0; i < told && ok; i++) {
-        TrafficOf t = plan_traffic(p, l, plan, i);
+        TrafficOf t = plan_traffic(p, l, step, i);
         Arena *scratch = arena_create();
         RtUsage u;
         if (log) ok = traffic_recorded(&t, scratch, p->c->diag, log, l->waves, &u);
@@ -248,7 +248,7 @@ static bool tell(Planning *p, const PlanLayout *l, double model_flops, json_t *j
         print_layout(p, l);
         print_memory(&e);
     }
-    ok = ok && tell_traffic(p, l, step.plan, log, json);
+    ok = ok && tell_traffic(p, l, &step, log, json);
     plan_close(&step);
     if (!ok) return false;
     if (!json) print_time(&e);

@@ -19,6 +19,7 @@ typedef struct {
     Arena   *arena;
     Programs programs;
     const RtPlan *plan;
+    RtSlots *table;              // where its experts are as a run begins
 } PlannedStep;
 
 // --machine or --local.  false after errors.
@@ -31,7 +32,7 @@ void plan_close(PlannedStep *step);
 bool plan_write_cluster(Planning *p);          // as --write-machine says, if it does
 // Fits efficiencies to the trace of --calibrate, if there is one.  json: NULL, or where to tell it.  false after errors.
 bool plan_calibrate(Planning *p, const PlanLayout *l, const RtPlan *plan, json_t *json);
-TrafficOf plan_traffic(const Planning *p, const PlanLayout *l, const RtPlan *plan, int rank);
+TrafficOf plan_traffic(const Planning *p, const PlanLayout *l, const PlannedStep *step, int rank);
 
 // Judges a compiled layout.  log: NULL, or what a run of it recorded.  trace: NULL, or where to write its timeline.  false after
 // errors.

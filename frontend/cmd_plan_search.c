@@ -152,7 +152,7 @@ static void list_all(Search *s) {
                     for (int leaves = 1; leaves <= MOST_LEAVES; leaves *= 2) {
                         PlanLayout l = *s->asked;
                         l.pp = pp;
-                        l.mesh = (RtMesh){dp, ep, tp, zero};
+                        l.mesh = (RtMesh){dp, ep, tp, zero, pp == 1 && ep > 1 ? s->asked->mesh.replicas : 0};
                         l.lanes = (int64_t)dp * ep * leaves;
                         list_one(s, l);
                     }

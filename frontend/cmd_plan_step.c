@@ -144,9 +144,11 @@ bool plan_layout_asked(Planning *p, PlanLayout *out) {
                                            "parameters", (long long)t->parallel.zero);
     if (!strcmp(t->parallel.a2a, "node"))
         return WRONG("parallel.a2a is node: this version plans rows that go from each rank to each other (flat)");
-    if (t->parallel.replicas) return WRONG("parallel.replicas is %lld: this version plans experts in one place each",
-                                           (long long)t->parallel.replicas);
-    RtMesh mesh = {.dp = (int32_t)dp, .ep = (int32_t)ep, .tp = (int32_t)tp, .zero = (int32_t)t->parallel.zero, .etp = parallel_etp(t)};
+    if (t->parallel.replicas && ep == 1) return WRONG("parallel.replicas: with parallel.ep = 1 every rank has all experts");
+    if (t->parallel.replicas && pp > 1) return WRONG("parallel.replicas is %lld: this version plans pipelines with experts in one place each",
+                                                     (long long)t->parallel.replicas);
+    RtMesh mesh = {.dp = (int32_t)dp, .ep = (int32_t)ep, .tp = (int32_t)tp, .zero = (int32_t)t->parallel.zero,
+                   .replicas = (int32_t)t->parallel.replicas, .etp = parallel_etp(t)};
     int ranks = rt_lane_ranks(mesh);
     if (ranks > lanes && t->train.batch % (ranks * t->train.micro_batch) == 0) {
         diag_warning(p->c->diag, (Span){0}, "train.lanes is %lld: planned with %d, one for each rank that holds other sequences", (long long)lanes,
@@ -170,6 +172,30 @@ bool plan_layout_asked(Planning *p, PlanLayout *out) {
 
 // ---- the step ---------------------------------------------------------------------------------------------------
 
+// The way between nodes, which decides about chunks: a run measures it.
+static void set_link(Planning *p, RtMesh m) {
+    const Cluster *c = p->cluster;
+    TrainOpts *t = &p->s.train;
+    int near = c->per_node > m.tp ? c->per_node / m.tp : 1;          // neighbours share matrices, then experts
+    t->per_node = near < m.ep ? near : 0;
+    t->link = (MachineLink){0};
+    const ClusterLink *k = &c->link[RT_LINK_NET];
+    if (m.ep <= near || !k->kind) return;
+    double rate = k->rate / (k->per_node ? c->per_node : 1);
+    t->link = (MachineLink){.rate = rate * near, .latency = k->latency, .message = k->message, .cpu = k->cpu};
+}
+
+static bool place_experts(Planning *p, PlannedStep *step) {
+    const Settings *t = p->s.settings;
+    int kind = 0;
+    RtError e;
+    while (kind < PLACEMENT_KINDS - 1 && strcmp(rt_placement_word[kind], t->parallel.placement) != 0) kind++;
+    if (rt_slots_open(step->plan, &step->table, &e) == RT_OK &&
+        rt_slots_begin(step->table, step->plan, (RtPlacementKind)kind, (uint64_t)t->train.seed, &e) == RT_OK) return true;
+    diag_error(p->c->diag, (Span){0}, "%s", e.text);
+    return false;
+}
+
 // As train would, but for code: the programs of a rank and their plan.
 static bool compile(Planning *p, const PlanLayout *l, PlannedStep *out) {
     Session *s = &p->s;
@@ -177,6 +203,8 @@ static bool compile(Planning *p, const PlanLayout *l, PlannedStep *out) {
     s->train.recompute = l->recompute;
     s->train.row_bound = l->row_bound;
     s->train.waves = l->waves;
+    s->train.a2a = "flat";
+    set_link(p, l->mesh);
     if (!session_programs(s, WANT_TRAIN | WANT_EVAL, &out->programs)) return false;
     const Target *t = session_target(s);
     if (!t) return false;
@@ -186,7 +214,7 @@ static bool compile(Planning *p, const PlanLayout *l, PlannedStep *out) {
     o.info_json = json;
     out->plan = t->plan(s->arena, (Graph *[]){out->programs.pass, out->programs.update, out->programs.eval}, 3, &o, s->diag);
     free(json);
-    return out->plan != NULL;
+    return out->plan && place_experts(p, out);
 }
 
 // A mesh with tp whose plan exchanges nothing over it is not cut.
@@ -218,12 +246,13 @@ bool plan_compile(Planning *p, const PlanLayout *l, PlannedStep *out) {
 }
 
 void plan_close(PlannedStep *step) {
+    if (step->plan) rt_slots_close(step->table, step->plan);
     if (step->arena) arena_destroy(step->arena);
     step->arena = NULL;
 }
 
-TrafficOf plan_traffic(const Planning *p, const PlanLayout *l, const RtPlan *plan, int rank) {
-    return (TrafficOf){.plan = plan, .rank = rank, .per_node = p->cluster->per_node, .skew = p->skew,
+TrafficOf plan_traffic(const Planning *p, const PlanLayout *l, const PlannedStep *step, int rank) {
+    return (TrafficOf){.plan = step->plan, .table = step->table, .rank = rank, .per_node = p->cluster->per_node, .skew = p->skew,
                           .node_rows = p->assume.node_rows, .row_bytes = p->assume.row_bytes,
                        .tokens = (double)layout_routed_leaves(l) * (double)l->micro_batch * (double)l->sequence};
 }
@@ -233,7 +262,7 @@ TrafficOf plan_traffic(const Planning *p, const PlanLayout *l, const RtPlan *pla
 bool plan_judge(Planning *p, const PlanLayout *l, const PlannedStep *step, const RouteLog *log, double model_flops, const char *trace,
                 Evaluation *out) {
     Timeline timeline = {.arena = step->arena};
-    TrafficOf t = plan_traffic(p, l, step->plan, 0);
+    TrafficOf t = plan_traffic(p, l, step, 0);
     t.log = log;
     if (!evaluate(p->c->arena, p->cluster, l, &t, step->programs.pass, model_flops, p->assume.overlap, trace ? &timeline : NULL, out))
         return WRONG("parallel.pp is %d: the model has %d layers, which are dealt to stages whole", l->pp, out->layers.n);

@@ -66,17 +66,6 @@ static void cost_exchange(const Cluster *c, const RtExchange *x, const StepTraff
     }
 }
 
-// Rows at this rank's experts.
-static int64_t rows_here(const RtPlan *plan, uint32_t offsets_step, const int32_t *rows, int rank) {
-    const RtExchange *x = rt_exchange_of(plan, offsets_step);
-    RtGroup g = (RtGroup)x->group;
-    int m = rt_group_size(plan->mesh, g), i = rt_group_rank(plan->mesh, g, rank), mine = x->experts / m;
-    int64_t n = 0;
-    for (int k = 0; k < m; k++)
-        for (int e = i * mine; e < (i + 1) * mine; e++) n += rows[k * x->experts + e];
-    return n;
-}
-
 // Runs for the whole plan once: the values that data would give symbols.
 static void set_rows(Arena *a, const TrafficOf *t, Costs *costs, int64_t *sym, int32_t **rows) {
     const RtPlan *plan = t->plan;
@@ -88,7 +77,7 @@ static void set_rows(Arena *a, const TrafficOf *t, Costs *costs, int64_t *sym, i
         if (!x || x->kind != RT_EXCHANGE_OFFSETS) continue;
         rows[i] = traffic_rows(t, a, i);
         if (step[i].defines_sym < 0) continue;
-        int64_t n = rows_here(plan, i, rows[i], t->rank), bound = all[step[i].defines_sym].bound;
+        int64_t n = traffic_rows_here(t, i, rows[i]), bound = all[step[i].defines_sym].bound;
         double full = bound ? (double)n / (double)bound : 0;
         if (full > costs->far_rows) costs->far_rows = full;
         sym[step[i].defines_sym] = n;

@@ -62,20 +62,37 @@ int32_t *traffic_rows(const TrafficOf *t, Arena *a, uint32_t step) {
     return rows;
 }
 
+static const RtSlots *table_of(const TrafficOf *t, const RtExchange *x) { return x->table ? &t->table[x->table - 1] : NULL; }
+
+// Which expert a slot has, and does it serve a rank of the group?
+static int expert_in(const RtSlots *s, int slot) { return s ? s->expert[slot] : slot; }
+static bool serves(const RtSlots *s, int slot, int rank) { return !s || rt_slot_serves(s, slot, rank); }
+
+int64_t traffic_rows_here(const TrafficOf *t, uint32_t offsets_step, const int32_t *rows) {
+    const RtExchange *x = rt_exchange_of(t->plan, offsets_step);
+    const RtSlots *table = table_of(t, x);
+    RtGroup g = (RtGroup)x->group;
+    int m = rt_group_size(t->plan->mesh, g), i = rt_group_rank(t->plan->mesh, g, t->rank), mine = x->slots / m;
+    int64_t n = 0;
+    for (int s = i * mine; s < (i + 1) * mine; s++)
+        for (int k = 0; k < m; k++) n += serves(table, s, k) ? rows[k * x->experts + expert_in(table, s)] : 0;
+    return n;
+}
+
 // Offsets as the runtime has them on group rank i, with all rows of a rank in its last leaf.
-static RtRowsAt offsets_of(Arena *a, const RtExchange *x, int i, int m, const int32_t *rows) {
-    int E = x->experts, n = x->leaves, mine = E / m;
-    int32_t *home = arena_array(a, int32_t, E * n + 1), *far = arena_array(a, int32_t, E * n + 1), at = 0;
+static RtRowsAt offsets_of(Arena *a, const RtExchange *x, const RtSlots *table, int i, int m, const int32_t *rows) {
+    int E = x->experts, n = x->leaves, mine = x->slots / m;
+    int32_t *home = arena_array(a, int32_t, E * n + 1), *far = arena_array(a, int32_t, mine * m * n + 1), at = 0;
     for (int e = 0; e < E; e++) {
         for (int l = 0; l < n; l++) home[e * n + l] = at;
         at += rows[i * E + e];
     }
     home[E * n] = at;
     at = 0;
-    for (int e = 0; e < mine; e++)
+    for (int s = 0; s < mine; s++)
         for (int k = 0; k < m; k++) {
-            for (int l = 0; l < n; l++) far[(e * m + k) * n + l] = at;
-            at += rows[k * E + i * mine + e];
+            for (int l = 0; l < n; l++) far[(s * m + k) * n + l] = at;
+            at += serves(table, i * mine + s, k) ? rows[k * E + expert_in(table, i * mine + s)] : 0;
         }
     far[mine * m * n] = at;
     return (RtRowsAt){.home = home, .far = far};
@@ -110,10 +127,12 @@ bool traffic_of_step(const TrafficOf *t, Arena *a, uint32_t step, const int32_t 
     RtMesh mesh = t->plan->mesh;
     RtGroup group = (RtGroup)x->group;
     int m = rt_group_size(mesh, group), i = rt_group_rank(mesh, group, t->rank);
-    RtExchangeRoom room = {.send = arena_array(a, RtCommPart, x->experts + 1), .recv = arena_array(a, RtCommPart, x->experts + 1),
-                           .cut = arena_array(a, int64_t, m + 1)};
+    int parts = MOST_REPLICAS * x->slots + 1;                    // of rows: a slot's; of sums: one to each other replica
+    RtExchangeRoom room = {.send = arena_array(a, RtCommPart, parts), .recv = arena_array(a, RtCommPart, parts), .cut = arena_array(a, int64_t, m + 1)};
     RtRowsAt at = {.home = NULL};
-    if (rows) at = offsets_of(a, x, i, m, rows);
+    if (rows) at = offsets_of(a, x, table_of(t, x), i, m, rows);
+    at.table = table_of(t, x);
+    at.rank = i;
     RtCommOp op;
     if (m == 1 || !rt_exchange_op(x, m, &at, room, &op)) return false;
     RtTraffic *sent = arena_array(a, RtTraffic, m), *received = arena_array(a, RtTraffic, m);

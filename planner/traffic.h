@@ -6,6 +6,7 @@
 #include "ir/base/diag.h"
 #include "planner/layout.h"
 #include "planner/routes.h"
+#include "runtime/slots.h"
 #include "runtime/usage.h"
 
 typedef struct {
@@ -14,12 +15,16 @@ typedef struct {
     double tokens;                 // of a rank's pass
     double node_rows;              // > 0: a token's rows go to so many nodes at most, once to each (the runtime: to each expert)
     double row_bytes;              // > 0: of an element on the way to its expert (the runtime: as computed)
+    const RtSlots *table;          // of the plan, by number: which experts are where
     double skew;                   // experts are chosen as 1 / (number + 1)^skew
     const RouteLog *log;           // what a run of this layout recorded: its mean rows instead; NULL: the model
 } TrafficOf;
 
 // How many rows an exchange of offsets sends to each expert from each rank of its group: rows[member * experts + expert].
 int32_t *traffic_rows(const TrafficOf *t, Arena *a, uint32_t offsets_step);
+
+// Of these, the rows at the experts of the rank that t names.
+int64_t traffic_rows_here(const TrafficOf *t, uint32_t offsets_step, const int32_t *rows);
 
 typedef struct {
     RtCommKind kind;

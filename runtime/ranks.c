@@ -20,7 +20,6 @@ static size_t up(size_t n) { return (n + 63) & ~(size_t)63; }
 
 static bool is_exact(const RtExchange *x) { return x->dtype == I32 || x->dtype == I64; }
 
-enum { MOST_REPLICAS = 4 };                // of an expert
 enum { MOVED_BYTES = 64 << 10 };           // at once, where parts are put in order in their own memory
 
 static size_t work_bytes(const RtPlan *plan, const RtExchange *x) {

@@ -181,7 +181,7 @@ static const char *const shape_word[SHAPE_KINDS] = {[SHAPE_LINEAR] = "linear",
                                                     [SHAPE_EXPONENTIAL] = "exponential",
                                                     [SHAPE_SQRT] = "sqrt"};
 
-static const char *const placement_word[PLACEMENT_KINDS] = {[PLACEMENT_LINEAR] = "linear",
+const char *const rt_placement_word[PLACEMENT_KINDS] = {[PLACEMENT_LINEAR] = "linear",
                                                             [PLACEMENT_ROUND_ROBIN] = "round_robin",
                                                             [PLACEMENT_RANDOM] = "random"};
 
@@ -307,7 +307,7 @@ static RtStatus read_key(const Key *k, const json_t *v, RtSettings *s, RtError *
         s->average_token = !strcmp(json_string_value(v), "token");
         return RT_OK;
     case PLACEMENT: {
-        int kind = find_word(json_string_value(v), placement_word, PLACEMENT_KINDS);
+        int kind = find_word(json_string_value(v), rt_placement_word, PLACEMENT_KINDS);
         if (kind < 0) return expected(name, "linear, round_robin or random", v, e);
         s->placement = (RtPlacementKind)kind;
         return RT_OK;

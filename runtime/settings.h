@@ -24,6 +24,7 @@ typedef struct {
 } RtScheduleSetting;
 
 typedef enum { PLACEMENT_LINEAR, PLACEMENT_ROUND_ROBIN, PLACEMENT_RANDOM, PLACEMENT_KINDS } RtPlacementKind;
+extern const char *const rt_placement_word[PLACEMENT_KINDS];
 
 typedef struct { char *kind; char **arg; int n_args; } RtCallSetting;   // text("a.txt"), gpt2("dir"), bytes
 

@@ -15,6 +15,8 @@
 #include "runtime/settings.h"
 #include "runtime/status.h"
 
+enum { MOST_REPLICAS = 4 };    // of an expert
+
 typedef struct {
     const char *name;          // of the layer: layers.3.ffn.experts
     int      experts, slots, ranks;

@@ -49,6 +49,9 @@ routed dp2-ep2-zero2 4 --set parallel.ep=2 --set parallel.zero=2
 routed ep4-zero2-waves 4 --set parallel.ep=4 --set parallel.zero=2 --set train.lanes=4 --set train.micro_batch=1
 routed tp2-ep2 4 --set parallel.tp=2 --set parallel.ep=2
 routed etp1-ep2 4 --set parallel.tp=2 --set parallel.etp=1 --set parallel.ep=2
+routed ep2-replicas 2 --set parallel.ep=2 --set parallel.replicas=4 --set parallel.placement=random
+routed ep4-replicas 4 --set parallel.ep=4 --set parallel.replicas=8 --set parallel.zero=1
+routed dp2-ep2-replicas 4 --set parallel.ep=2 --set parallel.replicas=2
 mixtral=$model model=models/tiny_switch.moe
 routed drops 4 --set parallel.ep=2
 model=$mixtral
@@ -124,6 +127,20 @@ done
 claim 'even rows take the time of the model' [ "$(seconds "$work/even.json")" = "$(seconds "$work/behind.json")" ]
 waited() { grep -oE '"waiting for rows": [0-9.e-]+' "$1"; }
 claim 'with uneven rows ranks wait' [ "$(waited "$work/uneven.json")" != "$(waited "$work/even.json")" ]
+
+# the link between nodes that is described decides about chunks
+flights() { # RATE: ways back on it in a pass
+    cat >"$work/hosts.json" <<END
+{"name": "two hosts", "nodes": 2, "links": [{"level": "net", "kind": "ethernet", "rate": $1, "latency": 50e-6}],
+ "device": {"kind": "cpu", "per_node": 1, "memory": 8e9, "flops": {"f32": 80e9, "bf16": 80e9}, "bandwidth": 15e9,
+            "efficiency": {"gemm": 0.5, "attention": 0.4, "rows": 0.5}}}
+END
+    "$MOEC" plan tests/net/hosts.moe --machine "$work/hosts.json" --set parallel.ep=2 --set L=1 --trace "$work/hosts.trace" >"$log" || return
+    grep -c '"return_rows", "pid": 0, "tid": 2' "$work/hosts.trace"
+}
+claim 'a slow link is planned with chunks, a fast one without' [ "$(flights 125e6)" -gt "$(flights 100e9)" ]
+exits 1 'a plan of rows by nodes' plan --local 2 --set parallel.ep=2 --set parallel.a2a=node
+says 'this version plans rows that go from rank to rank' 'is refused'
 
 # what can't fit
 sed 's/"memory": 80e9, "reserve": 3e9/"memory": 150e6, "reserve": 1e6/' machines/a100-8.json >"$work/small.json"
