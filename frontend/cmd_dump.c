@@ -5,6 +5,7 @@
 
 #include "frontend/cmd_html.h"
 #include "frontend/cmd_ranks.h"
+#include "frontend/cmd_mesh.h"
 
 static const char *const *split_list(Arena *a, const char *text) {
     VEC(const char *) list = {0};
@@ -86,7 +87,7 @@ static void name_kernels(Html *h, const Graph *g, const RtPlan *plan, const char
 static void share(Session *s) {
     const Settings *t = s->settings;
     RtMesh m = {.dp = (int32_t)(t->parallel.dp ? t->parallel.dp : 1), .ep = (int32_t)t->parallel.ep, .tp = (int32_t)t->parallel.tp,
-                .zero = (int32_t)t->parallel.zero, .etp = parallel_etp(t)};
+                .zero = (int32_t)t->parallel.zero, .etp = mesh_etp(t)};
     int ranks = rt_lane_ranks(m);
     if (rt_expert_ranks(m) > 1) m.replicas = (int32_t)t->parallel.replicas;
     if (rt_mesh_ranks(m) == 1) return;

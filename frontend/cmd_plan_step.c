@@ -6,6 +6,7 @@
 #include "codegen/emit_plan.h"
 #include "frontend/cmd_machine.h"
 #include "frontend/cmd_plan.h"
+#include "frontend/cmd_mesh.h"
 #include "frontend/cmd_ranks.h"
 #include "runtime/ranks.h"
 
@@ -128,41 +129,23 @@ bool plan_layout_asked(Planning *p, PlanLayout *out) {
     const Settings *t = p->s.settings;
     int devices = cluster_devices(p->cluster);
     int64_t pp = t->parallel.pp, ep = t->parallel.ep, tp = t->parallel.tp, dp = t->parallel.dp, lanes = t->train.lanes;
-    if (!dp && devices % (pp * ep * tp))
-        return WRONG("%d devices can't be shared out to pp %lld x ep %lld x tp %lld", devices, (long long)pp, (long long)ep, (long long)tp);
-    if (!dp) dp = devices / (pp * ep * tp);
+    if (devices % pp) return WRONG("%d devices can't be shared out to the stages of parallel.pp = %lld", devices, (long long)pp);
     if (pp * dp * ep * tp > devices)
         return WRONG("pp %lld x dp %lld x ep %lld x tp %lld makes %lld ranks, but %s has %d devices", (long long)pp, (long long)dp,
                      (long long)ep, (long long)tp, (long long)(pp * dp * ep * tp), p->cluster->name, devices);
-    if (!rt_is_power_of_two(dp * ep) || !rt_is_power_of_two(ep) || !rt_is_power_of_two(tp))
-        return WRONG("dp %lld, ep %lld, tp %lld: all must be powers of two, for sums over ranks are trees", (long long)dp, (long long)ep,
-                     (long long)tp);
-    if (t->parallel.etp > 1 && t->parallel.etp != tp)
-        return WRONG("parallel.etp is %lld: experts are whole (1), or cut as all else is, by parallel.tp = %lld",
-                     (long long)t->parallel.etp, (long long)tp);
-    if (t->parallel.zero > 2) return WRONG("parallel.zero is %lld: the runtime shares out optimizer states and gradients (1, 2), not "
-                                           "parameters", (long long)t->parallel.zero);
+    RtMesh mesh;
+    if (!mesh_shape(p->c->diag, t, dp ? dp * ep * tp : devices / pp, &mesh)) return false;
     if (!strcmp(t->parallel.a2a, "node"))
         return WRONG("parallel.a2a is node: this version plans rows that go from each rank to each other (flat)");
-    if (t->parallel.replicas && ep == 1) return WRONG("parallel.replicas: with parallel.ep = 1 every rank has all experts");
     if (t->parallel.replicas && pp > 1) return WRONG("parallel.replicas is %lld: this version plans pipelines with experts in one place each",
                                                      (long long)t->parallel.replicas);
-    RtMesh mesh = {.dp = (int32_t)dp, .ep = (int32_t)ep, .tp = (int32_t)tp, .zero = (int32_t)t->parallel.zero,
-                   .replicas = (int32_t)t->parallel.replicas, .etp = parallel_etp(t)};
     int ranks = rt_lane_ranks(mesh);
     if (ranks > lanes && t->train.batch % (ranks * t->train.micro_batch) == 0) {
         diag_warning(p->c->diag, (Span){0}, "train.lanes is %lld: planned with %d, one for each rank that holds other sequences", (long long)lanes,
                      ranks);
         lanes = ranks;
     }
-    // a run of one rank may have any number of lanes
-    if (ranks > 1 && (lanes % ranks || !rt_is_power_of_two(lanes))) {
-        const char *why = lanes % ranks ? "can't be dealt to" : "is no power of two, which it must be for";
-        diag_error(p->c->diag, (Span){0}, "train.lanes is %lld: it %s %d ranks that hold different sequences (dp x ep%s)", (long long)lanes,
-                   why, ranks, mesh.etp == 1 ? " x tp" : "");
-        if (t->train.batch % ranks == 0) diag_help(p->c->diag, "--set train.lanes=%d", ranks);
-        return false;
-    }
+    if (ranks > 1 && !mesh_deals_lanes(p->c->diag, t, mesh, lanes)) return false;      // one may have any number of lanes
     *out = (PlanLayout){.pp = (int)pp, .mesh = mesh, .lanes = lanes,
                         .waves = t->train.batch / (lanes * t->train.micro_batch), .micro_batch = t->train.micro_batch, .sequence = t->train.sequence,
                         .recompute = t->train.recompute,
@@ -176,11 +159,12 @@ bool plan_layout_asked(Planning *p, PlanLayout *out) {
 static void set_link(Planning *p, RtMesh m) {
     const Cluster *c = p->cluster;
     TrainOpts *t = &p->s.train;
-    int near = c->per_node > m.tp ? c->per_node / m.tp : 1;          // neighbours share matrices, then experts
-    t->per_node = near < m.ep ? near : 0;
+    int experts = rt_expert_ranks(m), apart = m.etp == 1 ? 1 : m.tp;                  // neighbours share matrices, then experts
+    int near = c->per_node > apart ? c->per_node / apart : 1;
+    t->per_node = near < experts ? near : 0;
     t->link = (MachineLink){0};
     const ClusterLink *k = &c->link[RT_LINK_NET];
-    if (m.ep <= near || !k->kind) return;
+    if (experts <= near || !k->kind) return;
     double rate = k->rate / (k->per_node ? c->per_node : 1);
     t->link = (MachineLink){.rate = rate * near, .latency = k->latency, .message = k->message, .cpu = k->cpu};
 }

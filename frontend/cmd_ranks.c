@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "frontend/cmd_mesh.h"
 #include "ir/base/debug.h"
 #include "runtime/trace.h"
 
@@ -54,16 +55,12 @@ void ranks_close(Ranks *r) {
 
 #define WRONG(...) (diag_error(s->diag, (Span){0}, __VA_ARGS__), false)
 
-int32_t parallel_etp(const Settings *t) { return t->parallel.etp == 1 && t->parallel.tp > 1 ? 1 : 0; }
-
-static bool can_share(Session *s, const Settings *t) {
+// What plans know of, and this runtime doesn't.
+static bool can_run(Session *s, const Settings *t) {
     const Words *order = &t->parallel.order;
     if (t->parallel.pp > 1)
         return WRONG("parallel.pp is %lld: this version has no pipelines, every rank has all layers",
                      (long long)t->parallel.pp);
-    if (t->parallel.zero > 2)
-        return WRONG("parallel.zero is %lld: it would gather parameters anew for every layer of every pass, which this "
-                     "version does not do", (long long)t->parallel.zero);
     if (!strcmp(t->parallel.a2a, "node") && t->parallel.chunks > 1)
         return WRONG("parallel.chunks is %lld, but rows that go by nodes (parallel.a2a is node) do so in one: chunks are of flat or auto",
                      (long long)t->parallel.chunks);
@@ -71,14 +68,6 @@ static bool can_share(Session *s, const Settings *t) {
         return WRONG("parallel.progress is thread: this version moves messages between tasks (calls)");
     if (t->parallel.bound)
         return WRONG("parallel.bound is %g: on a CPU there is room for all rows; moec plan counts with it", t->parallel.bound);
-    bool alone = parallel_etp(t) == 1 ? t->parallel.ep * t->parallel.tp == 1 : t->parallel.ep == 1;
-    if (t->parallel.etp > 1 && t->parallel.etp != t->parallel.tp)
-        return WRONG("parallel.etp is %lld: experts are whole (1), or cut as all else is, by parallel.tp = %lld",
-                     (long long)t->parallel.etp, (long long)t->parallel.tp);
-    if (t->parallel.replicas && alone)
-        return WRONG("parallel.replicas: with parallel.ep = 1 every rank has all experts");
-    if (t->parallel.rebalance.unit && alone)
-        return WRONG("parallel.rebalance: with parallel.ep = 1 every rank has all experts, there is nothing to move");
     if (t->parallel.rebalance_groups > 1 && t->parallel.replicas)
         return WRONG("parallel.rebalance_groups is %lld: replicas (parallel.replicas) serve ranks of all nodes, so no group of experts stays on one",
                      (long long)t->parallel.rebalance_groups);
@@ -89,40 +78,11 @@ static bool can_share(Session *s, const Settings *t) {
     return true;
 }
 
-// Every rank has lanes of its own, all the same number, and sums over them are trees.
-static bool can_deal_lanes(Session *s, int ranks) {
-    int64_t lanes = s->settings->train.lanes;
-    if (lanes % ranks == 0 && rt_is_power_of_two(lanes)) return true;
-    const char *why = lanes % ranks ? arena_printf(s->arena, "can't be dealt to %d ranks", ranks)
-                                    : "is no power of two, which it must be on several ranks";
-    diag_error(s->diag, (Span){0}, "train.lanes is %lld: it %s", (long long)lanes, why);
-    if (s->settings->train.batch % ranks == 0) diag_help(s->diag, "--set train.lanes=%d", ranks);
-    return false;
-}
-
 static bool shape_mesh(Session *s, const Settings *t, const Ranks *r, RtMesh *out) {
-    int64_t ep = t->parallel.ep, tp = t->parallel.tp, dp = t->parallel.dp;
-    if (!can_share(s, t)) return false;
-    if (!rt_is_power_of_two(tp))
-        return WRONG("parallel.tp is %lld: it must be a power of two, for sums over ranks are trees", (long long)tp);
-    if (!dp && r->n % (ep * tp))
-        return WRONG("%d ranks can't be shared out to groups of parallel.ep = %lld times parallel.tp = %lld", r->n, (long long)ep,
-                     (long long)tp);
-    if (!dp) dp = r->n / (ep * tp);
-    if (dp * ep * tp != r->n)
-        return WRONG("there are %d ranks, but parallel.dp = %lld times parallel.ep = %lld times parallel.tp = %lld makes %lld",
-                     r->n, (long long)dp, (long long)ep, (long long)tp, (long long)(dp * ep * tp));
-    *out = (RtMesh){.dp = (int32_t)dp, .ep = (int32_t)ep, .tp = (int32_t)tp, .zero = (int32_t)t->parallel.zero,
-                    .replicas = (int32_t)t->parallel.replicas, .etp = parallel_etp(t)};
+    if (!can_run(s, t) || !mesh_shape(s->diag, t, r->n, out)) return false;
+    if (t->parallel.rebalance.unit && rt_expert_ranks(*out) == 1)
+        return WRONG("parallel.rebalance: with parallel.ep = 1 every rank has all experts, there is nothing to move");
     return true;
-}
-
-// Every rank has lanes of its own.
-static bool can_sum(Session *s, RtMesh m) {
-    int ranks = rt_group_size(m, RT_GROUP_DATA);
-    if (!rt_is_power_of_two(ranks) || !rt_is_power_of_two(m.ep))
-        return WRONG("%d ranks, parallel.ep = %d: both must be powers of two, for sums over ranks are trees", ranks, m.ep);
-    return can_deal_lanes(s, rt_lane_ranks(m));
 }
 
 // ---- the way between nodes ----------------------------------------------------------------------------------
@@ -204,7 +164,8 @@ static bool find_nodes(Session *s, const Ranks *r, RtMesh m) {
 bool ranks_mesh(Session *s, const Ranks *r, RtMesh *out) {
     *out = (RtMesh){1, 1, 1, 0};
     if (r->n == 1 && !r->local) return true;             // session_can_train has seen to it
-    return shape_mesh(s, s->settings, r, out) && can_sum(s, *out) && find_nodes(s, r, *out) && find_link(s, r);
+    return shape_mesh(s, s->settings, r, out) && mesh_deals_lanes(s->diag, s->settings, *out, s->settings->train.lanes) &&
+           find_nodes(s, r, *out) && find_link(s, r);
 }
 
 static bool is_given(const Session *s, const char *key) {
@@ -225,13 +186,13 @@ bool ranks_mesh_to_read(Session *s, const Ranks *r, bool has_lanes, RtMesh *out)
     if (!is_given(s, "etp")) t.parallel.etp = 0;
     if (!is_given(s, "order")) t.parallel.order.n = 0;
     if (!is_given(s, "rebalance")) t.parallel.rebalance.unit = NULL;
-    if (!has_lanes && parallel_etp(&t))
+    if (!has_lanes && mesh_etp(&t))
         return WRONG("parallel.etp is 1: where there are no lanes to share out, experts are cut as all else is, by parallel.tp");
     t.parallel.replicas = 0;
     t.parallel.zero = 0;                                 // nothing is optimized
     *out = (RtMesh){1, 1, 1, 0};
     if (r->n == 1 && !r->local) return session_has_ranks(s, &t, 1);
-    return shape_mesh(s, &t, r, out) && (!has_lanes || can_sum(s, *out));
+    return shape_mesh(s, &t, r, out) && (!has_lanes || mesh_deals_lanes(s->diag, &t, *out, t.train.lanes));
 }
 
 static int on_this_node(const Ranks *r) {

@@ -15,8 +15,6 @@ typedef struct {
 // By --local and mpirun.  false after an error.
 bool ranks_open(Cli *c, Ranks *r);
 void ranks_close(Ranks *r);
-// Of a mesh: 1 where experts are whole beside matrices that are cut, else 0.
-int32_t parallel_etp(const Settings *t);
 // From the parallel block and the number of ranks; checks what it asks for.  false after errors.
 bool ranks_mesh(Session *s, const Ranks *r, RtMesh *out);
 // The same of programs that only read their parameters.  What the model's file says of ranks is for training: on one

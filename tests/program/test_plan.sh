@@ -140,7 +140,7 @@ END
 }
 claim 'a slow link is planned with chunks, a fast one without' [ "$(flights 125e6)" -gt "$(flights 100e9)" ]
 exits 1 'a plan of rows by nodes' plan --local 2 --set parallel.ep=2 --set parallel.a2a=node
-says 'this version plans rows that go from rank to rank' 'is refused'
+says 'this version plans rows that go from each rank to each other' 'is refused'
 
 # what can't fit
 sed 's/"memory": 80e9, "reserve": 3e9/"memory": 150e6, "reserve": 1e6/' machines/a100-8.json >"$work/small.json"
