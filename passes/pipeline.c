@@ -38,7 +38,7 @@ static const struct { const char *first, *then, *because; bool always; } pass_or
     {"contract",    "recompute",    "a clone must compute what its original does"},
     {"simplify",    "recompute",    "merging equal nodes would undo the clones", true},
     {"partition",   "one-chain",    "sums over ranks are known by the leaves they end in"},
-    {"partition",   "recompute",    "exchanges must be there to be seen: sums are never done twice, rows are sent again only if asked"},
+    {"partition",   "recompute",    "exchanges must be there to be seen: rows are sent twice only if asked"},
     {"recompute",   "fuse",         "clones are fused into the backward bodies that read them"},
     {"partition",   "schedule-a2a", "there is no exchange to schedule until tensors are split"},
     {"fuse",        "attach",       "an epilogue is a whole body; half of one would keep its values in memory"},

@@ -115,11 +115,12 @@ static void find_readers(Graph *g, PtrMap *last_reader) {
         }
 }
 
-// The old contents of `name` are read by no node behind v's maker, and it reads them element by element.
+// The old contents of `name` are read by no node behind v's maker, and it reads them element by element, or, gathering
+// new ones, not at all.
 static bool may_replace(const PtrMap *last_reader, const Value *v, Name name) {
     const Node *maker = v->node, *last = map_get(last_reader, name);
     bool element_by_element =
-        maker->op == OP_FUSED ? is_straight(maker->attr.body, -1, &v->type) : op_is(maker->op, ELEMENTWISE);
+        maker->op == OP_FUSED ? is_straight(maker->attr.body, -1, &v->type) : op_is(maker->op, ELEMENTWISE) || maker->op == OP_ALL_GATHER;
     if (!element_by_element || node_is_view(maker) || (last && last->op != OP_UPDATE && last->id > maker->id))
         return false;
     for (int i = 0; i < maker->n_in; i++) {
