@@ -131,12 +131,24 @@ typedef struct {
     json_t  *facts;
 } TrainBench;
 
-static RtStatus run_steps(const TrainBench *b, RtStepWork *w, double *took, RtError *e) {
+// Of rows: messages and bytes that this rank has sent to other nodes.
+typedef struct { int64_t messages, bytes; } RowsSent;
+
+static RowsSent rows_sent(const RtRanks *r) {
+    RtCommCounters all = rt_comm_counters(r->comm);
+    const RtTraffic *there = &all.sent[RT_COMM_ROWS][RT_LINK_NET], *back = &all.sent[RT_COMM_BACK][RT_LINK_NET];
+    return (RowsSent){there->messages + back->messages, there->bytes + back->bytes};
+}
+
+static RtStatus run_steps(const TrainBench *b, RtStepWork *w, double *took, RowsSent *before, RtError *e) {
     RandomIds ids = {1 + (uint64_t)rt_rank(w->p->ranks), b->settings->vocabulary, w->in.sequence};
     int64_t number = 0, tokens = rt_work_sequences(w) * w->in.sequence;
     RT_TRY(rt_init(w->p, b->settings->seed, e));
     for (int64_t i = -b->warm; i < b->steps + b->traced; i++) {
-        if (i == 0 && w->p->ranks) w->p->ranks->rows = (RtRowsTime){0};
+        if (i == 0 && w->p->ranks) {
+            w->p->ranks->rows = (RtRowsTime){0};
+            *before = rows_sent(w->p->ranks);
+        }
         if (i == b->steps) RT_TRY(rt_trace_begin(w->p, (int)(b->traced * (w->waves + 1)), e));
         int64_t begin_ns = rt_now_ns();
         number++;
@@ -146,22 +158,31 @@ static RtStatus run_steps(const TrainBench *b, RtStepWork *w, double *took, RtEr
     return RT_OK;
 }
 
-// Exchanges of rows of the first rank, per step, and how much more rows than the mean the busiest rank's experts got.
-static RtStatus tell_rows(TrainBench *b, RtRanks *r, RtError *e) {
-    int64_t *arrived = calloc((size_t)r->n, sizeof *arrived);
-    if (!arrived) return rt_fail(e, RT_NO_MEMORY, "no memory for %d ranks", r->n);
-    RtStatus s = rt_gather(r, &r->rows.arrived, sizeof *arrived, arrived, e);
+// Exchanges of rows of the first rank, per step, how much more rows than the mean the busiest rank's experts got, and what all
+// ranks sent to other nodes.
+static RtStatus tell_rows(TrainBench *b, RtRanks *r, RowsSent before, RtError *e) {
+    struct { int64_t arrived; RowsSent sent; } own = {r->rows.arrived, rows_sent(r)}, *all = calloc((size_t)r->n, sizeof *all);
+    if (!all) return rt_fail(e, RT_NO_MEMORY, "no memory for %d ranks", r->n);
+    own.sent.messages -= before.messages;
+    own.sent.bytes -= before.bytes;
+    RtStatus s = rt_gather(r, &own, sizeof own, all, e);
     int64_t sum = 0, most = 0;
+    RowsSent sent = {0, 0};
     for (int i = 0; i < r->n && s == RT_OK; i++) {
-        sum += arrived[i];
-        if (arrived[i] > most) most = arrived[i];
+        sum += all[i].arrived;
+        if (all[i].arrived > most) most = all[i].arrived;
+        sent.messages += all[i].sent.messages;
+        sent.bytes += all[i].sent.bytes;
     }
-    free(arrived);
+    free(all);
     if (r->rank || !b->facts || !sum) return s;
     double steps = (double)(b->steps + b->traced);
     json_object_set_new(b->facts, "rows_under_way_ms", json_real((double)r->rows.under_way_ns / 1e6 / steps));
     json_object_set_new(b->facts, "rows_exposed_ms", json_real((double)r->rows.exposed_ns / 1e6 / steps));
     json_object_set_new(b->facts, "most_rows_over_mean", json_real((double)most * r->n / (double)sum));
+    if (!sent.messages) return s;
+    json_object_set_new(b->facts, "rows_net_messages", json_real((double)sent.messages / steps));
+    json_object_set_new(b->facts, "rows_net_mb", json_real((double)sent.bytes / 1e6 / steps));
     return s;
 }
 
@@ -188,13 +209,14 @@ static void tell_steps(TrainBench *b, const RtStepWork *w, double *took) {
 static RtStatus bench_rank(void *self, RtPlanInstance *p, RtError *e) {
     TrainBench *b = self;
     RtStepWork w;
+    RowsSent before = {0, 0};
     double *took = calloc((size_t)b->steps, sizeof *took);
     RtStatus status = took ? rt_work_open(p, b->settings, &w, e) : rt_fail(e, RT_NO_MEMORY, "no memory for times");
     if (status == RT_OK) {
-        status = run_steps(b, &w, took, e);
+        status = run_steps(b, &w, took, &before, e);
         if (status == RT_OK && rt_rank(p->ranks) == 0) tell_steps(b, &w, took);
         else if (status == RT_OK && cli_value(b->c, "trace")) status = rt_trace_write(p, NULL, cli_value(b->c, "trace"), e);
-        if (status == RT_OK && p->ranks) status = tell_rows(b, p->ranks, e);
+        if (status == RT_OK && p->ranks) status = tell_rows(b, p->ranks, before, e);
         if (status == RT_OK && rt_rank(p->ranks) && !b->local) b->facts = json_object();
         rt_trace_end(p);
         rt_work_close(&w);

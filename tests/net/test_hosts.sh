@@ -23,4 +23,6 @@ rows=$(grep -oE '"ph": "b".*"bytes": [0-9]+' "$work/trace.json" | sed 's/.*: //'
 claim 'rows went over the wire' test "$rows" -gt 1000 -a $((after - before)) -gt $((3 * rows))
 claim 'in chunks: trained' on_hosts 1 "$MOEC" train $model "${tiny[@]}" "${steps[@]}" --set parallel.chunks=4 --out "$work/four"
 claim 'in chunks: numbers of one' diff <(numbers "$work/one") <(numbers "$work/four")
+claim 'rows by nodes of two ranks: trained' on_hosts 2 "$MOEC" train $model "${tiny[@]}" "${steps[@]:0:5}" --set parallel.ep=4 --set parallel.a2a=node --out "$work/nodes"
+claim 'rows by nodes: numbers of one' diff <(numbers "$work/one") <(numbers "$work/nodes")
 finish
