@@ -430,7 +430,7 @@ static json_t *model_facts(Cli *c, const char *file) {
     bool shared = ranks.local || ranks.n > 1;
     if (!generate && !session_can_train(&s, ranks.n)) return NULL;
     double forward = generate ? 0 : forward_flops(&s);
-    bool ok = (generate ? ranks_mesh_to_read(&s, &ranks, false, &s.train.mesh) : ranks_mesh(&s, &ranks, &s.train.mesh)) &&
+    bool ok = (generate ? ranks_mesh_to_read(&s, &ranks, false, &s.train.mesh) : ranks_find_link(&ranks, c->diag) && ranks_mesh(&s, &ranks, &s.train.mesh)) &&
               session_programs(&s, generate ? WANT_RUN : WANT_TRAIN, &p) &&
               (!generate ? session_code(&s, (Graph *[]){p.pass, p.update}, 2)
                : shared  ? session_code(&s, (Graph *[]){p.run}, 1)

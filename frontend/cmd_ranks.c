@@ -125,13 +125,13 @@ static RtStatus measure_link(const Ranks *r, int other, MachineLink *link, RtErr
 }
 
 // Between the first rank and the first of another node; all take the first rank's word, so that all make one plan.
-static bool find_link(Session *s, const Ranks *r) {
+bool ranks_find_link(Ranks *r, Diag *d) {
     int other = 0;
     RtError e = {0};
     while (r->comm && other < r->n && rt_comm_node(r->comm, other) == rt_comm_node(r->comm, 0)) other++;
-    if (!r->comm || other == r->n || s->train.chunks) return true;
-    if (measure_link(r, other, &s->train.link, &e) == RT_OK) return true;
-    diag_error(s->diag, (Span){0}, "%s", e.text);
+    if (!r->comm || other == r->n) return true;
+    if (measure_link(r, other, &r->link, &e) == RT_OK) return true;
+    diag_error(d, (Span){0}, "%s", e.text);
     return false;
 }
 
@@ -164,8 +164,9 @@ static bool find_nodes(Session *s, const Ranks *r, RtMesh m) {
 bool ranks_mesh(Session *s, const Ranks *r, RtMesh *out) {
     *out = (RtMesh){1, 1, 1, 0};
     if (r->n == 1 && !r->local) return true;             // session_can_train has seen to it
+    s->train.link = r->link;
     return shape_mesh(s, s->settings, r, out) && mesh_deals_lanes(s->diag, s->settings, *out, s->settings->train.lanes) &&
-           find_nodes(s, r, *out) && find_link(s, r);
+           find_nodes(s, r, *out);
 }
 
 static bool is_given(const Session *s, const char *key) {

@@ -9,12 +9,15 @@ typedef struct {
     bool    local;               // --local: threads of this process.  Otherwise mpirun's, or one
     int     node_ranks;          // of those on a pretended node (MOE_DEBUG=nodes:RANKS); 0: all are on one
     RtComm *comm;                // of mpirun's ranks: this one's end
+    MachineLink link;            // between nodes (ranks_find_link)
     RtRanks world, *among;       // how to reach the others before the mesh is there; NULL: no need to
 } Ranks;
 
 // By --local and mpirun.  false after an error.
 bool ranks_open(Cli *c, Ranks *r);
 void ranks_close(Ranks *r);
+// Measures the way between nodes, where there are several, for ranks_mesh.  Called by all ranks at once.  false after an error.
+bool ranks_find_link(Ranks *r, Diag *d);
 // From the parallel block and the number of ranks; checks what it asks for.  false after errors.
 bool ranks_mesh(Session *s, const Ranks *r, RtMesh *out);
 // The same of programs that only read their parameters.  What the model's file says of ranks is for training: on one

@@ -160,7 +160,7 @@ static int dry_run_here(Training *t) {
 
 static int train_here(Cli *c) {
     Training t = {.cli = c, .s = {.cli = c, .arena = c->arena, .diag = c->diag}};
-    if (!ranks_open(c, &t.ranks) || !ranks_in_turn(&t.ranks, c->diag, prepare, &t)) {
+    if (!ranks_open(c, &t.ranks) || !ranks_find_link(&t.ranks, c->diag) || !ranks_in_turn(&t.ranks, c->diag, prepare, &t)) {
         ranks_close(&t.ranks);
         return give_up(&t.s);
     }

@@ -107,8 +107,10 @@ static void hoist_same(Graph *g, Route *r) {
     Node *div = r->same->node;
     value_is_scalar_const(div->in[1], &k);
     Value *same = build_binary(&b, OP_DIV, div->in[0], build_const(&b, k, I32));
+    Node *by = div->in[1]->node;
     replace_all_uses(g, r->same, same);
     graph_remove(div);
+    if (!by->out[0].n_uses) graph_remove(by);
     r->same = same;
 }
 

@@ -67,6 +67,8 @@ static void set_option(Arena *a, TrainOpts *t, const char *word) {
     else if (IS("clip")) t->clip = atof(value);
     else if (IS("average_token")) t->average_token = true;
     else if (IS("waves")) t->waves = atoi(value);
+    else if (IS("per_node")) t->per_node = atoi(value);
+    else if (IS("a2a")) t->a2a = value;
     else if (IS("return_grads")) t->return_grads = true;
     else fail_msg("no option '%s'", word);
 #undef IS
