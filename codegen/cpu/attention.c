@@ -70,6 +70,7 @@ void attention_key(const Attn *p, KernelDesc *d) {
 static double blocks_met(const Attn *p, int64_t lanes, bool grad) {
     int64_t S = dim_bound(p->S), C = dim_bound(p->C), G = grad ? 1 : p->G;
     double keys = 0;
+    if (S > C) S = C;                    // rows of several sequences
     for (int64_t r = 0; r < S * G; r += lanes) {
         int64_t last = (r + lanes < S * G ? r + lanes : S * G) - 1, hi = last / G + C - S, lo = r / G + C - S;
         int64_t end = p->causal ? hi + 1 : p->window ? hi + p->window : C;
@@ -81,11 +82,11 @@ static double blocks_met(const Attn *p, int64_t lanes, bool grad) {
 
 void attention_choose(Attn *p, KernelDesc *d, int64_t most, bool grad) {
     const Node *n = p->k->node;
-    double places = (double)(p->batch * p->Hk);
+    double sequences = p->sequences < 0 ? 1 : (double)p->batch, places = (double)(p->batch * p->Hk) / sequences;
     AttentionLoad l = {.grad = grad, .A = p->A, .V = p->V, .block = ATTN_BLOCK, .most = most, .tasks = places};
     for (int vecs = 1; vecs <= TILE_MAX_VECS; vecs *= 2) l.blocks[vecs] = places * blocks_met(p, vecs * LANES, grad);
     l.exps = l.blocks[1] * ATTN_BLOCK * LANES;
-    for (int i = 0; i < n->n_in + n->n_out; i++) l.bytes += (double)type_bytes(kernel_arg_type(p->k, i));
+    for (int i = 0; i < n->n_in + n->n_out; i++) l.bytes += (double)type_bytes(kernel_arg_type(p->k, i)) / (i == 1 || i == 2 ? sequences : 1);
     l.packed = l.bytes;
     p->tile = choose_attention(p->k, &l, d, grad ? "gradient" : "attention");
 }
