@@ -155,6 +155,7 @@ int ranks_per_node(const Ranks *r, RtMesh m) {
 
 static bool find_nodes(Session *s, const Ranks *r, RtMesh m) {
     int per_node = ranks_per_node(r, m);
+    if (per_node != rt_expert_ranks(m)) s->train.link = r->link;          // else rows stay on their node
     s->train.per_node = per_node < rt_expert_ranks(m) ? per_node : 0;
     if (per_node || strcmp(s->settings->parallel.a2a, "node") != 0) return true;
     return WRONG("parallel.a2a is node: the %d ranks that share experts (parallel.ep) must be neighbours, as many on each node",
@@ -164,7 +165,6 @@ static bool find_nodes(Session *s, const Ranks *r, RtMesh m) {
 bool ranks_mesh(Session *s, const Ranks *r, RtMesh *out) {
     *out = (RtMesh){1, 1, 1, 0};
     if (r->n == 1 && !r->local) return true;             // session_can_train has seen to it
-    s->train.link = r->link;
     return shape_mesh(s, s->settings, r, out) && mesh_deals_lanes(s->diag, s->settings, *out, s->settings->train.lanes) &&
            find_nodes(s, r, *out);
 }

@@ -16,7 +16,7 @@ enum { MOST_RANKS = 1 << 16, MOST_RESTARTS = 1 << 20, MOST_SECONDS = 1 << 24 };
 
 typedef VEC(char *) CommandLine;
 
-static const char *const options[] = {"ranks", "hostfile", "launcher", "restarts", "stall-seconds", NULL};
+static const char *const options[] = {"ranks", "hostfile", "launcher", "restarts", "stall-seconds", "elastic", NULL};
 
 static bool is_among(const char *const *list, const char *word) {
     while (*list && strcmp(*list, word) != 0) list++;
@@ -86,8 +86,8 @@ static bool has_hosts(Cli *c) {
     return cli_flag(c, "hostfile") || getenv("OMPI_MCA_orte_default_hostfile") || getenv("PRTE_MCA_prte_default_hostfile");
 }
 
-static void add_launcher(Cli *c, CommandLine *to, int ranks) {
-    const char *launcher = cli_value(c, "launcher"), *hostfile = cli_value(c, "hostfile");
+static void add_launcher(Cli *c, CommandLine *to, const char *hostfile, int ranks) {
+    const char *launcher = cli_value(c, "launcher");
     add_words(c, to, launcher ? launcher : "mpirun");
     if (hostfile) {
         add(c, to, "--hostfile");
@@ -104,7 +104,8 @@ static void add_launcher(Cli *c, CommandLine *to, int ranks) {
     add(c, to, arena_printf(c->arena, "%d", ranks));
 }
 
-static void add_program(Cli *c, CommandLine *to, const char *out) {
+// dp: > 0: other than settings say.
+static void add_program(Cli *c, CommandLine *to, const char *out, int dp) {
     char self[PATH_MAX];
     ssize_t n = readlink("/proc/self/exe", self, sizeof self - 1);
     self[n > 0 ? n : 0] = 0;
@@ -114,6 +115,10 @@ static void add_program(Cli *c, CommandLine *to, const char *out) {
     for (int i = 0; i < c->sets.n; i++) {
         add(c, to, "--set");
         add(c, to, c->sets.at[i]);
+    }
+    if (dp) {
+        add(c, to, "--set");
+        add(c, to, arena_printf(c->arena, "parallel.dp=%d", dp));
     }
     for (int i = 0; i < c->given.n; i++) {
         const char *name = c->given.at[i].name, *value = c->given.at[i].value;
@@ -125,6 +130,23 @@ static void add_program(Cli *c, CommandLine *to, const char *out) {
     bool is_begun = !cli_flag(c, "dry-run");     // by supervise; without a checkpoint --resume begins anew
     if (is_begun || cli_flag(c, "resume")) add(c, to, "--resume");
 }
+
+typedef struct {
+    Cli *c;
+    const char *out;
+    RtMesh mesh;
+} Run;
+
+static char **command_of(const Run *r, const char *hostfile, int ranks, bool fewer) {
+    CommandLine command = {0};
+    bool remote = has_hosts(r->c) || cli_flag(r->c, "launcher");
+    if (ranks > 1 || remote) add_launcher(r->c, &command, hostfile, ranks);
+    add_program(r->c, &command, r->out, fewer ? ranks / (r->mesh.ep * r->mesh.tp) : 0);
+    vec_push(r->c->arena, &command, NULL);
+    return command.at;
+}
+
+static char *const *command_of_fewer(void *self, const char *hostfile, int ranks) { return command_of(self, hostfile, ranks, true); }
 
 // ---- checks, which ranks would make each for itself ---------------------------------------------------------
 
@@ -143,6 +165,8 @@ static bool check_options(Cli *c, int ranks) {
         if (!has_ranks && cli_flag(c, with_ranks[i]))
             diag_error(c->diag, (Span){0}, "--%s needs --ranks N, the number of ranks to start", with_ranks[i]);
     const char *hostfile = cli_value(c, "hostfile");
+    if (cli_flag(c, "elastic") && (!hostfile || !cli_flag(c, "restarts")))
+        diag_error(c->diag, (Span){0}, "--elastic goes on without a host that is lost: it needs --hostfile FILE and --restarts N");
     if (hostfile && access(hostfile, R_OK) != 0)
         diag_error(c->diag, (Span){0}, "--hostfile %s: %s", hostfile, strerror(errno));
     const char *launcher = cli_value(c, "launcher");
@@ -163,16 +187,16 @@ static bool may_write(Cli *c, const char *out) {
     return diag_n_errors(c->diag) == 0;
 }
 
-// The model's text, its settings and how ranks share it.  *out: the run's folder.
-static bool check_run(Cli *c, int ranks, const char **out) {
+// The model's text, its settings and how ranks share it.
+static bool check_run(Cli *c, int ranks, Run *run) {
     Session s;
     const char *local = cli_value(c, "local");
     Ranks r = {.n = local ? atoi(local) : ranks, .local = local != NULL};
     if (!session_open(&s, c, c->args.at[0], 0, NULL) || !session_can_train(&s, r.n) ||
         !ranks_mesh(&s, &r, &s.train.mesh))
         return false;
-    *out = cli_value(c, "out");
-    if (!*out) *out = arena_printf(c->arena, "runs/%s", program_model_name(s.program));
+    const char *out = cli_value(c, "out");
+    *run = (Run){c, out ? out : arena_printf(c->arena, "runs/%s", program_model_name(s.program)), s.train.mesh};
     return true;
 }
 
@@ -195,18 +219,20 @@ int supervise(Cli *c) {
     int ranks = (int)number(c, "ranks", 1, MOST_RANKS, 1);
     int restarts = (int)number(c, "restarts", 0, MOST_RESTARTS, 0);
     int64_t stall = number(c, "stall-seconds", 1, MOST_SECONDS, 0);
-    const char *out;
-    if (diag_n_errors(c->diag) || !check_options(c, ranks) || !check_run(c, ranks, &out))
-        return cli_finish(c, EXIT_WRONG);
+    Run run;
+    if (diag_n_errors(c->diag) || !check_options(c, ranks) || !check_run(c, ranks, &run)) return cli_finish(c, EXIT_WRONG);
     diag_clear(c->diag);                         // the first rank warns of the same
-    if (!may_write(c, out)) return cli_finish(c, EXIT_WRONG);
-    CommandLine command = {0};
-    bool remote = has_hosts(c) || cli_flag(c, "launcher");
-    if (ranks > 1 || remote) add_launcher(c, &command, ranks);
-    add_program(c, &command, out);
-    vec_push(c->arena, &command, NULL);
-    if (cli_flag(c, "dry-run")) return start_dry_run(c, command.at);
-    RtSuperviseOpts o = {.command = command.at, .ranks = ranks, .remote = remote, .run_dir = out, .restarts = restarts,
-                         .stall_ns = stall * 1000000000, .out = STDERR_FILENO};
+    if (!may_write(c, run.out)) return cli_finish(c, EXIT_WRONG);
+    const char *hostfile = cli_value(c, "hostfile");
+    char *const *command = command_of(&run, hostfile, ranks, false);
+    if (cli_flag(c, "dry-run")) return start_dry_run(c, command);
+    RtSuperviseOpts o = {.command = command, .ranks = ranks, .remote = has_hosts(c) || cli_flag(c, "launcher"), .run_dir = run.out,
+                         .restarts = restarts, .stall_ns = stall * 1000000000, .out = STDERR_FILENO};
+    if (cli_flag(c, "elastic")) {
+        o.hostfile = hostfile;
+        o.fewest = run.mesh.ep * run.mesh.tp;
+        o.command_of = command_of_fewer;
+        o.self = &run;
+    }
     return rt_supervise(&o);
 }

@@ -51,6 +51,7 @@ static const Option train_options[] = {
     {"hostfile", "FILE", "with --ranks: the hosts, as mpirun reads them"},
     {"launcher", "COMMAND", "with --ranks: what starts processes, given -n N (default: mpirun; 'srun --mpi=pmix')"},
     {"restarts", "N", "start again from the newest checkpoint when a rank is lost, N times in a row (default: 0)"},
+    {"elastic", NULL, "go on without a host that is lost, with fewer data-parallel ranks and the same bits (needs --hostfile)"},
     {"stall-seconds", "S", "a rank that gets nothing done for so long is lost (default: 60)"},
     {"dry-run", NULL, "check everything on all hosts, print plan, layout and command; train nothing"},
     {"trace", "FILE", "write a Chrome trace of one step"},

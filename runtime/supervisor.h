@@ -19,6 +19,11 @@ typedef struct {
     const char *run_dir;            // is there; gets events.jsonl and log/
     int   restarts;                 // in a row, without a new checkpoint between them
     int64_t stall_ns;               // how long nothing may get done by a rank; 0: 60 s
+    // leaving out hosts that are lost; hostfile NULL: never
+    const char *hostfile;
+    int   fewest;                   // ranks that share experts and matrices: no fewer can go on
+    char *const *(*command_of)(void *self, const char *hostfile, int ranks);
+    void *self;
     int   out;                      // file: what happens, and the lines of ranks
 } RtSuperviseOpts;
 
