@@ -1,6 +1,6 @@
 # Hosts on one machine: network namespaces that a bridge joins, each with a host name of its own, so that MPI takes them for
 # machines.  Sourced by the tests of this folder, behind program/common.sh.  What it makes has this process's number in its name.
-hosts=() bridge=mb$$ net=10.$((64 + $$ / 250 % 64)).$(($$ % 250))
+hosts=() relay=${MOEC_TESTS:-$(dirname "$MOEC")/../tests}/net_relay bridge=mb$$ net=10.$((64 + $$ / 250 % 64)).$(($$ % 250))
 
 hosts_down() {
     for h in "${hosts[@]}"; do ip netns del "$h" 2>/dev/null; done
@@ -18,15 +18,37 @@ hosts_missing() {
     ip netns del $probe
 }
 
-# hosts_up N: host 1 to N
+# Why there can be no delay between them.
+delay_missing() {
+    [ -x "$relay" ] || echo "$relay (cmocka was missing)"
+    [ -w /dev/net/tun ] || echo '/dev/net/tun'
+}
+
+# Host i's eth0, to a bridge of the kernel.
+wire() { ip link add mv$$-"$1" type veth peer name eth0 netns "$2" && ip link set mv$$-"$1" master "$bridge" up; }
+# To the relay, which made the device.
+plug() { ip link set mv$$-"$1" netns "$2" && ip netns exec "$2" ip link set mv$$-"$1" name eth0; }
+
+# start_relay N MICROSECONDS: in the bridge's place
+start_relay() {
+    local names=() line
+    for i in $(seq "$1"); do names+=("mv$$-$i"); done
+    coproc RELAY { exec "$relay" "$2" "$bridge" "${names[@]}"; }
+    children+=("$RELAY_PID")
+    disown "$RELAY_PID"                          # no word of its end
+    read -r -t 10 line <&"${RELAY[0]}" && [ "$line" = ready ]
+}
+
+# hosts_up N [MICROSECONDS]: host 1 to N; between any two a delay
 hosts_up() {
+    local join=wire
     trap 'hosts_down; cleanup' EXIT
-    ip link add "$bridge" type bridge && ip addr add $net.254/24 dev "$bridge" && ip link set "$bridge" up || return 1
+    if [ "${2:-}" ]; then join=plug && start_relay "$1" "$2"; else ip link add "$bridge" type bridge; fi || return 1
+    ip addr add $net.254/24 dev "$bridge" && ip link set "$bridge" up || return 1
     for i in $(seq "$1"); do
         local h=mh$$-$i
         hosts+=($h)
-        ip netns add $h && ip link add mv$$-$i type veth peer name eth0 netns $h && ip link set mv$$-$i master "$bridge" up &&
-            ip netns exec $h ip addr add $net.$i/24 dev eth0 && ip netns exec $h ip link set eth0 up &&
+        ip netns add $h && $join $i $h && ip netns exec $h ip addr add $net.$i/24 dev eth0 && ip netns exec $h ip link set eth0 up &&
             ip netns exec $h ip link set lo up || return 1
     done
     # mpirun reaches a host by this instead of ssh: AGENT [-OPTION]... HOST COMMAND...
