@@ -108,5 +108,6 @@ void *const_elements(Arena *a, const Node *n, DType t) {
 double predicted_seconds(const Machine *m, const Predicted *p, int threads) {
     if (threads <= 0 || threads > m->threads) threads = m->threads;
     double compute = p->compute / threads, moved = p->bytes / machine_bandwidth(m, m->level[p->level].read, threads);
+    if (p->slower) moved *= p->slower;
     return (compute > moved ? compute : moved) + p->tasks * m->task / threads;
 }

@@ -40,6 +40,7 @@ typedef struct { int64_t n, grain, times; const Sym *sym; int extra; } TaskCount
 typedef struct {
     double compute;                 // seconds of one thread in its tiles
     double bytes;                   // moved, all from the same level of memory
+    double slower;                  // than as a stream; 0: no slower
     MachineLevelKind level;
     double tasks;
 } Predicted;

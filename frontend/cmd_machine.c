@@ -212,6 +212,8 @@ static void measure_levels(Machine *m, Lab *lab, const Probe *probe, int64_t all
         l->write[which] = memory_rate(lab, &probe[PROBE_WRITE], bytes, far);
         l->copy[which] = memory_rate(lab, &probe[PROBE_COPY], bytes, far);
         l->stream[which] = memory_rate(lab, &probe[PROBE_STREAM], bytes, far);
+        for (int k = 0; k < 2 && which == 0; k++)          // a block of 16 rows is more than nearer levels hold
+            l->strips[k] = i < LEVEL_L3 ? l->read[0] : memory_rate(lab, &probe[PROBE_STRIPS + k], bytes, far);
         l->probed = far ? all : bytes * lab->threads;
     }
 }

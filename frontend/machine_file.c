@@ -36,6 +36,7 @@ static const Member of_level[] = {
     {"size", BYTES, offsetof(MachineLevel, size)},   {"probed", BYTES, offsetof(MachineLevel, probed)},
     {"read", PAIR, offsetof(MachineLevel, read)},    {"write", PAIR, offsetof(MachineLevel, write)},
     {"copy", PAIR, offsetof(MachineLevel, copy)},    {"stream", PAIR, offsetof(MachineLevel, stream)},
+    {"strips", PAIR, offsetof(MachineLevel, strips), true},
     {0}};
 static const Member of_tile[] = {
     {"rows", COUNT, offsetof(MachineTile, rows)},

@@ -37,6 +37,7 @@ Machine machine_guess(int vector_bytes, int threads) {
         both(m.level[i].write, levels[i].write, n);
         both(m.level[i].copy, levels[i].copy, n);
         both(m.level[i].stream, levels[i].stream, n);
+        m.level[i].strips[0] = m.level[i].strips[1] = levels[i].read;
     }
     return m;
 }
@@ -68,6 +69,13 @@ MachineLevelKind machine_level(const Machine *m, int64_t bytes, int threads) {
 double machine_bandwidth(const Machine *m, const double rate[2], int threads) {
     if (threads <= 0 || threads > m->threads) threads = m->threads;
     return m->threads == 1 ? rate[0] : between(rate[0], rate[1], (double)(threads - 1) / (m->threads - 1));
+}
+
+double machine_strips(const Machine *m, MachineLevelKind level, int64_t row) {
+    enum { PAGE = 4096 };
+    const MachineLevel *l = &m->level[level];
+    double rate = l->strips[row % PAGE == 0];
+    return rate > 0 && rate < l->read[0] ? l->read[0] / rate : 1;
 }
 
 const char *machine_tile_name(MachineTileKind kind) {

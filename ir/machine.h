@@ -25,6 +25,7 @@ typedef struct {
     int64_t probed;                // bytes that all threads together went through when it was measured; 0: never measured
     double  read[2], write[2], copy[2];
     double  stream[2];             // written by stores that pass the caches by
+    double  strips[2];             // read by one thread, a line of each of 16 rows at a time; [1]: rows whole pages apart.  0: as read
 } MachineLevel;
 
 // Operations a second of one thread in a register tile of a contraction (codegen/cpu/tile.h) with its operands in L1 and L2.
@@ -82,6 +83,8 @@ MachineRates machine_rates(const Machine *m, int threads);
 MachineLevelKind machine_level(const Machine *m, int64_t bytes, int threads);
 // Bytes a second of `threads` threads (0: all), for one of the rates of a level: m->level[i].read, ...
 double machine_bandwidth(const Machine *m, const double rate[2], int threads);
+// How much longer than a stream of one thread reading lines of 16 rows in turns takes.  row: bytes from one to the next.
+double machine_strips(const Machine *m, MachineLevelKind level, int64_t row);
 // Rate of a tile of exactly this size; 0: not measured.
 double machine_tile(const Machine *m, int rows, int vecs, MachineTileKind kind);
 

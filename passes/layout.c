@@ -8,7 +8,6 @@
 // checkpoints stay in rows.  The target offers for each reader a layout and predicts, by the machine's measured rates, what
 // the reader takes with it and with rows; the smaller sum over all readers decides.  Readers whose offers differ leave the
 // matrix in rows.
-#include <math.h>
 #include <string.h>
 #include "ir/base/debug.h"
 #include "passes/pass.h"
@@ -40,9 +39,10 @@ static bool may_lie(const Node *param, const Readers *r) {
     return r->asked && !r->differ && r->layout != LAYOUT_ROWS && (!r->gathered || can_gather);
 }
 
-// Equal times: panels, of which nothing is packed.
+// Equal times, as far as predictions tell: panels, of which nothing is packed.
 static bool is_faster(const Readers *r, const char *forced) {
-    return forced ? !strcmp(forced, "panels") : r->laid <= r->rows;
+    const double near = 1.02;
+    return forced ? !strcmp(forced, "panels") : r->laid <= near * r->rows;
 }
 
 // The products of a pair are made by the same code.

@@ -197,6 +197,7 @@ static void add_rows(const Weigh *w, Candidates *all, const Schedule *s) {
     Predicted p = {.compute = compute * runs * l->sides, .bytes = runs * (matrix + rows), .tasks = l->tasks};
     int64_t near = (int64_t)(l->matrices * matrix + runs * rows);
     p.level = machine_level(w->machine, near > w->k->passing ? near : w->k->passing, 1);
+    if (!w->laid && !l->tb) p.slower = 1 + (machine_strips(w->machine, p.level, l->N * dtype_bytes(l->b_type)) - 1) * matrix / (matrix + rows);
     add_candidate(all, s, p);
 }
 

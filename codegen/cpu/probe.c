@@ -81,6 +81,29 @@ static void emit_memory(Cg *cg, const KernelNode *k) {
     cg_store(cg, all, to, 64);
 }
 
+// ---- strips --------------------------------------------------------------------------------------------
+
+// As few rows of a product read their matrix: the same lines of the next block are asked for.
+static void emit_strips(Cg *cg, const KernelNode *k) {
+    int64_t row = probe_of(k)->kind == PROBE_STRIPS ? PROBE_ROW : PROBE_PAGE, block = ROWS_AT_ONCE * row;
+    LV sum = cg_vec_int(cg, 0), bytes = count(cg, 1), end = cg_muli(cg, cg_div(cg, bytes, cg_int(cg, block)), block);
+    CgLoop round, b, l;
+    cg_loop_begin(cg, &round, cg_int(cg, 0), count(cg, 0), 1, 1, &sum);
+    cg_loop_begin(cg, &b, cg_int(cg, 0), end, block, 1, round.carry);
+    cg_loop_begin(cg, &l, cg_int(cg, 0), cg_int(cg, row), 64, 1, b.carry);
+    LV at = cg_bytes(cg, cg_in(cg, ARG_TO), cg_add(cg, b.i, l.i));
+    sum = l.carry[0];
+    for (int i = 0; i < ROWS_AT_ONCE; i++) {
+        LV line = cg_bytes(cg, at, cg_int(cg, i * row));
+        sum = cg_add(cg, sum, cg_load(cg, cg->vi32, line, 64));
+        cg_prefetch(cg, cg_bytes(cg, line, cg_int(cg, block)), false, 2);
+    }
+    cg_loop_end(cg, &l, &sum);
+    cg_loop_end(cg, &b, l.carry);
+    cg_loop_end(cg, &round, b.carry);
+    cg_store(cg, round.carry[0], cg_in(cg, ARG_TO), 64);
+}
+
 // ---- packing columns -----------------------------------------------------------------------------------
 
 enum { TURN_PANELS = TILE_B_BYTES / (TILE_A_ROW * LANES * 4) };      // rows of TILE_A_ROW, 16 a panel
@@ -168,6 +191,7 @@ static const struct {
     [PROBE_INT8_DOT] = {"int8 dot", {.emit = emit_chains}}, [PROBE_READ] = {"read", {.emit = emit_memory}},
     [PROBE_WRITE] = {"write", {.emit = emit_memory}},     [PROBE_COPY] = {"copy", {.emit = emit_memory}},
     [PROBE_STREAM] = {"stream", {.emit = emit_memory}},   [PROBE_TURN] = {"turn", {.emit = emit_turn}},
+    [PROBE_STRIPS] = {"strips", {.emit = emit_strips}},   [PROBE_STRIPS_OF_PAGES] = {"strips of pages", {.emit = emit_strips}},
     [PROBE_TILE] = {"tile", {.emit = emit_probe_tile}},
 };
 

@@ -94,13 +94,18 @@ int rows_groups(int64_t runs, int64_t rows, int64_t K, int64_t N, bool rows_vary
     return want < 1 ? 1 : (int)want;
 }
 
-// first[i] .. first[i + 1] - 1: the panels of 32 columns of piece i, a 16th of what is left each time.
-enum { FEW_ROWS = 16, MAX_PIECES = 96, PIECE_BYTES = 64 << 10 };
+// first[i] .. first[i + 1] - 1: the panels of 32 columns of piece i, a 16th of what is left each time.  Of a matrix that lies in rows
+// a piece has a part of each row: no less than STRETCH, which memory gives as fast as it can, where there are pieces enough.
+enum { FEW_ROWS = 16, MAX_PIECES = 96, PIECE_BYTES = 64 << 10, STRETCH = 1 << 10 };
 typedef struct { int n, first[MAX_PIECES + 1]; } Pieces;
 
-static Pieces pieces_of(const Rows *r) {
+static Pieces pieces_of(const Rows *r, int64_t groups) {
     int panels = (int)((r->N + 31) / 32);
     int64_t panel = r->K * 32 * dtype_bytes(r->b_type), least = panel ? PIECE_BYTES / panel : panels;
+    if (!is_laid(r) && !r->tb) {
+        int64_t stretch = STRETCH / (32 * dtype_bytes(r->b_type)), most = panels / groups;
+        if (least < stretch) least = stretch < most ? stretch : most;
+    }
     if (least < 1) least = 1;
     Pieces p = {0};
     for (int at = 0; at < panels && p.n < MAX_PIECES; p.first[++p.n] = at) {
@@ -110,7 +115,7 @@ static Pieces pieces_of(const Rows *r) {
     return p;
 }
 
-int rows_parts(const Rows *r, int64_t groups) { return (int)((pieces_of(r).n + groups - 1) / groups); }
+int rows_parts(const Rows *r, int64_t groups) { return (int)((pieces_of(r, groups).n + groups - 1) / groups); }
 
 // In panels of `panel` columns: from one that begins in the piece.
 static LV piece_table(Cg *cg, const Pieces *p, int n, int panel, int most) {
@@ -130,7 +135,7 @@ static LV piece_table(Cg *cg, const Pieces *p, int n, int panel, int most) {
 
 // u has the group's panels; rows: of the task, whoever multiplies them.
 void rows_part(Cg *cg, const Rows *r, RowsRun *u, LV rows, LV group, LV part, int groups, int parts) {
-    Pieces p = pieces_of(r);
+    Pieces p = pieces_of(r, groups);
     LV table = piece_table(cg, &p, groups * parts, r->panel, r->n_panels);
     LV piece = cg_add(cg, cg_muli(cg, group, parts), part), few = cg_lt(cg, rows, cg_int(cg, FEW_ROWS + 1));
     LV lo = cg_i64(cg, cg_load1(cg, I32, table, piece)), hi = cg_i64(cg, cg_load1(cg, I32, table, cg_addi(cg, piece, 1)));

@@ -73,6 +73,19 @@ static void product(const Probe *p) {
     memory_free(m);
 }
 
+static void strips(const Probe *p) {
+    int64_t row = p->kind == PROBE_STRIPS ? PROBE_ROW : PROBE_PAGE, n = 3 * 16 * row;
+    int32_t *all = aligned_alloc(64, (size_t)(n + 16 * row));
+    assert_non_null(all);
+    for (int64_t i = 0; i < (n + 16 * row) / 4; i++) all[i] = i < n / 4 ? 3 : 100;
+    int64_t counts[2] = {2, n + row};
+    void *args[] = {counts, all, all};
+    p->fn(&(RtCall){.arg = args, .n_tasks = 1});
+    for (int i = 0; i < 16; i++) assert_int_equal(all[i], 2 * 3 * n / 64);
+    for (int64_t i = 16; i < n / 4; i++) assert_int_equal(all[i], 3);
+    free(all);
+}
+
 // One panel, which every 16 rows of the first memory are packed into.
 static void turned(const Probe *p) {
     Memory m = memory_new(PROBE_WORD, OTHER);
@@ -90,7 +103,7 @@ static void each_does_its_work(void **state) {
     for (int c = 0; c < 4; c++) {
         if (c && !case_runs(cpus[c])) continue;
         Probe p[] = {{.kind = PROBE_FMA}, {.kind = PROBE_BF16_DOT}, {.kind = PROBE_INT8_DOT}, {.kind = PROBE_READ}, {.kind = PROBE_WRITE},
-                     {.kind = PROBE_COPY}, {.kind = PROBE_STREAM}, {.kind = PROBE_TURN}, {.kind = PROBE_TILE, .tile = {2, 1, TILE_F32, 0}, .k = 32}, {.kind = PROBE_TILE, .tile = {2, 1, TILE_F32, 0}},
+                     {.kind = PROBE_COPY}, {.kind = PROBE_STREAM}, {.kind = PROBE_TURN}, {.kind = PROBE_STRIPS}, {.kind = PROBE_STRIPS_OF_PAGES}, {.kind = PROBE_TILE, .tile = {2, 1, TILE_F32, 0}, .k = 32}, {.kind = PROBE_TILE, .tile = {2, 1, TILE_F32, 0}},
                      {.kind = PROBE_TILE, .tile = {14, 2, TILE_F32, 0}}, {.kind = PROBE_TILE, .tile = {1, 1, TILE_BF16_WIDENED, 0}},
                      {.kind = PROBE_TILE, .tile = {8, 2, TILE_BF16_DOT, 0}}, {.kind = PROBE_TILE, .tile = {1, 2, TILE_F32_ROWS, 0}},
                      {.kind = PROBE_TILE, .tile = {2, 1, TILE_F32_ROWS, 0}}};
@@ -107,6 +120,7 @@ static void each_does_its_work(void **state) {
             else if (p[i].kind == PROBE_INT8_DOT) arithmetic(&p[i], 8 * 16, 0x01010101, 4);             // 1, 1, 1, 1
             else if (p[i].kind == PROBE_TILE) product(&p[i]);
             else if (p[i].kind == PROBE_TURN) turned(&p[i]);
+            else if (p[i].kind == PROBE_STRIPS || p[i].kind == PROBE_STRIPS_OF_PAGES) strips(&p[i]);
             else through_memory(&p[i]);
         }
         probes_free(code);
