@@ -31,7 +31,7 @@ steps=(--threads 1 --set 'train.length=24 steps' --set 'train.save_every=4 steps
 claim 'undisturbed: trained' "$MOEC" train $model "${tiny[@]}" "${steps[@]}" --quiet --local 4 --out "$work/calm"
 printf '%s slots=2\n' "${hosts[@]}" >"$work/hosts"
 elastic() { # OPTION...: two ranks on each host, supervised
-    TMPDIR=$work OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 timeout 100 "$MOEC" train $model "${tiny[@]}" "${steps[@]}" \
+    TMPDIR=$work OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1 timeout 250 "$MOEC" train $model "${tiny[@]}" "${steps[@]}" \
         --ranks 4 --hostfile "$work/hosts" --restarts 3 --elastic --out "$work/elastic" --launcher "mpirun --oversubscribe --bind-to none \
         --map-by slot --mca plm_rsh_agent $work/agent --mca mpi_yield_when_idle 1 --mca pml ob1 --mca btl tcp,vader,self \
         --mca oob_tcp_if_include $net.0/24 --mca btl_tcp_if_include $net.0/24 -x XDG_CACHE_HOME -x LC_ALL" "$@"

@@ -67,6 +67,13 @@ alike one moving-ep4-zero --local 4 --set parallel.ep=4 --set parallel.zero=2 "$
 alike one moving-dp2-ep2 --local 4 --set parallel.ep=2 "${always[@]}"
 claim 'moving-ep4-zero: most steps moved some' test "$(grep -c 'moved [0-9]* experts, [0-9.]* MB in' "$work/moving-ep4-zero/train.log")" -ge 3
 alike one staying --local 2 --set parallel.ep=2 --set 'parallel.rebalance=2 steps' --set parallel.rebalance_gain=1000000
+MOE_DEBUG=nodes:2 alike one groups-ep4 --local 4 --set parallel.ep=4 "${always[@]}" --set parallel.rebalance_groups=2
+claim 'groups-ep4: some moved' grep -q 'moved [0-9]* experts' "$work/groups-ep4/train.log"
+node_of_slots() { # of each slot of a layer, in order: the group of its expert
+    tr -d ' \n' <"$(newest "$work/groups-ep4")/manifest.json" | grep -oE "\"$1\":\[[0-9,]*\]" | head -n 1 | grep -oE '[0-9]+' | tail -n 8 |
+        awk '{ printf "%d", $1 / 4 }'
+}
+claim 'groups-ep4: each on one node' sh -c 'case $0 in 00001111 | 11110000) ;; *) echo "$0"; false ;; esac' "$(node_of_slots layers.1.ffn.experts)"
 claim 'staying: said so' grep -q 'experts stay: .* would save' "$work/staying/train.log"
 
 # replicas: an expert on several ranks, each for a part of the lanes

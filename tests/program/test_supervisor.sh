@@ -118,6 +118,8 @@ exits 1 'a launcher without ranks' train "$work/none2" --launcher mpirun
 says '--launcher needs --ranks' 'and says why'
 exits 1 'restarts that are no number' train "$work/none2" --restarts many
 says "restarts is a number from 0 to .*not 'many'" 'and says so'
+exits 1 'hosts that nobody names' train "$work/none2" "${ranks[@]}" --restarts 2 --elastic
+says '--elastic .* needs --hostfile' 'can not be left out'
 exits 1 'a host file that is not there' train "$work/none2" "${ranks[@]}" --hostfile "$work/nohosts"
 says 'nohosts: No such file' 'by name'
 exits 1 'a mesh that can not be' train "$work/none2" --ranks 2 --set parallel.ep=4
