@@ -233,12 +233,17 @@ int plan_exchange_kernel(Plan *p, KernelNode *k, KernelDesc *desc) {
         [OP_ALL_GATHER] = RT_ALL_GATHER,             [OP_SHARD] = RT_SHARD,
         [OP_EXCHANGE_OFFSETS] = RT_EXCHANGE_OFFSETS, [OP_EXCHANGE_ROWS] = RT_EXCHANGE_ROWS,
         [OP_RETURN_ROWS] = RT_RETURN_ROWS,           [OP_EXCHANGE_COUNTS] = RT_EXCHANGE_COUNTS,
+        [OP_JOIN_OFFSETS] = RT_JOIN_OFFSETS,         [OP_JOIN_ROWS] = RT_JOIN_ROWS,
+        [OP_SUM_ROWS] = RT_SUM_ROWS,                 [OP_OWN_ROWS] = RT_OWN_ROWS,
         [OP_SUM_REPLICAS] = RT_SUM_REPLICAS,
         [OP_WAIT] = RT_WAIT};
     const Node *n = k->node, *x = n->op == OP_WAIT ? n->in[0]->node : n;
     const Type *t = &x->in[0]->type;
     int by_itself = x->op == OP_RETURN_ROWS && p->chunks > 1 ? p->chunk : 0;
-    const Sym *rows = x->op == OP_EXCHANGE_ROWS ? type_ragged(t) : x->op == OP_RETURN_ROWS ? x->attr.sym : NULL;
+    bool sends = x->op == OP_EXCHANGE_ROWS || x->op == OP_JOIN_ROWS;
+    bool brings = x->op == OP_RETURN_ROWS || x->op == OP_SUM_ROWS || x->op == OP_OWN_ROWS;
+    bool joins = x->op == OP_JOIN_OFFSETS || x->op == OP_JOIN_ROWS || x->op == OP_SUM_ROWS || x->op == OP_OWN_ROWS;
+    const Sym *rows = sends ? type_ragged(t) : brings ? x->attr.sym : NULL;
     RtGroup group = RT_GROUP_DATA;
     int line = 0, column = 0;
     exchange_group(x, &group);
@@ -267,7 +272,7 @@ int plan_exchange_kernel(Plan *p, KernelNode *k, KernelDesc *desc) {
         e.leaves = rows->leaves;
         e.rows = rows->bound;
         e.elements /= t->dim[0].sym->bound ? t->dim[0].sym->bound : 1;
-    } else if (x->op == OP_EXCHANGE_OFFSETS || x->op == OP_EXCHANGE_COUNTS) {
+    } else if (x->op == OP_EXCHANGE_OFFSETS || x->op == OP_EXCHANGE_COUNTS || x->op == OP_JOIN_OFFSETS) {
         e.experts = (int32_t)x->attr.experts;
         e.leaves = (int32_t)((t->dim[0].n - 1) / x->attr.experts);
     } else if (varying(t)) {
@@ -284,6 +289,11 @@ int plan_exchange_kernel(Plan *p, KernelNode *k, KernelDesc *desc) {
         e.experts = (int32_t)experts;
         e.slots = (int32_t)experts + mesh.replicas;
     }
+    if (joins && rows) {
+        e.experts = (int32_t)x->in[2]->node->attr.experts;
+        e.leaves = (int32_t)((x->in[1]->type.dim[0].n - 1) / e.experts);
+    }
+    if (joins) e.slots = e.experts * rt_group_size(mesh, group);
     if (x->op == OP_SHARD) e.parts = (int32_t)x->attr.parts;
     bool cuts = x->op == OP_SHARD || x->op == OP_TREE_REDUCE_SCATTER;
     if ((cuts || x->op == OP_ALL_GATHER) && x->attr.axis) e.run = run_from(cuts ? &x->out[0].type : t, x->attr.axis);

@@ -4,7 +4,7 @@
 
 #define WRONG(...) (diag_error(d, (Span){0}, __VA_ARGS__), false)
 
-int32_t mesh_etp(const Settings *t) { return t->parallel.etp == 1 && t->parallel.tp > 1; }
+int32_t mesh_etp(const Settings *t) { return t->parallel.tp > 1 ? (int32_t)t->parallel.etp : 0; }
 
 static bool can_cut(Diag *d, const Settings *t) {
     long long tp = t->parallel.tp, etp = t->parallel.etp;

@@ -5,7 +5,7 @@
 #include "ir/base/diag.h"
 #include "runtime/abi.h"
 
-// 1 where experts are whole beside matrices that are cut, else 0.
+// RtMesh.etp: parallel.etp, 0 where it is none or nothing is cut.
 int32_t mesh_etp(const Settings *t);
 // So many ranks (of a pipeline's stage); parallel.dp, where it is none, takes what ep and tp leave.  false after an error.
 bool mesh_shape(Diag *d, const Settings *t, int64_t ranks, RtMesh *out);

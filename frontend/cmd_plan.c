@@ -17,7 +17,7 @@ static void print_layout(const Planning *p, const PlanLayout *l) {
     printf("%s on %s\n", program_model_name(p->s.program), p->cluster->name);
     printf("  layout     %d rank%s = ", layout_ranks(l), layout_ranks(l) == 1 ? "" : "s");
     if (l->pp > 1) printf("pp %d x ", l->pp);
-    printf("dp %d x ep %d x tp %d%s, zero %d, recompute %s\n", l->mesh.dp, l->mesh.ep, l->mesh.tp, l->mesh.etp == 1 ? " (etp 1)" : "",
+    printf("dp %d x ep %d x tp %d%s, zero %d, recompute %s\n", l->mesh.dp, l->mesh.ep, l->mesh.tp, l->mesh.etp ? arena_printf(a, " (etp %d)", l->mesh.etp) : "",
            l->mesh.zero, l->recompute);
     printf("  a step     %s tokens = %lld wave%s x %lld lane%s x %lld sequence%s of %lld\n", str_thousands(a, (int64_t)layout_step_tokens(l)),
            (long long)l->waves, l->waves == 1 ? "" : "s", (long long)l->lanes, l->lanes == 1 ? "" : "s", (long long)l->micro_batch,
@@ -80,7 +80,7 @@ static const char *sets_of(Arena *a, const PlanLayout *l) {
     str_printf(&s, "--set parallel.dp=%d --set parallel.ep=%d", l->mesh.dp, l->mesh.ep);
     if (l->pp > 1) str_printf(&s, " --set parallel.pp=%d", l->pp);
     if (l->mesh.tp > 1) str_printf(&s, " --set parallel.tp=%d", l->mesh.tp);
-    if (l->mesh.etp == 1) str_printf(&s, " --set parallel.etp=1");
+    if (l->mesh.etp) str_printf(&s, " --set parallel.etp=%d", l->mesh.etp);
     if (l->mesh.zero) str_printf(&s, " --set parallel.zero=%d", l->mesh.zero);
     str_printf(&s, " --set train.lanes=%lld --set train.recompute=%s", (long long)l->lanes, l->recompute);
     return s.text;

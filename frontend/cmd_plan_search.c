@@ -152,7 +152,7 @@ static void list_all(Search *s) {
                     for (int leaves = 1; leaves <= MOST_LEAVES; leaves *= 2) {
                         PlanLayout l = *s->asked;
                         l.pp = pp;
-                        l.mesh = (RtMesh){.dp = dp, .ep = ep, .tp = tp, .zero = zero, .etp = tp > 1 ? s->asked->mesh.etp : 0};
+                        l.mesh = (RtMesh){.dp = dp, .ep = ep, .tp = tp, .zero = zero, .etp = tp > 1 ? s->asked->mesh.etp > 1 ? tp : s->asked->mesh.etp : 0};
                         if (pp == 1 && rt_expert_ranks(l.mesh) > 1) l.mesh.replicas = s->asked->mesh.replicas;
                         l.lanes = (int64_t)dp * ep * leaves;
                         list_one(s, l);

@@ -188,7 +188,7 @@ bool ranks_mesh_to_read(Session *s, const Ranks *r, bool has_lanes, RtMesh *out)
     if (!is_given(s, "order")) t.parallel.order.n = 0;
     if (!is_given(s, "rebalance")) t.parallel.rebalance.unit = NULL;
     if (!has_lanes && mesh_etp(&t))
-        return WRONG("parallel.etp is 1: where there are no lanes to share out, experts are cut as all else is, by parallel.tp");
+        return WRONG("parallel.etp is %d: where there are no lanes to share out, experts are cut and rows are whole", mesh_etp(&t));
     t.parallel.replicas = 0;
     t.parallel.zero = 0;                                 // nothing is optimized
     *out = (RtMesh){1, 1, 1, 0};

@@ -150,7 +150,7 @@ struct Value {
     int     index;       // which of its results
     Type    type;
     Name    name;        // from the language, or NULL; printed by --names
-    Name    place;       // stage SHARDED: which part of it a rank has, by groups of ranks (README.md); NULL: all of it
+    Name    place;       // up to stage SHARDED: which part of it a rank has, by groups of ranks (README.md); NULL: all of it
     int     n_uses;      // operand slots that read it (kept by build.c and check.c)
     int     id;          // scratch number: set by graph_number(), dense from 0 in list order
     // after plan-memory:

@@ -179,7 +179,7 @@ static void add_region(Printer *p, const Graph *g, int depth);
 static void add_type(Printer *p, const Value *v, const char *before) {
     str_printf(p->out, "%s%s", before, type_text(p->scratch, &v->type));
     const Graph *g = v->node->graph;
-    if (v->place && g->stage == SHARDED && !g->parent) str_printf(p->out, " @ %s", v->place);
+    if (v->place && g->stage <= SHARDED && !g->parent) str_printf(p->out, " @ %s", v->place);
 }
 
 static void add_node(Printer *p, const Node *n, int depth) {

@@ -302,8 +302,65 @@ static void place_effect(Partition *q, Node *n) {
     n->attr.slots = place.slots;
 }
 
+// Rows of all leaves of a tp group.
+static bool is_joined(const Sym *rows) { return rows->extent && rows->extent->node->op == OP_JOIN_OFFSETS; }
+
+// The table of the experts that read these rows; NULL: they are on all ranks.
+static Name slots_of_readers(const Partition *q, const Node *joined) {
+    for (const Node *n = joined->next; n; n = n->next) {
+        if (n->op != OP_GROUPED_MATMUL || type_ragged(&n->in[0]->type) != joined->attr.sym) continue;
+        for (const Value *w = n->in[1]; w; w = w->node->n_in ? w->node->in[0] : NULL) {
+            Place place = w->node->op == OP_PARAM ? tensor_place(q, w->node->attr.name, &w->node->attr.dims) : at_home;
+            if (place.kind == PART || (w->node->op == OP_PARAM && place_of(&q->p, w).kind == PART)) return slots_of(w->node);
+        }
+    }
+    return NULL;
+}
+
+// Rows of one's own leaves go to their experts, and are joined there.
+static void place_join_offsets(Partition *q, Node *n) {
+    Sym *own = NULL, *all = n->attr.sym;
+    for (int i = 0; i < q->p.g->n_syms; i++)
+        if (q->p.g->sym[i]->extent == n->in[0]) own = q->p.g->sym[i];
+    Name slots = rt_expert_ranks(q->p.g->mesh) > 1 ? slots_of_readers(q, n) : NULL;
+    FarRows *r = own && slots ? rows_far(&q->p, own, slots) : NULL;
+    if (!r) return;
+    replace_operand(n, 0, r->far_offsets);
+    all->groups = r->far->groups;
+    n->attr.experts = (int64_t)r->far->groups * (r->far->leaves / own->leaves);         // leaves of a rank's: those of its tp group follow
+    all->leaves = r->far->leaves * q->p.g->mesh.tp;
+    all->bound = r->far->bound * q->p.g->mesh.tp;
+    shape_again(q, n, at_home);
+    FarRows *joined = arena_new(q->p.cx->scratch, FarRows);
+    *joined = (FarRows){all, all, &n->out[0], &n->out[0], slots};
+    map_put(&q->p.near_of, all, joined);
+}
+
+// x, offsets of own rows, of all: there where all rows are.
+static void place_joined(Partition *q, Node *n) {
+    bool joins = n->op == OP_JOIN_ROWS;
+    Sym *all = joins ? n->attr.sym : type_ragged(&n->in[0]->type), *own = joins ? type_ragged(&n->in[0]->type) : n->attr.sym;
+    FarRows *r = rows_known(&q->p, all) ? rows_known(&q->p, own) : NULL;
+    if (!r) return;
+    if (joins) want(q, n, 0, at_experts);
+    else n->attr.sym = r->far;
+    replace_operand(n, 1, r->far_offsets);
+    shape_again(q, n, at_experts);
+}
+
 static void place_node(Partition *q, Node *n) {
     Place part;
+    switch (n->op) {
+    case OP_JOIN_OFFSETS: place_join_offsets(q, n); return;
+    case OP_JOIN_ROWS: case OP_SUM_ROWS: case OP_OWN_ROWS: place_joined(q, n); return;
+    case OP_ROW_GROUP:
+        if (is_joined(n->attr.sym) && rows_known(&q->p, n->attr.sym)) {
+            shape_again(q, n, at_experts);
+            return;
+        }
+        break;
+    default: break;
+    }
     switch (n->op) {
     case OP_PARAM: case OP_STATE: cut_source(q, n); return;
     case OP_GROUPED_MATMUL: place_grouped_matmul(q, n); return;
@@ -331,7 +388,8 @@ static bool is_of_own_leaves(const Partition *q, const Node *n) {
     const Sym *own = q->p.g->own_leaf;
     for (int i = 0; own && i < n->n_in; i++) {
         const Type *t = &n->in[i]->type;
-        if (type_ragged(t) || (type_is_leafy(t) && t->dim[0].sym == own)) return true;
+        const Sym *rows = type_ragged(t);
+        if (rows ? !is_joined(rows) : type_is_leafy(t) && t->dim[0].sym == own) return true;
     }
     return false;
 }
@@ -480,7 +538,7 @@ static const char *place_text(const Partition *q, const Value *v) {
     Arena *a = q->p.cx->scratch;
     const Sym *s = v->type.ndim ? v->type.dim[0].sym : NULL;
     const FarRows *r = s ? map_get(&q->p.near_of, s) : NULL;
-    bool own = q->p.g->own_leaf && s && (s == q->p.g->own_leaf || s->kind == SYM_RAGGED);
+    bool own = q->p.g->own_leaf && s && (s == q->p.g->own_leaf || (s->kind == SYM_RAGGED && !is_joined(s)));
     Place place = place_of(&q->p, v);
     const char *summand = map_get(&q->sums, v);
     if (place.kind == PART) {
@@ -488,8 +546,10 @@ static const char *place_text(const Partition *q, const Value *v) {
         const char *parts = place.nested && outer_place(&q->p, place).kind == HOME ? "" : cut_over(q, place.group, "S0");
         return arena_printf(a, "%s%s%s%s", parts, inner, summand ? " " : "", summand ? summand : "");
     }
-    if (r) return arena_printf(a, "%s%s", cut_over(q, RT_GROUP_EXP, "S0"), cut_over(q, RT_GROUP_EDP, "S0"));
-    if (v->node->op == OP_EXCHANGE_OFFSETS) return arena_printf(a, "%s%s", cut_over(q, RT_GROUP_EXP, "L"), cut_over(q, RT_GROUP_EDP, "L"));
+    bool within = own && q->p.g->mesh.etp != 1;                           // of experts that are cut: each rank of a tp group has others
+    if (r)
+        return arena_printf(a, "%s%s%s", cut_over(q, RT_GROUP_EXP, "S0"), cut_over(q, RT_GROUP_EDP, "S0"), within ? cut_over(q, RT_GROUP_TP, "S0") : "");
+    if (v->node->op == OP_EXCHANGE_OFFSETS || (v->node->op == OP_JOIN_OFFSETS && map_get(&q->p.near_of, v->node->attr.sym))) return arena_printf(a, "%s%s", cut_over(q, RT_GROUP_EXP, "L"), cut_over(q, RT_GROUP_EDP, "L"));
     if (has_leaves(&v->type)) return arena_printf(a, "%s%s", cut_over(q, RT_GROUP_DATA, "S0"), own ? cut_over(q, RT_GROUP_TP, "S0") : "");
     return summand ? arena_printf(a, " %s", summand) : "";
 }

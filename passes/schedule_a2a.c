@@ -39,6 +39,7 @@ static bool can_pend(const Node *n) {
     RtGroup group;
     switch (n->op) {
     case OP_TREE_ALL_REDUCE: case OP_TREE_REDUCE_SCATTER: case OP_ALL_GATHER: case OP_EXCHANGE_ROWS: case OP_RETURN_ROWS:
+    case OP_JOIN_ROWS: case OP_SUM_ROWS:
     case OP_SUM_REPLICAS:
         return exchange_group(n, &group) && rt_group_size(n->graph->mesh, group) > 1;
     default: return false;

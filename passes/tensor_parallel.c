@@ -10,13 +10,13 @@
 // One walk in list order over the whole step, so backward needs no rules of its own.  Each value is in one of these places:
 //
 //     WHOLE     on each rank, the same bits
-//     OWN       of the leaves that this rank of the group has by itself (etp 1): what is neither a cut matrix nor reads one
+//     OWN       of the leaves that this rank of the group has by itself (etp > 0): what is neither a cut matrix nor reads one
 //     CUT       along an axis, a part on each
 //     PARTIAL   each rank has a summand.  It is added at the first reader that isn't linear: sums of products are added
 //               before they are exchanged, rows of experts after they were combined
 //
 //     PARTIAL -> WHOLE   tree_all_reduce       CUT, OWN -> WHOLE   all_gather     WHOLE -> CUT, OWN   shard, where nothing travels
-//     PARTIAL -> OWN     tree_reduce_scatter
+//     PARTIAL -> OWN     tree_reduce_scatter   rows of a route: join_rows, sum_rows, own_rows
 //
 // An op without a rule has its operands whole.  Norms of tensors need no rule either: a sum over the axis that is cut is
 // partial, one over a tensor that all hold is the same everywhere, so nothing is counted twice.
@@ -150,6 +150,8 @@ typedef struct {
     PassCtx *cx;
     int64_t  tp;
     PtrMap   params;           // by name
+    PtrMap   joined;           // from symbols of own rows to Joined
+    PtrMap   own_of;           // from offsets of all rows, and their symbols, to those of own rows
     PtrMap   moved;            // from values whose node was replaced to what stands for them
     Sym     *own;              // leaves of this rank alone; NULL: all ranks of the group have all rows
     Value   *tp_rank;          // the input of this name, made when somebody asks
@@ -170,6 +172,55 @@ static void spot_set(Tp *q, Value *v, Spot s) {
 
 static bool is_cut_at(const Value *v, int axis) { return same_spot(spot_of(v), cut(axis)); }
 
+// The rows of all leaves of the group: where a matrix of an expert is cut, each rank has a part of every row.
+typedef struct { Sym *all; Value *offsets; } Joined;
+
+static Joined *joined_rows(Tp *q, Sym *own) {
+    Joined *j = map_get(&q->joined, own);
+    if (j) return j;
+    j = arena_new(q->cx->scratch, Joined);
+    j->all = graph_add_sym(q->g, arena_printf(q->g->arena, "%s_all", own->name), SYM_RAGGED, own->bound * q->tp, own->groups, own->leaves * (int)q->tp);
+    Builder b = builder_after(q->g, own->extent->node);
+    j->offsets = make(&b, OP_JOIN_OFFSETS, INS(own->extent), .experts = own->groups, .sym = j->all, .over = over_tp);
+    j->all->extent = j->offsets;
+    map_put(&q->joined, own, j);
+    map_put(&q->own_of, j->all, own);
+    map_put(&q->own_of, j->offsets, own->extent);
+    q->n_gathers++;
+    return j;
+}
+
+// Offsets and symbols of rows that n has as attributes or reads: of all rows, or of own ones.
+static void name_rows(Tp *q, Node *n, bool all) {
+    for (int i = 0; i < n->n_in; i++) {
+        const Sym *s = NULL;
+        for (int k = 0; k < q->g->n_syms && !s; k++)
+            if (q->g->sym[k]->extent == n->in[i] && q->g->sym[k]->kind == SYM_RAGGED) s = q->g->sym[k];
+        Value *to = !s ? NULL : !all ? map_get(&q->own_of, n->in[i]) : map_get(&q->own_of, s) ? NULL : joined_rows(q, (Sym *)s)->offsets;
+        if (to) replace_operand(n, i, to);
+    }
+    for (int i = 0; i < n->attr.dims.n; i++) {
+        Dim *d = &n->attr.dims.at[i];
+        if (!d->sym || d->sym->kind != SYM_RAGGED) continue;
+        Sym *own = map_get(&q->own_of, d->sym);
+        if (all && !own) d->sym = joined_rows(q, d->sym)->all;
+        else if (!all && own) d->sym = own;
+    }
+}
+
+// Of rows: what is exchanged over tp instead.
+static Value *rows_exchanged(Tp *q, Builder *b, Value *v, Spot from, Spot to) {
+    Sym *s = type_ragged(&v->type);
+    if (from.kind == OWN_LEAVES) {
+        Joined *j = joined_rows(q, s);
+        if (v->node->op == OP_ROW_GROUP) return make(b, OP_ROW_GROUP, INS(j->offsets), .sym = j->all);
+        return make(b, OP_JOIN_ROWS, INS(v, s->extent, j->offsets), .sym = j->all, .over = over_tp);
+    }
+    Sym *own = map_get(&q->own_of, s);
+    Op op = from.kind == PARTIAL ? OP_SUM_ROWS : OP_OWN_ROWS;
+    return to.kind == OWN_LEAVES ? make(b, op, INS(v, own->extent, s->extent), .sym = own, .over = over_tp) : NULL;
+}
+
 static bool are_leaves(const Tp *q, const Type *t) { return q->own && (type_is_leafy(t) || type_ragged(t)); }
 
 static Value **twin(Twins *t, Spot s) {
@@ -177,8 +228,11 @@ static Value **twin(Twins *t, Spot s) {
 }
 
 // One step of the way; NULL: it takes two, by way of the whole.
-static Value *exchanged(Builder *b, Value *v, Spot from, Spot to) {
+static Value *exchanged(Tp *q, Builder *b, Value *v, Spot from, Spot to) {
+    bool of_leaves = from.kind == OWN_LEAVES || to.kind == OWN_LEAVES;
+    if (of_leaves && type_ragged(&v->type) && (from.kind != CUT && to.kind != CUT)) return rows_exchanged(q, b, v, from, to);
     int axis = from.kind == CUT ? from.axis : to.kind == CUT ? to.axis : 0;
+    if (of_leaves && (from.kind == CUT || to.kind == CUT)) return NULL;
     if (from.kind == WHOLE_ON_EACH) return make(b, OP_SHARD, INS(v), .over = over_tp, .axis = axis);
     if (from.kind == PARTIAL && to.kind == OWN_LEAVES) return make(b, OP_TREE_REDUCE_SCATTER, INS(v), .over = over_tp);
     if (to.kind != WHOLE_ON_EACH) return NULL;
@@ -192,7 +246,7 @@ static Value *taken(Tp *q, Value *v, Spot to, Node *before) {
     Value **there = twin(twins_of(q, v), to);
     if (*there) return *there;
     Builder b = builder_before(q->g, before);
-    Value *y = exchanged(&b, v, from, to);
+    Value *y = exchanged(q, &b, v, from, to);
     if (!y) return taken(q, taken(q, v, whole, before), to, before);
     if (from.kind != WHOLE_ON_EACH) {
         *(from.kind == PARTIAL ? &q->n_sums : &q->n_gathers) += 1;
@@ -209,9 +263,6 @@ static void want(Tp *q, Node *n, int i, Spot to) {
     if (v != n->in[i]) replace_operand(n, i, v);
 }
 
-static void want_all_whole(Tp *q, Node *n) {
-    for (int i = 0; i < n->n_in; i++) want(q, n, i, whole);
-}
 
 // Results follow from operands again.
 static void types_again(Tp *q, Node *n) {
@@ -226,6 +277,15 @@ static void shape_again(Tp *q, Node *n, Spot s) {
     types_again(q, n);
     for (int i = 0; i < n->n_out && q->ok; i++)
         spot_set(q, &n->out[i], s.kind == OWN_LEAVES && !are_leaves(q, &n->out[i].type) ? whole : s);
+}
+
+static void want_all_whole(Tp *q, Node *n) {
+    bool rows = false;
+    for (int i = 0; i < n->n_in; i++) {
+        want(q, n, i, whole);
+        rows |= q->own && type_ragged(&n->in[i]->type);
+    }
+    if (rows) shape_again(q, n, whole);
 }
 
 // ---- leaves ------------------------------------------------------------------------------------------------------
@@ -255,6 +315,7 @@ static void own_region(Tp *q, Graph *body) {
 // As on one rank, but of fewer leaves.  What has none of its operands' leaves any more is a sum over them, which partition
 // completes.
 static void place_own(Tp *q, Node *n) {
+    name_rows(q, n, false);
     for (int i = 0; i < n->n_in; i++) want(q, n, i, are_leaves(q, &n->in[i]->type) ? own_leaves : whole);
     own_attrs(q, n);
     if (n->attr.body) own_region(q, n->attr.body);
@@ -285,6 +346,21 @@ static bool is_by_leaves(const Tp *q, const Node *n) {
     for (int i = 0; i < n->n_out; i++) rows |= type_ragged(&n->out[i].type) != NULL;
     return rows;
 }
+
+// But where experts are cut, each rank has a part of all rows; and their gradients are sums over all.
+static bool is_of_all_rows(const Tp *q, const Node *n) {
+    if (q->g->mesh.etp == 1 || n->op == OP_GATHER_ROWS || n->op == OP_SCATTER_ADD_ROWS) {
+        bool table = n->op == OP_GATHER_ROWS && !are_leaves(q, &n->in[0]->type) && spot_of(n->in[0]).kind == CUT;
+        return q->g->mesh.etp != 1 && table;
+    }
+    if (n->op == OP_GROUPED_DW || n->op == OP_GROUPED_SUM) return true;
+    for (int i = 0; i < n->n_in; i++) {
+        SpotKind kind = spot_of(n->in[i]).kind;
+        if (kind == CUT || (type_ragged(&n->in[i]->type) && kind != OWN_LEAVES)) return true;
+    }
+    return false;
+}
+
 
 // ---- tensors -----------------------------------------------------------------------------------------------------
 
@@ -782,6 +858,12 @@ static bool any_elsewhere(const Node *n) {
     return false;
 }
 
+static void want_all_rows(Tp *q, Node *n) {
+    name_rows(q, n, true);
+    for (int i = 0; i < n->n_in && (n->op == OP_GROUPED_DW || n->op == OP_GROUPED_SUM); i++)
+        if (type_ragged(&n->in[i]->type) && spot_of(n->in[i]).kind == OWN_LEAVES) want(q, n, i, whole);
+}
+
 static void place_node(Tp *q, Node *n) {
     if (n->op == OP_PARAM || n->op == OP_STATE) {
         place_source(q, n);
@@ -791,10 +873,11 @@ static void place_node(Tp *q, Node *n) {
         place_effect(q, n);
         return;
     }
-    if (is_by_leaves(q, n)) {
+    if (is_by_leaves(q, n) && !is_of_all_rows(q, n)) {
         place_own(q, n);
         return;
     }
+    if (is_by_leaves(q, n)) want_all_rows(q, n);
     if (!any_elsewhere(n) && n->op != OP_SCATTER_ADD_ROWS) return;
     switch (n->op) {
     case OP_MATMUL: place_matmul(q, n); return;
@@ -857,14 +940,14 @@ bool pass_tensor_parallel(Graph *g, PassCtx *cx) {
         return false;
     }
     Arena *a = cx->scratch;
-    Tp q = {.g = g, .cx = cx, .tp = g->mesh.tp, .params = {.arena = a}, .moved = {.arena = a}, .ok = true};
+    Tp q = {.g = g, .cx = cx, .tp = g->mesh.tp, .params = {.arena = a}, .moved = {.arena = a}, .joined = {.arena = a}, .own_of = {.arena = a}, .ok = true};
     for_each_node(g, n)
         if (n->op == OP_PARAM) {
             Node *as_it_was = arena_new(a, Node);
             *as_it_was = *n;
             map_put(&q.params, n->attr.name, as_it_was);
         }
-    if (g->leaf && g->mesh.etp == 1)
+    if (g->leaf && g->mesh.etp)
         q.own = graph_add_sym(g, arena_printf(g->arena, "%s_own", g->leaf->name), SYM_LEAF, g->leaf->bound / q.tp, 0, 0);
     marks_clear(g);
     for_each_node(g, n) {

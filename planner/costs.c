@@ -74,7 +74,7 @@ static void set_rows(Arena *a, const TrafficOf *t, Costs *costs, int64_t *sym, i
     for (uint32_t i = 0; i < plan->syms.n; i++) sym[i] = all[i].fixed >= 0 ? all[i].fixed : all[i].bound;
     for (uint32_t i = 0; i < plan->steps.n; i++) {
         const RtExchange *x = rt_exchange_of(plan, i);
-        if (!x || x->kind != RT_EXCHANGE_OFFSETS) continue;
+        if (!x || (x->kind != RT_EXCHANGE_OFFSETS && x->kind != RT_JOIN_OFFSETS)) continue;
         rows[i] = traffic_rows(t, a, i);
         if (step[i].defines_sym < 0) continue;
         int64_t n = traffic_rows_here(t, i, rows[i]), bound = all[step[i].defines_sym].bound;

@@ -17,10 +17,11 @@ static bool same_place(const RtArg *a, const RtArg *b) { return a->arena == b->a
 
 uint32_t traffic_offsets_step(const RtPlan *plan, uint32_t step) {
     const RtExchange *x = rt_exchange_of(plan, step);
-    if (!x || (x->kind != RT_EXCHANGE_ROWS && x->kind != RT_RETURN_ROWS)) return UINT32_MAX;
+    bool joins = x && (x->kind == RT_JOIN_ROWS || x->kind == RT_SUM_ROWS);
+    if (!x || (x->kind != RT_EXCHANGE_ROWS && x->kind != RT_RETURN_ROWS && !joins)) return UINT32_MAX;
     for (uint32_t i = step; i-- > 0;) {
         const RtExchange *y = rt_exchange_of(plan, i);
-        if (y && y->kind == RT_EXCHANGE_OFFSETS && same_place(arg_of(plan, i, 1), arg_of(plan, step, 2))) return i;
+        if (y && y->kind == (joins ? RT_JOIN_OFFSETS : RT_EXCHANGE_OFFSETS) && same_place(arg_of(plan, i, 1), arg_of(plan, step, 2))) return i;
     }
     return UINT32_MAX;
 }
@@ -48,6 +49,34 @@ static void share_out(int32_t *to, int experts, int64_t n, int64_t most, double 
     }
 }
 
+static const RtSlots *table_of(const TrafficOf *t, const RtExchange *x) { return x->table ? &t->table[x->table - 1] : NULL; }
+
+// Which expert a slot has, and does it serve a rank of the group?
+static int expert_in(const RtSlots *s, int slot) { return s ? s->expert[slot] : slot; }
+static bool serves(const RtSlots *s, int slot, int rank) { return !s || rt_slot_serves(s, slot, rank); }
+
+// The step that makes the offsets at this place out of those of other ranks' rows; UINT32_MAX: a route does.
+static uint32_t offsets_made_by(const RtPlan *plan, const RtArg *at, uint32_t before) {
+    for (uint32_t i = before; i-- > 0;) {
+        const RtExchange *y = rt_exchange_of(plan, i);
+        if (y && y->kind == RT_EXCHANGE_OFFSETS && same_place(arg_of(plan, i, y->per_node ? 2 : 1), at)) return i;
+    }
+    return UINT32_MAX;
+}
+
+// Of each rank of a tp group, what comes to its experts from other ranks: alike on all.
+static void share_arrived(const TrafficOf *t, Arena *a, uint32_t from, int m, int experts, int32_t *rows) {
+    const RtExchange *y = rt_exchange_of(t->plan, from);
+    int ranks = rt_group_size(t->plan->mesh, (RtGroup)y->group), i = rt_group_rank(t->plan->mesh, (RtGroup)y->group, t->rank);
+    const int32_t *sent = traffic_rows(t, a, from);
+    const RtSlots *table = table_of(t, y);
+    for (int k = 0; k < m; k++)
+        for (int e = 0; e < experts; e++) {                // blocks: of each slot, by ranks
+            int slot = i * (experts / ranks) + e / ranks, r = e % ranks;
+            rows[k * experts + e] = serves(table, slot, r) ? sent[r * y->experts + expert_in(table, slot)] : 0;
+        }
+}
+
 int32_t *traffic_rows(const TrafficOf *t, Arena *a, uint32_t step) {
     const RtExchange *x = rt_exchange_of(t->plan, step);
     int m = rt_group_size(t->plan->mesh, (RtGroup)x->group);
@@ -58,15 +87,19 @@ int32_t *traffic_rows(const TrafficOf *t, Arena *a, uint32_t step) {
             routes_mean(t->log, x->sequence, rt_group_member(t->plan->mesh, (RtGroup)x->group, t->rank, k), rows + k * x->experts, x->experts);
         return rows;
     }
+    uint32_t from = x->kind == RT_JOIN_OFFSETS ? offsets_made_by(t->plan, arg_of(t->plan, step, 0), step) : UINT32_MAX;
+    if (from != UINT32_MAX) {
+        share_arrived(t, a, from, m, x->experts, rows);
+        return rows;
+    }
     for (int k = 0; k < m; k++) share_out(rows + k * x->experts, x->experts, n, (int64_t)t->tokens, t->skew);
     return rows;
 }
 
-static const RtSlots *table_of(const TrafficOf *t, const RtExchange *x) { return x->table ? &t->table[x->table - 1] : NULL; }
-
-// Which expert a slot has, and does it serve a rank of the group?
-static int expert_in(const RtSlots *s, int slot) { return s ? s->expert[slot] : slot; }
-static bool serves(const RtSlots *s, int slot, int rank) { return !s || rt_slot_serves(s, slot, rank); }
+// Joined rows are those of all ranks, block by block.
+static int first_slot(const RtExchange *x, int i, int mine) {
+    return x->kind == RT_JOIN_OFFSETS || x->kind == RT_JOIN_ROWS || x->kind == RT_SUM_ROWS ? 0 : i * mine;
+}
 
 int64_t traffic_rows_here(const TrafficOf *t, uint32_t offsets_step, const int32_t *rows) {
     const RtExchange *x = rt_exchange_of(t->plan, offsets_step);
@@ -74,14 +107,14 @@ int64_t traffic_rows_here(const TrafficOf *t, uint32_t offsets_step, const int32
     RtGroup g = (RtGroup)x->group;
     int m = rt_group_size(t->plan->mesh, g), i = rt_group_rank(t->plan->mesh, g, t->rank), mine = x->slots / m;
     int64_t n = 0;
-    for (int s = i * mine; s < (i + 1) * mine; s++)
+    for (int s = first_slot(x, i, mine), end = s + mine; s < end; s++)
         for (int k = 0; k < m; k++) n += serves(table, s, k) ? rows[k * x->experts + expert_in(table, s)] : 0;
     return n;
 }
 
 // Offsets as the runtime has them on group rank i, with all rows of a rank in its last leaf.
 static RtRowsAt offsets_of(Arena *a, const RtExchange *x, const RtSlots *table, int i, int m, const int32_t *rows) {
-    int E = x->experts, n = x->leaves, mine = x->slots / m;
+    int E = x->experts, n = x->leaves, mine = x->slots / m, first = first_slot(x, i, mine);
     int32_t *home = arena_array(a, int32_t, E * n + 1), *far = arena_array(a, int32_t, mine * m * n + 1), at = 0;
     for (int e = 0; e < E; e++) {
         for (int l = 0; l < n; l++) home[e * n + l] = at;
@@ -92,7 +125,7 @@ static RtRowsAt offsets_of(Arena *a, const RtExchange *x, const RtSlots *table, 
     for (int s = 0; s < mine; s++)
         for (int k = 0; k < m; k++) {
             for (int l = 0; l < n; l++) far[(s * m + k) * n + l] = at;
-            at += serves(table, i * mine + s, k) ? rows[k * E + expert_in(table, i * mine + s)] : 0;
+            at += serves(table, first + s, k) ? rows[k * E + expert_in(table, first + s)] : 0;
         }
     far[mine * m * n] = at;
     return (RtRowsAt){.home = home, .far = far};

@@ -88,12 +88,13 @@ enum { RT_SCRATCH_BYTES = 4 << 20, RT_MAX_PHASES = 8 };
 // ---- ranks ----------------------------------------------------------------------------------------------
 // One plan is every rank's.  rank = (dp_i * ep + ep_i) * tp + tp_i; leaves are dealt to data ranks dp_i * ep + ep_i in
 // order, slots of experts to ep_i in order; matrices are cut over tp_i.  What is cut is cut in equal parts.
-// etp 1: experts are whole, their slots are dealt to ep_i * tp + tp_i, and the ranks of a tp group share its leaves there.
+// etp: the ranks of a tp group share its leaves where no matrix is cut; 1: experts are whole, too, and their slots dealt to
+// ep_i * tp + tp_i.
 
 typedef struct {
     int32_t dp, ep, tp, zero;
     int32_t replicas;      // slots of a MoE layer beyond its experts
-    int32_t etp;           // 1: experts are whole; else they are cut over tp
+    int32_t etp;           // 0: all rows are on each rank of a tp group; 1: experts are whole; tp: they are cut
 } RtMesh;
 
 typedef enum {
@@ -111,7 +112,7 @@ static inline int rt_group_size(RtMesh m, RtGroup g) {
 }
 static inline int rt_mesh_ranks(RtMesh m) { return m.dp * m.ep * m.tp; }
 // Ranks that share out the lanes of a step somewhere: each has at least one.
-static inline int rt_lane_ranks(RtMesh m) { return m.dp * m.ep * (m.etp == 1 ? m.tp : 1); }
+static inline int rt_lane_ranks(RtMesh m) { return m.dp * m.ep * (m.etp ? m.tp : 1); }
 // The number of `rank` within its group.
 static inline int rt_group_rank(RtMesh m, RtGroup g, int rank) {
     int tp_i = rank % m.tp, data = rank / m.tp, ep_i = data % m.ep, dp_i = data / m.ep;
@@ -138,6 +139,10 @@ typedef enum {
     RT_EXCHANGE_ROWS,       // x, offsets at home, at the experts, counts?, same? -> y      each row to its expert's rank ..
     RT_RETURN_ROWS,         // .. and back
     RT_EXCHANGE_COUNTS,     // offsets at home, same? -> counts      of all ranks, where rows go by nodes (node_rows.h)
+    RT_JOIN_OFFSETS,        // offsets of own rows [E*n + 1] -> of the rows of all ranks [E * g*n + 1]
+    RT_JOIN_ROWS,           // x, own offsets, those of all -> y            the rows of all ranks
+    RT_SUM_ROWS,            // x, own offsets, those of all -> y            of all rows, sums over the ranks of one's own
+    RT_OWN_ROWS,            // x, own offsets, those of all -> y            of all rows one's own; nothing travels
     RT_SUM_REPLICAS,        // x -> y      for each slot, the balanced tree over those that hold the same expert
     RT_WAIT,                // ends the pending exchange of the same sequence
     RT_CHUNK_OFFSETS        // offsets at the experts -> for each chunk the same, with no rows of other chunks' experts
@@ -146,7 +151,7 @@ typedef enum {
 typedef struct {
     int32_t kind, group;    // RtExchangeKind, RtGroup
     int32_t dtype;
-    int32_t experts, slots; // RT_EXCHANGE_*, RT_SUM_REPLICAS: of all ranks
+    int32_t experts, slots; // RT_EXCHANGE_*, RT_SUM_REPLICAS: of all ranks; RT_JOIN_*, RT_SUM_ROWS: blocks of leaves, pieces
     int32_t leaves;         // RT_EXCHANGE_*: of one rank
     uint32_t sequence;      // number of this exchange in the plan
     uint32_t where;         // text offset: instance and line, for messages

@@ -11,6 +11,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "runtime/comm_rounds.h"
 #include "runtime/inputs.h"
 #include "runtime/node_rows.h"
 #include "runtime/trace.h"
@@ -34,6 +35,8 @@ static size_t work_bytes(const RtPlan *plan, const RtExchange *x) {
     case RT_ALL_GATHER: return x->table ? (size_t)m * bytes : x->run ? MOVED_BYTES : 0;
     case RT_SUM_REPLICAS: return MOST_REPLICAS * bytes;
     case RT_EXCHANGE_OFFSETS: return x->per_node ? 0 : (size_t)m * (size_t)x->experts * (size_t)x->leaves * sizeof(int32_t);
+    case RT_JOIN_OFFSETS: return (size_t)m * (size_t)x->experts * (size_t)x->leaves * sizeof(int32_t);
+    case RT_SUM_ROWS: return (size_t)m * (size_t)x->rows * (size_t)x->elements * (size_t)dtype_bytes((DType)x->dtype);
     case RT_EXCHANGE_ROWS: case RT_RETURN_ROWS: case RT_EXCHANGE_COUNTS: return x->per_node ? rt_node_work_bytes(x, m) : 0;
     default: return 0;
     }
@@ -65,6 +68,7 @@ typedef struct RtSlot {
     size_t   work_bytes, slots;
     void    *part, *from;      // the result of a reduce_scatter, or of gathered experts, and where in work it will be
     size_t   part_bytes;       // of one expert
+    int      summands;         // sum_rows: so many, one after the other in work
     unsigned char *joined;     // all_gather along an inner axis: the result, where runs of each rank have to take turns
     int64_t  begin_ns, exposed_ns;
     bool     taken;            // while slots are dealt
@@ -251,11 +255,11 @@ static RtCommKind kind_of(const RtExchange *x) {
     case RT_TREE_REDUCE_SCATTER: return RT_COMM_TREE_SCATTER;
     case RT_ALL_GATHER: return RT_COMM_GATHER;
     case RT_EXCHANGE_OFFSETS: return x->per_node ? RT_COMM_KINDS : RT_COMM_COUNTS;
-    case RT_EXCHANGE_COUNTS: return RT_COMM_COUNTS;
-    case RT_EXCHANGE_ROWS: return RT_COMM_ROWS;
-    case RT_RETURN_ROWS: return RT_COMM_BACK;
+    case RT_EXCHANGE_COUNTS: case RT_JOIN_OFFSETS: return RT_COMM_COUNTS;
+    case RT_EXCHANGE_ROWS: case RT_JOIN_ROWS: return RT_COMM_ROWS;
+    case RT_RETURN_ROWS: case RT_SUM_ROWS: return RT_COMM_BACK;
     case RT_SUM_REPLICAS: return RT_COMM_MOVE;
-    case RT_SHARD: case RT_WAIT: case RT_CHUNK_OFFSETS: break;
+    case RT_SHARD: case RT_WAIT: case RT_CHUNK_OFFSETS: case RT_OWN_ROWS: break;
     }
     return RT_COMM_KINDS;
 }
@@ -279,6 +283,23 @@ static void size_rows(const RtExchange *x, int m, const RtRowsAt *at, RtCommPart
             const int32_t *h = at->home + (int64_t)expert * leaves, *f = at->far + (int64_t)(s * m + k) * leaves;
             near_part[n] = (RtCommPart){address(at->home_rows, h[0] * row), serves ? (h[leaves] - h[0]) * row : 0, k};
             far_part[n] = (RtCommPart){address(at->far_rows, f[0] * row), (f[leaves] - f[0]) * row, k};
+        }
+    op->send = send;
+    op->recv = recv;
+    op->n_send = op->n_recv = n;
+}
+
+// Of each expert, own rows to all and those of all here; or summands of all to who they are of, of one's own by rank.
+static void size_joined(const RtExchange *x, int m, const RtRowsAt *at, RtCommPart *send, RtCommPart *recv, RtCommOp *op) {
+    bool sums = x->kind == RT_SUM_ROWS;
+    int leaves = x->leaves, n = 0;
+    int64_t row = (int64_t)bytes_of(x), all = at->home[(int64_t)x->experts * leaves] * row;
+    RtCommPart *own = sums ? recv : send, *others = sums ? send : recv;
+    for (int k = 0; k < m; k++)
+        for (int e = 0; e < x->experts; e++, n++) {
+            const int32_t *h = at->home + (int64_t)e * leaves, *f = at->far + (int64_t)(e * m + k) * leaves;
+            own[n] = (RtCommPart){address(at->home_rows, h[0] * row + (sums ? k * all : 0)), (h[leaves] - h[0]) * row, k};
+            others[n] = (RtCommPart){address(at->far_rows, f[0] * row), (f[leaves] - f[0]) * row, k};
         }
     op->send = send;
     op->recv = recv;
@@ -327,7 +348,7 @@ bool rt_exchange_op(const RtExchange *x, int m, const RtRowsAt *at, RtExchangeRo
         return true;
     case RT_COMM_ROWS: case RT_COMM_BACK:
         op->n = 0;
-        size_rows(x, m, at, room.send, room.recv, op);
+        (x->kind == RT_JOIN_ROWS || x->kind == RT_SUM_ROWS ? size_joined : size_rows)(x, m, at, room.send, room.recv, op);
         return true;
     default: return op->kind != RT_COMM_KINDS;
     }
@@ -433,6 +454,18 @@ static void add_replicas(const Job *j) {
     }
 }
 
+// The tree over ranks of what they sent, one after the other in work.
+static void add_summands(const Job *j) {
+    RtSlot *s = j->s;
+    size_t n = s->part_bytes;
+    for (int d = 1; d < s->summands; d *= 2)
+        for (int k = 0; k + d < s->summands; k += 2 * d) {
+            unsigned char *low = s->work + (size_t)k * n;
+            rt_comm_add((DType)j->x->dtype, low, low, low + (size_t)d * n, (int64_t)n);
+        }
+    memcpy(s->part, s->work, n);
+}
+
 static void finish(const Job *j) {
     RtRanks *r = j->r;
     int64_t wait_ns = rt_now_ns();
@@ -440,6 +473,7 @@ static void finish(const Job *j) {
     unsigned char *to = j->s->part, *from = j->s->from;
     size_t n = j->s->part_bytes;
     if (r->status == RT_OK && j->s->op.kind == RT_COMM_MOVE) add_replicas(j);
+    else if (r->status == RT_OK && j->s->summands) add_summands(j);
     else if (r->status == RT_OK && to && j->t)
         for (int e = 0; e < j->t->experts; e++) memcpy(to + (size_t)e * n, from + (size_t)j->t->slot[e] * n, n);
     else if (r->status == RT_OK && to) memcpy(to, from, n);
@@ -449,6 +483,7 @@ static void finish(const Job *j) {
     }
     if (r->status == RT_OK && j->x->per_node && moves_rows(&j->s->op)) rt_node_end(&j->s->rows);
     j->s->part = NULL;
+    j->s->summands = 0;
     j->s->joined = NULL;
     j->s->exposed_ns += rt_now_ns() - wait_ns;
     note_flight(j);
@@ -556,6 +591,46 @@ static void gather_counts(const Job *j, const int32_t *home, Counts *c) {
     run(j);
 }
 
+static void join_offsets(const Job *j, const int32_t *own, int32_t *all) {
+    int experts = j->x->experts, leaves = j->x->leaves;
+    Counts c = {.n = (int64_t)experts * leaves};
+    if (j->r->routes) record_route(j->r, j->x, own);
+    gather_counts(j, own, &c);
+    int32_t at = 0, *to = all;
+    for (int e = 0; e < experts; e++)
+        for (int k = 0; k < j->m; k++)
+            for (int l = 0; l < leaves; l++) {
+                *to++ = at;
+                at += j->r->status == RT_OK ? c.at[k * c.n + (int64_t)e * leaves + l] : 0;
+            }
+    *to = at;
+}
+
+// arg: x, offsets of own rows, of all; y.
+static void join_rows(const Job *j, void *const *arg) {
+    prepare(j, &(RtRowsAt){.home = arg[1], .far = arg[2], .home_rows = arg[0], .far_rows = arg[3]});
+    run(j);
+}
+
+static void sum_rows(const Job *j, void *const *arg) {
+    const int32_t *own = arg[1];
+    prepare(j, &(RtRowsAt){.home = own, .far = arg[2], .home_rows = j->s->work, .far_rows = arg[0]});
+    j->s->part = arg[3];
+    j->s->part_bytes = (size_t)own[(int64_t)j->x->experts * j->x->leaves] * bytes_of(j->x);
+    j->s->summands = j->m;
+    run(j);
+}
+
+static void own_rows(const Job *j, void *const *arg) {
+    const int32_t *own = arg[1], *all = arg[2];
+    size_t row = bytes_of(j->x);
+    int leaves = j->x->leaves;
+    for (int e = 0; e < j->x->experts; e++) {
+        const int32_t *h = own + (int64_t)e * leaves, *f = all + (int64_t)(e * j->m + j->i) * leaves;
+        memcpy((unsigned char *)arg[3] + (size_t)h[0] * row, (unsigned char *)arg[0] + (size_t)f[0] * row, (size_t)(h[leaves] - h[0]) * row);
+    }
+}
+
 static RtNodeRows node_rows(const Job *j, const int32_t *home, const int32_t *counts, const int32_t *same) {
     return (RtNodeRows){.x = *j->x, .m = j->m, .i = j->i, .table = j->t, .home = home, .counts = counts, .same = same, .work = j->s->work};
 }
@@ -633,7 +708,7 @@ void moec_exchange(const RtCall *c) {
         return;
     }
     if (r->status != RT_OK) {
-        if (x->kind == RT_EXCHANGE_OFFSETS)
+        if (x->kind == RT_EXCHANGE_OFFSETS || x->kind == RT_JOIN_OFFSETS)
             memset(arg[x->per_node ? 2 : 1], 0, ((size_t)x->slots * (size_t)x->leaves + 1) * sizeof(int32_t));
         return;
     }
@@ -645,6 +720,10 @@ void moec_exchange(const RtCall *c) {
     case RT_EXCHANGE_COUNTS: exchange_counts(&j, arg[0], x->tokens ? arg[1] : NULL, arg[x->tokens ? 2 : 1]); break;
     case RT_EXCHANGE_OFFSETS: exchange_offsets(&j, arg[0], arg[1], arg[x->per_node ? 2 : 1]); break;
     case RT_EXCHANGE_ROWS: case RT_RETURN_ROWS: exchange_rows(&j, arg); break;
+    case RT_JOIN_OFFSETS: join_offsets(&j, arg[0], arg[1]); break;
+    case RT_JOIN_ROWS: join_rows(&j, arg); break;
+    case RT_SUM_ROWS: sum_rows(&j, arg); break;
+    case RT_OWN_ROWS: own_rows(&j, arg); break;
     case RT_SUM_REPLICAS: sum_replicas(&j, arg[0], arg[1]); break;
     case RT_WAIT:
         if (x->chunk + 1 < x->chunks) finish_chunk(&j);

@@ -193,6 +193,7 @@ static RtStatus sum_counts(RtRebalance *r, RtError *e) {
     memset(r->sum, 0, (size_t)r->n_experts * sizeof *r->sum);
     for (int64_t k = 0; k < steps; k++)
         for (int i = 0; i < r->n_experts; i++) r->sum[i] += r->counts[k * r->n_experts + i];
+    if (r->ranks->mesh.etp > 1) RT_TRY(rt_sum_over(r->ranks, RT_GROUP_TP, r->sum, r->n_experts, e));     // each has seen its leaves
     return rt_sum_over(r->ranks, RT_GROUP_EDP, r->sum, r->n_experts, e);
 }
 

@@ -262,7 +262,8 @@ static void say_start(Run *r) {
     const RtPlan *plan = r->p->plan;
     RtMesh mesh = r->ranks ? r->ranks->mesh : (RtMesh){1, 1, 1, 0};
     int64_t lanes = rt_batch_all_leaves(&r->work.in);
-    char a[32], b[32], c[32], lower[64] = "";
+    char a[32], b[32], c[32], lower[64] = "", etp[24] = "";
+    if (mesh.etp) snprintf(etp, sizeof etp, " (etp %d)", mesh.etp);
     rt_progress_say(g, "%s: %s parameters", r->o->model_name ? r->o->model_name : "model",
                     rt_thousands(rt_parameters(r->p), a));
     rt_progress_say(g, "step: %s tokens = %lld wave%s x %lld lane%s x %lld sequence%s of %lld; %d thread%s",
@@ -271,7 +272,7 @@ static void say_start(Run *r) {
                     plural(r->work.in.batch), (long long)r->work.in.sequence, r->p->threads, plural(r->p->threads));
     if (r->ranks)
         rt_progress_say(g, "ranks: %d = dp %d x ep %d x tp %d%s, %lld lane%s each", r->ranks->n, mesh.dp, mesh.ep, mesh.tp,
-                        mesh.etp == 1 ? " (etp 1)" : "",
+                        etp,
                         (long long)r->work.in.leaves, plural(r->work.in.leaves));
     rt_progress_say(g, "data: %s tokens%s: %s samples to train on, %s held out",
                     rt_thousands(rt_data_tokens(r->data), a), rt_data_cached(r->data) ? " (cached)" : "",

@@ -105,6 +105,22 @@ bool shape_exchange_offsets(const Node *n, Type *out, Diag *d) {
     return true;
 }
 
+bool shape_join_offsets(const Node *n, Type *out, Diag *d) {
+    int64_t parts = parts_of(n), experts = n->attr.experts;
+    const Sym *rows = n->attr.sym;
+    const Type *own = &n->in[0]->type;
+    int64_t leaves = experts > 0 && own->ndim == 1 && !own->dim[0].sym ? (own->dim[0].n - 1) / experts : 0;
+    if (leaves < 1 || own->dim[0].n != experts * leaves + 1 || !rows || experts % rows->groups ||
+        (int64_t)rows->groups * rows->leaves != experts * leaves * parts) {
+        diag_error(d, n->at, "join_offsets of %s in %lld blocks on %lld ranks defines rows of %lld leaves of experts, not by %d leaves %d",
+                   rule_type(n, own), (long long)experts, (long long)parts, (long long)(experts * leaves * parts),
+                   rows ? rows->groups : 0, rows ? rows->leaves : 0);
+        return false;
+    }
+    out[0] = type_make(I32, 1, &(Dim){(int64_t)rows->groups * rows->leaves + 1, NULL});
+    return true;
+}
+
 bool shape_exchange_counts(const Node *n, Type *out, Diag *d) {
     const Type *home = &n->in[0]->type;
     int64_t parts = parts_of(n), experts = n->attr.experts, per_node = n->attr.per_node;
@@ -127,7 +143,7 @@ static bool has_operands_of_nodes(const Node *n) {
 
 bool shape_exchange_rows(const Node *n, Type *out, Diag *d) {
     const Sym *from = type_ragged(&n->in[0]->type);
-    bool back = n->op == OP_RETURN_ROWS;
+    bool back = n->op == OP_RETURN_ROWS || n->op == OP_SUM_ROWS || n->op == OP_OWN_ROWS;
     const Type *home = &n->in[1]->type, *experts = &n->in[2]->type;
     const Sym *near = back ? n->attr.sym : from, *far = back ? from : n->attr.sym;
     if (!from || !n->attr.sym || !has_operands_of_nodes(n) || n->attr.sym->kind != SYM_RAGGED || home->ndim != 1 || experts->ndim != 1 ||

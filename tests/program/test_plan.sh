@@ -52,6 +52,7 @@ routed etp1-ep2 4 --set parallel.tp=2 --set parallel.etp=1 --set parallel.ep=2
 routed ep2-replicas 2 --set parallel.ep=2 --set parallel.replicas=4 --set parallel.placement=random
 routed ep4-replicas 4 --set parallel.ep=4 --set parallel.replicas=8 --set parallel.zero=1
 routed dp2-ep2-replicas 4 --set parallel.ep=2 --set parallel.replicas=2
+routed etp2-ep2 4 --set parallel.tp=2 --set parallel.etp=2 --set parallel.ep=2
 mixtral=$model model=models/tiny_switch.moe
 routed drops 4 --set parallel.ep=2
 model=$mixtral

@@ -46,6 +46,24 @@ alike etp1 etp1-replicas --local 4 "${etp[@]}" --set parallel.zero=2 --set paral
 claim 'etp 1: tp 4' train "$work/etp1-tp4" "${steps[@]}" --local 4 --set parallel.tp=4 --set parallel.etp=1
 claim 'near one rank' near "$work/one" "$work/etp1-tp4" 1e-6
 
+# each rank of a tp group sends its share of the rows; between nodes the bytes are halved, inside they are joined
+shared=(--set parallel.tp=2 --set parallel.etp=2)
+claim 'etp 2' train "$work/etp2" "${steps[@]}" --local 2 "${shared[@]}"
+claim 'near one rank' near "$work/one" "$work/etp2" 1e-6
+alike etp2 etp2-ep2-dp2 --local 8 "${shared[@]}" --set parallel.ep=2 --set parallel.zero=2
+alike etp2 etp2-moving --local 4 "${shared[@]}" --set parallel.ep=2 --set parallel.replicas=2 "${moving[@]}"
+export MOE_DEBUG=nodes:2
+claim 'tp 2, ep 2 on two nodes' train "$work/nodes" "${steps[@]}" --local 4 --set parallel.tp=2 --set parallel.ep=2 --set parallel.a2a=flat
+alike etp2 nodes-etp2 --local 4 "${shared[@]}" --set parallel.ep=2 --set parallel.a2a=flat
+unset MOE_DEBUG
+between() { # RUN: bytes of rows that ranks sent to other nodes
+    tr -d ' \n' <"$work/$1/ranks.json" | grep -oE '"(sent|received)"|"(rows|back)":\{[^}]*\}' |
+        awk '/sent/ { on = 1 } /received/ { on = 0 }
+             on && match($0, /"net":\[[0-9]+,[0-9]+/) { s = substr($0, RSTART, RLENGTH); sub(/.*,/, "", s); n += s } END { print n + 0 }'
+}
+claim 'half the bytes of rows between nodes' awk -v all="$(between nodes)" -v some="$(between nodes-etp2)" \
+    'BEGIN { print some, all; exit !(some > 0.49 * all && some < 0.51 * all) }'
+
 # checkpoints hold whole tensors
 claim 'two steps with tp 2' train "$work/moved" "${steps[@]}" --local 2 --set parallel.tp=2 --set 'train.stop=2 steps'
 claim 'two more on one rank' train "$work/moved" "${steps[@]}" --set 'train.stop=4 steps' --resume
