@@ -28,8 +28,8 @@ static bool is_movable(const Value *v) {
     return !op_is(n->op, SOURCE) && !is_alias(n) && n->op != OP_CACHE;
 }
 
-// In place: the step that makes v reads the tensor at most elementwise (one that gathers parts, not at all), and nobody reads
-// the tensor's old contents later.
+// In place: the step that makes v reads the tensor at most elementwise (one that gathers parts, not at all), and
+// nobody reads the tensor's old contents later.
 static bool may_overwrite(const Graph *g, const Value *v, const char *name) {
     const Node *maker = v->node;
     if (maker->op != OP_FUSED && maker->op != OP_ALL_GATHER && !op_is(maker->op, ELEMENTWISE)) return false;

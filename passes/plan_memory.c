@@ -119,9 +119,9 @@ static void find_readers(Graph *g, PtrMap *last_reader) {
 // new ones, not at all.
 static bool may_replace(const PtrMap *last_reader, const Value *v, Name name) {
     const Node *maker = v->node, *last = map_get(last_reader, name);
-    bool element_by_element =
-        maker->op == OP_FUSED ? is_straight(maker->attr.body, -1, &v->type) : op_is(maker->op, ELEMENTWISE) || maker->op == OP_ALL_GATHER;
-    if (!element_by_element || node_is_view(maker) || (last && last->op != OP_UPDATE && last->id > maker->id))
+    bool in_place = maker->op == OP_FUSED ? is_straight(maker->attr.body, -1, &v->type)
+                                          : op_is(maker->op, ELEMENTWISE) || maker->op == OP_ALL_GATHER;
+    if (!in_place || node_is_view(maker) || (last && last->op != OP_UPDATE && last->id > maker->id))
         return false;
     for (int i = 0; i < maker->n_in; i++) {
         const Node *source = value_shown(maker->in[i])->node;

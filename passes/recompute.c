@@ -16,7 +16,8 @@
 //   train.recompute   may run again
 //   none              nothing: every value read is kept
 //   cheap             elementwise ops, softmax, structure, gathers of rows
-//   layer             also contractions, row reductions, rows' ways to experts and back; what another layer reads is kept
+//   layer             also contractions, row reductions, rows' ways to experts and back; what another layer reads
+//                     is kept
 //
 // Never run again: choices (topk, queue, count, route, gates), attention, head_loss, random draws, sums over
 // rows, and what is too small to be worth a kernel. A clone is its original with the same operands or their

@@ -164,7 +164,7 @@ typedef struct {
     int32_t tokens, pad;    // > 0: rows of the same number, below this, are one: they are operands
     int64_t rows;           // by nodes: the bound of those at home
     int64_t elements;       // of x; of a row, where x has rows
-    int64_t run;            // RT_ALL_GATHER, RT_SHARD, RT_TREE_REDUCE_SCATTER: elements of a part from its axis on; 0: all (axis 0)
+    int64_t run;            // of what is cut along an axis: elements of a part from there on; 0: all (axis 0)
 } RtExchange;
 
 // The first of a rank's `experts` experts that belongs to a chunk (chunk = chunks: the end).

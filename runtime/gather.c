@@ -78,11 +78,13 @@ static void join_parts(const RtPlanInstance *p, const RtTensor *t, int parts, co
     for (int i = 0; i < parts * inner * tp; i++, from += t->bytes) {
         RtOwn o = rt_tensor_place(p, t, (RtPartAt){i / tp / inner, i / tp % inner, i % tp});
         for (int64_t r = 0; r < o.runs; r++)
-            memcpy(whole + (size_t)rt_own_begin(&o, r) * element, from + (size_t)(r * o.run) * element, (size_t)o.run * element);
+            memcpy(whole + (size_t)rt_own_begin(&o, r) * element, from + (size_t)(r * o.run) * element,
+                   (size_t)o.run * element);
     }
 }
 
-RtStatus rt_gather_tensor(const RtPlanInstance *p, const RtTensor *t, int parts, RtPartAt root, void *whole, RtError *e) {
+RtStatus rt_gather_tensor(const RtPlanInstance *p, const RtTensor *t, int parts, RtPartAt root, void *whole,
+                          RtError *e) {
     const struct { int n, root, group; } cut[] = {{rt_tensor_tp(p, t), root.tp, RT_GROUP_TP},
                                                   {rt_tensor_inner_parts(p, t), root.inner, t->within - 1},
                                                   {parts, root.part, t->shard - 1}};

@@ -434,8 +434,8 @@ RtOwn rt_tensor_place(const RtPlanInstance *p, const RtTensor *t, RtPartAt at) {
     int64_t whole[MAX_DIM], begin[MAX_DIM];              // along each axis: the tensor's size, where this part begins
     int tp_axis = rt_tensor_tp(p, t) > 1 ? t->tp - 1 : -1, last = 0;       // last: the innermost axis that is cut
     for (int i = 0; i < here.ndim; i++) {
-        int parts = i == 0 ? rt_tensor_parts(p, t) : i == 1 ? rt_tensor_inner_parts(p, t) : 1, part = i == 0 ? at.part : i == 1 ? at.inner : 0;
-        int tp = i == tp_axis ? rt_tensor_tp(p, t) : 1;
+        int parts = i == 0 ? rt_tensor_parts(p, t) : i == 1 ? rt_tensor_inner_parts(p, t) : 1;
+        int part = i == 0 ? at.part : i == 1 ? at.inner : 0, tp = i == tp_axis ? rt_tensor_tp(p, t) : 1;
         if (i == tp_axis) part += at.tp * parts;
         whole[i] = here.dim[i] * parts * tp;
         begin[i] = here.dim[i] * part;

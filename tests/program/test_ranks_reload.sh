@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What one layout saved any other goes on with: all 25 pairs of five layouts, to the same bits; damage and full disks.
 . "$(dirname "$0")/common.sh"
-steps=(--set 'train.length=3 steps' --set train.sequence=16 --set train.eval_every=none --set data.held_out=0.0001 --threads 1)
+steps=(--set 'train.length=3 steps' --set train.sequence=16
+    --set train.eval_every=none --set data.held_out=0.0001 --threads 1)
 declare -A layout=(
     [one]=''
     [dp4-zero2]='--local 4 --set parallel.zero=2'
@@ -52,7 +53,9 @@ done
 claim 'a step more' run dp4-ep2-zero2 "${layout[dp4-ep2-zero2]}" --set 'train.stop=3 steps' --resume
 moments=adam.m/layers.1.ffn.experts.5.w2
 file_of() { grep -l "$moments" "$work/$1/ckpt/step-0000000$2"/state-*.safetensors; }      # RUN STEP
-begin_of() { sed -n "\\|\"$moments\": {|,/\"offset\"/s/.*\"offset\": \([0-9]*\).*/\1/p" "$work/$1/ckpt/step-0000000$2/manifest.json"; }
+begin_of() { # RUN STEP
+    sed -n "\\|\"$moments\": {|,/\"offset\"/s/.*\"offset\": \([0-9]*\).*/\1/p" "$work/$1/ckpt/step-0000000$2/manifest.json"
+}
 cp -r "$work/dp4-ep2-zero2" "$work/bent"
 printf '\252' | dd of="$(file_of bent 3)" bs=1 seek=$(($(begin_of bent 3) + 1000)) conv=notrunc status=none
 exits 0 'a damaged byte' run bent "${layout[dp2-ep2-zero1]}" --resume
