@@ -12,7 +12,7 @@ shift
 sizes=("${@:-16 64 256 1024 4096}")
 hosts_up 2 && hosts_rate "$rate" || exit 1
 one() { # A2A TOKENS: step ms, ms under way, messages, MB
-    on_hosts 4 "$MOEC" bench tests/bench/nodes.moe --threads 1 --warmup 3 --steps $(($2 > 500 ? 8 : 30)) --set parallel.ep=8 \
+    on_hosts 4 "$MOEC" bench tests/bench/nodes.moe --threads 1 --warmup 2 --steps $(($2 > 500 ? 4 : 10)) --set parallel.ep=8 \
         --set parallel.chunks=1 --set "parallel.a2a=$1" --set "train.sequence=$2" |
         awk '/^step ms/ { s = $NF } /^rows under/ { u = $NF } /^rows net messages/ { m = $NF } /^rows net MB/ { b = $NF } END { print s, u, m, b }'
 }
