@@ -265,6 +265,7 @@ static void feed(RtDecoder *d, const int32_t *text, int64_t apart, int64_t n) {
             rt_decoder_add(d, (int)(fed / n), text + fed / n * apart + fed % n, rows);
             fed += rows;
         }
+        if (d->plan->ranks) d->plan->ranks->few = d->rows <= d->plan->ranks->few_tokens;      // all ranks have as many
         rt_decoder_run(d);
     }
 }
@@ -295,6 +296,19 @@ typedef struct {
     json_t *facts;               // the first rank's
 } GenerateBench;
 
+// What this rank has sent so far in steps of the plan.
+static RtTraffic sent_by(const RtRanks *ranks) {
+    RtTraffic all = {0};
+    if (!ranks) return all;
+    RtCommCounters n = rt_comm_counters(ranks->comm);
+    for (int kind = 0; kind < RT_COMM_KINDS; kind++)
+        for (size_t link = 0; link < sizeof n.plan_sent[0] / sizeof n.plan_sent[0][0]; link++) {
+            all.messages += n.plan_sent[kind][link].messages;
+            all.bytes += n.plan_sent[kind][link].bytes;
+        }
+    return all;
+}
+
 // A decoder with room for all of it, and first weights.
 static RtStatus open_decoder(const GenerateBench *b, RtPlanInstance *p, RtDecoder *d, RtError *e) {
     RT_TRY(rt_decoder_open(p, d, e));
@@ -305,7 +319,8 @@ static RtStatus open_decoder(const GenerateBench *b, RtPlanInstance *p, RtDecode
 }
 
 // text: [places, prompt + tokens]; took: [rounds] of the prompts, then [rounds, tokens].
-static RtStatus feed_rounds(const GenerateBench *b, RtDecoder *d, int32_t *text, double *took, RtError *e) {
+// *sent: in the last round, behind the prompts.
+static RtStatus feed_rounds(const GenerateBench *b, RtDecoder *d, int32_t *text, double *took, RtTraffic *sent, RtError *e) {
     RtRanks *ranks = d->plan->ranks;
     int64_t apart = b->prompt + b->tokens;
     RandomIds ids = {1 + (uint64_t)rt_data_rank(ranks), d->vocab, 0};
@@ -318,8 +333,11 @@ static RtStatus feed_rounds(const GenerateBench *b, RtDecoder *d, int32_t *text,
             RT_TRY(rt_ranks_status(ranks, e));
             double *to = i ? took + b->rounds + (r * b->tokens + i - 1) : took + r;
             if (r >= 0) *to = (double)(rt_now_ns() - begin_ns) / 1e9;
+            if (i == 0) *sent = sent_by(ranks);
         }
     }
+    RtTraffic now = sent_by(ranks);
+    *sent = (RtTraffic){.messages = now.messages - sent->messages, .bytes = now.bytes - sent->bytes};
     return RT_OK;
 }
 
@@ -329,13 +347,14 @@ static json_t *generate_facts(Cli *c, Session *s, const RtSettings *settings) {
     if (!ok) return NULL;
     GenerateBench bench = {.s = s, .settings = settings, .prompt = prompt, .tokens = tokens, .rounds = rounds};
     RtDecoder d = {0};
+    RtTraffic none;
     RtError e = {0};
     json_t *facts = NULL;
     ok = open_decoder(&bench, s->plan, &d, &e) == RT_OK || failed(c, &e);
     int64_t apart = prompt + tokens, n = d.places;
     int32_t *text = arena_array(c->arena, int32_t, apart * n);
     double *first = arena_array(c->arena, double, rounds * (tokens + 1)), *each = first + rounds;
-    ok = ok && (feed_rounds(&bench, &d, text, first, &e) == RT_OK || failed(c, &e));
+    ok = ok && (feed_rounds(&bench, &d, text, first, &none, &e) == RT_OK || failed(c, &e));
     double megabytes = peak_megabytes();
     Machine m;
     if (ok && machine_measure(&m, c->diag)) {
@@ -383,13 +402,16 @@ static RtStatus bench_generate_rank(void *self, RtPlanInstance *p, RtError *e) {
     if (s == RT_OK) text = calloc((size_t)((b->prompt + b->tokens) * d.places), sizeof *text);
     if (s == RT_OK && (!text || !took)) s = rt_fail(e, RT_NO_MEMORY, "no memory for times");
     s = rt_agree(p->ranks, s, e);
-    if (s == RT_OK) s = feed_rounds(b, &d, text, took, e);
+    RtTraffic sent;
+    if (s == RT_OK) s = feed_rounds(b, &d, text, took, &sent, e);
     if (s == RT_OK && rt_rank(p->ranks) == 0) {
         int n = rt_data_ranks(p->ranks) * d.places;
         double decode = bench_median(took + b->rounds, (int)(b->rounds * b->tokens));
         b->facts = json_pack("{s:s, s:i, s:i, s:i, s:i, s:f, s:f, s:f}", "model", program_model_name(b->s->program), "ranks", rt_n_ranks(p->ranks),
                              "threads", p->threads, "batch", d.places, "sequences", n, "prefill_tokens_s",
                              n * (double)b->prompt / bench_median(took, (int)b->rounds), "decode_tokens_s", n / decode, "decode_step_ms", decode * 1e3);
+        json_object_set_new(b->facts, "messages_a_step", json_real((double)sent.messages / (double)b->tokens));
+        json_object_set_new(b->facts, "sent_kb_a_step", json_real((double)sent.bytes / 1e3 / (double)b->tokens));
     } else if (s == RT_OK && rt_rank(p->ranks) && !b->facts && rt_comm_world_size() > 1) {
         b->facts = json_object();
     }

@@ -36,10 +36,11 @@ static inline bool rt_is_power_of_two(int64_t n) { return n > 0 && (n & (n - 1))
 //   EXACT         buf [n] of I32 or I64 becomes the sum over ranks: no order (exact.h)
 //   BCAST         buf [n] of rank `root` to all
 //   MOVE          send[] to recv[]: anything from rank to rank
+//   FEW           the same, one part to a rank, which may be shorter than what its receiver has room for (it tells itself)
 #define RT_COMM_KINDS_DO(X)                                                                                   \
     X(COUNTS, "counts") X(ROWS, "rows") X(BACK, "back") X(TREE_REDUCE, "tree_reduce")                         \
     X(TREE_SCATTER, "tree_scatter") X(TREE_GATHER, "tree_gather") X(GATHER, "gather") X(EXACT, "exact")       \
-    X(BCAST, "bcast") X(MOVE, "move")
+    X(BCAST, "bcast") X(MOVE, "move") X(FEW, "few")
 
 typedef enum {
 #define X(name, text) RT_COMM_##name,

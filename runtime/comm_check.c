@@ -20,7 +20,7 @@ static uint64_t mix(uint64_t h, uint64_t x) {
 }
 
 uint32_t rt_comm_tag(const RtCommOp *op, int64_t in_group) {
-    bool by_data = op->kind == RT_COMM_ROWS || op->kind == RT_COMM_BACK || op->kind == RT_COMM_MOVE;
+    bool by_data = op->kind == RT_COMM_ROWS || op->kind == RT_COMM_BACK || op->kind == RT_COMM_MOVE || op->kind == RT_COMM_FEW;
     uint64_t h = mix(mix(1, op->tag.node), op->tag.chunk);
     if (!by_data) h = mix(mix(mix(h, (uint64_t)op->n), op->dtype), (uint64_t)op->root);
     return (uint32_t)(in_group % NUMBERS) << NUMBER_BIT | op->kind << KIND_BIT | (h >> 40 & 255);

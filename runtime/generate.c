@@ -415,12 +415,17 @@ static void add_rows(Generation *g, bool prompts) {
     }
 }
 
-static RtStatus advance(Generation *g, RtError *e) {
+// The rows of the next call.
+static void put_together(Generation *g) {
     RtDecoder *d = &g->d;
     for (int place = 0; place < d->places; place++) g->sequence[place].number = -1;
     rt_decoder_begin(d);
     add_rows(g, false);
     add_rows(g, true);
+}
+
+static RtStatus advance(Generation *g, RtError *e) {
+    RtDecoder *d = &g->d;
     rt_decoder_run(d);
     RT_TRY(rt_ranks_status(d->plan->ranks, e));
     for (int place = 0; place < d->places; place++) {
@@ -436,13 +441,10 @@ static RtStatus advance(Generation *g, RtError *e) {
     return RT_OK;
 }
 
-// Gives requests that wait the places that are free.  *busy: whether any place has one.
-static RtStatus take_requests(Generation *g, int32_t *busy, RtError *e) {
-    *busy = false;
-    for (int place = 0; place < g->d.places; place++) {
-        if (!g->sequence[place].request && g->at < g->n) RT_TRY(begin_request(g, place, e));
-        *busy |= g->sequence[place].request != NULL;
-    }
+// Gives requests that wait the places that are free.
+static RtStatus take_requests(Generation *g, RtError *e) {
+    for (int place = 0; place < g->d.places && g->at < g->n; place++)
+        if (!g->sequence[place].request) RT_TRY(begin_request(g, place, e));
     return RT_OK;
 }
 
@@ -451,10 +453,12 @@ static RtStatus decode_all(Generation *g, RtError *e) {
     RtRanks *ranks = g->d.plan->ranks;
     bool together = ranks && ranks->mesh.ep > 1;
     for (;;) {
-        int32_t busy;
-        RT_TRY(take_requests(g, &busy, e));
-        if (together) RT_TRY(rt_any(ranks, &busy, 1, e));
-        if (!busy) return RT_OK;
+        RT_TRY(take_requests(g, e));
+        put_together(g);
+        int32_t any[] = {g->d.rows > 0, together && g->d.rows > ranks->few_tokens};       // rows; many
+        if (together) RT_TRY(rt_any(ranks, any, 2, e));
+        if (!any[0]) return RT_OK;
+        if (together) ranks->few = !any[1];
         RT_TRY(advance(g, e));
     }
 }

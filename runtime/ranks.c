@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "runtime/comm_rounds.h"
+#include "runtime/few_rows.h"
 #include "runtime/inputs.h"
 #include "runtime/node_rows.h"
 #include "runtime/trace.h"
@@ -73,6 +74,8 @@ typedef struct RtSlot {
     int64_t  begin_ns, exposed_ns;
     bool     taken;            // while slots are dealt
     RtNodeRows rows;           // of an exchange by nodes
+    RtFewRows few;             // of few rows
+    bool     is_few;           // the exchange under way is of few
     unsigned char **box;       // [per_node]
     size_t   box_bytes, box_at;      // of one of the two that take turns, and where they are in what a node shares
     int      turn, per_node;
@@ -90,6 +93,7 @@ typedef struct RtDealt {
 // Exchanges that are never under way at once share a slot.  slot, dealt: [steps + 1], zeroed.  Returns how many slots.
 static int deal_slots(const RtPlan *plan, RtSlot *slot, RtDealt *dealt) {
     int n_slots = 0;
+    size_t few_bytes = 2 * rt_few_message_bytes(plan);
     for (uint32_t i = 0; i < plan->steps.n; i++) {
         const RtExchange *x = rt_exchange_of(plan, i);
         if (!x) continue;
@@ -104,6 +108,7 @@ static int deal_slots(const RtPlan *plan, RtSlot *slot, RtDealt *dealt) {
         size_t bytes = work_bytes(plan, x);
         dealt[x->sequence] = (RtDealt){k, (int)i};
         s->taken = x->pending;
+        if (x->kind == RT_EXCHANGE_ROWS || x->kind == RT_RETURN_ROWS) bytes += few_bytes * (size_t)rt_group_size(plan->mesh, (RtGroup)x->group);
         if (bytes > s->work_bytes) s->work_bytes = bytes;
         if ((size_t)x->slots > s->slots) s->slots = (size_t)x->slots;
         if (x->per_node > s->per_node) s->per_node = x->per_node;
@@ -182,6 +187,8 @@ static RtStatus open_buffers(RtRanks *r, RtPlanInstance *p, RtError *e) {
     r->dealt = calloc((size_t)p->plan->steps.n + 1, sizeof *r->dealt);
     if (!r->slot || !r->dealt) return rt_fail(e, RT_NO_MEMORY, "no memory for exchanges");
     r->n_slots = deal_slots(p->plan, r->slot, r->dealt);
+    r->few_tokens = rt_few_tokens(p->plan);
+    r->few_message_bytes = rt_few_message_bytes(p->plan);
     size_t taken = sizeof *r + dealt_room(p->plan) + (size_t)rt_slots_bytes(p->plan);
     for (int i = 0; i < r->n_slots; i++) {
         RtSlot *s = &r->slot[i];
@@ -378,7 +385,7 @@ static void prepare_nodes(const Job *j, const RtNodeRows *rows) {
     rt_node_begin(&s->rows);
 }
 
-static bool moves_rows(const RtCommOp *op) { return op->kind == RT_COMM_ROWS || op->kind == RT_COMM_BACK; }
+static bool moves_rows(const RtCommOp *op) { return op->kind == RT_COMM_ROWS || op->kind == RT_COMM_BACK || op->kind == RT_COMM_FEW; }
 
 static int64_t bytes_sent(const Job *j) {
     RtTraffic *sent = calloc((size_t)j->m * 2, sizeof *sent);
@@ -466,6 +473,16 @@ static void add_summands(const Job *j) {
     memcpy(s->part, s->work, n);
 }
 
+// How many rows are at the experts is known now.
+static void end_few(const Job *j) {
+    RtRanks *r = j->r;
+    const RtFewRows *w = &j->s->few;
+    rt_few_end(w);
+    if (w->x.kind != RT_EXCHANGE_ROWS) return;
+    r->rows.arrived += w->far[(int64_t)w->x.slots * w->x.leaves];
+    rt_read_sym(r->plan_run, r->few_sym);
+}
+
 static void finish(const Job *j) {
     RtRanks *r = j->r;
     int64_t wait_ns = rt_now_ns();
@@ -482,6 +499,8 @@ static void finish(const Job *j) {
         reorder(&parts, j->s->joined, j->s->work);
     }
     if (r->status == RT_OK && j->x->per_node && moves_rows(&j->s->op)) rt_node_end(&j->s->rows);
+    if (r->status == RT_OK && j->s->is_few) end_few(j);
+    j->s->is_few = false;
     j->s->part = NULL;
     j->s->summands = 0;
     j->s->joined = NULL;
@@ -645,6 +664,11 @@ static void exchange_counts(const Job *j, const int32_t *home, const int32_t *sa
 
 static void exchange_offsets(const Job *j, const int32_t *home, const int32_t *counts, int32_t *far) {
     int experts = j->x->experts, leaves = j->x->leaves, mine = j->t->slots / j->m;
+    if (j->r->few) {                       // not known before the rows are there
+        memset(far, 0, ((size_t)j->t->slots * (size_t)leaves + 1) * sizeof *far);
+        j->r->few_sym = RT_TABLE(j->r->plan, RtStep, steps)[j->r->dealt[j->x->sequence].step].defines_sym;
+        return;
+    }
     Counts c = {.n = (int64_t)experts * leaves};
     if (j->r->routes) record_route(j->r, j->x, home);
     if (j->x->per_node) c.by_nodes = node_rows(j, home, counts, NULL);
@@ -662,6 +686,18 @@ static void exchange_offsets(const Job *j, const int32_t *home, const int32_t *c
     *to = at;
 }
 
+static void exchange_few(const Job *j, const int32_t *home, int32_t *far, unsigned char *home_rows, unsigned char *far_rows) {
+    RtSlot *s = j->s;
+    int64_t begin_ns = rt_now_ns();
+    s->few = (RtFewRows){.x = *j->x, .m = j->m, .i = j->i, .table = j->t, .home = home, .far = far, .home_rows = home_rows, .far_rows = far_rows,
+                         .work = s->work, .message_bytes = j->r->few_message_bytes};
+    s->is_few = true;
+    s->op = (RtCommOp){.dtype = (DType)j->x->dtype, .group = j->r->group[j->x->group],
+                       .tag = {.node = j->x->sequence, .where = RT_TEXT(j->r->plan, j->x->where)}};
+    rt_few_op(&s->few, s->send, s->recv, &s->op);
+    run_from(j, begin_ns);
+}
+
 // arg: x, offsets at home, at the experts; by nodes counts, and where rows may be the same, their numbers; y.
 static void exchange_rows(const Job *j, void *const *arg) {
     bool back = j->x->kind == RT_RETURN_ROWS;
@@ -669,6 +705,10 @@ static void exchange_rows(const Job *j, void *const *arg) {
     int n_in = j->x->per_node ? j->x->tokens ? 5 : 4 : 3;
     unsigned char *x = arg[0], *y = arg[n_in];
     int64_t begin_ns = rt_now_ns();
+    if (j->r->few) {
+        exchange_few(j, home, arg[2], back ? y : x, back ? x : y);
+        return;
+    }
     if (j->x->per_node) {
         RtNodeRows rows = node_rows(j, home, arg[3], j->x->tokens ? arg[4] : NULL);
         rows.far = far;

@@ -26,6 +26,10 @@ typedef struct RtRanks {
     struct RtDealt *dealt;     // by an exchange's number in the plan
     RtPlanInstance *plan_run;  // borrowed: whose exchanges these are
     RtRowsTime rows;           // since open
+    int64_t  few_tokens;       // most tokens of each rank for which `few` may be set; 0: never
+    size_t   few_message_bytes;
+    int      few_sym;          // of the rows at experts that are due
+    bool     few;              // rows go as few_rows.h says: all ranks set it alike, before a run of @run
     FILE    *routes;           // where rows of each route are recorded, or NULL (borrowed)
     int64_t  step;             // of the run, for that
 } RtRanks;

@@ -186,7 +186,7 @@ typedef struct {
     int      ticket;
 } Job;
 
-static bool has_parts(RtCommKind k) { return k == RT_COMM_ROWS || k == RT_COMM_BACK || k == RT_COMM_MOVE; }
+static bool has_parts(RtCommKind k) { return k == RT_COMM_ROWS || k == RT_COMM_BACK || k == RT_COMM_MOVE || k == RT_COMM_FEW; }
 static bool halves(RtCommKind k) { return k == RT_COMM_TREE_SCATTER || k == RT_COMM_TREE_GATHER; }
 static bool has_cut(RtCommKind k) { return halves(k) || k == RT_COMM_GATHER; }
 static bool is_tree(RtCommKind k) { return halves(k) || k == RT_COMM_TREE_REDUCE; }
