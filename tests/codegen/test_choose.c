@@ -162,6 +162,7 @@ static Layout laid_out(const Machine *m, int64_t rows) {
 // few rows read rows faster; where memory limits both, in panels.
 static void layouts_follow_rates(void **state) {
     Machine rows = machine_with(32, 1, 6, TILE_F32_ROWS, 0.99);
+    rows.task = 0;                                         // panels are cut into more of them
     rows.tile[rows.n_tiles++] = (MachineTile){1, 1, TILE_F32, 0.05 * rows.rates[0].fma};
     assert_int_equal(laid_out(&rows, 1), LAYOUT_ROWS);
     Machine slow = rows;
