@@ -316,7 +316,9 @@ bool machine_keep(const char *path, const Machine *m) {
         json_decref(all);
         all = json_object();
     }
-    json_object_set_new(all, m->name, machine_json(m));
+    json_t *own = machine_json(m), *fitted = json_object_get(json_object_get(all, m->name), "ops");
+    if (fitted && !m->n_ops) json_object_set(own, "ops", fitted);      // of plans: rates measured anew are much the same
+    json_object_set_new(all, m->name, own);
     char *beside = rt_path("%s.%ld", path, (long)getpid());
     FILE *f = fopen(beside, "w");
     bool ok = f && json_dumpf(all, f, MACHINE_JSON) == 0 && fputc('\n', f) == '\n';

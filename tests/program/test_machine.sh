@@ -15,6 +15,9 @@ prints '^f32 fma +1.00 ' 'tells the rate of arithmetic'
 prints '^L2 ' 'and of caches'
 prints '^ +[0-9]+ x [0-9]+ +f32' 'and of register tiles'
 claim 'and keeps them' test -s "$kept"
+sed -i -E 's/"tiles": \[/"ops": {"matmul": 0.5}, "tiles": [/' "$kept"
+exits 0 'bench machine, where ops have shares' moec bench machine --quiet
+claim 'leaves them' grep -qE '"matmul": 0.5' "$kept"
 exits 0 'bench machine --json' moec bench machine --json --machine "$work/mine.json"
 cp "$log.out" "$work/printed"
 claim "prints what it keeps" cmp "$work/printed" "$work/mine.json"
@@ -48,6 +51,9 @@ for command in dump build train; do
     exits 1 "$command with a wrong rate" moec $command $model "${tiny[@]}" --machine "$work/bad.json"
     says 'bad.json: machine.rates\[0\].fma is -1; it must be a number above 0' 'is told which, and what it must be'
 done
+sed -E 's/"tiles": \[/"ops": {"matmul": -1}, "tiles": [/' "$work/mine.json" >"$work/bad.json"
+exits 1 'a wrong share of an op' moec "${dump[@]}" --machine "$work/bad.json"
+says 'machine.ops.matmul is -1; it must be a number above 0' 'is told'
 sed -E 's/^ "[^"]*": \{/ "Another CPU": {/' "$work/mine.json" >"$work/other.json"
 exits 0 'rates of another machine' moec "${dump[@]}" --machine "$work/other.json"
 python3 -c 'import json,sys; a=json.load(open(sys.argv[1])); m=list(a.values())[0]; json.dump({"One": m, "Two": m}, open(sys.argv[2], "w"))' \
