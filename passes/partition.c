@@ -327,7 +327,7 @@ static void place_join_offsets(Partition *q, Node *n) {
     if (!r) return;
     replace_operand(n, 0, r->far_offsets);
     all->groups = r->far->groups;
-    n->attr.experts = (int64_t)r->far->groups * (r->far->leaves / own->leaves);         // leaves of a rank's: those of its tp group follow
+    n->attr.experts = (int64_t)r->far->groups * (r->far->leaves / own->leaves);     // blocks: each rank's leaves
     all->leaves = r->far->leaves * q->p.g->mesh.tp;
     all->bound = r->far->bound * q->p.g->mesh.tp;
     shape_again(q, n, at_home);
@@ -546,11 +546,12 @@ static const char *place_text(const Partition *q, const Value *v) {
         const char *parts = place.nested && outer_place(&q->p, place).kind == HOME ? "" : cut_over(q, place.group, "S0");
         return arena_printf(a, "%s%s%s%s", parts, inner, summand ? " " : "", summand ? summand : "");
     }
-    bool within = own && q->p.g->mesh.etp != 1;                           // of experts that are cut: each rank of a tp group has others
-    if (r)
-        return arena_printf(a, "%s%s%s", cut_over(q, RT_GROUP_EXP, "S0"), cut_over(q, RT_GROUP_EDP, "S0"), within ? cut_over(q, RT_GROUP_TP, "S0") : "");
-    if (v->node->op == OP_EXCHANGE_OFFSETS || (v->node->op == OP_JOIN_OFFSETS && map_get(&q->p.near_of, v->node->attr.sym))) return arena_printf(a, "%s%s", cut_over(q, RT_GROUP_EXP, "L"), cut_over(q, RT_GROUP_EDP, "L"));
-    if (has_leaves(&v->type)) return arena_printf(a, "%s%s", cut_over(q, RT_GROUP_DATA, "S0"), own ? cut_over(q, RT_GROUP_TP, "S0") : "");
+    const char *of_tp = own && !(r && q->p.g->mesh.etp == 1) ? cut_over(q, RT_GROUP_TP, "S0") : "";
+    if (r) return arena_printf(a, "%s%s%s", cut_over(q, RT_GROUP_EXP, "S0"), cut_over(q, RT_GROUP_EDP, "S0"), of_tp);
+    bool joined = v->node->op == OP_JOIN_OFFSETS && map_get(&q->p.near_of, v->node->attr.sym);
+    if (v->node->op == OP_EXCHANGE_OFFSETS || joined)
+        return arena_printf(a, "%s%s", cut_over(q, RT_GROUP_EXP, "L"), cut_over(q, RT_GROUP_EDP, "L"));
+    if (has_leaves(&v->type)) return arena_printf(a, "%s%s", cut_over(q, RT_GROUP_DATA, "S0"), of_tp);
     return summand ? arena_printf(a, " %s", summand) : "";
 }
 

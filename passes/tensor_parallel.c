@@ -179,7 +179,8 @@ static Joined *joined_rows(Tp *q, Sym *own) {
     Joined *j = map_get(&q->joined, own);
     if (j) return j;
     j = arena_new(q->cx->scratch, Joined);
-    j->all = graph_add_sym(q->g, arena_printf(q->g->arena, "%s_all", own->name), SYM_RAGGED, own->bound * q->tp, own->groups, own->leaves * (int)q->tp);
+    const char *name = arena_printf(q->g->arena, "%s_all", own->name);
+    j->all = graph_add_sym(q->g, name, SYM_RAGGED, own->bound * q->tp, own->groups, own->leaves * (int)q->tp);
     Builder b = builder_after(q->g, own->extent->node);
     j->offsets = make(&b, OP_JOIN_OFFSETS, INS(own->extent), .experts = own->groups, .sym = j->all, .over = over_tp);
     j->all->extent = j->offsets;
@@ -196,8 +197,9 @@ static void name_rows(Tp *q, Node *n, bool all) {
         const Sym *s = NULL;
         for (int k = 0; k < q->g->n_syms && !s; k++)
             if (q->g->sym[k]->extent == n->in[i] && q->g->sym[k]->kind == SYM_RAGGED) s = q->g->sym[k];
-        Value *to = !s ? NULL : !all ? map_get(&q->own_of, n->in[i]) : map_get(&q->own_of, s) ? NULL : joined_rows(q, (Sym *)s)->offsets;
-        if (to) replace_operand(n, i, to);
+        bool is_all = s && map_get(&q->own_of, s);
+        if (s && all && !is_all) replace_operand(n, i, joined_rows(q, (Sym *)s)->offsets);
+        if (s && !all && is_all) replace_operand(n, i, map_get(&q->own_of, n->in[i]));
     }
     for (int i = 0; i < n->attr.dims.n; i++) {
         Dim *d = &n->attr.dims.at[i];
@@ -940,7 +942,8 @@ bool pass_tensor_parallel(Graph *g, PassCtx *cx) {
         return false;
     }
     Arena *a = cx->scratch;
-    Tp q = {.g = g, .cx = cx, .tp = g->mesh.tp, .params = {.arena = a}, .moved = {.arena = a}, .joined = {.arena = a}, .own_of = {.arena = a}, .ok = true};
+    const PtrMap map = {.arena = a};
+    Tp q = {.g = g, .cx = cx, .tp = g->mesh.tp, .params = map, .moved = map, .joined = map, .own_of = map, .ok = true};
     for_each_node(g, n)
         if (n->op == OP_PARAM) {
             Node *as_it_was = arena_new(a, Node);

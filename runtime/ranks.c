@@ -646,7 +646,8 @@ static void own_rows(const Job *j, void *const *arg) {
     int leaves = j->x->leaves;
     for (int e = 0; e < j->x->experts; e++) {
         const int32_t *h = own + (int64_t)e * leaves, *f = all + (int64_t)(e * j->m + j->i) * leaves;
-        memcpy((unsigned char *)arg[3] + (size_t)h[0] * row, (unsigned char *)arg[0] + (size_t)f[0] * row, (size_t)(h[leaves] - h[0]) * row);
+        unsigned char *to = (unsigned char *)arg[3] + (size_t)h[0] * row, *from = (unsigned char *)arg[0] + (size_t)f[0] * row;
+        memcpy(to, from, (size_t)(h[leaves] - h[0]) * row);
     }
 }
 
