@@ -91,7 +91,7 @@ static const Option bench_options[] = {
     {"local", "N", "N ranks, as threads of this process; a profile or trace is of the first"},
     {"profile", NULL, "where the time goes, in ten lines"},
     {"trace", "FILE", "write a Chrome trace"},
-    {"generate", NULL, "a prompt and single tokens instead of training, by random weights; generate.batch=N sequences at a time"},
+    {"generate", NULL, "a prompt and single tokens, by random weights, of generate.batch sequences at a time"},
     {"decode", NULL, "with --generate: profile and trace single tokens, not the prompt"},
     {"prompt", "N", "tokens of the prompt (default: 512)"},
     {"tokens", "N", "tokens behind it (default: 64)"},
