@@ -19,7 +19,7 @@ static const Value *base_of(const Value *v) {
 
 static Loc const_loc(Plan *p, const Node *n) {
     const Type *t = &n->out[0].type;
-    return (Loc){plan_add_const(p, const_elements(p->a, n, t->dtype), (size_t)type_bytes(t)), RT_CONST};
+    return (Loc){block_put(&p->consts, const_elements(p->a, n, t->dtype), (size_t)type_bytes(t)), RT_CONST};
 }
 
 // A value made by a step of this graph, which may be made elsewhere instead.
@@ -169,7 +169,7 @@ static void emit_program(Plan *p, Graph *g) {
         RtSym *r = &p->syms.at[plan_sym(p, s)];
         Loc l = plan_loc_of(p, s->extent);
         if (l.arena == RT_CONST) {                     // expert choice: every expert takes its fill
-            r->fixed = ((const int32_t *)(p->consts + l.offset))[s->groups * s->leaves];
+            r->fixed = ((const int32_t *)(p->consts.at + l.offset))[s->groups * s->leaves];
             continue;
         }
         r->from_arena = l.arena;
@@ -198,8 +198,8 @@ bool graphs_have_one_chain(Graph *const *programs, int n) {
 EmittedPlan *emit_plan(Arena *a, Graph *const *programs, int n, const PlanOpts *opts, Diag *d) {
     Plan *p = arena_new(a, Plan);
     PtrMap map = {.arena = a};
-    *p = (Plan){.a = a, .d = d, .opts = opts, .text = {.arena = a}, .texts = map, .keys = map, .names = map,
-                .places = map, .exchanges = map, .chunk_offsets = map};
+    *p = (Plan){.a = a, .d = d, .opts = opts, .text = {.arena = a}, .consts = {.arena = a}, .texts = map, .keys = map,
+                .names = map, .places = map, .exchanges = map, .chunk_offsets = map};
     str_add_n(&p->text, "", 1);
     plan_add_span(p, (Span){0});
     for (int i = 0; i < n; i++) // fixed and host-set symbols first: their numbers go into code

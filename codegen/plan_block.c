@@ -14,20 +14,6 @@ uint32_t plan_add_text(Plan *p, const char *text) {
     return (uint32_t)at;
 }
 
-int64_t plan_add_const(Plan *p, const void *bytes, size_t n) {
-    size_t at = (p->n_consts + 63) & ~(size_t)63;
-    if (at + n > p->cap_consts) {
-        size_t cap = (at + n) * 2 + 4096;
-        char *more = arena_alloc(p->a, cap);
-        if (p->n_consts) memcpy(more, p->consts, p->n_consts);
-        p->consts = more;
-        p->cap_consts = cap;
-    }
-    memcpy(p->consts + at, bytes, n);
-    p->n_consts = at + n;
-    return (int64_t)at;
-}
-
 int64_t plan_add_persistent(Plan *p, int64_t bytes) {
     int64_t align = bytes > (2 << 20) ? 4096 : 64;
     int64_t at = (p->persistent + align - 1) / align * align;
@@ -91,7 +77,7 @@ static size_t layout(Plan *p, RtPlan *r, const RtTensor *tensors, char *block) {
     r->steps = put(block, &at, p->steps.at, sizeof(RtStep), p->steps.n);
     r->programs = put(block, &at, p->programs.at, sizeof(RtProgram), p->programs.n);
     r->sources = put(block, &at, p->sources.at, sizeof(RtSource), p->sources.n);
-    r->consts = put(block, &at, p->consts, 1, (int)p->n_consts);
+    r->consts = put(block, &at, p->consts.at, 1, (int)p->consts.n);
     return (at + 63) & ~(size_t)63;
 }
 

@@ -161,7 +161,7 @@ int plan_kernel_named(Plan *p, PlanKernel new, int n_rounds, const void *data, s
     map_put_number(&p->keys, new.key, p->kernels.n);
     RtKernel rt = {.symbol = plan_add_text(p, new.symbol), .n_phases = (uint16_t)new.n_phases,
                    .n_rounds = (uint16_t)n_rounds};
-    if (data) rt.data = (RtSpan){(uint32_t)plan_add_const(p, data, bytes), (uint32_t)bytes};       // moved by finish
+    if (data) rt.data = (RtSpan){(uint32_t)block_put(&p->consts, data, bytes), (uint32_t)bytes};       // moved by finish
     vec_push(p->a, &p->kernels, new);
     vec_push(p->a, &p->rt_kernels, rt);
     return p->kernels.n - 1;

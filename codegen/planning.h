@@ -6,6 +6,7 @@
 #ifndef CODEGEN_PLANNING_H
 #define CODEGEN_PLANNING_H
 #include "codegen/emit_plan.h"
+#include "ir/base/block.h"
 #include "ir/base/map.h"
 #include "ir/base/vec.h"
 
@@ -48,8 +49,7 @@ typedef struct {
     VEC(RtStep) steps;
     VEC(RtProgram) programs;
     VEC(RtSource) sources;
-    char *consts;
-    size_t n_consts, cap_consts;
+    Block consts;
     int64_t persistent;
     PtrMap exchanges;      // from their nodes to their numbers: one, or one for each chunk that is sent by itself
     int n_exchanges;
@@ -61,7 +61,6 @@ typedef struct {
 // Each thing once: gives its number or where it is.
 uint32_t plan_add_text(Plan *p, const char *text);
 uint32_t plan_add_span(Plan *p, Span at);
-int64_t  plan_add_const(Plan *p, const void *bytes, size_t n);
 int64_t  plan_add_persistent(Plan *p, int64_t bytes);
 int      plan_sym(Plan *p, const Sym *s);
 RtPlan  *plan_finish(Plan *p, Graph *const *programs, int n);

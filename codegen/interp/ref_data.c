@@ -2,13 +2,13 @@
 #include <assert.h>
 #include "codegen/interp/ref_block.h"
 #include "codegen/interp/ref_kernel.h"
+#include "ir/base/block.h"
 #include "ir/base/vec.h"
 
 typedef struct {
     Arena *a;
     const KernelNode *k;
-    char  *block;
-    size_t n, cap;
+    Block  block;
     const Sym *sym[REF_MAX_SYMS];
     RefSym ref_sym[REF_MAX_SYMS];
     int    n_syms;
@@ -130,23 +130,9 @@ static void add_attached(Maker *m, const Node *n, RefHead *head) {
     add_body(m, n->attr.epilogue, arg, head);
 }
 
-static int64_t put(Maker *m, const void *bytes, size_t n) {
-    size_t at = (m->n + 63) & ~(size_t)63;
-    if (at + n > m->cap) {
-        size_t cap = (at + n) * 2 + 1024;
-        char *block = arena_alloc(m->a, cap);
-        if (m->n) memcpy(block, m->block, m->n);
-        m->block = block;
-        m->cap = cap;
-    }
-    if (n) memcpy(m->block + at, bytes, n);
-    m->n = at + n;
-    return (int64_t)at;
-}
-
 void *ref_kernel_data(Arena *a, const KernelNode *k, size_t *bytes) {
     Maker *m = arena_new(a, Maker);
-    m->a = a;
+    m->a = m->block.arena = a;
     m->k = k;
     const Node *n = k->node;
     RefHead head = {.first_result = n->n_in};
@@ -161,7 +147,7 @@ void *ref_kernel_data(Arena *a, const KernelNode *k, size_t *bytes) {
         for (int i = 0; i < kernel_n_args(k); i++) number[i] = i;
         add_node(m, n, number, number + n->n_in);
     }
-    put(m, &head, sizeof head);
+    block_put(&m->block, &head, sizeof head);
     head.n_syms = m->n_syms;
     head.n_values = m->values.n;
     head.n_nodes = m->nodes.n;
@@ -169,14 +155,14 @@ void *ref_kernel_data(Arena *a, const KernelNode *k, size_t *bytes) {
     for (int i = 0; i < m->values.n; i++)
         if (m->values.at[i].place == AT_CONST) {
             const Data *data = m->data.at[m->values.at[i].at];
-            m->values.at[i].at = put(m, data->tensor.data, (size_t)data->bytes);
+            m->values.at[i].at = block_put(&m->block, data->tensor.data, (size_t)data->bytes);
         }
-    head.syms = put(m, m->ref_sym, sizeof *m->ref_sym * (size_t)m->n_syms);
-    head.values = put(m, m->values.at, sizeof *m->values.at * (size_t)m->values.n);
-    head.nodes = put(m, m->nodes.at, sizeof *m->nodes.at * (size_t)m->nodes.n);
-    head.numbers = put(m, m->numbers.at, sizeof *m->numbers.at * (size_t)m->numbers.n);
-    memcpy(m->block, &head, sizeof head);
-    put(m, NULL, 0);
-    *bytes = m->n;
-    return m->block;
+    head.syms = block_put(&m->block, m->ref_sym, sizeof *m->ref_sym * (size_t)m->n_syms);
+    head.values = block_put(&m->block, m->values.at, sizeof *m->values.at * (size_t)m->values.n);
+    head.nodes = block_put(&m->block, m->nodes.at, sizeof *m->nodes.at * (size_t)m->nodes.n);
+    head.numbers = block_put(&m->block, m->numbers.at, sizeof *m->numbers.at * (size_t)m->numbers.n);
+    memcpy(m->block.at, &head, sizeof head);
+    block_put(&m->block, NULL, 0);
+    *bytes = m->block.n;
+    return m->block.at;
 }

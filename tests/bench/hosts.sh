@@ -2,12 +2,7 @@
 # How much of the rows' way between two hosts is hidden: bash tests/bench/hosts.sh [RATE [OPTION...]], MOEC naming the program.
 # Two network namespaces, a rank on each; once without a limit, once at RATE (1gbit).  As root, on a machine that does nothing
 # else.  What a rank waits for a slower one counts as exposed; most_rows_over_mean says how uneven the experts' rows are.
-. tests/program/common.sh
-. tests/net/hosts.sh
-export MOEC_MPI_LIBRARY=$(dirname "$MOEC")/moec_mpi.so XDG_CACHE_HOME=${TMPDIR:-/tmp}/moec-bench-hosts
-missing=$(hosts_missing)
-[ -z "$missing" ] || { echo "hosts need $missing"; exit 77; }
-rate=${1:-1gbit}
+. tests/bench/hosts_begin.sh
 shift
 hosts_up 2 || exit 1
 for r in none "$rate"; do

@@ -2,12 +2,7 @@
 # Rows between two hosts of 4 ranks each, from rank to rank against by nodes: bash tests/bench/nodes.sh [RATE [TOKENS...]], MOEC
 # naming the program.  Namespaces as in hosts.sh; TOKENS of each rank (16 64 256 1024 4096).  Three runs of each by turns; medians
 # of a step, and of how long its rows were under way (four wide exchanges, two narrow ones; waiting for each other included).
-. tests/program/common.sh
-. tests/net/hosts.sh
-export MOEC_MPI_LIBRARY=$(dirname "$MOEC")/moec_mpi.so XDG_CACHE_HOME=${TMPDIR:-/tmp}/moec-bench-hosts
-missing=$(hosts_missing)
-[ -z "$missing" ] || { echo "hosts need $missing"; exit 77; }
-rate=${1:-1gbit}
+. tests/bench/hosts_begin.sh
 shift
 sizes=("${@:-16 64 256 1024 4096}")
 hosts_up 2 && hosts_rate "$rate" || exit 1
