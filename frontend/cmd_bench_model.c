@@ -128,6 +128,7 @@ typedef struct {
     bool     local;                // ranks are threads: b is one for all
     int64_t  warm, steps, traced;
     double   forward;              // of the leaves of all ranks
+    Machine  before;               // its arithmetic
     json_t  *facts;
 } TrainBench;
 
@@ -192,6 +193,7 @@ static void tell_steps(TrainBench *b, const RtStepWork *w, double *took) {
     int ranks = rt_n_ranks(p->ranks);
     Machine m;
     if (!machine_measure(&m, b->c->diag)) return;
+    machine_better_arithmetic(&m, &b->before);
     RtLimits limits = machine_limits(&m, p->threads);
     double seconds = bench_median(took, (int)b->steps), rate = 3 * (double)w->waves * b->forward / seconds, peak = ranks * limits.fma;
     b->facts = json_pack("{s:s, s:i, s:I, s:f, s:f, s:f, s:f, s:f, s:f, s:i, s:I}", "model", program_model_name(b->s->program), "threads",
@@ -233,7 +235,7 @@ static json_t *train_facts(Cli *c, Session *s, const Ranks *ranks, const RtSetti
                     .traced = wants_trace(c) ? cli_flag(c, "profile") ? PROFILED : 1 : 0};
     int threads;
     RtError e = {0};
-    if (!ok || !ranks_threads(s, ranks, &threads)) return NULL;
+    if (!ok || !ranks_threads(s, ranks, &threads) || !machine_measure_arithmetic(&b.before, c->diag)) return NULL;
     if (ranks_run(s, ranks, threads, bench_rank, &b, &e) != RT_OK) failed(c, &e);
     return b.facts;
 }
@@ -350,14 +352,15 @@ static json_t *generate_facts(Cli *c, Session *s, const RtSettings *settings) {
     RtTraffic none;
     RtError e = {0};
     json_t *facts = NULL;
-    ok = open_decoder(&bench, s->plan, &d, &e) == RT_OK || failed(c, &e);
+    Machine before, m;
+    ok = machine_measure_arithmetic(&before, c->diag) && (open_decoder(&bench, s->plan, &d, &e) == RT_OK || failed(c, &e));
     int64_t apart = prompt + tokens, n = d.places;
     int32_t *text = arena_array(c->arena, int32_t, apart * n);
     double *first = arena_array(c->arena, double, rounds * (tokens + 1)), *each = first + rounds;
     ok = ok && (feed_rounds(&bench, &d, text, first, &none, &e) == RT_OK || failed(c, &e));
     double megabytes = peak_megabytes();
-    Machine m;
     if (ok && machine_measure(&m, c->diag)) {
+        machine_better_arithmetic(&m, &before);
         RtLimits limits = machine_limits(&m, s->plan->threads);
         double prefill = bench_median(first, (int)rounds), decode = bench_median(each, (int)(rounds * tokens)), least_prefill, least_decode;
         int64_t all = prompt * n, rows = all < d.max_rows ? all : d.max_rows, pieces = (all + rows - 1) / rows;

@@ -277,7 +277,7 @@ bool machine_measure(Machine *m, Diag *d) {
 }
 
 // Arithmetic of one thread and of all.
-static bool measure_arithmetic(Machine *m, Diag *d) {
+bool machine_measure_arithmetic(Machine *m, Diag *d) {
     Probe probe[] = {{.kind = PROBE_FMA}, {.kind = PROBE_BF16_DOT}, {.kind = PROBE_INT8_DOT}};
     probe_identify(m, omp_get_num_procs());
     Probes *code = probes_compile(NULL, probe, 3, d);
@@ -294,6 +294,20 @@ static bool measure_arithmetic(Machine *m, Diag *d) {
     }
     probes_free(code);
     return ok;
+}
+
+static double better(double a, double b) { return a > b ? a : b; }
+
+void machine_better_arithmetic(Machine *m, const Machine *other) {
+    for (int i = 0; i < m->n_rates; i++)
+        for (int k = 0; k < other->n_rates; k++) {
+            MachineRates *a = &m->rates[i];
+            const MachineRates *b = &other->rates[k];
+            if (a->threads != b->threads) continue;
+            a->fma = better(a->fma, b->fma);
+            a->bf16_dot = better(a->bf16_dot, b->bf16_dot);
+            a->int8_dot = better(a->int8_dot, b->int8_dot);
+        }
 }
 
 // ---- the file -----------------------------------------------------------------------------------------------
@@ -360,7 +374,7 @@ static const Machine *open_from(Cli *c, const char *path, bool given, bool all) 
         if (found == MACHINE_DAMAGED) diag_warning(c->diag, (Span){0}, "%s: %s; the machine was measured anew", path, why);
     }
     if (all && !c->quiet) fprintf(stderr, "measuring the machine (once): its limits are not known yet\n");
-    if (!(all ? machine_measure(m, c->diag) : measure_arithmetic(m, c->diag))) return NULL;
+    if (!(all ? machine_measure(m, c->diag) : machine_measure_arithmetic(m, c->diag))) return NULL;
     keep_in_cache(path, m);
     return m;
 }

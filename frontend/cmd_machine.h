@@ -16,6 +16,11 @@ RtLimits machine_limits(const Machine *m, int threads);
 
 // Measures everything (bench machine), in one to three seconds.  false after an error.
 bool machine_measure(Machine *m, Diag *d);
+// Arithmetic alone, in some hundredths of a second and with no memory to speak of.  false after an error.
+bool machine_measure_arithmetic(Machine *m, Diag *d);
+// Takes the better rates of arithmetic of both: what a run is held against is measured before and behind it, since neighbours
+// may have the machine for one of them.
+void machine_better_arithmetic(Machine *m, const Machine *other);
 
 // The file in force: --machine's or the cache's.  In the arena of c.
 const char *machine_path(Cli *c);
