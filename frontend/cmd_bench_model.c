@@ -259,7 +259,7 @@ static RtWork last_work(const RtDecoder *d, const RtLimits *limits, double *leas
 }
 
 // n ids to each place, whose texts stand `apart` ids from each other.
-static void feed(RtDecoder *d, const int32_t *text, int64_t apart, int64_t n) {
+static RtStatus feed(RtDecoder *d, const int32_t *text, int64_t apart, int64_t n, RtError *e) {
     for (int64_t fed = 0; fed < n * d->places;) {
         rt_decoder_begin(d);
         while (fed < n * d->places && d->rows < d->max_rows) {
@@ -269,7 +269,10 @@ static void feed(RtDecoder *d, const int32_t *text, int64_t apart, int64_t n) {
         }
         if (d->plan->ranks) d->plan->ranks->few = d->rows <= d->plan->ranks->few_tokens;      // all ranks have as many
         rt_decoder_run(d);
+        RT_TRY(rt_ranks_status(d->plan->ranks, e));
+        RT_TRY(rt_decoder_balance(d, e));
     }
+    return RT_OK;
 }
 
 static void restart(RtDecoder *d) {
@@ -281,11 +284,11 @@ static bool trace_runs(Cli *c, RtDecoder *d, const int32_t *text, int64_t apart,
     bool tokens = cli_flag(c, "decode");
     RtError e = {0};
     restart(d);
-    if (tokens) feed(d, text, apart, prompt);
+    if (tokens && feed(d, text, apart, prompt, &e) != RT_OK) return failed(c, &e);
     if (rt_trace_begin(d->plan, (int)(PROFILED * (tokens ? 1 : pieces)), &e) != RT_OK) return failed(c, &e);
     for (int i = 0; i < PROFILED; i++) {
         if (!tokens) restart(d);
-        feed(d, tokens ? text + prompt + i % 2 : text, apart, tokens ? 1 : prompt);
+        if (feed(d, tokens ? text + prompt + i % 2 : text, apart, tokens ? 1 : prompt, &e) != RT_OK) return failed(c, &e);
     }
     return true;
 }
@@ -317,6 +320,7 @@ static RtStatus open_decoder(const GenerateBench *b, RtPlanInstance *p, RtDecode
     if (b->prompt + b->tokens > d->max_context)
         return rt_fail(e, RT_BAD_SETTING, "%lld + %lld tokens do not fit in generate.context, which is %lld", (long long)b->prompt,
                        (long long)b->tokens, (long long)d->max_context);
+    if (p->ranks) RT_TRY(rt_slots_begin(p->ranks->table, p->plan, b->settings->placement, b->settings->seed, e));
     return rt_init(p, b->settings->seed, e);
 }
 
@@ -331,8 +335,7 @@ static RtStatus feed_rounds(const GenerateBench *b, RtDecoder *d, int32_t *text,
         restart(d);
         for (int64_t i = 0; i <= b->tokens; i++) {
             int64_t begin_ns = rt_now_ns();
-            feed(d, i ? text + b->prompt + i - 1 : text, apart, i ? 1 : b->prompt);
-            RT_TRY(rt_ranks_status(ranks, e));
+            RT_TRY(feed(d, i ? text + b->prompt + i - 1 : text, apart, i ? 1 : b->prompt, e));
             double *to = i ? took + b->rounds + (r * b->tokens + i - 1) : took + r;
             if (r >= 0) *to = (double)(rt_now_ns() - begin_ns) / 1e9;
             if (i == 0) *sent = sent_by(ranks);
@@ -371,8 +374,8 @@ static json_t *generate_facts(Cli *c, Session *s, const RtSettings *settings) {
         rt_decoder_run(&d);
         RtWork a = last_work(&d, &limits, &least_prefill);
         restart(&d);
-        feed(&d, text, apart, prompt + tokens / 2);
-        feed(&d, text, apart, 1);
+        feed(&d, text, apart, prompt + tokens / 2, &e);      // one rank's can't fail
+        feed(&d, text, apart, 1, &e);
         RtWork b = last_work(&d, &limits, &least_decode);
         double whole = (double)all / (double)rows;              // pieces, the last one perhaps a part
         double read = machine_bandwidth(&m, m.level[LEVEL_DRAM].read, s->plan->threads);
@@ -406,6 +409,7 @@ static RtStatus bench_generate_rank(void *self, RtPlanInstance *p, RtError *e) {
     if (s == RT_OK && (!text || !took)) s = rt_fail(e, RT_NO_MEMORY, "no memory for times");
     s = rt_agree(p->ranks, s, e);
     RtTraffic sent;
+    if (s == RT_OK) s = rt_decoder_rebalance(&d, b->settings, e);
     if (s == RT_OK) s = feed_rounds(b, &d, text, took, &sent, e);
     if (s == RT_OK && rt_rank(p->ranks) == 0) {
         int n = rt_data_ranks(p->ranks) * d.places;
@@ -415,6 +419,11 @@ static RtStatus bench_generate_rank(void *self, RtPlanInstance *p, RtError *e) {
                              n * (double)b->prompt / bench_median(took, (int)b->rounds), "decode_tokens_s", n / decode, "decode_step_ms", decode * 1e3);
         json_object_set_new(b->facts, "messages_a_step", json_real((double)sent.messages / (double)b->tokens));
         json_object_set_new(b->facts, "sent_kb_a_step", json_real((double)sent.bytes / 1e3 / (double)b->tokens));
+        if (d.moved.considered) {
+            json_object_set_new(b->facts, "most_rows_over_mean_before", json_real(d.moved.before));
+            json_object_set_new(b->facts, "most_rows_over_mean_after", json_real(d.moved.after));
+            json_object_set_new(b->facts, "experts_moved", json_integer(d.moved.experts));
+        }
     } else if (s == RT_OK && rt_rank(p->ranks) && !b->facts && rt_comm_world_size() > 1) {
         b->facts = json_object();
     }
@@ -462,6 +471,7 @@ static json_t *model_facts(Cli *c, const char *file) {
                          : session_start(&s, (Graph *[]){p.run}, 1));
     char *json = ok ? session_json(&s) : NULL;
     if (ok && rt_settings_open(json, s.base_dir, &settings, &e) != RT_OK) ok = failed(c, &e);
+    if (ok && generate) ok = ranks_moves_to_read(&s, settings);
     free(json);
     if (ok && !generate && !settings->vocabulary) {
         diag_error(c->diag, (Span){0}, "%s takes no ids: there is nothing to feed it at random", program_model_name(s.program));

@@ -187,13 +187,32 @@ bool ranks_mesh_to_read(Session *s, const Ranks *r, bool has_lanes, RtMesh *out)
     if (!is_given(s, "etp")) t.parallel.etp = 0;
     if (!is_given(s, "order")) t.parallel.order.n = 0;
     if (!is_given(s, "rebalance")) t.parallel.rebalance.unit = NULL;
+    if (!is_given(s, "rebalance_groups")) t.parallel.rebalance_groups = 1;
+    if (!is_given(s, "replicas")) t.parallel.replicas = 0;
     if (!has_lanes && mesh_etp(&t))
         return WRONG("parallel.etp is %d: where there are no lanes to share out, experts are cut and rows are whole", mesh_etp(&t));
-    t.parallel.replicas = 0;
     t.parallel.zero = 0;                                 // nothing is optimized
     *out = (RtMesh){1, 1, 1, 0};
-    if (r->n == 1 && !r->local) return session_has_ranks(s, &t, 1);
+    if (r->n == 1 && !r->local) {
+        if (t.parallel.replicas || t.parallel.rebalance.unit)
+            return WRONG("parallel.%s: one rank has all experts", t.parallel.replicas ? "replicas" : "rebalance");
+        return session_has_ranks(s, &t, 1);
+    }
     return shape_mesh(s, &t, r, out) && (!has_lanes || mesh_deals_lanes(s->diag, &t, *out, t.train.lanes));
+}
+
+bool ranks_moves_to_read(Session *s, RtSettings *settings) {
+    settings->placement = PLACEMENT_LINEAR;
+    settings->rebalance = settings->rebalance_window = (RtQuantity){0, RT_NO_UNIT};
+    settings->rebalance_groups = 1;
+    settings->rebalance_gain = 1;
+    for (int i = 0; i < s->cli->sets.n; i++) {
+        const char *set = s->cli->sets.at[i];
+        RtError e = {0};
+        if (strncmp(set, "parallel.rebalance", 18) != 0 && strncmp(set, "parallel.placement", 18) != 0) continue;
+        if (rt_settings_set(settings, set, &e) != RT_OK) return WRONG("--set %s: %s", set, e.text);
+    }
+    return true;
 }
 
 static int on_this_node(const Ranks *r) {

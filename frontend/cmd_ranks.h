@@ -23,6 +23,8 @@ bool ranks_mesh(Session *s, const Ranks *r, RtMesh *out);
 // The same of programs that only read their parameters.  What the model's file says of ranks is for training: on one
 // rank only the command line's word counts.
 bool ranks_mesh_to_read(Session *s, const Ranks *r, bool has_lanes, RtMesh *out);
+// Where such programs' experts begin and when they move: the command line's word, too.  false after an error.
+bool ranks_moves_to_read(Session *s, RtSettings *settings);
 // How many neighbours of those that share experts are on each node; 0: not the same number everywhere, or not neighbours.
 int  ranks_per_node(const Ranks *r, RtMesh m);
 int  ranks_pretended_nodes(Arena *a);

@@ -291,7 +291,12 @@ static bool prepare_trained(void *self) {
         diag_error(s->diag, (Span){0}, "there is no text to evaluate on: --set 'data.source=text(\"book.txt\")'");
         return false;
     }
-    if (!ranks_mesh_to_read(s, &t->ranks, eval, &s->train.mesh) || !ranks_threads(s, &t->ranks, &t->threads)) return false;
+    if (!ranks_mesh_to_read(s, &t->ranks, eval, &s->train.mesh) || !ranks_moves_to_read(s, t->settings)) return false;
+    if (eval && t->settings->rebalance.unit) {
+        diag_error(s->diag, (Span){0}, "parallel.rebalance: eval goes through its text once, with experts where they are");
+        return false;
+    }
+    if (!ranks_threads(s, &t->ranks, &t->threads)) return false;
     int data_ranks = rt_group_size(s->train.mesh, RT_GROUP_DATA), each = (t->n_requests + data_ranks - 1) / data_ranks;
     s->batch = each < MOST_SEQUENCES ? each : MOST_SEQUENCES;
     return session_programs(s, t->want, &p) && session_code(s, (Graph *[]){eval ? p.eval : p.run}, 1);
@@ -307,8 +312,9 @@ static bool trained_open(Trained *t) { return ranks_in_turn(&t->ranks, t->cli->d
 
 // What this rank holds of the weights.
 static RtStatus load_trained(Trained *t, RtPlanInstance *p, RtError *e) {
-    RtStatus status = RT_OK;
-    if (!t->hf) {
+    RtStatus status = p->ranks ? rt_slots_begin(p->ranks->table, p->plan, t->settings->placement, t->settings->seed, e) : RT_OK;
+    if (status != RT_OK) {
+    } else if (!t->hf) {
         status = rt_ckpt_load_weights(t->ckpt, p, e);
     } else {
         pthread_mutex_lock(&t->matching);
@@ -465,7 +471,8 @@ static RtStatus print_lines(const Generating *g, RtRanks *ranks, const char *own
 }
 
 // Requests with memory to write to where several are answered; on ranks that only help to compute, nowhere.
-static RtStatus answer(const Generating *g, RtPlanInstance *p, const RtTokenizer *tokenizer, RtRequest *request, char **text, RtError *e) {
+static RtStatus answer(const Generating *g, RtPlanInstance *p, const RtTokenizer *tokenizer, RtRequest *request, char **text, RtRebalanced *moved,
+                       RtError *e) {
     RtRanks *ranks = p->ranks;
     bool writes = !ranks || rt_group_rank(ranks->mesh, RT_GROUP_TP, ranks->rank) == 0;
     int first = rt_data_rank(ranks), step = rt_data_ranks(ranks);
@@ -476,7 +483,7 @@ static RtStatus answer(const Generating *g, RtPlanInstance *p, const RtTokenizer
         if (!request[i].out) status = rt_fail(e, RT_NO_MEMORY, "no memory for a text");
     }
     status = rt_agree(ranks, status, e);
-    if (status == RT_OK) status = rt_generate_all(p, tokenizer, g->t.settings, request, g->n, e);
+    if (status == RT_OK) status = rt_generate_all(p, tokenizer, g->t.settings, request, g->n, moved, e);
     for (int i = first; g->as_json && i < g->n; i += step)
         if (request[i].out) fclose(request[i].out);
     free(bytes);
@@ -492,6 +499,14 @@ static RtStatus answer(const Generating *g, RtPlanInstance *p, const RtTokenizer
     status = print_lines(g, ranks, lines.text, e);
     arena_destroy(a);
     return status;
+}
+
+static void tell_moves(const RtRebalanced *x) {
+    if (!x->considered) return;
+    fprintf(stderr, "busiest rank at %.2f of the mean load; ", x->before);
+    if (x->experts)
+        fprintf(stderr, "%lld experts moved, %.1f MB in %.0f ms: %.2f\n", (long long)x->experts, (double)x->bytes / 1e6, 1e3 * x->seconds, x->after);
+    else fprintf(stderr, "to move experts would not pay\n");
 }
 
 static RtStatus tell(const Generating *g, const RtRanks *ranks, const RtRequest *request, double seconds, RtError *e) {
@@ -522,13 +537,16 @@ static RtStatus generate(Generating *g, RtPlanInstance *p, RtTokenizer **tokeniz
     RT_TRY(rt_agree(p->ranks, status, e));
     if (first && !g->as_json && isatty(1) && !g->t.cli->quiet) fputs(request[0].prompt, stdout);
     int64_t begin_ns = rt_now_ns();
-    RT_TRY(answer(g, p, *tokenizer, request, text, e));
+    RtRebalanced moved;
+    RT_TRY(answer(g, p, *tokenizer, request, text, &moved, e));
     double seconds = (double)(rt_now_ns() - begin_ns) / 1e9;
     if (g->trace && first) {
         RtLimits limits = machine_limits(g->t.s.machine, g->t.threads);
         RT_TRY(rt_trace_write(p, &limits, g->trace, e));
     }
-    return tell(g, p->ranks, request, seconds, e);
+    RT_TRY(tell(g, p->ranks, request, seconds, e));
+    if (first && !g->t.cli->quiet) tell_moves(&moved);
+    return RT_OK;
 }
 
 static RtStatus generate_rank(void *self, RtPlanInstance *p, RtError *e) {

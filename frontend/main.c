@@ -142,7 +142,8 @@ const Command commands[] = {
      "moec generate runs/tiny --prompt 'In the beginning' --set generate.temperature=0.7",
      "On several ranks --set parallel.ep=N shares the experts: a rank reads and holds its own; parallel.tp=N cuts matrices.\n"
      "Prompts are dealt to ranks in turn; who has none computes for the others.  The texts are those of one rank, with tp but\n"
-     "for rounding.\n", generate_options, 1, 1, cmd_generate},
+     "for rounding.\n"
+     "parallel.placement, rebalance and replicas are as of moec train; a step is a call of the model.\n", generate_options, 1, 1, cmd_generate},
     {"plan", "FILE.moe", "memory, messages and time of training on a described cluster",
      "moec plan models/mixtral.moe --machine a100-8", NULL, plan_options, 1, 1, cmd_plan},
     {"verify", "DIR", "compare with reference results recorded elsewhere: logits, loss, gradients, greedy tokens",

@@ -178,6 +178,8 @@ RtStatus rt_decoder_open(RtPlanInstance *p, RtDecoder *d, RtError *e) {
 void rt_decoder_close(RtDecoder *d) {
     free(d->row);
     free(d->past);
+    rt_rebalance_close(d->rebalance);
+    d->rebalance = NULL;
     d->row = NULL;
     d->past = NULL;
 }
@@ -214,7 +216,30 @@ void rt_decoder_run(RtDecoder *d) {
     rt_set_sym(p, d->sym_rows, d->rows);
     if (d->sym_context >= 0) rt_set_sym(p, d->sym_context, d->longest);
     if (d->sym_sequences >= 0) rt_set_sym(p, d->sym_sequences, d->n);
+    if (d->rebalance) rt_rebalance_begin(d->rebalance);
+    int64_t begin_ns = rt_now_ns();
     rt_run(p, d->program);
+    d->seconds = (double)(rt_now_ns() - begin_ns) / 1e9;
+}
+
+RtStatus rt_decoder_rebalance(RtDecoder *d, const RtSettings *s, RtError *e) {
+    RtRebalanceSetting setting;
+    RT_TRY(rt_rebalance_setting(s, (RtStepSize){1, 1, 1}, &setting, e));
+    return rt_rebalance_open(d->plan, d->program, setting, &d->rebalance, e);
+}
+
+RtStatus rt_decoder_balance(RtDecoder *d, RtError *e) {
+    RtRebalanced x, *all = &d->moved;
+    if (!d->rebalance) return RT_OK;
+    RT_TRY(rt_rebalance_end(d->rebalance, ++d->calls, d->seconds, INT64_MAX, &x, e));
+    if (!x.considered) return RT_OK;
+    if (!all->considered) all->before = x.before;
+    all->considered = true;
+    all->experts += x.experts;
+    all->bytes += x.bytes;
+    all->seconds += x.seconds;
+    all->after = x.experts ? x.after : x.before;
+    return RT_OK;
 }
 
 const float *rt_decoder_logits(RtDecoder *d, int number) {
@@ -438,7 +463,7 @@ static RtStatus advance(Generation *g, RtError *e) {
         }
         if (!next_token(g, q)) RT_TRY(end_request(q, e));
     }
-    return RT_OK;
+    return rt_decoder_balance(d, e);
 }
 
 // Gives requests that wait the places that are free.
@@ -488,13 +513,15 @@ static void close_generation(Generation *g) {
 }
 
 RtStatus rt_generate_all(RtPlanInstance *p, const RtTokenizer *t, const RtSettings *s, RtRequest *request, int n,
-                         RtError *e) {
+                         RtRebalanced *moved, RtError *e) {
     Generation g = {.t = t, .s = s, .request = request, .n = n, .at = rt_data_rank(p->ranks), .step = rt_data_ranks(p->ranks)};
     RtStatus status = rt_agree(p->ranks, prepare_requests(&g, p, e), e);
     if (status == RT_OK) {
-        status = decode_all(&g, e);
+        status = rt_decoder_rebalance(&g.d, s, e);
+        if (status == RT_OK) status = decode_all(&g, e);
         if (status != RT_OK) rt_give_up(p->ranks, e);
     }
+    if (moved) *moved = g.d.moved;
     close_generation(&g);
     return status;
 }
@@ -502,7 +529,7 @@ RtStatus rt_generate_all(RtPlanInstance *p, const RtTokenizer *t, const RtSettin
 RtStatus rt_generate(RtPlanInstance *p, const RtTokenizer *t, const RtSettings *s, const char *prompt,
                      FILE *out, RtGenerateResult *result, RtError *e) {
     RtRequest r = {.prompt = prompt, .out = out};
-    RtStatus status = rt_generate_all(p, t, s, &r, 1, e);
+    RtStatus status = rt_generate_all(p, t, s, &r, 1, NULL, e);
     if (result) *result = r.result;
     return status;
 }

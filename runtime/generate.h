@@ -3,6 +3,7 @@
 #define RUNTIME_GENERATE_H
 #include <stdio.h>
 #include "runtime/plan.h"
+#include "runtime/rebalance.h"
 #include "runtime/settings.h"
 #include "runtime/tokenizer.h"
 
@@ -42,6 +43,10 @@ typedef struct {
     float  *row;                    // logits of a row, [vocab]
     int     n;                      // sequences of this call
     int64_t rows, longest;          // its rows, and those of its longest sequence with these
+    RtRebalance *rebalance;         // NULL: experts stay where they are
+    RtRebalanced moved;             // by all calls so far; before: as the first decision found it, after: as the last one left it
+    int64_t calls;
+    double  seconds;                // of this call
 } RtDecoder;
 RtStatus rt_decoder_open(RtPlanInstance *p, RtDecoder *d, RtError *e);
 void     rt_decoder_close(RtDecoder *d);
@@ -51,6 +56,10 @@ void     rt_decoder_restart(RtDecoder *d, int place);              // an empty s
 void     rt_decoder_begin(RtDecoder *d);
 int      rt_decoder_add(RtDecoder *d, int place, const int32_t *ids, int64_t n);
 void     rt_decoder_run(RtDecoder *d);
+// By parallel.rebalance, whose steps are calls: their rows are counted and experts moved.  Between calls all ranks
+// say balance.
+RtStatus rt_decoder_rebalance(RtDecoder *d, const RtSettings *s, RtError *e);
+RtStatus rt_decoder_balance(RtDecoder *d, RtError *e);
 const float *rt_decoder_logits(RtDecoder *d, int number);          // until the next one is asked for
 // Feeds ids[n] to the sequence at place 0, in calls of at most max_rows; logits of the last one.
 const float *rt_decoder_feed(RtDecoder *d, const int32_t *ids, int64_t n);
@@ -62,9 +71,10 @@ typedef struct {
     RtGenerateResult result;
 } RtRequest;
 // As many at a time as the program has places for.  Where there are several ranks, all call this; request i is data rank
-// i % n's, which alone writes it and fills its result.  Tokens are those of the request alone on one rank.
+// i % n's, which alone writes it and fills its result.  Tokens are those of the request alone on one rank.  moved: experts
+// between ranks; NULL: nobody asks.
 RtStatus rt_generate_all(RtPlanInstance *p, const RtTokenizer *t, const RtSettings *s, RtRequest *request, int n,
-                         RtError *e);
+                         RtRebalanced *moved, RtError *e);
 
 // Prompt in, text out to `out` as it comes (whole characters only); out NULL: nowhere.
 RtStatus rt_generate(RtPlanInstance *p, const RtTokenizer *t, const RtSettings *s, const char *prompt,

@@ -546,12 +546,20 @@ int64_t rt_parameters(const RtPlanInstance *p) {
     return n;
 }
 
-// Rows at experts of several ranks are bounded by those of all leaves; on average they are as many as at home.
-static double expected_share(const RtPlanInstance *p, const RtStep *s) {
+// Leaves of one rank; of a program without a leaf axis those of the rows that a route has at home.
+static double own_leaves(const RtPlanInstance *p) {
     const RtSym *sym = RT_TABLE(p->plan, RtSym, syms);
-    double own = 0;
-    for (int i = 0; i < p->n_syms && !own; i++)
-        if (sym[i].from_arena < 0) own = sym[i].leaves;
+    int32_t least = 0;
+    for (int i = 0; i < p->n_syms; i++) {
+        if (sym[i].from_arena < 0 && sym[i].leaves) return sym[i].leaves;
+        if (sym[i].leaves && (!least || sym[i].leaves < least)) least = sym[i].leaves;
+    }
+    return least;
+}
+
+// Rows at experts of several ranks are bounded by those of all leaves; on average they are as many as at home.
+static double expected_share(const RtPlanInstance *p, const RtStep *s, double own) {
+    const RtSym *sym = RT_TABLE(p->plan, RtSym, syms);
     for (int i = 0; i < s->n_parts; i++) {
         const RtSym *rows = &sym[s->part[i].sym];
         if (own && rows->from_arena >= 0 && rows->leaves > own) return own / rows->leaves;
@@ -560,10 +568,10 @@ static double expected_share(const RtPlanInstance *p, const RtStep *s) {
 }
 
 static double sum_flops(const RtPlanInstance *p, int program, bool at_experts) {
-    double flops = 0;
+    double flops = 0, own = own_leaves(p);
     for (uint32_t i = 0; i < p->program[program].n_steps; i++) {
         const RtStep *s = &p->step[p->program[program].first_step + i];
-        double share = expected_share(p, s);
+        double share = expected_share(p, s, own);
         if (s->work != RT_ELEMENTWISE && (share < 1 || !at_experts)) flops += s->flops * share;
     }
     return flops;

@@ -665,6 +665,7 @@ static void exchange_counts(const Job *j, const int32_t *home, const int32_t *sa
 
 static void exchange_offsets(const Job *j, const int32_t *home, const int32_t *counts, int32_t *far) {
     int experts = j->x->experts, leaves = j->x->leaves, mine = j->t->slots / j->m;
+    for (int i = 0; i < experts; i++) j->t->rows[i] += home[(i + 1) * leaves] - home[i * leaves];
     if (j->r->few) {                       // not known before the rows are there
         memset(far, 0, ((size_t)j->t->slots * (size_t)leaves + 1) * sizeof *far);
         j->r->few_sym = RT_TABLE(j->r->plan, RtStep, steps)[j->r->dealt[j->x->sequence].step].defines_sym;
@@ -674,8 +675,6 @@ static void exchange_offsets(const Job *j, const int32_t *home, const int32_t *c
     if (j->r->routes) record_route(j->r, j->x, home);
     if (j->x->per_node) c.by_nodes = node_rows(j, home, counts, NULL);
     else gather_counts(j, home, &c);
-    for (int k = 0; j->r->status == RT_OK && k < j->m; k++)
-        for (int64_t p = 0; p < c.n; p++) j->t->rows[p / leaves] += count_of(j, &c, k, (int)(p / leaves), (int)(p % leaves));
     int32_t at = 0, *to = far;
     for (int s = j->i * mine; s < (j->i + 1) * mine; s++)
         for (int k = 0; k < j->m; k++)

@@ -193,6 +193,7 @@ static RtStatus sum_counts(RtRebalance *r, RtError *e) {
     memset(r->sum, 0, (size_t)r->n_experts * sizeof *r->sum);
     for (int64_t k = 0; k < steps; k++)
         for (int i = 0; i < r->n_experts; i++) r->sum[i] += r->counts[k * r->n_experts + i];
+    RT_TRY(rt_sum_over(r->ranks, RT_GROUP_EXP, r->sum, r->n_experts, e));
     if (r->ranks->mesh.etp > 1) RT_TRY(rt_sum_over(r->ranks, RT_GROUP_TP, r->sum, r->n_experts, e));     // each has seen its leaves
     return rt_sum_over(r->ranks, RT_GROUP_EDP, r->sum, r->n_experts, e);
 }
@@ -262,7 +263,23 @@ static RtStatus find_places(RtRebalance *r, RtError *e) {
 
 // ---- a run -------------------------------------------------------------------------------------------------------
 
-RtStatus rt_rebalance_open(RtPlanInstance *p, RtRebalanceSetting s, RtRebalance **out, RtError *e) {
+// A window beyond the interval would be memory for steps long ago; beyond this, of steps nobody remembers.
+RtStatus rt_rebalance_setting(const RtSettings *s, RtStepSize size, RtRebalanceSetting *out, RtError *e) {
+    enum { LONGEST = 100000 };
+    double every = rt_quantity_steps(s->rebalance, size), window = rt_quantity_steps(s->rebalance_window, size);
+    *out = (RtRebalanceSetting){.interval = 0};
+    if (every <= 0) return RT_OK;
+    if (every < 1 || window < 0 || window > LONGEST)
+        return rt_fail(e, RT_BAD_SETTING, "parallel.rebalance and parallel.rebalance_window are whole numbers of steps, at most %d",
+                       LONGEST);
+    *out = (RtRebalanceSetting){.interval = (int64_t)every, .gain = s->rebalance_gain, .groups = (int)s->rebalance_groups};
+    out->window = window >= 1 ? (int64_t)window : out->interval < LONGEST ? out->interval : LONGEST;
+    return RT_OK;
+}
+
+RtStatus rt_rebalance_open(RtPlanInstance *p, int program, RtRebalanceSetting s, RtRebalance **out, RtError *e) {
+    *out = NULL;
+    if (!s.interval || !p->ranks || !p->plan->slot_tables.n) return RT_OK;
     RtRebalance *r = *out = calloc(1, sizeof *r);
     if (!r) return rt_fail(e, RT_NO_MEMORY, "no memory to count rows of experts");
     *r = (RtRebalance){.p = p, .ranks = p->ranks, .s = s, .n_tables = (int)p->plan->slot_tables.n};
@@ -273,9 +290,8 @@ RtStatus rt_rebalance_open(RtPlanInstance *p, RtRebalanceSetting s, RtRebalance 
     r->counts = calloc((size_t)(s.window * r->n_experts) + 1, sizeof *r->counts);
     r->sum = calloc((size_t)r->n_experts + 1, sizeof *r->sum);
     r->expert = calloc((size_t)r->n_slots + 1, sizeof *r->expert);
-    int pass = rt_program(p, "pass");
-    double all = pass >= 0 ? rt_program_flops(p, pass) : 0;
-    r->share = all > 0 ? rt_expert_flops(p, pass) / all : 0;
+    double all = rt_program_flops(p, program);
+    r->share = all > 0 ? rt_expert_flops(p, program) / all : 0;
     RtStatus status = r->counts && r->sum && r->expert ? find_places(r, e)
                                                        : rt_fail(e, RT_NO_MEMORY, "no memory to count the rows of %d experts for %lld steps",
                                                                  r->n_experts, (long long)s.window);

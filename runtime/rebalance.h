@@ -1,4 +1,4 @@
-// Experts move between ranks while a run goes on, where that pays.
+// Experts move between ranks while a run goes on, where that pays: steps of training, or calls of a model that generates.
 //
 //     each step             exchanges count the rows of every expert (slots.h); the last `window` steps are kept
 //     every `interval`      the counts of all ranks --eplb--> new tables.  For each layer: is what it saves until the next
@@ -8,9 +8,10 @@
 #ifndef RUNTIME_REBALANCE_H
 #define RUNTIME_REBALANCE_H
 #include "runtime/plan.h"
+#include "runtime/schedule.h"
 
 typedef struct {
-    int64_t interval, window;  // steps
+    int64_t interval, window;  // steps; interval 0: never
     double  gain;              // a move must save so many times the seconds it takes
     int     groups;            // of experts, that a router limits tokens to: each stays on one node whole; 1: all alike
 } RtRebalanceSetting;
@@ -25,10 +26,12 @@ typedef struct {
 
 typedef struct RtRebalance RtRebalance;
 
-// Of a plan whose experts are shared (p->ranks, slot tables).
-RtStatus rt_rebalance_open(RtPlanInstance *p, RtRebalanceSetting s, RtRebalance **out, RtError *e);
+// What parallel.rebalance and its companions say.
+RtStatus rt_rebalance_setting(const RtSettings *s, RtStepSize size, RtRebalanceSetting *out, RtError *e);
+// *out NULL where no expert can move (interval 0, or a plan whose experts are not shared).  program: whose work a step is.
+RtStatus rt_rebalance_open(RtPlanInstance *p, int program, RtRebalanceSetting s, RtRebalance **out, RtError *e);
 void     rt_rebalance_close(RtRebalance *r);            // NULL is fine
-// Around a step of training, which took `seconds`; steps_left: of the run.  Called by all ranks.
+// Around a step, which took `seconds`; steps_left: of the run, INT64_MAX if nobody knows.  Called by all ranks.
 void     rt_rebalance_begin(RtRebalance *r);
 RtStatus rt_rebalance_end(RtRebalance *r, int64_t step, double seconds, int64_t steps_left, RtRebalanced *out, RtError *e);
 

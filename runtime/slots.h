@@ -23,7 +23,7 @@ typedef struct {
     int32_t *expert;           // [slots]: whom a slot holds
     int32_t *turn;             // [slots]: which of its replicas
     int32_t *slot, *count;     // [experts]: where the first of its replicas is, how many there are
-    int64_t *rows;             // [experts]: that the ranks of this group sent it so far
+    int64_t *rows;             // [experts]: that this rank sent it so far
 } RtSlots;
 
 // Those of a plan, by number; each expert in the slot of its number.

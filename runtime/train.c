@@ -244,17 +244,10 @@ static RtStatus open_outputs(Run *r, RtError *e) {
     return rt_events_open(dir, r->step + 1, &r->events, e);
 }
 
-// A window beyond the interval would be memory for steps long ago; beyond this, of steps nobody remembers.
 static RtStatus open_rebalance(Run *r, RtError *e) {
-    enum { LONGEST = 100000 };
-    double every = rt_quantity_steps(r->s->rebalance, r->size), window = rt_quantity_steps(r->s->rebalance_window, r->size);
-    if (every <= 0 || !r->ranks || !r->p->plan->slot_tables.n) return RT_OK;
-    if (every < 1 || window < 0 || window > LONGEST)
-        return rt_fail(e, RT_BAD_SETTING, "parallel.rebalance and parallel.rebalance_window are whole numbers of steps, at most %d",
-                       LONGEST);
-    RtRebalanceSetting s = {.interval = (int64_t)every, .gain = r->s->rebalance_gain, .groups = (int)r->s->rebalance_groups};
-    s.window = window >= 1 ? (int64_t)window : s.interval < LONGEST ? s.interval : LONGEST;
-    return rt_rebalance_open(r->p, s, &r->rebalance, e);
+    RtRebalanceSetting s;
+    RT_TRY(rt_rebalance_setting(r->s, r->size, &s, e));
+    return rt_rebalance_open(r->p, r->work.pass, s, &r->rebalance, e);
 }
 
 static void say_start(Run *r) {

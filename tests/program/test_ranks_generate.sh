@@ -25,11 +25,26 @@ alike one dp2-ep2 "$run" --local 4 --set parallel.ep=2
 alike one ep8 "$run" --local 8 --set parallel.ep=8                       # more ranks than prompts
 alike one dp3 "$run" --local 3
 alike one pieces "$run" --local 2 --set parallel.ep=2 --set generate.batch_tokens=3
+
+# experts on several ranks, and such that move between calls
+alike one replicas "$run" --local 2 --set parallel.ep=2 --set parallel.replicas=2 --set parallel.placement=random
+moves=(--set 'parallel.rebalance=2 steps' --set parallel.rebalance_gain=0)
+alike one moves "$run" --local 2 --set parallel.ep=2 "${moves[@]}" --set parallel.placement=round_robin
+alike one moves-replicas "$run" --local 4 --set parallel.ep=4 --set parallel.replicas=4 "${moves[@]}" --set generate.batch_tokens=5
+claim 'bf16 on one rank' say half "$run" --set generate.dtype=bf16
+alike half moves-bf16 "$run" --local 2 --set parallel.ep=2 --set parallel.replicas=2 "${moves[@]}" --set generate.dtype=bf16
+exits 0 'told' "$MOEC" generate "$run" --prompts "$work/prompts" --set generate.max_tokens=16 --local 2 --set parallel.ep=2 \
+    --set parallel.replicas=2 "${moves[@]}"
+says 'busiest rank at [0-9.]+ of the mean load; [1-9][0-9]* experts moved, ' 'how many moved, and what it brought'
+exits 0 'eval with replicas' "$MOEC" eval "$run" --local 2 --set parallel.ep=2 --set parallel.replicas=2
+cut -d\( -f1 "$log.out" >"$work/eval-replicas"
+
 claim 'one prompt on one rank' sh -c "'$MOEC' generate '$run' --quiet --prompt 'And the' --set generate.max_tokens=16 >'$work/single'"
 claim 'on four, three of which have no token' sh -c "'$MOEC' generate '$run' --quiet --prompt 'And the' --set generate.max_tokens=16 \
     --local 4 --set parallel.ep=4 | cmp - '$work/single'"
 exits 0 'eval on one rank' "$MOEC" eval "$run"
 cut -d\( -f1 "$log.out" >"$work/eval"
+claim 'which has the numbers of the one with replicas' cmp "$work/eval" "$work/eval-replicas"
 for ranks in 2 4; do
     exits 0 "eval on $ranks" "$MOEC" eval "$run" --local $ranks --set parallel.ep=$ranks
     claim 'the same numbers' diff "$work/eval" <(cut -d\( -f1 "$log.out")
@@ -83,6 +98,10 @@ says 'asks for 2 ranks, but there is one' 'said so'
 says 'help: moec generate --local 2' 'with help'
 exits 1 'experts that ranks cannot share evenly' "$MOEC" generate "$run" --prompt a --local 16 --set parallel.ep=16
 says 'has 8 experts, which 16 ranks' 'said so'
+exits 1 'replicas on one rank' "$MOEC" generate "$run" --prompt a --set parallel.replicas=2
+says 'parallel.replicas: one rank has all experts' 'said so'
+exits 1 'eval that moves experts' "$MOEC" eval "$run" --local 2 --set parallel.ep=2 "${moves[@]}"
+says 'parallel.rebalance: eval goes through its text once' 'said so'
 exits 1 'two ways to give prompts' "$MOEC" generate "$run" --prompt a --prompts "$work/prompts"
 says 'one of them' 'said so'
 printf 'a\n\377\n' >"$work/bytes"
