@@ -7,6 +7,7 @@
 typedef struct {
     double there, back;        // bytes of a rank on its way (a2a_on_link)
     double products;           // operations at mean loads
+    double beside_there, beside_back;      // seconds of other work while rows are under way
     int    kernels;
 } A2aRun;
 

@@ -17,8 +17,9 @@
 //
 // A list scheduler in the order of the text: the first node whose operands are there comes next, a wait when there is
 // nothing else nearby, or when too many sums are on their way (each holds memory).  It sees the plan only, never counts,
-// so all ranks meet their exchanges in one order.  Gradients of parameters are no one's operand for long: they are kept for
-// the time when rows are under way.
+// so all ranks meet their exchanges in one order.  Products that the next rows to be sent don't depend on (gradients of
+// parameters, a shared expert) are kept for the time when rows are under way: as many as that is predicted to take on the way
+// to experts, the rest on the way back, where ranks with few rows wait for those with many.
 //
 // What then still stands around products of rows, waits in front and ways back behind, runs chunk by chunk, a group of each
 // rank's experts after another, where that is predicted to be faster (or parallel.chunks says so):
@@ -72,120 +73,7 @@ static int add_waits(Graph *g) {
     return n_waits;
 }
 
-typedef struct {
-    Graph *g;
-    Node **node;             // by id
-    int   *missing;          // operands that are not there yet
-    int   *first_user, *next_user, *user;      // edges, as lists by node
-    bool  *ready, *placed;
-    int   *work, *wait;      // ids in list order: waits, and all others
-    int    n, n_work, n_waits, lowest_work, lowest_wait, under_way, hidden;
-    int    rows_under_way;
-    Node  *last;             // of what is placed
-} Scheduler;
-
-// Worth hiding: rows of some width that go to experts or come back.
-enum { WIDE = 64 };              // bytes of a row
-static bool moves_wide_rows(const Node *n) {
-    if (n->op != OP_EXCHANGE_ROWS && n->op != OP_RETURN_ROWS) return false;
-    const Type *t = &n->in[0]->type;
-    return type_bytes(t) >= WIDE * dim_bound(t->dim[0]);
-}
-
-// Work that can wait: nothing reads it but sums over ranks and the optimizer.
-static bool can_wait(const Node *n) { return n->op == OP_GROUPED_DW || n->op == OP_MATMUL_DW; }
-
-static bool is_source(const Node *n) { return op_is(n->op, SOURCE); }
-
-static void place(Scheduler *s, Node *n) {
-    s->placed[n->id] = true;
-    s->ready[n->id] = false;
-    for (int i = 0; i < n->n_in; i++)                    // a source stands before its first reader
-        if (!s->placed[n->in[i]->node->id]) place(s, n->in[i]->node);
-    *(s->last ? &s->last->next : &s->g->first) = n;
-    n->prev = s->last;
-    n->next = NULL;
-    s->last = n;
-    if (n->attr.pending && is_sum(n)) s->under_way++;
-    if (n->op == OP_WAIT && is_sum(n->in[0]->node)) s->under_way--;
-    if (n->attr.pending && moves_wide_rows(n)) s->rows_under_way++;
-    if (n->op == OP_WAIT && moves_wide_rows(n->in[0]->node)) s->rows_under_way--;
-    for (int e = s->first_user[n->id]; e >= 0; e = s->next_user[e])
-        if (--s->missing[s->user[e]] == 0) s->ready[s->user[e]] = true;
-}
-
-static int first_ready(Scheduler *s, const int *at, int n, int *lowest, int of_sum) {
-    while (*lowest < n && (s->placed[at[*lowest]] || is_source(s->node[at[*lowest]]))) ++*lowest;
-    for (int i = *lowest; i < n; i++)
-        if (s->ready[at[i]] && (of_sum < 0 || is_sum(s->node[at[i]]->in[0]->node) == of_sum)) return at[i];
-    return -1;
-}
-
-// The first work that is ready; while no rows are under way, not what can wait for that, unless it is old.
-static int first_work(Scheduler *s) {
-    int first = first_ready(s, s->work, s->n_work, &s->lowest_work, -1);
-    if (first < 0 || s->rows_under_way || !can_wait(s->node[first])) return first;
-    for (int i = s->lowest_work; i < s->n_work && s->work[i] < first + NEARBY; i++)
-        if (s->ready[s->work[i]] && !can_wait(s->node[s->work[i]])) return s->work[i];
-    return first;
-}
-
-static int next_node(Scheduler *s) {
-    int work = first_work(s);
-    int rows = first_ready(s, s->wait, s->n_waits, &s->lowest_wait, 0), sum = first_ready(s, s->wait, s->n_waits, &s->lowest_wait, 1);
-    bool too_many = s->under_way >= SUMS_UNDER_WAY;
-    if (sum >= 0 && too_many && (work < 0 || s->node[work]->attr.pending)) return sum;
-    if (work >= 0 && (rows < 0 || work < rows + NEARBY)) {
-        s->hidden += rows >= 0;
-        return work;
-    }
-    return rows >= 0 ? rows : sum;
-}
-
-static void overlap(Graph *g, PassCtx *cx) {
-    int n_waits = add_waits(g), edges = 0;
-    if (!n_waits) return;
-    Arena *a = cx->scratch;
-    int id = 0;
-    for_each_node(g, n) {
-        n->id = id++;
-        edges += n->n_in;
-    }
-    Scheduler s = {.g = g, .n = id,
-                   .node = arena_array(a, Node *, id + 1), .missing = arena_array(a, int, id + 1),
-                   .first_user = arena_array(a, int, id + 1), .next_user = arena_array(a, int, edges + 1),
-                   .user = arena_array(a, int, edges + 1), .ready = arena_array(a, bool, id + 1),
-                   .placed = arena_array(a, bool, id + 1), .work = arena_array(a, int, id + 1),
-                   .wait = arena_array(a, int, n_waits + 1)};
-    for (int i = 0; i < id; i++) s.first_user[i] = -1;
-    int e = 0;
-    for_each_node(g, n) {
-        s.node[n->id] = n;
-        *(n->op == OP_WAIT ? &s.wait[s.n_waits++] : &s.work[s.n_work++]) = n->id;
-        for (int i = 0; i < n->n_in; i++) {
-            int of = n->in[i]->node->id;
-            if (is_source(n->in[i]->node)) continue;
-            s.user[e] = n->id;
-            s.next_user[e] = s.first_user[of];
-            s.first_user[of] = e++;
-            s.missing[n->id]++;
-        }
-        s.ready[n->id] = !s.missing[n->id] && !is_source(n);
-    }
-    for (int i; (i = next_node(&s)) >= 0;) place(&s, s.node[i]);
-    for (int i = 0; i < id; i++)
-        if (!s.placed[i]) place(&s, s.node[i]);          // sources that nobody reads
-    g->last = s.last;
-    WON(cx, "%d exchanges are waited for late, beside %d nodes", n_waits, s.hidden);
-}
-
-// ---- chunks --------------------------------------------------------------------------------------------
-
-typedef struct {
-    Node  *member[CHUNKED_RUN];
-    int    n;
-    A2aRun cost;
-} Run;
+// ---- how long -------------------------------------------------------------------------------------------
 
 int a2a_ranks(const Node *n) {
     RtGroup group;
@@ -221,6 +109,179 @@ double a2a_products_flops(const Node *n) {
     return 2.0 * (double)type_bound_elements(&c.a) * (double)dim_bound(c.y.dim[c.y.ndim - 1]) * c.products;
 }
 
+// What ranks of one node copy from each other's memory is work of their cores, not a way that something else could hide.
+static const MachineLink inside_node = {.rate = 4e9, .latency = 1.5e-6, .message = 0.5e-6, .cpu = 2.5e-10};
+static const MachineLink *link_of(const PassCtx *cx) { return cx->train && cx->train->link.rate > 0 ? &cx->train->link : &inside_node; }
+
+// Seconds that a byte takes and no core works at.
+static double wire_seconds(const MachineLink *l) {
+    double wire = 1 / l->rate - l->cpu;
+    return wire > 0 ? wire : 0;
+}
+
+static double on_link_seconds(const PassCtx *cx, const Node *n) { return bytes_on_link(cx, n) * wire_seconds(link_of(cx)); }
+
+static double fma_rate(const PassCtx *cx) {
+    int threads = cx->train && cx->train->threads > 0 ? cx->train->threads : 1;
+    return cx->machine ? machine_rates(cx->machine, threads).fma : 50e9;
+}
+
+// Of a node that multiplies; rows at experts as if all ranks' had as many.
+static double products_seconds(const PassCtx *cx, const Node *n) {
+    if (!op_is_contraction(n->op)) return 0;
+    const Node *by = n->op == OP_GROUPED_MATMUL || n->op == OP_GROUPED_DW ? n->in[2]->node : NULL;
+    return a2a_products_flops(n) / (by && by->op == OP_EXCHANGE_OFFSETS ? a2a_ranks(by) : 1) / fma_rate(cx);
+}
+
+// ---- order ----------------------------------------------------------------------------------------------
+
+typedef struct {
+    Graph *g;
+    Node **node;             // by id
+    int   *missing;          // operands that are not there yet
+    int   *first_user, *next_user, *user;      // edges, as lists by node
+    bool  *ready, *placed;
+    int   *work, *wait, *wide;      // ids in list order: waits, and all others; exchanges of wide rows
+    int   *due;              // the first of those that depends on a node; n: none does
+    double *started;         // of those: clock
+    int    n, n_work, n_waits, n_wide, lowest_work, lowest_wait, lowest_wide, under_way, hidden;
+    double clock;            // seconds of the products that are placed
+    Node  *last;             // of what is placed
+    const PassCtx *cx;
+} Scheduler;
+
+// Worth hiding: rows of some width that go to experts or come back.
+enum { WIDE = 64 };              // bytes of a row
+static bool moves_wide_rows(const Node *n) {
+    if (n->op != OP_EXCHANGE_ROWS && n->op != OP_RETURN_ROWS) return false;
+    const Type *t = &n->in[0]->type;
+    return type_bytes(t) >= WIDE * dim_bound(t->dim[0]);
+}
+
+// Work that can wait: nothing reads it but sums over ranks and the optimizer; or the next rows to be sent are others'.
+static bool can_wait(const Scheduler *s, int id) {
+    Op op = s->node[id]->op;
+    if (op == OP_GROUPED_DW || op == OP_MATMUL_DW) return true;
+    int next = s->lowest_wide < s->n_wide ? s->wide[s->lowest_wide] : s->n;
+    return op == OP_MATMUL && next < id + NEARBY && next < s->due[id];
+}
+
+static bool is_source(const Node *n) { return op_is(n->op, SOURCE); }
+
+static void place(Scheduler *s, Node *n) {
+    s->placed[n->id] = true;
+    s->ready[n->id] = false;
+    for (int i = 0; i < n->n_in; i++)                    // a source stands before its first reader
+        if (!s->placed[n->in[i]->node->id]) place(s, n->in[i]->node);
+    *(s->last ? &s->last->next : &s->g->first) = n;
+    n->prev = s->last;
+    n->next = NULL;
+    s->last = n;
+    if (n->attr.pending && is_sum(n)) s->under_way++;
+    if (n->op == OP_WAIT && is_sum(n->in[0]->node)) s->under_way--;
+    s->started[n->id] = s->clock;
+    s->clock += products_seconds(s->cx, n);
+    while (s->lowest_wide < s->n_wide && s->placed[s->wide[s->lowest_wide]]) s->lowest_wide++;
+    for (int e = s->first_user[n->id]; e >= 0; e = s->next_user[e])
+        if (--s->missing[s->user[e]] == 0) s->ready[s->user[e]] = true;
+}
+
+static int first_ready(Scheduler *s, const int *at, int n, int *lowest, int of_sum) {
+    while (*lowest < n && (s->placed[at[*lowest]] || is_source(s->node[at[*lowest]]))) ++*lowest;
+    for (int i = *lowest; i < n; i++)
+        if (s->ready[at[i]] && (of_sum < 0 || is_sum(s->node[at[i]]->in[0]->node) == of_sum)) return at[i];
+    return -1;
+}
+
+// The first work that is ready, what can wait last.
+static int first_work(Scheduler *s) {
+    int first = first_ready(s, s->work, s->n_work, &s->lowest_work, -1);
+    if (first < 0 || !can_wait(s, first)) return first;
+    for (int i = s->lowest_work; i < s->n_work && s->work[i] < first + NEARBY; i++)
+        if (s->ready[s->work[i]] && !can_wait(s, s->work[i])) return s->work[i];
+    return first;
+}
+
+// Rows on their way to experts have had the time that they need, and products to stand beside.
+enum { SPARE_PERCENT = 25 };
+static bool has_come(const Scheduler *s, int wait) {
+    const Node *x = s->node[wait]->in[0]->node;
+    double beside = s->clock - s->started[x->id];
+    return x->op == OP_EXCHANGE_ROWS && beside > 0 && beside >= (1 + SPARE_PERCENT / 100.0) * on_link_seconds(s->cx, x);
+}
+
+static int next_node(Scheduler *s) {
+    int work = first_work(s);
+    int rows = first_ready(s, s->wait, s->n_waits, &s->lowest_wait, 0), sum = first_ready(s, s->wait, s->n_waits, &s->lowest_wait, 1);
+    bool too_many = s->under_way >= SUMS_UNDER_WAY;
+    if (sum >= 0 && too_many && (work < 0 || s->node[work]->attr.pending)) return sum;
+    if (work >= 0 && rows >= 0 && can_wait(s, work) && has_come(s, rows)) return rows;
+    if (work >= 0 && (rows < 0 || work < rows + NEARBY)) {
+        s->hidden += rows >= 0;
+        return work;
+    }
+    return rows >= 0 ? rows : sum;
+}
+
+// Which exchange of wide rows needs a node first.
+static void find_due(Scheduler *s) {
+    for (int id = s->n - 1; id >= 0; id--) {
+        Node *n = s->node[id];
+        s->due[id] = n->attr.pending && moves_wide_rows(n) ? id : s->n;
+        for (int e = s->first_user[id]; e >= 0 && s->due[id] != id; e = s->next_user[e])
+            if (s->due[s->user[e]] < s->due[id]) s->due[id] = s->due[s->user[e]];
+    }
+    for (int id = 0; id < s->n; id++)
+        if (s->due[id] == id) s->wide[s->n_wide++] = id;
+}
+
+static void overlap(Graph *g, PassCtx *cx) {
+    int n_waits = add_waits(g), edges = 0;
+    if (!n_waits) return;
+    Arena *a = cx->scratch;
+    int id = 0;
+    for_each_node(g, n) {
+        n->id = id++;
+        edges += n->n_in;
+    }
+    Scheduler s = {.g = g, .n = id, .cx = cx,
+                   .node = arena_array(a, Node *, id + 1), .missing = arena_array(a, int, id + 1),
+                   .first_user = arena_array(a, int, id + 1), .next_user = arena_array(a, int, edges + 1),
+                   .user = arena_array(a, int, edges + 1), .ready = arena_array(a, bool, id + 1),
+                   .placed = arena_array(a, bool, id + 1), .work = arena_array(a, int, id + 1),
+                   .wait = arena_array(a, int, n_waits + 1), .wide = arena_array(a, int, id + 1), .due = arena_array(a, int, id + 1),
+                   .started = arena_array(a, double, id + 1)};
+    for (int i = 0; i < id; i++) s.first_user[i] = -1;
+    int e = 0;
+    for_each_node(g, n) {
+        s.node[n->id] = n;
+        *(n->op == OP_WAIT ? &s.wait[s.n_waits++] : &s.work[s.n_work++]) = n->id;
+        for (int i = 0; i < n->n_in; i++) {
+            int of = n->in[i]->node->id;
+            if (is_source(n->in[i]->node)) continue;
+            s.user[e] = n->id;
+            s.next_user[e] = s.first_user[of];
+            s.first_user[of] = e++;
+            s.missing[n->id]++;
+        }
+        s.ready[n->id] = !s.missing[n->id] && !is_source(n);
+    }
+    find_due(&s);
+    for (int i; (i = next_node(&s)) >= 0;) place(&s, s.node[i]);
+    for (int i = 0; i < id; i++)
+        if (!s.placed[i]) place(&s, s.node[i]);          // sources that nobody reads
+    g->last = s.last;
+    WON(cx, "%d exchanges are waited for late, beside %d nodes", n_waits, s.hidden);
+}
+
+// ---- chunks --------------------------------------------------------------------------------------------
+
+typedef struct {
+    Node  *member[CHUNKED_RUN];
+    int    n;
+    A2aRun cost;
+} Run;
+
 static const Value *experts_offsets(const Node *n) {
     if (n->op == OP_GROUPED_MATMUL) return n->in[2]->node->op == OP_EXCHANGE_OFFSETS ? n->in[2] : NULL;
     const Node *x = n->op == OP_WAIT ? n->in[0]->node : n;
@@ -234,6 +295,29 @@ static bool is_made_in(const Run *r, const Value *v) {
     for (int i = 0; i < r->n; i++)
         if (r->member[i] == v->node) return true;
     return false;
+}
+
+// Seconds of the products between two nodes.
+static double seconds_between(const PassCtx *cx, const Node *from, const Node *to) {
+    double seconds = 0;
+    for (const Node *n = from->next; n && n != to; n = n->next) seconds += products_seconds(cx, n);
+    return seconds;
+}
+
+static const Node *wait_of(const Node *n) {
+    const Node *wait = n->next;
+    while (wait && (wait->op != OP_WAIT || wait->in[0]->node != n)) wait = wait->next;
+    return wait;
+}
+
+// What stands beside its rows on their way, before the first product and behind the last.
+static void find_beside(const PassCtx *cx, Run *r) {
+    const Node *last = r->member[r->n - 1];
+    for (int i = 0; i < r->n && !r->cost.beside_there; i++) {
+        const Node *x = r->member[i]->op == OP_WAIT ? r->member[i]->in[0]->node : NULL;
+        if (x && moves_wide_rows(x)) r->cost.beside_there = seconds_between(cx, x, r->member[0]);
+    }
+    if (last->op == OP_RETURN_ROWS && wait_of(last)) r->cost.beside_back = seconds_between(cx, last, wait_of(last));
 }
 
 // The run of nodes that begins with first: waits, products, ways back, of the same experts' rows.
@@ -254,23 +338,24 @@ static Run run_from(const PassCtx *cx, Node *first) {
     }
     if (!products) r.n = 0;
     r.cost.kernels = r.n;
+    if (r.n) find_beside(cx, &r);
     return r;
 }
 
-// What ranks of one node copy from each other's memory is work of their cores, not a way that something else could hide.
-static const MachineLink inside_node = {.rate = 4e9, .latency = 1.5e-6, .message = 0.5e-6, .cpu = 2.5e-10};
 enum { LAUNCH_NS = 3000 };       // of a kernel
 
-// Seconds of a run in q chunks: the first chunk's rows come before anything is multiplied, the last one's go when all is.
+static double max(double x, double y) { return x > y ? x : y; }
+static double min(double x, double y) { return x < y ? x : y; }
+
+// Seconds of a run in q chunks: the first chunk's rows come before anything is multiplied, the last one's go when all is; other
+// work stands beside these two.
 double a2a_seconds(const PassCtx *cx, const A2aRun *r, int q, int peers) {
-    const MachineLink *l = cx->train && cx->train->link.rate > 0 ? &cx->train->link : &inside_node;
-    int threads = cx->train && cx->train->threads > 0 ? cx->train->threads : 1;
-    double fma = cx->machine ? machine_rates(cx->machine, threads).fma : 50e9;
-    double wire = 1 / l->rate - l->cpu, seconds_a_byte = wire > 0 ? wire : 0, message = l->message * peers;
-    double there = r->there * seconds_a_byte, back = r->back * seconds_a_byte;
-    double work = r->products / fma + l->cpu * (r->there + r->back) + q * LAUNCH_NS * 1e-9 * r->kernels;
-    double beside = there + back + 2 * q * message - there / q;
-    return message + there / q + (work > beside ? work : beside) + back / q + message + (r->there > 0 || r->back > 0 ? l->latency * q : 0);
+    const MachineLink *l = link_of(cx);
+    double message = l->message * peers, there = r->there * wire_seconds(l), back = r->back * wire_seconds(l);
+    double work = r->products / fma_rate(cx) + l->cpu * (r->there + r->back) + q * LAUNCH_NS * 1e-9 * r->kernels;
+    double first = max(there / q, min(there, r->beside_there)), last = back / q;
+    double beside = there + back + 2 * q * message - first - last;
+    return message + max(first - r->beside_there, 0) + max(work, beside) + max(last - r->beside_back, 0) + message + (r->there > 0 || r->back > 0 ? l->latency * q : 0);
 }
 
 int a2a_best_chunks(const PassCtx *cx, const A2aRun *r, int experts, int peers) {
@@ -294,8 +379,9 @@ static Chunked cut_in_chunks(Graph *g, PassCtx *cx) {
         int ranks = a2a_ranks(by), peers = a2a_peers(cx, ranks), q = 1;
         if (!by->attr.per_node) q = a2a_best_chunks(cx, &r.cost, (int)by->attr.experts / ranks, peers);
         double seconds = a2a_seconds(cx, &r.cost, q, peers), in_one = a2a_seconds(cx, &r.cost, 1, peers);
-        TRACE(cx, "schedule-a2a: %s: %d nodes, %.2f MB there, %.2f MB back, %.1f GFLOP: %d chunks, predicted %.3f ms, in one %.3f ms\n",
-              n->path ? n->path : "", r.n, r.cost.there / 1e6, r.cost.back / 1e6, r.cost.products / 1e9, q, 1e3 * seconds, 1e3 * in_one);
+        TRACE(cx, "schedule-a2a: %s: %d nodes, %.2f MB there beside %.3f ms, %.2f MB back beside %.3f ms, %.1f GFLOP: %d chunks, predicted "
+              "%.3f ms, in one %.3f ms\n", n->path ? n->path : "", r.n, r.cost.there / 1e6, 1e3 * r.cost.beside_there, r.cost.back / 1e6,
+              1e3 * r.cost.beside_back, r.cost.products / 1e9, q, 1e3 * seconds, 1e3 * in_one);
         all.runs++;
         all.seconds += seconds;
         all.in_one += in_one;
