@@ -249,10 +249,11 @@ static void pump_held(RtComm *c) {
 
 void rt_comm_progress(RtComm *c) {
     if (c->faults) pump_held(c);
-    for (RtMessage *m = c->ops->progress(c->transport), *next; m; m = next) {
-        next = m->next;                          // finishing may post it anew
-        finish(c, m);
-    }
+    for (RtMessage *m; (m = c->ops->progress(c->transport));)        // as long as there is more: the next call may be far
+        for (RtMessage *next; m; m = next) {
+            next = m->next;                      // finishing may post it anew
+            finish(c, m);
+        }
 }
 
 // ---- starting -------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@
 #include "runtime/comm_transport.h"
 #include "runtime/convert.h"
 
-enum { ADD_BYTES = 256 << 10, COPY_BYTES = 512 << 10, DIRECT_BYTES = 4096 };
+enum { ADD_BYTES = 256 << 10, COPY_BYTES = RT_PIECE_BYTES, DIRECT_BYTES = 4096 };
 enum { CACHE_LINE = 64 };
 
 int64_t rt_piece_bytes(bool adds) { return adds ? ADD_BYTES : COPY_BYTES; }

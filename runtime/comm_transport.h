@@ -24,6 +24,7 @@ typedef struct RtMessage {
 
 enum {
     RT_TAGS = 1 << 22,
+    RT_PIECE_BYTES = 512 << 10,                       // of a message at most
     RT_WINDOW = 4,                                    // messages of one op to, or from, one rank at once
     RT_MESSAGES = RT_COMM_OPEN * 2 * RT_WINDOW        // of all ops
 };

@@ -16,7 +16,8 @@
 enum {
     SPIN_NS = 50000,           // a rank that waits keeps its core so long, ..
     YIELD_NS = 2000000,        // lets others have it for a time, and sleeps after that
-    SLEEP_NS = 50000
+    SLEEP_NS = 50000,
+    HEADER_BYTES = 4096        // more than Open MPI puts in front of a message
 };
 
 struct RtTransport {
@@ -229,11 +230,24 @@ static void mpi_close(RtTransport *t, bool in_order) {
     free_transport(t);
 }
 
+// Open MPI asks the receiver of more than 64 KiB first, and sends when an answer has come.  Both have to look after messages for
+// that, which they do between tasks, of milliseconds.  So all that moec sends at once goes without a question; what a
+// user has set (--mca, OMPI_MCA_..) stays.  Inside a node other settings count.
+static void send_unasked(void) {
+    static const char *const limit[] = {"OMPI_MCA_btl_tcp_eager_limit", "OMPI_MCA_btl_tcp_rndv_eager_limit", "OMPI_MCA_btl_tcp_max_send_size"};
+    const char *here = getenv("OMPI_COMM_WORLD_LOCAL_SIZE"), *all = getenv("OMPI_COMM_WORLD_SIZE");
+    if (here && all && atoi(here) == atoi(all)) return;
+    char bytes[16];
+    snprintf(bytes, sizeof bytes, "%d", RT_PIECE_BYTES + HEADER_BYTES);
+    for (size_t i = 0; i < sizeof limit / sizeof *limit; i++) setenv(limit[i], bytes, 0);
+}
+
 static RtStatus mpi_open(const RtCommConfig *cf, RtTransport **out, RtError *e) {
     (void)cf;
     int was_open = 0, level = 0;
     MPI_Initialized(&was_open);
     if (was_open) return rt_fail(e, RT_COMM, "MPI can be opened once in a process");
+    send_unasked();
     int code = MPI_Init_thread(NULL, NULL, MPI_THREAD_FUNNELED, &level);
     if (code != MPI_SUCCESS) return rt_fail(e, RT_COMM, "MPI_Init_thread failed (%d)", code);
     MPI_Comm_set_errhandler(MPI_COMM_WORLD, MPI_ERRORS_RETURN);
