@@ -102,7 +102,7 @@ typedef struct {
     int     vecs, panel;
     int64_t tiles, panels;                       // most of a task
     int64_t slot, level;                         // floats of a tile, of a level of the stack
-    int64_t at_table, at_a, a_step, at_b, panel_bytes;     // a_step: elements from a row of a to the next
+    int64_t at_near, at_table, at_a, a_step, at_b, panel_bytes;     // a_step: elements from a row of a to the next
     int64_t buffer;                              // bytes from the rows packed now to those packed meanwhile; 0: none are
     TileSet tile, tile_last;                     // last: the narrow panel
     PackFunction pack, pack_a, piece, piece_a;   // piece: of rows that were asked for

@@ -27,7 +27,7 @@ void sums_choose(Sums *s, const KernelNode *k, int64_t matrices, double rows, Ke
     s->size = choose_sums(k, &load, d, what);
 }
 
-// Scratch:  stack of tiles, one level for each power of two of leaves | columns of a, a panel of its own width | panels of b
+// Scratch:  stacks of tiles, one level for each power of two of leaves | a stack for all | table of leaves | columns of a, a panel of its own width | panels of b
 void sums_begin(Cg *cg, Sums *s) {
     TileSize size = s->size;
     int levels = 1;
@@ -38,7 +38,8 @@ void sums_begin(Cg *cg, Sums *s) {
     s->panels = (s->cut.n + s->panel - 1) / s->panel;
     s->slot = (int64_t)size.rows * s->panel;
     s->level = s->slot * s->tiles * s->panels;
-    s->at_table = levels * s->level * 4;
+    s->at_near = levels * s->level * 4;
+    s->at_table = s->at_near + levels * s->slot * 4;
     s->at_a = up(s->at_table + s->leaves * LEAF_FIELDS * 4, 64);
     s->dot = dot_used(cg->target, s->a_type, s->b_type);
     int a_vecs = (int)((s->cut.m + LANES - 1) / LANES) | 1;        // rows an even number of lines apart would share cache sets
@@ -244,10 +245,19 @@ static void fill_table(Cg *cg, const Sums *s, const SumsRun *u, const Chunk *c, 
         LV before = LLVMBuildAnd(cg->b, u->levels->goes_on, cg_eq(cg, leaf.i, zero), "");
         goes_on = LLVMBuildOr(cg->b, goes_on, before, "");
     }
+    LV ended = cg_lt(cg, leaf.i, c->l1), kept = bits_set(cg, c->l0);
+    merges = cg_select(cg, ended, merges, zero);
+    // What is left when the chunk ends: the sum of all, or sums of as many leaves as the bits of l1 say and the begin of the next.
+    LV after = cg_addi(cg, leaf.i, 1), low = LLVMBuildAnd(cg->b, after, LLVMBuildNeg(cg->b, after, ""), "");
+    LV all = cg_select(cg, cg_eq(cg, c->l1, n_leaves), n_leaves, LLVMBuildAnd(cg->b, c->l1, LLVMBuildNeg(cg->b, low, ""), ""));
+    LV near = LLVMBuildAnd(cg->b, ended, LLVMBuildNot(cg->b, cg_eq(cg, all, after), ""), "");
+    near = LLVMBuildAnd(cg->b, near, LLVMBuildNot(cg->b, cg_lt(cg, cg_sub(cg, top, merges), kept), ""), "");
     LV field[LEAF_FIELDS] = {[LEAF_K] = steps(cg, s->dot, cg_sub(cg, cg_min(cg, end, c->hi), first)),
                              [LEAF_GOES_ON] = LLVMBuildZExt(cg->b, goes_on, cg->i64, ""),
                              [LEAF_TOP] = top,
-                             [LEAF_MERGES] = cg_select(cg, cg_lt(cg, leaf.i, c->l1), merges, zero)};
+                             [LEAF_MERGES] = merges,
+                             [LEAF_KEPT] = kept,
+                             [LEAF_NEAR] = LLVMBuildZExt(cg->b, near, cg->i64, "")};
     LV entry = leaf_table_at(cg, table, cg_sub(cg, leaf.i, c->l0));
     for (int i = 0; i < LEAF_FIELDS; i++)
         cg_store1(cg, I32, LLVMBuildTrunc(cg->b, field[i], cg->i32, ""), entry, cg_int(cg, i));
@@ -277,6 +287,7 @@ static void sum_chunk(Cg *cg, const Sums *s, const SumsRun *u, const SumPart *pa
                      .b_k = cg_int(cg, s->panel),
                      .init = slot_at(cg, s, zero, t.i, p.i),
                      .leaves = table,
+                     .near = bytes_at(cg, cg->scratch, s->at_near),
                      .c = u->levels ? null : cg_select(cg, cg_eq(cg, c->l1, n_leaves), y, null)};
     bool whole = s->N >= s->panel, tail = s->N % s->panel;
     if (whole && tail) cg_if(cg, &width, cg_lt(cg, panel, cg_int(cg, s->N / s->panel)));

@@ -68,7 +68,7 @@ static LV offset_by(Cg *cg, LV base, LV n, int64_t elements) { return cg_at(cg, 
 enum {
     PREFETCH_ROWS = 32
 }; // of B, asked into the second cache: rows 4 KiB apart don't fit the first one's sets
-enum { P_A, P_B, P_K, P_B_K, P_C, P_INIT, P_LEAVES, P_NEXT, P_PANEL, P_AHEAD, P_AHEAD_STEP, P_N_AHEAD, P_NEXT_C, N_PARAMS };
+enum { P_A, P_B, P_K, P_B_K, P_C, P_INIT, P_LEAVES, P_NEXT, P_PANEL, P_AHEAD, P_AHEAD_STEP, P_N_AHEAD, P_NEXT_C, P_NEAR, N_PARAMS };
 
 // Bytes between columns of a row of B, whose row holds one k or two.
 static int64_t b_bytes(const TileSpec *s) { return s->pairs ? 4 : dtype_bytes(s->b_type); }
@@ -204,7 +204,7 @@ static void ask_for_c(Cg *cg, const TileSpec *s, int height, LV c) {
 
 static void begin_tile(Cg *cg, const char *name, int height, CgFunction *f, LT *type) {
     LT params[N_PARAMS] = {cg->ptr, cg->ptr, cg->i64, cg->i64, cg->ptr, cg->ptr, cg->ptr,
-                           cg->ptr, cg->ptr, cg->ptr, cg->i64, cg->i64, cg->ptr};
+                           cg->ptr, cg->ptr, cg->ptr, cg->i64, cg->i64, cg->ptr, cg->ptr};
     char text[64];
     snprintf(text, sizeof text, "%s_%d", name, height);
     cg_function_begin(cg, f, text, cg->void_t, params, N_PARAMS);
@@ -262,39 +262,49 @@ LV leaf_table_at(Cg *cg, LV table, LV leaf) { return cg_at(cg, I32, table, cg_mu
 
 static LV leaf_field(Cg *cg, LV entry, LeafField i) { return cg_i64(cg, cg_load1(cg, I32, entry, cg_int(cg, i))); }
 
-// P_K: leaves, P_LEAVES: their table, P_INIT: the tile at the bottom of the stack, P_C: where the last leaf's sum goes.
+// A level of the tree: left by another call, or for one, or of this call alone.
+static LV level_at(Cg *cg, const TileSpec *s, int height, LV fn, LV kept, LV level) {
+    LV far = offset_by(cg, LLVMGetParam(fn, P_INIT), level, s->merge_step);
+    LV near = offset_by(cg, LLVMGetParam(fn, P_NEAR), level, height * s->held_row);
+    return cg_select(cg, kept, far, near);
+}
+
+// P_K: leaves, P_LEAVES: their table, P_INIT: the tile at the bottom of its stack, P_C: where the last leaf's sum goes.
 static LV emit_leaves(Cg *cg, const TileSpec *s, const char *name, int height, LT *type) {
     CgFunction f;
     CgLoop leaf, merge;
-    CgIf last;
+    CgIf last, asks;
     begin_tile(cg, name, height, &f, type);
     int n = height * s->vecs;
-    LV acc[CG_MAX_CARRY], carry[CG_MAX_CARRY], stack = LLVMGetParam(f.fn, P_INIT), n_leaves = LLVMGetParam(f.fn, P_K);
+    LV acc[CG_MAX_CARRY], n_leaves = LLVMGetParam(f.fn, P_K), zero = cg_int(cg, 0);
     LV operands[2] = {LLVMGetParam(f.fn, P_A), LLVMGetParam(f.fn, P_B)}, c = LLVMGetParam(f.fn, P_C);
+    LV ends = LLVMBuildIsNotNull(cg->b, c, "");
     TileSpec held = *s;                                    // a tile of the stack
     held.cols = s->vecs * LANES;
     held.c_row = s->held_row;
     held.c_type = F32;
-    cg_loop_begin(cg, &leaf, cg_int(cg, 0), n_leaves, 1, 2, operands);
+    cg_if(cg, &asks, ends);
+    ask_for_c(cg, s, height, c);
+    cg_endif(cg, &asks);
+    cg_loop_begin(cg, &leaf, zero, n_leaves, 1, 2, operands);
     LV entry = leaf_table_at(cg, LLVMGetParam(f.fn, P_LEAVES), leaf.i), top = leaf_field(cg, entry, LEAF_TOP);
-    LV merges = leaf_field(cg, entry, LEAF_MERGES), at_top = offset_by(cg, stack, top, s->merge_step);
+    LV merges = leaf_field(cg, entry, LEAF_MERGES), goes_on = cg_lt(cg, zero, leaf_field(cg, entry, LEAF_GOES_ON));
+    LV kept = leaf_field(cg, entry, LEAF_KEPT), yes = cg_bool(cg, true);
     Chain chain = {leaf.carry[0], leaf.carry[1], leaf_field(cg, entry, LEAF_K)};
-    load_sums(cg, &held, n, cg_lt(cg, cg_int(cg, 0), leaf_field(cg, entry, LEAF_GOES_ON)), at_top, s->held_row, acc);
+    load_sums(cg, &held, n, goes_on, level_at(cg, s, height, f.fn, yes, top), s->held_row, acc);
     tile_chain(cg, s, height, f.fn, &chain, acc);
-    for (int i = 0; i < n; i++) carry[i] = acc[i];
-    carry[n] = offset(cg, at_top, -s->merge_step);
-    cg_loop_begin(cg, &merge, cg_int(cg, 0), merges, 1, n + 1, carry);
+    cg_loop_begin(cg, &merge, zero, merges, 1, n, acc);
+    LV below = cg_sub(cg, cg_addi(cg, top, -1), merge.i), from = level_at(cg, s, height, f.fn, cg_lt(cg, below, kept), below);
     for (int i = 0; i < n; i++) {
-        LV left = cg_load_vec(cg, F32, merge.carry[n], cg_int(cg, i / s->vecs * s->held_row + i % s->vecs * LANES), NULL);
-        carry[i] = cg_fadd(cg, left, merge.carry[i]);
+        LV left = cg_load_vec(cg, F32, from, cg_int(cg, i / s->vecs * s->held_row + i % s->vecs * LANES), NULL);
+        acc[i] = cg_fadd(cg, left, merge.carry[i]);
     }
-    carry[n] = offset(cg, merge.carry[n], -s->merge_step);
-    cg_loop_end(cg, &merge, carry);
-    LV is_last = cg_eq(cg, cg_addi(cg, leaf.i, 1), n_leaves);
-    cg_if(cg, &last, LLVMBuildAnd(cg->b, is_last, LLVMBuildIsNotNull(cg->b, c, ""), ""));
+    cg_loop_end(cg, &merge, acc);
+    LV is_last = cg_eq(cg, cg_addi(cg, leaf.i, 1), n_leaves), stays = cg_eq(cg, leaf_field(cg, entry, LEAF_NEAR), zero);
+    cg_if(cg, &last, LLVMBuildAnd(cg->b, is_last, ends, ""));
     store_sums(cg, s, n, merge.carry, c);
     cg_else(cg, &last);
-    store_sums(cg, &held, n, merge.carry, offset_by(cg, stack, cg_sub(cg, top, merges), s->merge_step));
+    store_sums(cg, &held, n, merge.carry, level_at(cg, s, height, f.fn, stays, cg_sub(cg, top, merges)));
     cg_endif(cg, &last);
     LV next[2] = {chain.a, chain.b};
     cg_loop_end(cg, &leaf, next);
@@ -322,7 +332,8 @@ void tile_call_fixed(Cg *cg, const TileSet *set, int height, const TileCall *c) 
                          c->ahead ? c->ahead : c->a,
                          c->ahead ? c->ahead_step : cg_int(cg, 0),
                          c->ahead ? c->n_ahead : cg_int(cg, 0),
-                         c->next_c ? c->next_c : cg_at(cg, set->spec.c_type, c->c, cg_int(cg, set->spec.cols))};
+                         c->next_c ? c->next_c : cg_at(cg, set->spec.c_type, c->c, cg_int(cg, set->spec.cols)),
+                         c->near ? c->near : null};
     assert(set->fn[height]);
     cg_call(cg, set->type, set->fn[height], args, N_PARAMS);
 }

@@ -63,7 +63,8 @@ void tile_functions(Cg *cg, TileSet *set, const TileSpec *spec, const char *name
 typedef struct {
     LV a, b, k, b_k, c;        // b_k: elements from a k of B to the next
     LV init;                   // address of the tile the chain continues; NULL or null: from zero
-    LV leaves;                 // k is their number, init the tile at the bottom of the stack, this their table; c null: all sums are left there
+    LV leaves;                 // k is their number, init the tile at the bottom of its stack, this their table; c null: all sums are left there
+    LV near;                   // the stack that all tiles share
     LV next;                   // behind the last row of B those of another tile are asked for; NULL: those that follow
     LV next_c;                 // the C that comes next; NULL: that to the right
     LV panel;                  // where B is left
@@ -76,7 +77,9 @@ void tile_call_fixed(Cg *cg, const TileSet *set, int height, const TileCall *c);
 // Leaves of a sum over rows, whose rows lie one behind the other.  Their tree is that of a binary counter: before leaf l the
 // stack holds a tile for each bit of l.  The chain of a leaf begins at zero or goes on from level LEAF_TOP; what it becomes
 // is added to LEAF_MERGES tiles below, from the top down, and takes their place.  The last leaf's goes to c instead.
-typedef enum { LEAF_K, LEAF_GOES_ON, LEAF_TOP, LEAF_MERGES, LEAF_FIELDS } LeafField;     // i32 each
+// Levels below LEAF_KEPT were begun by an earlier call, what is not LEAF_NEAR is left for a later one: they lie at init, others in
+// a stack that all tiles share, so that it stays in the first cache.
+typedef enum { LEAF_K, LEAF_GOES_ON, LEAF_TOP, LEAF_MERGES, LEAF_KEPT, LEAF_NEAR, LEAF_FIELDS } LeafField;     // i32 each
 LV leaf_table_at(Cg *cg, LV table, LV leaf);
 
 // Rows cut into ceil(n / rows) tiles of nearly equal height: the first `extra` have base + 1, others base.

@@ -536,7 +536,9 @@ static int avx512bf16(void **st) { return set_up(st, "avx512bf16"); }
 static int avx2(void **st) { return set_up(st, "avx2"); }
 static int sse2(void **st) { return set_up(st, "sse2"); }
 
-int main(void) {
+// A pattern, such as '*dw': only those tests.
+int main(int n_args, char **arg) {
+    if (n_args > 1) cmocka_set_test_filter(arg[1]);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_matmul_sizes),     cmocka_unit_test(test_matmul_random),
         cmocka_unit_test(test_matmul_rows_vary), cmocka_unit_test(test_matmul_dw),
