@@ -375,6 +375,13 @@ void cg_prefetch(Cg *cg, LV at, bool write, int locality) {
     cg_intrinsic(cg, "llvm.prefetch", overload, 1, args, 4);
 }
 
+void cg_loads_in_order(Cg *cg) {
+    static const char clobbers[] = "~{memory}";
+    LT type = LLVMFunctionType(cg->void_t, NULL, 0, false);
+    LV nothing = LLVMGetInlineAsm(type, "", 0, clobbers, sizeof clobbers - 1, true, false, LLVMInlineAsmDialectATT, false);
+    LLVMBuildCall2(cg->b, type, nothing, NULL, 0, "");
+}
+
 static LV call_field(Cg *cg, LT t, size_t offset) {
     return cg_load(cg, t, cg_bytes(cg, cg->call, cg_int(cg, (int64_t)offset)), t == cg->i32 ? 4 : 8);
 }

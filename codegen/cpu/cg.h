@@ -142,6 +142,8 @@ void cg_store_vec(Cg *cg, DType t, LV x, LV base, LV index, LV mask);
 LV cg_gather_vec(Cg *cg, DType t, LV base, LV index, LV mask);
 LV cg_tail_mask(Cg *cg, LV n_left);                  // lane < n_left (i64)
 void cg_prefetch(Cg *cg, LV at, bool write, int locality);   // locality 3 L1, 2 L2, 1 L3
+// No load moves over this place: the scheduler would need more registers than there are.
+void cg_loads_in_order(Cg *cg);
 LV cg_table(Cg *cg, const Node *n, DType t);         // the elements of a CONST node, in the module
 void cg_memcpy(Cg *cg, LV to, LV from, LV bytes);
 void cg_memset0(Cg *cg, LV to, LV bytes);

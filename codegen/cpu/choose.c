@@ -28,11 +28,14 @@ static double peak_of(const CpuTarget *t, const Machine *m, MachineTileKind kind
 static double table_rate(const CpuTarget *t, const Machine *m, const TileRow *row, MachineTileKind kind) {
     static const int typical[TILE_KINDS] = {
         [TILE_F32] = 100, [TILE_BF16_WIDENED] = 98, [TILE_BF16_DOT] = 95, [TILE_F32_ROWS] = 82};
-    if (!(row->use & (kind == TILE_F32_ROWS ? TILE_FEW : TILE_RUN)) || !tile_fits(t, kind, row->rows, row->vecs))
-        return 0;
+    if ((kind == TILE_F32_ROWS && !(row->use & TILE_FEW)) || !tile_fits(t, kind, row->rows, row->vecs)) return 0;
     double rate = measured_here(t, m) ? machine_tile(m, row->rows, row->vecs, kind) : 0;
     int share = row->share[t->vector_bytes == 64 ? 0 : t->vector_bytes == 32 ? 1 : 2];
     return rate > 0 ? rate : peak_of(t, m, kind) * 1e-4 * share * typical[kind];
+}
+
+static bool can_run(const CpuTarget *t, const Machine *m, const TileRow *row, MachineTileKind kind) {
+    return row->use & TILE_RUN && table_rate(t, m, row, kind) > 0;
 }
 
 // Of a tile of any height: between rows of the table of its width.  0: none is as wide.
@@ -54,7 +57,8 @@ bool choose_dots(const CpuTarget *t, const Machine *m) {
     double best[TILE_KINDS] = {0};
     if (!t->bf16_dot || machine_rates(m, 1).bf16_dot <= 0) return false;
     for (MachineTileKind kind = 0; kind < TILE_F32_ROWS; kind++)
-        for (int i = 0; i < n_tile_rows; i++) best[kind] = fmax(best[kind], table_rate(t, m, &tile_table[i], kind));
+        for (int i = 0; i < n_tile_rows; i++)
+            if (can_run(t, m, &tile_table[i], kind)) best[kind] = fmax(best[kind], table_rate(t, m, &tile_table[i], kind));
     return best[TILE_BF16_DOT] > 1.25 * fmax(best[TILE_F32], best[TILE_BF16_WIDENED]);
 }
 
@@ -97,14 +101,16 @@ static const char *few_text(Arena *a, const Schedule *s) {
     const char *text = "";
     for (int n = 1; n <= s->rows; n++)
         if (s->few[n]) text = arena_printf(a, "%s %dx%d", text, n, s->few[n] * LANES);
-    return *text ? arena_printf(a, ", rows as they lie:%s", text) : "";
+    return text;
 }
-static const char *text_of(Arena *a, const Candidate *c, const char *form) {
-    return arena_printf(a, "%dx%d%s%s", c->schedule.rows, c->schedule.vecs * LANES, form, few_text(a, &c->schedule));
+static const char *text_of(Arena *a, const Candidate *c, bool laid) {
+    const char *few = few_text(a, &c->schedule), *all = laid ? ", panels as they lie" : "";
+    const char *apart = !*few ? "" : laid ? ", side by side:" : ", rows as they lie:";
+    return arena_printf(a, "%dx%d%s%s%s", c->schedule.rows, c->schedule.vecs * LANES, all, apart, few);
 }
 
 // The best, or the one that was asked for, and what it was weighed against go into d; its text into the key.
-static Schedule settle(const Candidates *all, KernelDesc *d, const char *what, const char *form) {
+static Schedule settle(const Candidates *all, KernelDesc *d, const char *what, bool laid) {
     Arena *scratch = arena_create();
     const char *number = debug_arg(scratch, DEBUG_choose);
     bool taken[MOST] = {false};
@@ -114,7 +120,7 @@ static Schedule settle(const Candidates *all, KernelDesc *d, const char *what, c
     Choice c = {.what = what, .candidates = all->n};
     for (int next = first; next >= 0 && c.n < CHOICE_BEST; next = best_of(all, taken)) {
         taken[next] = true;
-        c.best[c.n++] = (Weighed){text_of(d->key.arena, &all->at[next], form), all->at[next].takes};
+        c.best[c.n++] = (Weighed){text_of(d->key.arena, &all->at[next], laid), all->at[next].takes};
     }
     d->choice[d->n_choices++] = c;
     str_printf(&d->key, " %s %s", what, c.best[0].text);
@@ -129,7 +135,7 @@ typedef struct {
     const CpuTarget *target;
     const Machine *machine;
     MachineTileKind kind; // of tiles that read panels
-    bool laid, may_lie;   // B is in panels; it may be read as it lies
+    bool laid, may_lie;   // B is in panels; few rows may read it as it lies
     int rows;             // of a run
 } Weigh;
 
@@ -147,6 +153,8 @@ static double tiles_time(const CpuTarget *t, const Machine *m, const Chain *c, i
     return seconds + calls > 0.5 * seconds ? seconds + calls : 0.5 * seconds;
 }
 
+static MachineTileKind few_kind(const Weigh *w) { return w->laid ? w->kind : TILE_F32_ROWS; }
+
 static int parts(int64_t n, int64_t most) { return (int)((n + most - 1) / most); }
 
 // Of a run through panels of B, which its first tile leaves for the others unless they lie there.  Chains that are cut
@@ -163,20 +171,28 @@ static double in_panels(const Weigh *w, const Schedule *s, int n, int64_t column
     return packing + go_on + parts(columns, s->vecs * LANES) * tiles;
 }
 
-// Of a run that is one tile, `vecs` wide, which reads B as it lies; columns that are left go through panels.
+static bool can_be(const Weigh *w, int n, int vecs);
+
+// Of a run that is one tile, `vecs` wide, which reads B as it lies; what columns are left go through narrower tiles of panels side
+// by side, or through panels.
 static double as_it_lies(const Weigh *w, const Schedule *s, int n, int vecs) {
-    int64_t wide = w->load->N / (vecs * LANES), left = w->load->N - wide * vecs * LANES;
-    double k = (double)w->load->K;
-    Chain chain = {TILE_F32_ROWS, vecs, k, k / MACHINE_TILE_K};      // measured in calls as short as they are
-    double seconds = (double)wide * tiles_time(w->target, w->machine, &chain, n, 1);
+    double k = (double)w->load->K, seconds = 0;
+    int64_t left = w->load->N;
+    for (int v = vecs; v > 0 && (w->laid || v == vecs); v--) {
+        if (!can_be(w, n, v)) continue;
+        Chain chain = {few_kind(w), v, k, w->laid ? 1 : k / MACHINE_TILE_K};     // rows: measured in short calls
+        seconds += (double)(left / (v * LANES)) * tiles_time(w->target, w->machine, &chain, n, 1);
+        left %= v * LANES;
+    }
     return seconds + (left ? in_panels(w, s, n, left) : 0);
 }
 
 static bool can_be(const Weigh *w, int n, int vecs) {
-    return vecs * LANES <= w->load->N && tile_rate(w->target, w->machine, TILE_F32_ROWS, n, vecs) > 0;
+    if (w->laid && vecs % (PANEL_COLS / LANES)) return false;
+    return vecs * LANES <= w->load->N && tile_rate(w->target, w->machine, few_kind(w), n, vecs) > 0;
 }
 
-// Of a run of n rows; 0: panels are no slower.
+// Of a run of n rows; 0: single panels are no slower.
 static int best_width(const Weigh *w, const Schedule *s, int n) {
     double least = in_panels(w, s, n, w->load->N);
     int best = 0;
@@ -228,17 +244,17 @@ Schedule choose_rows(const KernelNode *k, const RowsLoad *load, KernelDesc *d, c
                .target = k->target,
                .machine = machine_of(k, &typical),
                .laid = laid,
-               .may_lie = !laid && !load->tb,
+               .may_lie = laid || !load->tb,
                .rows = load->rows > 1 ? (int)ceil(load->rows) : 1};
     w.kind = dot ? TILE_BF16_DOT : laid && load->b_type == BF16 ? TILE_BF16_WIDENED : TILE_F32;
     Candidates all = {.machine = w.machine};
     for (int i = 0; i < n_tile_rows; i++) {
         const TileRow *row = &tile_table[i];
         bool parts_panels = PANEL_COLS / LANES % row->vecs == 0, too_wide = (row->vecs - 1) * LANES >= load->N;
-        if (table_rate(k->target, w.machine, row, w.kind) > 0 && (parts_panels || !(laid || load->cut)) && !too_wide)
+        if (can_run(k->target, w.machine, row, w.kind) && (parts_panels || !(laid || load->cut)) && !too_wide)
             weigh_row(&w, &all, row);
     }
-    return settle(&all, d, what, laid ? ", panels as they lie" : "");
+    return settle(&all, d, what, laid);
 }
 
 // ---- sums over rows ------------------------------------------------------------------------------------
@@ -256,7 +272,7 @@ TileSize choose_sums(const KernelNode *k, const SumsLoad *load, KernelDesc *d, c
     for (int i = 0; i < n_tile_rows; i++) {
         const TileRow *row = &tile_table[i];
         bool whole = PANEL_COLS / LANES % row->vecs == 0, too_wide = (row->vecs - 1) * LANES >= load->N;
-        if (table_rate(k->target, m, row, kind) <= 0 || !whole || too_wide) continue;
+        if (!can_run(k->target, m, row, kind) || !whole || too_wide) continue;
         int tiles = parts(load->m, row->rows);
         Chain chain = {kind, row->vecs, load->rows, load->leaves};
         double seconds = tiles_time(k->target, m, &chain, (int)load->m, tiles) * parts(load->n, row->vecs * LANES);
@@ -267,7 +283,7 @@ TileSize choose_sums(const KernelNode *k, const SumsLoad *load, KernelDesc *d, c
         p.level = machine_level(m, (int64_t)p.bytes, 1);
         add_candidate(&all, &(Schedule){.rows = parts(load->m, tiles), .vecs = row->vecs}, p);
     }
-    Schedule s = settle(&all, d, what, "");
+    Schedule s = settle(&all, d, what, false);
     return (TileSize){s.rows, s.vecs};
 }
 
@@ -294,11 +310,11 @@ TileSize choose_attention(const KernelNode *k, const AttentionLoad *load, Kernel
     double exps = load->exps * EXP_INSTRUCTIONS / peak_of(k->target, m, TILE_F32), packing = load->packed / m->turn;
     for (int i = 0; i < n_tile_rows; i++) {
         const TileRow *row = &tile_table[i];
-        if (table_rate(k->target, m, row, TILE_F32) <= 0 || row->vecs * LANES > load->most || load->most % (row->vecs * LANES)) continue;
+        if (!can_run(k->target, m, row, TILE_F32) || row->vecs * LANES > load->most || load->most % (row->vecs * LANES)) continue;
         Predicted p = {.compute = load->blocks[row->vecs] * block_time(k, m, load, row) + exps + packing, .bytes = load->bytes, .tasks = load->tasks};
         p.level = machine_level(m, (int64_t)load->bytes, 1);
         add_candidate(&all, &(Schedule){.rows = row->rows, .vecs = row->vecs}, p);
     }
-    Schedule s = settle(&all, d, what, "");
+    Schedule s = settle(&all, d, what, false);
     return (TileSize){s.rows, s.vecs};
 }

@@ -38,7 +38,7 @@ static bool grouped_of(const KernelNode *k, GroupedMatmul *g) {
                   .max_rows = g->bound < EXPERT_RUN ? g->bound : EXPERT_RUN};
     int64_t runs = (g->bound + EXPERT_RUN - 1) / EXPERT_RUN, busy = g->bound < g->experts ? g->bound : g->experts;
     g->groups = rows_groups(runs > busy ? runs : busy, g->r.max_rows, g->r.K, g->r.N, true);
-    g->parts = rows_parts(&g->r, g->groups);
+    g->parts = rows_parts(&g->r, k->target, g->groups);
     return rows_possible(&g->r);
 }
 
@@ -103,7 +103,7 @@ void emit_grouped_matmul(Cg *cg, const KernelNode *k) {
     grouped_choose(k, &g, NULL);
     r->heights = tile_all_heights(r->schedule.rows);
     int panels = rows_panels(r);
-    int64_t each = (panels + g.groups - 1) / g.groups;
+    int64_t each = rows_panels_each(r, g.groups);
     r->cols = each * r->schedule.vecs * LANES;
     rows_begin(cg, r);
     epilogue_begin(cg, &e);

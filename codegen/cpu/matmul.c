@@ -67,7 +67,7 @@ static bool matmul_of(const KernelNode *k, Matmul *m) {
     m->runs = runs;
     m->groups =
         rows_groups(runs * extent_bound(&m->batch), m->r.max_rows, m->r.K, m->r.N, m->rows.sym != NULL);
-    m->parts = m->rows.sym ? rows_parts(&m->r, m->groups) : 1;
+    m->parts = m->rows.sym ? rows_parts(&m->r, k->target, m->groups) : 1;
     return rows_possible(&m->r);
 }
 
@@ -86,7 +86,7 @@ static void matmul_choose(const KernelNode *k, Matmul *m, KernelDesc *d) {
     int size = m->r.schedule.rows;
     int64_t last = bound - (m->runs - 1) * m->r.max_rows;
     m->r.heights = vary ? tile_all_heights(size) : tile_heights(m->r.max_rows, size) | tile_heights(last, size);
-    m->panels_each = (rows_panels(&m->r) + m->groups - 1) / m->groups;
+    m->panels_each = rows_panels_each(&m->r, m->groups);
     m->r.cols = m->panels_each * m->r.schedule.vecs * LANES;
 }
 

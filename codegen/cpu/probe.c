@@ -330,7 +330,8 @@ void probe_tiles(Machine *m) {
         for (int i = 0; i < n_tile_rows; i++) {
             const TileRow *row = &tile_table[i];
             Probe p = {.kind = PROBE_TILE, .tile = {.rows = row->rows, .vecs = row->vecs, .kind = kind}};
-            if (!(row->use & (kind == TILE_F32_ROWS ? TILE_FEW : TILE_RUN)) || !possible(t, &p)) continue;
+            bool panels = row->use & TILE_RUN || row->vecs % (PANEL_COLS / LANES) == 0;      // side by side
+            if (!(kind == TILE_F32_ROWS ? row->use & TILE_FEW : panels) || !possible(t, &p)) continue;
             assert(m->n_tiles < MACHINE_TILES);
             m->tile[m->n_tiles++] = p.tile;
         }

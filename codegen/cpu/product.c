@@ -10,12 +10,19 @@ enum {
     FEW_K = 16,               // of a single tile, so that rows of B are read as streams
     LONG_K = 8192,            // the longest chain that is never cut
     A_BYTES = 1536 << 10,     // at most for the copied rows of a tile
-    STRIP = LANES             // columns of a strip
+    STRIP = LANES,            // columns of a strip
+    PANEL_VECS = PANEL_COLS / LANES
 };
 
 int rows_panels(const Rows *r) { return panels_of(r->N, r->schedule.vecs); }
 
 static bool is_laid(const Rows *r) { return r->layout != LAYOUT_ROWS; }
+
+// Whole ones of those that lie ready.
+int64_t rows_panels_each(const Rows *r, int64_t groups) {
+    int64_t each = (rows_panels(r) + groups - 1) / groups, whole = PANEL_VECS / r->schedule.vecs;
+    return is_laid(r) && whole > 1 ? up(each, whole) : each;
+}
 
 int64_t rows_matrix(const Rows *r) {
     return r->tb ? layout_elements(r->layout, r->N, r->K) : layout_elements(r->layout, r->K, r->N);
@@ -99,23 +106,35 @@ int rows_groups(int64_t runs, int64_t rows, int64_t K, int64_t N, bool rows_vary
 enum { FEW_ROWS = 16, MAX_PIECES = 96, PIECE_BYTES = 64 << 10, STRETCH = 1 << 10 };
 typedef struct { int n, first[MAX_PIECES + 1]; } Pieces;
 
-static Pieces pieces_of(const Rows *r, int64_t groups) {
+// Panels that a tile of one row can read side by side.
+static int most_side_by_side(const Rows *r, const CpuTarget *t) {
+    MachineTileKind kind = r->b_type == BF16 ? TILE_BF16_WIDENED : TILE_F32;
+    if (dot_used(t, r->a_type, r->b_type)) kind = TILE_BF16_DOT;
+    int vecs = TILE_MAX_VECS;
+    while (vecs > PANEL_VECS && !tile_fits(t, kind, 1, vecs)) vecs -= PANEL_VECS;
+    return vecs / PANEL_VECS;
+}
+
+static Pieces pieces_of(const Rows *r, const CpuTarget *t, int64_t groups) {
     int panels = (int)((r->N + 31) / 32);
     int64_t panel = r->K * 32 * dtype_bytes(r->b_type), least = panel ? PIECE_BYTES / panel : panels;
     if (!is_laid(r) && !r->tb) {
         int64_t stretch = STRETCH / (32 * dtype_bytes(r->b_type)), most = panels / groups;
         if (least < stretch) least = stretch < most ? stretch : most;
     }
-    if (least < 1) least = 1;
+    int64_t wide = is_laid(r) ? most_side_by_side(r, t) : 1;
+    if (least < wide) least = wide;
     Pieces p = {0};
     for (int at = 0; at < panels && p.n < MAX_PIECES; p.first[++p.n] = at) {
-        int64_t left = panels - at, piece = (left + 15) / 16 > least ? (left + 15) / 16 : least;
+        int64_t left = panels - at, piece = up((left + 15) / 16 > least ? (left + 15) / 16 : least, wide);
         at = piece < left && p.n < MAX_PIECES - 1 ? at + (int)piece : panels;
     }
     return p;
 }
 
-int rows_parts(const Rows *r, int64_t groups) { return (int)((pieces_of(r, groups).n + groups - 1) / groups); }
+int rows_parts(const Rows *r, const CpuTarget *t, int64_t groups) {
+    return (int)((pieces_of(r, t, groups).n + groups - 1) / groups);
+}
 
 // In panels of `panel` columns: from one that begins in the piece.
 static LV piece_table(Cg *cg, const Pieces *p, int n, int panel, int most) {
@@ -135,7 +154,7 @@ static LV piece_table(Cg *cg, const Pieces *p, int n, int panel, int most) {
 
 // u has the group's panels; rows: of the task, whoever multiplies them.
 void rows_part(Cg *cg, const Rows *r, RowsRun *u, LV rows, LV group, LV part, int groups, int parts) {
-    Pieces p = pieces_of(r, groups);
+    Pieces p = pieces_of(r, cg->target, groups);
     LV table = piece_table(cg, &p, groups * parts, r->panel, r->n_panels);
     LV piece = cg_add(cg, cg_muli(cg, group, parts), part), few = cg_lt(cg, rows, cg_int(cg, FEW_ROWS + 1));
     LV lo = cg_i64(cg, cg_load1(cg, I32, table, piece)), hi = cg_i64(cg, cg_load1(cg, I32, table, cg_addi(cg, piece, 1)));
@@ -175,15 +194,35 @@ static void emit_tiles(Cg *cg, Rows *r) {
         s.mask_b = tail && !laid;
         tile_functions(cg, tail ? &r->first_last : &r->first, &s, tail ? "first_last" : "first", r->heights);
     }
-    if (laid) return;
-    s.packs = s.mask_b = false;
-    s.reload = r->cuts_few;
-    for (int h = 1; h <= r->schedule.rows; h++) {
-        s.vecs = r->schedule.few[h];
-        s.cols = s.vecs * LANES;
+}
+
+// Tiles of runs of few rows: as many columns as are fastest, of rows as they lie, or of several panels at once: the more streams
+// a thread reads, the better memory keeps up.
+static bool is_wide(const Rows *r, int height, int vecs) {
+    int most = r->schedule.few[height];
+    return r->heights >> height & 1 && (is_laid(r) ? vecs <= most && vecs % PANEL_VECS == 0 : vecs == most) && vecs;
+}
+
+static void emit_wide(Cg *cg, Rows *r) {
+    bool laid = is_laid(r);
+    TileSpec s = {.a_row = r->few_row, .a_k = 1, .c_row = r->y_row, .b_type = r->b_type, .c_type = r->y_type, .dot = r->dot};
+    if (laid) {
+        if (r->dot) s.b_type = F32;
+        s.pairs = layout_is_pairs(r->layout) && !r->dot;
+        s.b_panel = PANEL_COLS / r->panel * r->panel_bytes;
+    } else {
+        s.prefetch = 2;
+        s.joins = r->dot;
+        s.reload = r->cuts_few;
+    }
+    for (int vecs = 1; vecs <= TILE_MAX_VECS && (laid || !r->tb); vecs++) {
+        unsigned heights = 0;
+        for (int h = 1; h <= r->schedule.rows; h++) heights |= (unsigned)is_wide(r, h, vecs) << h;
         char name[32];
-        snprintf(name, sizeof name, "wide%d", s.vecs);
-        if ((r->heights >> h & 1) && s.vecs) tile_functions(cg, &r->wide[h], &s, name, 1u << h);
+        snprintf(name, sizeof name, "wide%d", vecs);
+        s.vecs = vecs;
+        s.cols = vecs * LANES;
+        if (heights) tile_functions(cg, &r->wide[vecs], &s, name, heights);
     }
 }
 
@@ -207,6 +246,12 @@ static void emit_packing(Cg *cg, Rows *r) {
     else
         r->copy = r->numbered ? copy_numbered_rows_function(cg, "copy_rows", r->a_type, r->K, r->a_row)
                               : copy_rows_function(cg, "copy_rows", r->a_type, r->K, r->a_row);
+    r->copy_few = r->copy;
+    if (!is_laid(r) || r->few_row == r->a_row) return;
+    if (r->dot) r->copy_few = copy_pairs_function(cg, "copy_few", r->K, r->few_row, r->numbered);
+    else
+        r->copy_few = r->numbered ? copy_numbered_rows_function(cg, "copy_few", r->a_type, r->K, r->few_row)
+                                  : copy_rows_function(cg, "copy_few", r->a_type, r->K, r->few_row);
 }
 
 void rows_begin(Cg *cg, Rows *r) {
@@ -226,6 +271,7 @@ void rows_begin(Cg *cg, Rows *r) {
                                 : k * r->panel * 4 + 64;
     // Rows and strips side by side shall not share cache sets.
     r->a_row = r->ta ? 1 : r->copy_a ? k + LANES : r->a_given ? r->a_given : r->K;
+    r->few_row = is_laid(r) && r->copy_a ? up(steps_of(r->dot, r->K), LANES) + LANES : r->a_row;
     r->a_k = r->ta ? STRIP : 1;
     r->tile_bytes = !r->copy_a ? 0 : r->ta ? k * STRIP * 4 + 64 : rows * r->a_row * 4;
     int64_t tiles = (r->max_rows + rows - 1) / rows;
@@ -240,6 +286,7 @@ void rows_begin(Cg *cg, Rows *r) {
     assert(is_laid(r) || r->at_panels + units * r->panel_bytes <= RT_SCRATCH_BYTES);
     r->ahead = !is_laid(r) && r->at_panels + 2 * units * r->panel_bytes <= RT_SCRATCH_BYTES;
     emit_tiles(cg, r);
+    emit_wide(cg, r);
     emit_packing(cg, r);
 }
 
@@ -272,13 +319,18 @@ static void block_at(Cg *cg, const Rows *r, const RowsRun *u, Block *b) {
     b->a = r->copy_a ? bytes_at(cg, cg->scratch, up(r->scratch_used, 64)) : block_source(cg, r, u, b);
 }
 
-// Rows first .. of the block, n of them, are copied to their place.
-static void copy_part(Cg *cg, const Rows *r, const RowsRun *u, const Block *b, LV first, LV n) {
-    LV step = a_step(cg, r, u), from = block_source(cg, r, u, b), to = cg_at(cg, F32, b->a, cg_muli(cg, first, r->a_row));
+// Rows first .. of the block, n of them, are copied to `to`.
+static void copy_by(Cg *cg, const Rows *r, const RowsRun *u, const Block *b, const PackFunction *copy, LV to, LV first,
+                    LV n) {
+    LV step = a_step(cg, r, u), from = block_source(cg, r, u, b);
     RowNumbers rows = {.n = u->rows.n};
     if (r->numbered) rows.index = cg_at(cg, I32, u->rows.index, cg_add(cg, b->first, first));
     else from = cg_at(cg, r->a_type, from, cg_mul(cg, first, step));
-    copy_columns(cg, &r->copy, to, from, n, step, b->n_k, r->numbered ? &rows : NULL);
+    copy_columns(cg, copy, to, from, n, step, b->n_k, r->numbered ? &rows : NULL);
+}
+
+static void copy_part(Cg *cg, const Rows *r, const RowsRun *u, const Block *b, LV first, LV n) {
+    copy_by(cg, r, u, b, &r->copy, cg_at(cg, F32, b->a, cg_muli(cg, first, r->a_row)), first, n);
 }
 
 static void copy_block(Cg *cg, const Rows *r, const RowsRun *u, const Block *b) {
@@ -683,46 +735,63 @@ static void run_blocks(Cg *cg, const Rows *r, const RowsRun *u) {
     cg_end(cg, &step);
 }
 
+// Rows of A for few rows' tiles, which go through all of k where panels lie ready: a panel is one stream.
+static void few_rows_of_a(Cg *cg, const Rows *r, const RowsRun *u, const ChainCut *chain, LV piece, Block *b) {
+    if (is_laid(r)) b->k0 = cg_int(cg, 0), b->n_k = u->k, b->done = NULL;
+    else piece_of_chain(cg, r, u, chain, piece, b);
+    block_at(cg, r, u, b);
+    if (r->copy_a) copy_by(cg, r, u, b, &r->copy_few, b->a, cg_int(cg, 0), u->n);
+}
+
+static LV few_columns_at(Cg *cg, const Rows *r, LV matrix, const Block *b, LV col) {
+    if (is_laid(r)) return laid_panel_at(cg, r, matrix, cg_div(cg, col, cg_int(cg, r->panel)), b->k0);
+    return cg_at(cg, r->b_type, matrix, cg_add(cg, cg_muli(cg, b->k0, r->N), col));
+}
+
+// Columns lo .. hi-1 of y by tiles of one width.
+static void wide_tiles(Cg *cg, const Rows *r, const RowsRun *u, const TileSet *set, LV lo, LV hi) {
+    CgLoop k, l;
+    LV zero = cg_int(cg, 0), cols = cg_int(cg, set->spec.cols);
+    Block b = {.cut = {cg_int(cg, 1), u->n, zero}, .t0 = zero, .t1 = cg_int(cg, 1)};
+    ChainCut chain = is_laid(r) ? (ChainCut){cg_int(cg, 1), u->k} : chain_cut(cg, r, u);
+    attach_strip(cg, u, false, NULL, zero, u->n, lo, hi);
+    cg_for(cg, &k, zero, chain.pieces, 1);
+    few_rows_of_a(cg, r, u, &chain, k.i, &b);
+    for (int side = 0; side < sides_of(u); side++) {
+        LV matrix = side ? u->second_b : u->b, y = side ? u->second_y : u->y;
+        cg_for(cg, &l, lo, hi, set->spec.cols);
+        LV c = cg_at(cg, r->y_type, y, l.i);
+        TileCall call = {.a = b.a, .b = few_columns_at(cg, r, matrix, &b, l.i), .c = c};
+        call.k = is_laid(r) ? steps(cg, r->dot, b.n_k) : b.n_k;
+        call.b_k = cg_int(cg, is_laid(r) ? PANEL_COLS : r->N);
+        call.next = few_columns_at(cg, r, matrix, &b, cg_add(cg, l.i, cols));
+        if (b.done) call.init = cg_select(cg, cg_lt(cg, zero, b.k0), c, LLVMConstNull(cg->ptr));
+        tile_call(cg, set, u->n, &call);
+        cg_end(cg, &l);
+    }
+    cg_end(cg, &k);
+    attach_strip(cg, u, true, NULL, zero, u->n, lo, hi);
+}
+
 // A run of few rows is one tile, in columns as wide as the registers allow.  Gives the first panel it leaves.
 static LV run_wide(Cg *cg, const Rows *r, const RowsRun *u) {
     LV first = u->lo, zero = cg_int(cg, 0);
     for (int vecs = TILE_MAX_VECS; vecs >= r->vecs; vecs--) {
-        TileSet set = {0};
+        const TileSet *set = &r->wide[vecs];
         LV fits = NULL;
         for (int h = 1; h <= TILE_MAX_ROWS; h++) {
-            if (!r->wide[h].fn[h] || r->wide[h].spec.vecs != vecs) continue;
+            if (!set->fn[h]) continue;
             LV equal = cg_eq(cg, u->n, cg_int(cg, h));
             fits = fits ? LLVMBuildOr(cg->b, fits, equal, "") : equal;
-            set.fn[h] = r->wide[h].fn[h];
-            set.type = r->wide[h].type;
         }
         if (!fits) continue;
+        CgIf some;
         int64_t panels = vecs / r->vecs;
         LV whole = cg_sub(cg, cg_min(cg, u->hi, cg_int(cg, r->n_whole)), first);
         LV n = cg_select(cg, fits, cg_div(cg, cg_max(cg, whole, zero), cg_int(cg, panels)), zero);
-        LV end = cg_add(cg, first, cg_muli(cg, n, panels)), lo = cg_muli(cg, first, r->panel), hi = cg_muli(cg, end, r->panel);
-        CgIf some;
-        CgLoop k, l;
+        LV end = cg_add(cg, first, cg_muli(cg, n, panels));
         cg_if(cg, &some, cg_lt(cg, zero, n));
-        Block b = {.cut = {cg_int(cg, 1), u->n, zero}, .t0 = zero, .t1 = cg_int(cg, 1)};
-        attach_strip(cg, u, false, NULL, zero, u->n, lo, hi);
-        ChainCut chain = chain_cut(cg, r, u);
-        cg_for(cg, &k, zero, chain.pieces, 1);
-        piece_of_chain(cg, r, u, &chain, k.i, &b);
-        block_at(cg, r, u, &b);
-        if (r->copy_a) copy_block(cg, r, u, &b);
-        for (int side = 0; side < (u->second_b ? 2 : 1); side++) {
-            LV matrix = side ? u->second_b : u->b, y = side ? u->second_y : u->y;
-            cg_for(cg, &l, lo, hi, vecs * LANES);
-            LV at = cg_at(cg, r->b_type, matrix, cg_add(cg, cg_muli(cg, b.k0, r->N), l.i)), c = cg_at(cg, r->y_type, y, l.i);
-            TileCall call = {.a = b.a, .b = at, .k = b.n_k, .b_k = cg_int(cg, r->N), .c = c};
-            call.next = cg_at(cg, r->b_type, at, cg_int(cg, vecs * LANES));
-            if (b.done) call.init = cg_select(cg, cg_lt(cg, zero, b.k0), c, LLVMConstNull(cg->ptr));
-            tile_call(cg, &set, u->n, &call);
-            cg_end(cg, &l);
-        }
-        cg_end(cg, &k);
-        attach_strip(cg, u, true, NULL, zero, u->n, lo, hi);
+        wide_tiles(cg, r, u, set, cg_muli(cg, first, r->panel), cg_muli(cg, end, r->panel));
         cg_endif(cg, &some);
         first = end;
     }
@@ -733,7 +802,7 @@ void rows_run(Cg *cg, Rows *r, const RowsRun *u) {
     CgIf some, left;
     cg_if(cg, &some, cg_lt(cg, cg_int(cg, 0), u->n));
     RowsRun rest = *u;
-    if (!is_laid(r) && !r->tb) rest.lo = run_wide(cg, r, u);
+    if (is_laid(r) || !r->tb) rest.lo = run_wide(cg, r, u);
     cg_if(cg, &left, cg_lt(cg, rest.lo, rest.hi));
     run_blocks(cg, r, &rest);
     cg_endif(cg, &left);

@@ -33,8 +33,9 @@ typedef struct {
     bool    ahead;             // there is room for the next group's panels
     int64_t panel_bytes, at_panels;
     TileSet first, first_last, rest, rest_last;      // the first tile of a panel, the others; _last: the narrow panel
-    TileSet wide[TILE_MAX_ROWS + 1];     // of runs of few rows, by height
-    PackFunction pack, pack_last, pack_piece, copy;
+    TileSet wide[TILE_MAX_VECS + 1];     // of runs of few rows, by vectors
+    int64_t few_row;           // copied rows of those lie so far apart
+    PackFunction pack, pack_last, pack_piece, copy, copy_few;
 } Rows;
 
 // What the code of products takes from the machine becomes part of the key.
@@ -61,6 +62,7 @@ void rows_attached(Cg *cg, Rows *r, RowsRun run, const Epilogue *e, LV b_at, LV 
 // Numbers of the rows of operand 0 or 1 from row `first` on.
 RowNumbers row_numbers(Cg *cg, const Contraction *c, int operand, LV first);
 int  rows_panels(const Rows *r);                   // panels of N columns
+int64_t rows_panels_each(const Rows *r, int64_t groups);     // of a group
 int64_t rows_matrix(const Rows *r);                // elements from a matrix b to the next
 enum { ROWS_RUN = 256 };                           // rows of a task at most; runs of a product are equally long
 
@@ -79,7 +81,7 @@ int rows_groups(int64_t runs, int64_t rows, int64_t K, int64_t N, bool rows_vary
 // Where the number of rows varies, the tasks of a run are `groups` times `parts`.  Few rows, for which reading the
 // matrix is the work, cut it so: long pieces first, which memory streams best, short ones last, so that threads end
 // together.  For more rows the first part of a group takes all its panels and packs what it needs once.
-int  rows_parts(const Rows *r, int64_t groups);
+int  rows_parts(const Rows *r, const CpuTarget *t, int64_t groups);
 void rows_part(Cg *cg, const Rows *r, RowsRun *u, LV rows, LV group, LV part, int groups, int parts);
 
 // ---- y[M, N] = tree over leaves of sum over rows of a[row, M] b[row, N] -------------------------

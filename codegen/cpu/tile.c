@@ -19,10 +19,18 @@ const int n_tile_rows = sizeof tile_table / sizeof *tile_table;
 // takes 64 / vector_bytes of them.
 static int by_rows(const CpuTarget *t, int vecs) { return vecs * (64 / t->vector_bytes) + 1; }
 static int by_vectors(const CpuTarget *t, int rows) { return rows + 64 / t->vector_bytes; }
+static int least_of(const CpuTarget *t, int rows, int vecs) {
+    return by_rows(t, vecs) < by_vectors(t, rows) ? by_rows(t, vecs) : by_vectors(t, rows);
+}
+// Of pairs that are widened: one k after the other, which keeps the other halves; or both with each vector, which keeps
+// all elements of A.
+static int by_single_k(const CpuTarget *t, int rows, int vecs) { return least_of(t, rows, vecs) + vecs * (64 / t->vector_bytes); }
+static int by_both_k(const CpuTarget *t, int rows) { return 2 * rows + 2 * (64 / t->vector_bytes) + 1; }
+static bool widens_both(const CpuTarget *t, int rows, int vecs) { return by_both_k(t, rows) < by_single_k(t, rows, vecs); }
 
 bool tile_fits(const CpuTarget *t, MachineTileKind kind, int rows, int vecs) {
-    int rest = by_rows(t, vecs) < by_vectors(t, rows) ? by_rows(t, vecs) : by_vectors(t, rows);
-    if (kind == TILE_BF16_WIDENED) rest += vecs * (64 / t->vector_bytes);      // the other halves of pairs
+    int rest = least_of(t, rows, vecs);
+    if (kind == TILE_BF16_WIDENED) rest = widens_both(t, rows, vecs) ? by_both_k(t, rows) : by_single_k(t, rows, vecs);
     return rows * vecs * (64 / t->vector_bytes) + rest <= t->n_registers;
 }
 
@@ -73,17 +81,28 @@ enum { P_A, P_B, P_K, P_B_K, P_C, P_INIT, P_LEAVES, P_NEXT, P_PANEL, P_AHEAD, P_
 // Bytes between columns of a row of B, whose row holds one k or two.
 static int64_t b_bytes(const TileSpec *s) { return s->pairs ? 4 : dtype_bytes(s->b_type); }
 
+// Bytes from the begin of a row of B to its vector v.
+static int64_t vector_at(const TileSpec *s, int v) {
+    enum { EACH = PANEL_COLS / LANES };
+    return s->b_panel ? v / EACH * s->b_panel + v % EACH * LANES * b_bytes(s) : v * LANES * b_bytes(s);
+}
+
+static LV widened(Cg *cg, LV pair, bool odd) {
+    LV one = odd ? LLVMBuildShl(cg->b, pair, cg_vec_int(cg, 16), "")
+                 : LLVMBuildAnd(cg->b, pair, cg_vec_int(cg, (int32_t)0xffff0000), "");
+    return LLVMBuildBitCast(cg->b, one, cg->vf32, "");
+}
+
 // Vector v of B at one k, or at the first or second (odd) of two: pair is what the first has loaded, so that a line
 // that comes from far is asked for once.  next: the row that makes pairs with that at b, or NULL.
 static LV b_vector(Cg *cg, const TileSpec *s, LV b, LV next, int v, bool odd, LV *pair) {
-    LV mask = s->mask_b ? tile_mask(cg, s->cols - v * LANES) : NULL, at = cg_int(cg, v * LANES);
+    LV mask = s->mask_b ? tile_mask(cg, s->cols - v * LANES) : NULL, zero = cg_int(cg, 0);
+    LV at = cg_bytes(cg, b, cg_int(cg, vector_at(s, v)));
     if (s->joins)
-        return dot_join_rows(cg, cg_at(cg, BF16, b, at), mask, next ? cg_at(cg, BF16, next, at) : NULL, mask);
-    if (!s->pairs) return cg_load_vec(cg, s->b_type, b, at, mask);
-    if (!odd) pair[v] = cg_load_vec(cg, I32, b, at, mask);
-    LV one = odd ? LLVMBuildShl(cg->b, pair[v], cg_vec_int(cg, 16), "")
-                 : LLVMBuildAnd(cg->b, pair[v], cg_vec_int(cg, (int32_t)0xffff0000), "");
-    return LLVMBuildBitCast(cg->b, one, cg->vf32, "");
+        return dot_join_rows(cg, at, mask, next ? cg_bytes(cg, next, cg_int(cg, vector_at(s, v))) : NULL, mask);
+    if (!s->pairs) return cg_load_vec(cg, s->b_type, at, zero, mask);
+    if (!odd) pair[v] = cg_load_vec(cg, I32, at, zero, mask);
+    return widened(cg, pair[v], odd);
 }
 
 static LV multiply_add(Cg *cg, const TileSpec *s, LV a, LV b, LV c) {
@@ -93,6 +112,25 @@ static LV multiply_add(Cg *cg, const TileSpec *s, LV a, LV b, LV c) {
 static void ask_for_b(Cg *cg, const TileSpec *s, LV b, LV ahead, int cache) {
     for (int64_t at = 0; at < s->vecs * LANES * b_bytes(s); at += 64)
         cg_prefetch(cg, cg_bytes(cg, b, cg_addi(cg, ahead, at)), false, cache);
+}
+
+static LV element_of_a(Cg *cg, const TileSpec *s, LV a, int row, int64_t k) {
+    return cg_splat(cg, cg_load(cg, cg->f32, offset(cg, a, row * s->a_row + k * s->a_k), 4));
+}
+
+// Both k of a row of pairs, or the first alone: all that is to be done with a vector of B at a time.
+static void tile_step_of_pairs(Cg *cg, const TileSpec *s, int height, LV a, int64_t k, int n_k, LV b, LV ahead, LV *acc) {
+    LV x[2][TILE_MAX_ROWS], pair[TILE_MAX_VECS];
+    if (ahead) ask_for_b(cg, s, b, ahead, s->prefetch);
+    for (int j = 0; j < n_k; j++)
+        for (int i = 0; i < height; i++) x[j][i] = element_of_a(cg, s, a, i, k + j);
+    for (int v = 0; v < s->vecs; v++) {
+        for (int j = 0; j < n_k; j++) {
+            LV one = b_vector(cg, s, b, NULL, v, j, pair);
+            for (int i = 0; i < height; i++) acc[i * s->vecs + v] = multiply_add(cg, s, x[j][i], one, acc[i * s->vecs + v]);
+        }
+        cg_loads_in_order(cg);
+    }
 }
 
 // One step of the chain for all sums.  ahead: bytes from b to what is asked for, or NULL.  panel: where B is left.
@@ -105,7 +143,7 @@ static void tile_step(Cg *cg, const TileSpec *s, int height, LV a, int64_t k, LV
     if (ahead && !odd) ask_for_b(cg, s, b, ahead, s->prefetch);
     if (ahead && next) ask_for_b(cg, s, next, ahead, s->prefetch);
     for (int i = 0; i < height; i++) {
-        x[i] = cg_splat(cg, cg_load(cg, cg->f32, offset(cg, a, i * s->a_row + k * s->a_k), 4));
+        x[i] = element_of_a(cg, s, a, i, k);
         for (int v = 0; v < s->vecs && rows_first; v++)
             acc[i * s->vecs + v] = multiply_add(cg, s, x[i], bv[v], acc[i * s->vecs + v]);
     }
@@ -144,6 +182,7 @@ typedef struct { LV a, b, k; } Chain;
 static void tile_chain(Cg *cg, const TileSpec *s, int height, LV fn, Chain *chain, LV *acc) {
     int n = height * s->vecs, unroll = unroll_of(n), panel_at = n + 2, ahead_at = panel_at + s->packs;
     int carried = ahead_at + s->stream;
+    bool both = s->pairs && widens_both(cg->target, height, s->vecs);
     LV all = chain->k, k = s->joins ? LLVMBuildLShr(cg->b, all, cg_int(cg, 1), "") : all;
     LV row = cg_muli(cg, LLVMGetParam(fn, P_B_K), b_bytes(s)), step = s->joins ? cg_add(cg, row, row) : row;
     Ahead ahead = {0};
@@ -167,7 +206,11 @@ static void tile_chain(Cg *cg, const TileSpec *s, int height, LV fn, Chain *chai
             LV more = cg_lt(cg, l.i, cg_muli(cg, LLVMGetParam(fn, P_N_AHEAD), unroll));
             other = cg_select(cg, more, cg_bytes(cg, other, LLVMGetParam(fn, P_AHEAD_STEP)), other);
         }
-        for (int j = 0; j < u; j++) {
+        for (int j = 0; j < u && both; j += 2) {
+            tile_step_of_pairs(cg, s, height, a, j, u < 2 ? 1 : 2, b, asked, acc);
+            b = cg_bytes(cg, b, step);
+        }
+        for (int j = 0; j < u && !both; j++) {
             tile_step(cg, s, height, a, j, b, s->joins ? cg_bytes(cg, b, row) : NULL, asked, panel, pair, acc);
             if (!s->pairs || j % 2) b = cg_bytes(cg, b, step);
             if (s->packs) panel = offset(cg, panel, s->vecs * LANES);

@@ -39,6 +39,7 @@ typedef struct {
     bool    dot;               // A and B are pairs of bf16
     bool    joins;             // B is rows of bf16, two of which make pairs; k counts them
     bool    mask_b;            // B is not a panel: loads stay inside cols
+    int64_t b_panel;           // of panels side by side (abi.h, Layout): bytes from one to the next; 0: a row is all columns
     bool    pairs;             // B is bf16 in pairs of k (abi.h, Layout): [k/2][b_k][2], what is behind an odd k is there
     int     prefetch;          // B comes from far: rows ahead are asked for into this cache (cg_prefetch); 0: not so
     bool    packs;             // what is loaded of B is left as a panel for other tiles

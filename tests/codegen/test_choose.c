@@ -131,6 +131,32 @@ static void rates_decide(void **state) {
     is_chosen("avx512", &m, 16, 512, 1024, "8x32:"); // rows are shared out evenly
 }
 
+static const char *laid_plan(Case *c, const Machine *m, DType t) {
+    *c = case_new();
+    Dim S = {1, graph_add_sym(c->g, "S", SYM_PLAIN, 300, 0, 0)}, k = dim_n(256), n = dim_n(256);
+    Value *w = make(&c->b, OP_PARAM, INS(NULL), .name = intern("w"), .dtype = t, .dims = DIMS(k, n));
+    case_return(c, make(&c->b, OP_MATMUL, INS(case_input(c, "x", t, DIMS(S, k)), w), 0), "y");
+    case_lay_out(c);
+    case_place(c->g);
+    case_machine = m;
+    const char *text = plan_text(c, "avx2");
+    case_machine = NULL;
+    return text;
+}
+
+// As many panels at once as are fastest.
+static void panels_side_by_side(void **state) {
+    Machine wide = machine_with(32, 1, 4, TILE_BF16_WIDENED, 0.99), narrow = machine_with(32, 1, 2, TILE_BF16_WIDENED, 0.99);
+    const Machine *machines[] = {&wide, &narrow};
+    static const char *const chosen[] = {", side by side: 1x64", ", side by side: 1x32"};
+    for (int i = 0; i < 2; i++) {
+        Case c;
+        const char *text = laid_plan(&c, machines[i], BF16);
+        assert_non_null(strstr(text, chosen[i]));
+        case_free(&c);
+    }
+}
+
 static void few_rows_read_as_they_are_fastest(void **state) {
     Machine rows = machine_with(32, 2, 3, TILE_F32_ROWS, 0.99), panels = machine_with(32, 2, 3, TILE_F32, 4.0);
     rows.level[LEVEL_L2].write[0] = panels.level[LEVEL_L2].write[0] = 1e15; // nothing to leave panels
@@ -163,7 +189,8 @@ static Layout laid_out(const Machine *m, int64_t rows) {
 static void layouts_follow_rates(void **state) {
     Machine rows = machine_with(32, 1, 6, TILE_F32_ROWS, 0.99);
     rows.task = 0;                                         // panels are cut into more of them
-    rows.tile[rows.n_tiles++] = (MachineTile){1, 1, TILE_F32, 0.05 * rows.rates[0].fma};
+    static const int widths[] = {1, 2, 4, 6};              // of a panel's half, of panels side by side
+    for (int i = 0; i < 4; i++) rows.tile[rows.n_tiles++] = (MachineTile){1, widths[i], TILE_F32, 0.05 * rows.rates[0].fma};
     assert_int_equal(laid_out(&rows, 1), LAYOUT_ROWS);
     Machine slow = rows;
     slow.level[LEVEL_L2].read[0] = slow.level[LEVEL_L1].read[0] = 1e8;
@@ -172,6 +199,9 @@ static void layouts_follow_rates(void **state) {
     panels.tile[1].rate = 0.9 * rows.rates[0].fma;
     assert_int_equal(laid_out(&panels, 1), LAYOUT_P32);
     assert_int_equal(laid_out(&panels, 300), LAYOUT_P32);
+    Machine side_by_side = rows;
+    side_by_side.tile[4].rate = 0.99 * rows.rates[0].fma;
+    assert_int_equal(laid_out(&side_by_side, 1), LAYOUT_P32);
     rows.level[LEVEL_L2].write[0] = 1e15;                  // nothing to pack once for all of 300 rows, nor for one
     assert_int_equal(laid_out(&rows, 300), LAYOUT_ROWS);
 }
@@ -237,7 +267,7 @@ static void dots_are_chosen(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(rates_decide), cmocka_unit_test(few_rows_read_as_they_are_fastest),
+        cmocka_unit_test(rates_decide), cmocka_unit_test(few_rows_read_as_they_are_fastest), cmocka_unit_test(panels_side_by_side),
         cmocka_unit_test(layouts_follow_rates), cmocka_unit_test(times_are_predicted), cmocka_unit_test(dots_are_chosen), cmocka_unit_test(attention_follows_rates), cmocka_unit_test(bits_are_the_same),
         cmocka_unit_test(bits_of_attention_are_the_same)};
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -46,7 +46,8 @@ static void dense(DType t, int64_t bound, int64_t rows, int64_t K, int64_t N, bo
 static void test_matmul(void **st) {
     (void)st;
     static const int64_t sizes[][4] = {{512, 1, 64, 64}, {512, 1, 33, 8},   {16, 3, 1, 33},   {512, 14, 7, 16},
-                                       {512, 13, 40, 17}, {512, 300, 65, 70}, {512, 29, 128, 5}, {512, 27, 2100, 96}};
+                                       {512, 13, 40, 17}, {512, 300, 65, 70}, {512, 29, 128, 5}, {512, 27, 2100, 96},
+                                       {512, 1, 1024, 230}, {512, 2, 1023, 128}};
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++)
         for (int form = 0; form < 4; form++) {
             if ((form & 2) && sizes[i][2] > 2000) continue;
@@ -105,6 +106,7 @@ static void test_experts(void **st) {
         experts(t, 256, 1, 33, 65, i & 2);
         experts(t, 256, 31, 40, 24, i & 2);
         experts(t, 6, 5, 64, 96, i & 2);
+        experts(t, 256, 1, 1040, 224, i & 2);          // one row through all of k, panels side by side
     }
 }
 
