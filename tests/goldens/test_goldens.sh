@@ -5,6 +5,7 @@ set -u
 export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
 goldens=${MOEC_GOLDENS:-tests/goldens}
 passed=0 failed=0 skipped=0
+[ -z "${MOEC_TEST_CACHE:-}" ] || export XDG_CACHE_HOME=$MOEC_TEST_CACHE
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 

@@ -13,11 +13,13 @@ cleanup() {
     rm -rf "$work"
 }
 trap cleanup EXIT
-export XDG_CACHE_HOME=$work/cache LC_ALL=C.UTF-8
+export XDG_CACHE_HOME=${MOEC_TEST_CACHE:-$work/cache} LC_ALL=C.UTF-8
 unset NO_COLOR MOEC_MODELS MOEC_LIB OMP_NUM_THREADS
 
 model=models/tiny_mixtral.moe
 tiny=(--set D=32 --set L=2 --set H=32 --set train.sequence=32 --set train.batch=8 --set data.held_out=0.001)
+
+own_cache() { export XDG_CACHE_HOME=$work/cache; }        # of those that change what lies there
 
 ok() {
     passed=$((passed + 1))

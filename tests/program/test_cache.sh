@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Compiled code is kept by what it was made from: a second start compiles nothing, a damaged file is made again.
 . "$(dirname "$0")/common.sh"
+own_cache
 model=$work/small.moe                            # few kernels: it is compiled over and over
 tiny=(--set 'data.source=text("models/kjv.txt")' --set train.batch=8 --set train.sequence=32 --set data.held_out=0.001)
 cat >"$model" <<'END'

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Measured rates: positive, kept by CPU, read by every command that makes code, measured anew if damaged; they change no bit.
 . "$(dirname "$0")/common.sh"
+own_cache
 moec() { "$MOEC" "$@"; }
 kept=$XDG_CACHE_HOME/moec/machine.json
 dump=(dump $model "${tiny[@]}" --emit plan)

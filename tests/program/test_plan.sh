@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What `moec plan` says of a run before it is started is what the run then takes.
 . "$(dirname "$0")/common.sh"
+own_cache
 steps=(--set 'train.length=2 steps' --set 'train.eval_every=none' --threads 1)
 
 plan() { "$MOEC" plan "$model" "${tiny[@]}" --threads 1 "$@"; }
