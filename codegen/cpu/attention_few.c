@@ -55,7 +55,6 @@ static void emit_pack(Cg *cg, const Attn *p, Few *f) {
     int64_t step = p->Hk * p->A;
     LT params[3] = {cg->ptr, cg->ptr, cg->i64};
     cg_function_begin(cg, &fn, "pack_keys", cg->void_t, params, 3);
-    tile_noinline(cg, fn.fn);
     LV to = LLVMGetParam(fn.fn, 0), from = LLVMGetParam(fn.fn, 1), n = LLVMGetParam(fn.fn, 2),
        last = cg_addi(cg, n, -1);
     CgLoop group, k;

@@ -1,4 +1,5 @@
-// The code cache: one file per kernel, named by the hash of the kernel's key, the machine and this compiler.
+// The code cache: one file per kernel, named by the hash of the kernel's key, the machine and this compiler, and one per part,
+// whose name says all that its code depends on.
 // Files are written beside and renamed, so readers never see half of one; a file that fails its checksum
 // counts as not there.
 #include <dirent.h>
@@ -12,7 +13,7 @@
 #include "codegen/cpu/cpu.h"
 
 enum { CACHE_BYTES = 256 << 20 };
-static const char magic[8] = "moecobj1";
+static const char magic[8] = "moecobj2";
 
 static bool make_dirs(char *path) {
     for (char *p = path + 1; *p; p++)
@@ -63,43 +64,99 @@ static void file_name(const CodeCache *c, const CpuTarget *t, const char *key, c
              (unsigned long long)h.low64);
 }
 
-bool cache_load(const CodeCache *c, const CpuTarget *t, const char *key, Object *o) {
-    if (!c->on) return false;
-    char path[4352];
-    file_name(c, t, key, path, sizeof path);
+typedef struct {
+    char magic[8];
+    uint64_t checksum, n, n_object;                        // bytes in all, of them the object's; names of parts follow
+} Head;
+
+static bool load(const char *path, char **bytes, Head *head) {
+    *bytes = NULL;
     FILE *f = fopen(path, "rb");
     if (!f) return false;
-    struct { char magic[8]; uint64_t checksum, n; } head;
-    bool ok = fread(&head, sizeof head, 1, f) == 1 && !memcmp(head.magic, magic, sizeof magic) &&
-              head.n < CACHE_BYTES;
+    bool ok = fread(head, sizeof *head, 1, f) == 1 && !memcmp(head->magic, magic, sizeof magic) &&
+              head->n < CACHE_BYTES && head->n_object <= head->n && (head->n - head->n_object) % sizeof(PartName) == 0;
     if (ok) {
-        o->n = (size_t)head.n;
-        o->bytes = malloc(o->n + 1);
-        ok = o->bytes && fread(o->bytes, 1, o->n, f) == o->n && XXH3_64bits(o->bytes, o->n) == head.checksum;
+        *bytes = malloc((size_t)head->n + 1);
+        ok = *bytes && fread(*bytes, 1, (size_t)head->n, f) == head->n &&
+             XXH3_64bits_withSeed(*bytes, (size_t)head->n, head->n_object) == head->checksum;
         if (!ok) {
-            free(o->bytes);
-            o->bytes = NULL;
+            free(*bytes);
+            *bytes = NULL;
         }
     }
     fclose(f);
     return ok;
 }
 
-void cache_store(const CodeCache *c, const CpuTarget *t, const char *key, const Object *o) {
-    if (!c->on) return;
-    char path[4352], beside[4480];
-    file_name(c, t, key, path, sizeof path);
-    snprintf(beside, sizeof beside, "%s.%ld.%p", path, (long)getpid(), (const void *)o);
+static void store(const char *path, const char *bytes, size_t n, size_t n_object) {
+    char beside[4480];
+    snprintf(beside, sizeof beside, "%s.%ld.%p", path, (long)getpid(), (const void *)bytes);
     FILE *f = fopen(beside, "wb");
     if (!f) return;
-    struct {
-        char magic[8];
-        uint64_t checksum, n;
-    } head = {.checksum = XXH3_64bits(o->bytes, o->n), .n = o->n};
+    Head head = {.checksum = XXH3_64bits_withSeed(bytes, n, n_object), .n = n, .n_object = n_object};
     memcpy(head.magic, magic, sizeof magic);
-    bool ok = fwrite(&head, sizeof head, 1, f) == 1 && fwrite(o->bytes, 1, o->n, f) == o->n;
+    bool ok = fwrite(&head, sizeof head, 1, f) == 1 && fwrite(bytes, 1, n, f) == n;
     ok = !fclose(f) && ok;
     if (!ok || rename(beside, path)) unlink(beside);
+}
+
+static void part_file(const CodeCache *c, const char *name, char *path, size_t n) {
+    XXH128_hash_t h = XXH3_128bits(name, strlen(name));
+    snprintf(path, n, "%s/%016llx%016llx.o", c->dir, (unsigned long long)h.high64, (unsigned long long)h.low64);
+}
+
+bool cache_load_part(const CodeCache *c, const char *name, Object *o) {
+    char path[4352];
+    Head head;
+    if (!c->on) return false;
+    part_file(c, name, path, sizeof path);
+    if (!load(path, &o->bytes, &head)) return false;
+    o->n = (size_t)head.n_object;
+    return true;
+}
+
+void cache_store_part(const CodeCache *c, const char *name, const Object *o) {
+    char path[4352];
+    if (!c->on) return;
+    part_file(c, name, path, sizeof path);
+    store(path, o->bytes, o->n, o->n);
+}
+
+static bool load_parts(const CodeCache *c, const Code *code) {
+    for (int i = 0; i < code->n_parts; i++) {
+        const char *name = code->part[i].text;
+        Object o;
+        if (part_known(name)) continue;
+        if (!cache_load_part(c, name, &o)) return false;
+        part_keep(name, o);
+    }
+    return true;
+}
+
+bool cache_load(const CodeCache *c, const CpuTarget *t, const char *key, Code *code) {
+    char path[4352], *bytes;
+    Head head;
+    if (!c->on) return false;
+    file_name(c, t, key, path, sizeof path);
+    if (!load(path, &bytes, &head)) return false;
+    size_t names = (size_t)(head.n - head.n_object);
+    *code = (Code){.object = {bytes, (size_t)head.n_object}, .part = malloc(names + 1), .n_parts = (int)(names / sizeof(PartName))};
+    if (code->part) memcpy(code->part, bytes + head.n_object, names);
+    if (code->part && load_parts(c, code)) return true;
+    code_free(code);
+    return false;
+}
+
+void cache_store(const CodeCache *c, const CpuTarget *t, const char *key, const Code *code) {
+    char path[4352];
+    size_t n = code->object.n, names = (size_t)code->n_parts * sizeof *code->part;
+    char *bytes = c->on ? malloc(n + names + 1) : NULL;
+    if (!bytes) return;
+    memcpy(bytes, code->object.bytes, n);
+    if (names) memcpy(bytes + n, code->part, names);
+    file_name(c, t, key, path, sizeof path);
+    store(path, bytes, n + names, n);
+    free(bytes);
 }
 
 typedef struct { char name[64]; int64_t bytes, time; } CacheFile;

@@ -1,8 +1,12 @@
 // LLVM helpers for CPU kernels: see cg.h.
 #include "codegen/cpu/cg.h"
 #include <assert.h>
+#include <llvm-c/BitWriter.h>
 #include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
+#include <xxhash.h>
 
 // ---- constants -----------------------------------------------------------------------------------------
 
@@ -135,16 +139,47 @@ void cg_endif_join(Cg *cg, CgIf *f, int n, const LV *yes, const LV *no, LV *out)
 
 void cg_if_phase(Cg *cg, CgIf *f, int phase) { cg_if(cg, f, cg_eq(cg, cg->phase, cg_int(cg, phase))); }
 
+const char cg_passes[] = "function(early-cse,instcombine<no-verify-fixpoint>,simplifycfg),globaldce";
+
+LLVMModuleRef cg_module(LLVMContextRef cx, LLVMModuleRef like, const char *name) {
+    LLVMModuleRef module = LLVMModuleCreateWithNameInContext(name, cx);
+    LLVMSetDataLayout(module, LLVMGetDataLayoutStr(like));
+    LLVMSetTarget(module, LLVMGetTarget(like));
+    return module;
+}
+
+static void add_attribute(Cg *cg, LV fn, const char *key, const char *value) {
+    LLVMAttributeRef a =
+        LLVMCreateStringAttribute(cg->cx, key, (unsigned)strlen(key), value, (unsigned)strlen(value));
+    LLVMAddAttributeAtIndex(fn, (LLVMAttributeIndex)LLVMAttributeFunctionIndex, a);
+}
+
+void cg_target_attributes(Cg *cg, LLVMModuleRef module) {
+    const CpuTarget *t = cg->target;
+    const char *width = t->vector_bytes == 64 ? "512" : t->vector_bytes == 32 ? "256" : "128";
+    for (LV fn = LLVMGetFirstFunction(module); fn; fn = LLVMGetNextFunction(fn)) {
+        if (LLVMIsDeclaration(fn)) continue;
+        add_attribute(cg, fn, "prefer-vector-width", width);
+        add_attribute(cg, fn, "target-cpu", t->cpu);
+        if (*t->features) add_attribute(cg, fn, "target-features", t->features);
+    }
+}
+
 void cg_function_begin(Cg *cg, CgFunction *f, const char *name, LT result, const LT *params, int n_params) {
     f->saved_fn = cg->fn;
+    f->saved_module = cg->module;
     f->saved_block = LLVMGetInsertBlock(cg->b);
     f->saved_entry = cg->entry;
+    snprintf(f->name, sizeof f->name, "%s", name);
     LT type[CG_MAX_CARRY];
     assert(n_params <= CG_MAX_CARRY);
     for (int i = 0; i < n_params; i++) type[i] = params[i];
     f->type = LLVMFunctionType(result, type, (unsigned)n_params, false);
+    cg->module = cg_module(cg->cx, cg->module, "part");
     f->fn = LLVMAddFunction(cg->module, name, f->type);
-    LLVMSetLinkage(f->fn, LLVMInternalLinkage);
+    LLVMSetVisibility(f->fn, LLVMHiddenVisibility);
+    unsigned noinline_kind = LLVMGetEnumAttributeKindForName("noinline", 8);
+    LLVMAddAttributeAtIndex(f->fn, (LLVMAttributeIndex)LLVMAttributeFunctionIndex, LLVMCreateEnumAttribute(cg->cx, noinline_kind, 0));
     cg->fn = f->fn;
     cg->entry = new_block(cg, "entry");
     LLVMBasicBlockRef start = new_block(cg, "start");
@@ -153,11 +188,38 @@ void cg_function_begin(Cg *cg, CgFunction *f, const char *name, LT result, const
     LLVMPositionBuilderAtEnd(cg->b, start);
 }
 
+// The hash of all that its code depends on becomes part of a function's name.
+static CgPart *name_part(Cg *cg, LV fn, const char *name) {
+    cg_target_attributes(cg, cg->module);
+    LLVMMemoryBufferRef bitcode = LLVMWriteBitcodeToMemoryBuffer(cg->module);
+    XXH128_hash_t h = XXH3_128bits_withSeed(LLVMGetBufferStart(bitcode), LLVMGetBufferSize(bitcode),
+                                            XXH3_64bits(cg_passes, sizeof cg_passes));
+    LLVMDisposeMemoryBuffer(bitcode);
+    CgParts *parts = cg->parts;
+    parts->at = realloc(parts->at, (size_t)(parts->n + 1) * sizeof *parts->at);
+    assert(parts->at);
+    CgPart *part = &parts->at[parts->n++];
+    part->module = cg->module;
+    snprintf(part->name, sizeof part->name, "moec_%s_%016llx%016llx", name, (unsigned long long)h.high64, (unsigned long long)h.low64);
+    LLVMSetValueName2(fn, part->name, strlen(part->name));
+    for (int i = 0; i < parts->n - 1; i++)
+        if (!strcmp(parts->at[i].name, part->name)) {
+            LLVMDisposeModule(part->module);
+            parts->n--;
+            return &parts->at[i];
+        }
+    return part;
+}
+
 void cg_function_end(Cg *cg, CgFunction *f) {
     if (!LLVMGetBasicBlockTerminator(LLVMGetInsertBlock(cg->b))) LLVMBuildRetVoid(cg->b);
+    const CgPart *part = name_part(cg, f->fn, f->name);
     cg->fn = f->saved_fn;
+    cg->module = f->saved_module;
     cg->entry = f->saved_entry;
     LLVMPositionBuilderAtEnd(cg->b, f->saved_block);
+    f->fn = cg_extern(cg, part->name, f->type);
+    LLVMSetVisibility(f->fn, LLVMHiddenVisibility);
 }
 
 LV cg_call(Cg *cg, LT type, LV fn, const LV *args, int n) {

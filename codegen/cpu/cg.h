@@ -29,13 +29,18 @@ typedef struct CpuTarget {
     bool dot;                  // contractions of bf16 use the former (dot.h)
 } CpuTarget;
 
-enum { LANES = 16, CG_MAX_CARRY = 64 };
+enum { LANES = 16, CG_MAX_CARRY = 64, CG_PART_NAME = 96 };
+
+// Functions beside a kernel's own: modules by themselves, so that kernels with the same ones share their code.
+typedef struct { LLVMModuleRef module; char name[CG_PART_NAME]; } CgPart;
+typedef struct { CgPart *at; int n; } CgParts;
 
 struct Cg {
     const CpuTarget  *target;
     const KernelNode *k;
     LLVMContextRef cx;
     LLVMModuleRef  module;
+    CgParts *parts;
     LLVMBuilderRef b;
     LV fn;                     // function being emitted
     LV call;                   // const RtCall *, in the kernel itself
@@ -111,11 +116,21 @@ void cg_endif(Cg *cg, CgIf *f);
 void cg_endif_join(Cg *cg, CgIf *f, int n, const LV *yes, const LV *no, LV *out);
 void cg_if_phase(Cg *cg, CgIf *f, int phase);        // if (c->phase == phase)
 
-// A static function inside the module; begin leaves the kernel, end returns to it.  Parameters:
-// LLVMGetParam(fn, i).
-typedef struct { LV fn, saved_fn; LLVMBasicBlockRef saved_block, saved_entry; LT type; } CgFunction;
+// A function of its own (CgParts), never inlined; begin leaves the kernel, end returns to it.  Parameters: LLVMGetParam(fn, i).
+// From end on, fn is its name in the kernel's module.  Nothing of the kernel but constants may be used inside.
+typedef struct {
+    LV fn, saved_fn;
+    LLVMModuleRef saved_module;
+    LLVMBasicBlockRef saved_block, saved_entry;
+    LT type;
+    char name[40];
+} CgFunction;
 void cg_function_begin(Cg *cg, CgFunction *f, const char *name, LT result, const LT *params, int n_params);
 void cg_function_end(Cg *cg, CgFunction *f);         // adds `ret void` if the block is open
+extern const char cg_passes[];                       // of LLVM, over each module
+// A module like another; the attributes that functions of this machine have.
+LLVMModuleRef cg_module(LLVMContextRef cx, LLVMModuleRef like, const char *name);
+void cg_target_attributes(Cg *cg, LLVMModuleRef module);
 LV   cg_call(Cg *cg, LT type, LV fn, const LV *args, int n);
 LV   cg_extern(Cg *cg, const char *name, LT type);   // declares a function of the process (libm)
 LV   cg_alloca(Cg *cg, LT t, int64_t n, int align);  // in the entry block

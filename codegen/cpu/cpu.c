@@ -2,6 +2,7 @@
 #include "codegen/cpu/cpu.h"
 #include <assert.h>
 #include <llvm-c/Analysis.h>
+#include <llvm-c/Linker.h>
 #include <llvm-c/Target.h>
 #include <llvm-c/Transforms/PassBuilder.h>
 #include <pthread.h>
@@ -105,12 +106,6 @@ static LLVMTargetMachineRef new_machine(const CpuTarget *t) {
     return tm;
 }
 
-static void add_attribute(Cg *cg, LV fn, const char *key, const char *value) {
-    LLVMAttributeRef a =
-        LLVMCreateStringAttribute(cg->cx, key, (unsigned)strlen(key), value, (unsigned)strlen(value));
-    LLVMAddAttributeAtIndex(fn, (LLVMAttributeIndex)LLVMAttributeFunctionIndex, a);
-}
-
 static void init_types(Cg *cg) {
     LLVMContextRef cx = cg->cx;
     cg->void_t = LLVMVoidTypeInContext(cx);
@@ -149,17 +144,10 @@ static Object copy_object(const char *bytes, size_t n) {
     return o;
 }
 
-static Object write_module(LLVMModuleRef module, LLVMTargetMachineRef tm, CodeForm form) {
-    if (form == FORM_LLVM) {
-        char *text = LLVMPrintModuleToString(module);
-        Object o = copy_object(text, strlen(text));
-        LLVMDisposeMessage(text);
-        return o;
-    }
+static Object write_module(LLVMModuleRef module, LLVMTargetMachineRef tm, LLVMCodeGenFileType type) {
     char *error = NULL;
     LLVMMemoryBufferRef buffer;
-    if (LLVMTargetMachineEmitToMemoryBuffer(
-            tm, module, form == FORM_OBJECT ? LLVMObjectFile : LLVMAssemblyFile, &error, &buffer)) {
+    if (LLVMTargetMachineEmitToMemoryBuffer(tm, module, type, &error, &buffer)) {
         fprintf(stderr, "LLVM can't write an object: %s\n", error);
         abort();
     }
@@ -179,10 +167,32 @@ static LLVMModuleRef new_module(LLVMContextRef cx, LLVMTargetMachineRef tm, cons
     return module;
 }
 
-Object cpu_emit(const CpuTarget *t, const PlanKernel *k, CodeForm form) {
-    LLVMTargetMachineRef tm = new_machine(t);
+static void optimize(LLVMModuleRef module, LLVMTargetMachineRef tm, const char *what) {
+    check_module(module, what);
+    LLVMPassBuilderOptionsRef options = LLVMCreatePassBuilderOptions();
+    LLVMErrorRef error = LLVMRunPasses(module, cg_passes, tm, options);
+    assert(!error);
+    (void)error;
+    LLVMDisposePassBuilderOptions(options);
+}
+
+// Heights of tiles that no branch is left for.
+static void drop_unused(Cg *cg) {
+    CgParts *parts = cg->parts;
+    int used = 0;
+    for (int i = 0; i < parts->n; i++) {
+        LV fn = LLVMGetNamedFunction(cg->module, parts->at[i].name);
+        if (fn && LLVMGetFirstUse(fn)) parts->at[used++] = parts->at[i];
+        else LLVMDisposeModule(parts->at[i].module);
+    }
+    parts->n = used;
+}
+
+static Cg *emission_begin(const CpuTarget *t, const PlanKernel *k, LLVMTargetMachineRef tm) {
     Cg *cg = calloc(1, sizeof *cg);
     assert(cg);
+    cg->parts = calloc(1, sizeof *cg->parts);
+    assert(cg->parts);
     cg->target = t;
     cg->k = &k->node;
     cg->cx = LLVMContextCreate();
@@ -192,28 +202,68 @@ Object cpu_emit(const CpuTarget *t, const PlanKernel *k, CodeForm form) {
     cg_kernel_begin(cg, k->symbol);
     k->made_by->emit(cg, &k->node);
     LLVMBuildRetVoid(cg->b);
-    for (LV fn = LLVMGetFirstFunction(cg->module); fn; fn = LLVMGetNextFunction(fn))
-        if (!LLVMIsDeclaration(fn)) {
-            add_attribute(cg, fn, "prefer-vector-width",
-                          t->vector_bytes == 64   ? "512"
-                          : t->vector_bytes == 32 ? "256"
-                                                  : "128");
-            add_attribute(cg, fn, "target-cpu", t->cpu);
-            if (*t->features) add_attribute(cg, fn, "target-features", t->features);
-        }
-    check_module(cg->module, k->key);
-    LLVMPassBuilderOptionsRef options = LLVMCreatePassBuilderOptions();
-    LLVMErrorRef error = LLVMRunPasses(
-        cg->module, "function(early-cse,instcombine<no-verify-fixpoint>,simplifycfg),globaldce", tm, options);
-    assert(!error);
-    (void)error;
-    LLVMDisposePassBuilderOptions(options);
-    Object o = write_module(cg->module, tm, form);
+    cg_target_attributes(cg, cg->module);
+    optimize(cg->module, tm, k->key);
+    drop_unused(cg);
+    return cg;
+}
+
+static void emission_end(Cg *cg, LLVMTargetMachineRef tm) {
+    for (int i = 0; i < cg->parts->n; i++)
+        if (cg->parts->at[i].module) LLVMDisposeModule(cg->parts->at[i].module);
     LLVMDisposeBuilder(cg->b);
     LLVMDisposeModule(cg->module);
     LLVMContextDispose(cg->cx);
     LLVMDisposeTargetMachine(tm);
+    free(cg->parts->at);
+    free(cg->parts);
     free(cg);
+}
+
+static Object compile_part(const CgPart *p, LLVMTargetMachineRef tm, const CodeCache *cache) {
+    Object o;
+    if (cache_load_part(cache, p->name, &o)) return o;
+    optimize(p->module, tm, p->name);
+    o = write_module(p->module, tm, LLVMObjectFile);
+    cache_store_part(cache, p->name, &o);
+    return o;
+}
+
+Code cpu_emit(const CpuTarget *t, const PlanKernel *k, const CodeCache *cache) {
+    LLVMTargetMachineRef tm = new_machine(t);
+    Cg *cg = emission_begin(t, k, tm);
+    const CgParts *parts = cg->parts;
+    Code c = {.n_parts = parts->n, .part = calloc((size_t)parts->n + 1, sizeof *c.part)};
+    assert(c.part);
+    for (int i = 0; i < parts->n; i++) {
+        strcpy(c.part[i].text, parts->at[i].name);
+        if (part_claim(parts->at[i].name)) part_keep(parts->at[i].name, compile_part(&parts->at[i], tm, cache));
+    }
+    c.object = write_module(cg->module, tm, LLVMObjectFile);
+    emission_end(cg, tm);
+    return c;
+}
+
+Object cpu_emit_text(const CpuTarget *t, const PlanKernel *k, TextForm form) {
+    LLVMTargetMachineRef tm = new_machine(t);
+    Cg *cg = emission_begin(t, k, tm);
+    for (int i = 0; i < cg->parts->n; i++) {
+        CgPart *p = &cg->parts->at[i];
+        optimize(p->module, tm, p->name);
+        bool failed = LLVMLinkModules2(cg->module, p->module);       // which disposes of the part
+        assert(!failed);
+        (void)failed;
+        p->module = NULL;
+    }
+    Object o;
+    if (form == FORM_LLVM) {
+        char *text = LLVMPrintModuleToString(cg->module);
+        o = copy_object(text, strlen(text));
+        LLVMDisposeMessage(text);
+    } else {
+        o = write_module(cg->module, tm, LLVMAssemblyFile);
+    }
+    emission_end(cg, tm);
     return o;
 }
 
@@ -240,7 +290,7 @@ Object cpu_emit_plan_object(const CpuTarget *t, const EmittedPlan *e) {
     LLVMSetGlobalConstant(table, true);
     free(kernel);
     check_module(module, "plan");
-    Object o = write_module(module, tm, FORM_OBJECT);
+    Object o = write_module(module, tm, LLVMObjectFile);
     LLVMDisposeModule(module);
     LLVMContextDispose(cx);
     LLVMDisposeTargetMachine(tm);
@@ -307,8 +357,8 @@ static const RtPlan *plan(Arena *a, Graph *const *programs, int n, const Compile
     return e ? e->plan : NULL;
 }
 
-static void free_objects(Object *object, int n) {
-    for (int i = 0; i < n; i++) free(object[i].bytes);
+static void free_all(Code *code, int n) {
+    for (int i = 0; i < n; i++) code_free(&code[i]);
 }
 
 static void free_code(void *code) { jit_free(code); }
@@ -327,10 +377,10 @@ static Compiled *compile(Graph *const *programs, int n, const CompileOpts *opts,
                     .emitted = e,
                     .fn = arena_array(a, RtKernelFn *, e->n_kernels + 1),
                     .free_code = free_code};
-    Object *object = arena_array(a, Object, e->n_kernels + 1);
-    cpu_objects(t, e, opts, object, &c->stats);
-    c->code = jit_load(e, object, c->fn, d);
-    free_objects(object, e->n_kernels);
+    Code *code = arena_array(a, Code, e->n_kernels + 1);
+    cpu_objects(t, e, opts, code, &c->stats);
+    c->code = jit_load(e, code, c->fn, d);
+    free_all(code, e->n_kernels);
     if (!c->code) {
         arena_destroy(a);
         return NULL;
@@ -357,13 +407,18 @@ static bool emit_objects(Graph *const *programs, int n, const CompileOpts *opts,
     EmittedPlan *e = t ? plan_for(a, t, programs, n, opts, d) : NULL;
     bool ok = e != NULL;
     if (e) {
-        Object *object = arena_array(a, Object, e->n_kernels + 1), plan = cpu_emit_plan_object(t, e);
+        Code *code = arena_array(a, Code, e->n_kernels + 1);
+        Object plan = cpu_emit_plan_object(t, e);
         CompileStats stats;
-        cpu_objects(t, e, opts, object, &stats);
+        int n_parts;
+        cpu_objects(t, e, opts, code, &stats);
+        PartName *part = code_parts(code, e->n_kernels, &n_parts);
         for (int i = 0; ok && i < e->n_kernels; i++)
-            if (object[i].bytes) ok = write_file(dir, e->kernel[i].symbol, &object[i], d);
+            if (code[i].object.bytes) ok = write_file(dir, e->kernel[i].symbol, &code[i].object, d);
+        for (int i = 0; ok && i < n_parts; i++) ok = write_file(dir, part[i].text, part_wait(part[i].text), d);
         if (ok) ok = write_file(dir, "moec_plan", &plan, d);
-        free_objects(object, e->n_kernels);
+        free(part);
+        free_all(code, e->n_kernels);
         free(plan.bytes);
     }
     arena_destroy(a);
@@ -372,7 +427,7 @@ static bool emit_objects(Graph *const *programs, int n, const CompileOpts *opts,
 
 static bool dump(Graph *const *programs, int n, const CompileOpts *opts, const char *what, Str *out,
                  Diag *d) {
-    CodeForm form = !strcmp(what, "llvm") ? FORM_LLVM : FORM_ASSEMBLY;
+    TextForm form = !strcmp(what, "llvm") ? FORM_LLVM : FORM_ASSEMBLY;
     if (form == FORM_ASSEMBLY && strcmp(what, "asm") && strcmp(what, "plan")) return false;
     Arena *a = arena_create();
     const CpuTarget *t = choose_target(a, opts, false, d);
@@ -382,7 +437,7 @@ static bool dump(Graph *const *programs, int n, const CompileOpts *opts, const c
         for (int i = 0; i < e->n_kernels; i++) {
             str_printf(out, "%s kernel %d: %s\n", form == FORM_LLVM ? ";" : "#", i, e->kernel[i].key);
             if (!e->kernel[i].made_by) continue;
-            Object o = cpu_emit(t, &e->kernel[i], form);
+            Object o = cpu_emit_text(t, &e->kernel[i], form);
             str_add(out, o.bytes);
             str_add(out, "\n");
             free(o.bytes);

@@ -9,30 +9,48 @@
 const CpuTarget *cpu_find(const char *name, bool run_here, Diag *d);
 
 typedef struct { char *bytes; size_t n; } Object;              // malloc'd
+typedef struct { char text[CG_PART_NAME]; } PartName;
 
-// One kernel as an object file, assembly or LLVM text.  Threads may call it at once for different kernels.
-typedef enum { FORM_OBJECT, FORM_ASSEMBLY, FORM_LLVM } CodeForm;
-Object cpu_emit(const CpuTarget *t, const PlanKernel *k, CodeForm form);
+// A kernel's object file and the functions it shares with others (parts.c): malloc'd; no bytes: it has none.
+typedef struct { Object object; PartName *part; int n_parts; } Code;
+void code_free(Code *c);
+
+// One kernel as an object file, or with its parts as assembly or LLVM text.  Threads may call it at once for different
+// kernels.  Parts that nobody has compiled are, and kept.
+typedef enum { FORM_ASSEMBLY, FORM_LLVM } TextForm;
+typedef struct CodeCache CodeCache;
+Code cpu_emit(const CpuTarget *t, const PlanKernel *k, const CodeCache *cache);
+Object cpu_emit_text(const CpuTarget *t, const PlanKernel *k, TextForm form);
 
 // The plan's constant block and kernel table as an object: symbols moec_plan and moec_kernels.
 Object cpu_emit_plan_object(const CpuTarget *t, const EmittedPlan *e);
 
-// Objects of all kernels that have a template, from the cache or compiled in parallel.  object[i].bytes is
-// NULL for reference kernels.  Fills stats.
-void cpu_objects(const CpuTarget *t, const EmittedPlan *e, const CompileOpts *opts, Object *object,
-                 CompileStats *stats);
+// Code of all kernels that have a template, from the cache or compiled in parallel; their parts are there.  No bytes for
+// reference kernels.  Fills stats.
+void cpu_objects(const CpuTarget *t, const EmittedPlan *e, const CompileOpts *opts, Code *code, CompileStats *stats);
 
-// ---- code cache (cache.c): one file per kernel, named by the hash of all that the code depends on ------
-typedef struct { char dir[4096]; bool on; } CodeCache;
+// The names of all parts, each once.  The caller frees.
+PartName *code_parts(const Code *code, int n_kernels, int *n);
+
+// ---- parts (parts.c): compiled once in this process, by a name with the hash of all that their code depends on ----------
+bool part_known(const char *name);                             // there, or about to be
+bool part_claim(const char *name);                             // true: now it is this thread's to make, by part_keep
+void part_keep(const char *name, Object o);                    // takes o; of two the first stays
+const Object *part_wait(const char *name);                     // of one that was claimed, once it is there
+
+// ---- code cache (cache.c): one file per kernel and part, named by the hash of all that the code depends on ------
+struct CodeCache { char dir[4096]; bool on; };
 CodeCache cache_open(const char *dir);
-bool cache_load(const CodeCache *c, const CpuTarget *t, const char *key, Object *o);   // false: none whole
-void cache_store(const CodeCache *c, const CpuTarget *t, const char *key, const Object *o);
+bool cache_load(const CodeCache *c, const CpuTarget *t, const char *key, Code *code);  // false: none whole, or a part is missing
+void cache_store(const CodeCache *c, const CpuTarget *t, const char *key, const Code *code);
+bool cache_load_part(const CodeCache *c, const char *name, Object *o);
+void cache_store_part(const CodeCache *c, const char *name, const Object *o);
 void cache_trim(const CodeCache *c); // to 256 MB, oldest files first
 
 // ---- running code (jit.c) ------------------------------------------------------------------------------
 typedef struct Jit Jit;
 // Loads objects and fills fn[i] for those with bytes.  NULL after diag_error.
-Jit *jit_load(const EmittedPlan *e, const Object *object, RtKernelFn **fn, Diag *d);
+Jit *jit_load(const EmittedPlan *e, const Code *code, RtKernelFn **fn, Diag *d);
 void jit_free(Jit *j);
 
 #endif

@@ -97,7 +97,6 @@ static LV emit_function(Cg *cg, Epilogue *e, const char *name, bool ask) {
     CgLoop row, col;
     CgIf rest;
     cg_function_begin(cg, &f, name, cg->void_t, params, N_PARAMS);
-    tile_noinline(cg, f.fn);
     cg->call = LLVMGetParam(f.fn, P_CALL);
     LV args = cg_load(cg, cg->ptr, cg_bytes(cg, cg->call, cg_int(cg, offsetof(RtCall, arg))), 8);
     for (int i = 0; i < cg->n_args; i++)

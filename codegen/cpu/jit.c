@@ -14,7 +14,7 @@ typedef struct {
     const CpuTarget *t;
     const EmittedPlan *e;
     const CodeCache *cache;
-    Object *object;
+    Code *code;
     atomic_int next, compiled, cached;
 } Work;
 
@@ -23,12 +23,12 @@ static void *compile_kernels(void *arg) {
     for (int i; (i = atomic_fetch_add(&w->next, 1)) < w->e->n_kernels;) {
         const PlanKernel *k = &w->e->kernel[i];
         if (!k->made_by) continue;
-        if (cache_load(w->cache, w->t, k->key, &w->object[i])) {
+        if (cache_load(w->cache, w->t, k->key, &w->code[i])) {
             atomic_fetch_add(&w->cached, 1);
             continue;
         }
-        w->object[i] = cpu_emit(w->t, k, FORM_OBJECT);
-        cache_store(w->cache, w->t, k->key, &w->object[i]);
+        w->code[i] = cpu_emit(w->t, k, w->cache);
+        cache_store(w->cache, w->t, k->key, &w->code[i]);
         atomic_fetch_add(&w->compiled, 1);
     }
     return NULL;
@@ -36,11 +36,10 @@ static void *compile_kernels(void *arg) {
 
 enum { MAX_COMPILE_THREADS = 64 };
 
-void cpu_objects(const CpuTarget *t, const EmittedPlan *e, const CompileOpts *opts, Object *object,
-                 CompileStats *stats) {
+void cpu_objects(const CpuTarget *t, const EmittedPlan *e, const CompileOpts *opts, Code *code, CompileStats *stats) {
     CodeCache cache =
         opts->cache_dir && !*opts->cache_dir ? (CodeCache){.on = false} : cache_open(opts->cache_dir);
-    Work w = {.t = t, .e = e, .cache = &cache, .object = object};
+    Work w = {.t = t, .e = e, .cache = &cache, .code = code};
     int n = opts->threads > 0 ? opts->threads : (int)sysconf(_SC_NPROCESSORS_ONLN);
     if (n > MAX_COMPILE_THREADS) n = MAX_COMPILE_THREADS;
     if (n > e->n_kernels) n = e->n_kernels;
@@ -74,7 +73,12 @@ static bool failed(LLVMErrorRef error, const char *what, Diag *d) {
     return true;
 }
 
-Jit *jit_load(const EmittedPlan *e, const Object *object, RtKernelFn **fn, Diag *d) {
+static bool add_object(LLVMOrcLLJITRef jit, LLVMOrcJITDylibRef lib, const Object *o, const char *name, Diag *d) {
+    LLVMMemoryBufferRef buffer = LLVMCreateMemoryBufferWithMemoryRangeCopy(o->bytes, o->n, name);
+    return !failed(LLVMOrcLLJITAddObjectFile(jit, lib, buffer), "can't load compiled code", d);
+}
+
+Jit *jit_load(const EmittedPlan *e, const Code *code, RtKernelFn **fn, Diag *d) {
     LLVMOrcLLJITRef jit = NULL;
     if (failed(LLVMOrcCreateLLJIT(&jit, LLVMOrcCreateLLJITBuilder()),
                "can't start the loader of compiled code", d))
@@ -85,14 +89,14 @@ Jit *jit_load(const EmittedPlan *e, const Object *object, RtKernelFn **fn, Diag 
                           &process, LLVMOrcLLJITGetGlobalPrefix(jit), NULL, NULL),
                       "can't see this process's symbols", d);
     if (ok) LLVMOrcJITDylibAddGenerator(lib, process);
+    int n_parts;
+    PartName *part = code_parts(code, e->n_kernels, &n_parts);
+    for (int i = 0; ok && i < n_parts; i++) ok = add_object(jit, lib, part_wait(part[i].text), part[i].text, d);
+    free(part);
+    for (int i = 0; ok && i < e->n_kernels; i++)
+        if (code[i].object.bytes) ok = add_object(jit, lib, &code[i].object, e->kernel[i].symbol, d);
     for (int i = 0; ok && i < e->n_kernels; i++) {
-        if (!object[i].bytes) continue;
-        LLVMMemoryBufferRef buffer =
-            LLVMCreateMemoryBufferWithMemoryRangeCopy(object[i].bytes, object[i].n, e->kernel[i].symbol);
-        ok = !failed(LLVMOrcLLJITAddObjectFile(jit, lib, buffer), "can't load compiled code", d);
-    }
-    for (int i = 0; ok && i < e->n_kernels; i++) {
-        if (!object[i].bytes) continue;
+        if (!code[i].object.bytes) continue;
         LLVMOrcExecutorAddress at = 0;
         ok = !failed(LLVMOrcLLJITLookup(jit, &at, e->kernel[i].symbol), "can't find compiled code", d);
         fn[i] = (RtKernelFn *)(uintptr_t)at;

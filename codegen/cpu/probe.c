@@ -238,14 +238,14 @@ Probes *probes_compile(const char *cpu, Probe *probe, int n, Diag *d) {
                                              .made_by = &kinds[p->kind].made_by, .node = {.node = &node->node}};
         e.n_kernels++;
     }
-    Object *object = arena_array(a, Object, e.n_kernels + 1);
+    Code *code = arena_array(a, Code, e.n_kernels + 1);
     RtKernelFn **fn = arena_array(a, RtKernelFn *, e.n_kernels + 1);
     CompileStats stats;
-    cpu_objects(t, &e, &(CompileOpts){.cache_dir = ""}, object, &stats);
+    cpu_objects(t, &e, &(CompileOpts){.cache_dir = ""}, code, &stats);
     Probes *made = arena_new(a, Probes);
-    *made = (Probes){.arena = a, .jit = jit_load(&e, object, fn, d)};
+    *made = (Probes){.arena = a, .jit = jit_load(&e, code, fn, d)};
     for (int i = 0; i < e.n_kernels; i++) {
-        free(object[i].bytes);
+        code_free(&code[i]);
         probe[of[i]].fn = fn[i];
     }
     if (made->jit) return made;

@@ -60,11 +60,6 @@ static void no_alias(Cg *cg, LV fn, int param) {
     LLVMAddAttributeAtIndex(fn, (LLVMAttributeIndex)(1 + param), LLVMCreateEnumAttribute(cg->cx, kind, 0));
 }
 
-void tile_noinline(Cg *cg, LV fn) {
-    unsigned kind = LLVMGetEnumAttributeKindForName("noinline", 8);
-    LLVMAddAttributeAtIndex(fn, LLVMAttributeFunctionIndex, LLVMCreateEnumAttribute(cg->cx, kind, 0));
-}
-
 static LV offset(Cg *cg, LV base, int64_t elements) {
     return elements ? cg_bytes(cg, base, cg_int(cg, elements * 4)) : base;
 }
@@ -251,7 +246,6 @@ static void begin_tile(Cg *cg, const char *name, int height, CgFunction *f, LT *
     char text[64];
     snprintf(text, sizeof text, "%s_%d", name, height);
     cg_function_begin(cg, f, text, cg->void_t, params, N_PARAMS);
-    tile_noinline(cg, f->fn);
     *type = f->type;
 }
 
@@ -456,7 +450,7 @@ void tile_transpose(Cg *cg, LV rows[16]) {
 }
 
 // The last parameters of a function for numbered rows: their numbers, and how many rows there are.
-static void begin_pack(Cg *cg, CgFunction *f, PackFunction *p, const char *name, int n_params,
+static void begin_pack(Cg *cg, CgFunction *f, const char *name, int n_params,
                        bool numbered) {
     LT params[10] = {cg->ptr, cg->ptr, cg->i64, cg->i64, cg->i64, cg->i64, cg->i64};
     if (numbered) {
@@ -464,8 +458,11 @@ static void begin_pack(Cg *cg, CgFunction *f, PackFunction *p, const char *name,
         params[n_params++] = cg->i64;
     }
     cg_function_begin(cg, f, name, cg->void_t, params, n_params);
-    tile_noinline(cg, f->fn);
-    *p = (PackFunction){.type = f->type, .fn = f->fn};
+}
+
+static PackFunction end_pack(Cg *cg, CgFunction *f) {
+    cg_function_end(cg, f);
+    return (PackFunction){.type = f->type, .fn = f->fn};
 }
 
 static void call_pack(Cg *cg, const PackFunction *f, const LV *args, int n, const RowNumbers *rows) {
@@ -557,10 +554,9 @@ static void ask_for_rows(Cg *cg, const RowLoop *r, LV col, int64_t cols) {
 static PackFunction rows_function(Cg *cg, const char *name, DType t, int vecs, int64_t panel_bytes,
                                   bool numbered, bool pairs, bool asks) {
     CgFunction f;
-    PackFunction p;
     RowLoop row;
     CgLoop panel;
-    begin_pack(cg, &f, &p, name, 5, numbered);
+    begin_pack(cg, &f, name, 5, numbered);
     int64_t width = vecs * LANES;
     LV cols = LLVMGetParam(f.fn, 4), whole = cg_addi(cg, cols, 1 - width);
     begin_rows(cg, &row, f.fn, t, width * 4, numbered, pairs);
@@ -580,8 +576,7 @@ static PackFunction rows_function(Cg *cg, const char *name, DType t, int vecs, i
     }
     cg_endif(cg, &rest);
     end_rows(cg, &row);
-    cg_function_end(cg, &f);
-    return p;
+    return end_pack(cg, &f);
 }
 
 PackFunction pack_rows_function(Cg *cg, const char *name, DType t, int vecs, int64_t panel_bytes,
@@ -603,8 +598,7 @@ void pack_rows(Cg *cg, const PackFunction *f, LV panels, LV source, LV n, LV ste
 // 16 k (or pairs) of each group of 16 columns at a time: loaded along k, transposed, stored along the columns.
 static PackFunction columns_function(Cg *cg, const char *name, DType t, int vecs, int cols, bool pairs) {
     CgFunction f;
-    PackFunction p;
-    begin_pack(cg, &f, &p, name, 4, false);
+    begin_pack(cg, &f, name, 4, false);
     LV to = LLVMGetParam(f.fn, 0), from = LLVMGetParam(f.fn, 1), k = LLVMGetParam(f.fn, 2),
        step = LLVMGetParam(f.fn, 3);
     int at_once = pairs ? 2 * LANES : LANES;
@@ -627,8 +621,7 @@ static PackFunction columns_function(Cg *cg, const char *name, DType t, int vecs
         }
         cg_end(cg, &l);
     }
-    cg_function_end(cg, &f);
-    return p;
+    return end_pack(cg, &f);
 }
 
 PackFunction pack_columns_function(Cg *cg, const char *name, DType t, int vecs, int cols) {
@@ -645,10 +638,9 @@ void pack_columns(Cg *cg, const PackFunction *f, LV panel, LV source, LV k, LV s
 static PackFunction any_strips_function(Cg *cg, const char *name, DType t, int64_t strip_bytes, bool numbered,
                                         bool pairs) {
     CgFunction f;
-    PackFunction p;
     RowLoop row;
     CgLoop tile;
-    begin_pack(cg, &f, &p, name, 7, numbered);
+    begin_pack(cg, &f, name, 7, numbered);
     TileCut cut = {LLVMGetParam(f.fn, 4), LLVMGetParam(f.fn, 5), LLVMGetParam(f.fn, 6)};
     LV high = cg_tail_mask(cg, cg_addi(cg, cut.base, 1)), low = cg_tail_mask(cg, cut.base);
     begin_rows(cg, &row, f.fn, t, LANES * 4, numbered, pairs);
@@ -661,8 +653,7 @@ static PackFunction any_strips_function(Cg *cg, const char *name, DType t, int64
                   cg_add(cg, tile.carry[1], tile_height(cg, &cut, tile.i))};
     cg_loop_end(cg, &tile, next);
     end_rows(cg, &row);
-    cg_function_end(cg, &f);
-    return p;
+    return end_pack(cg, &f);
 }
 
 PackFunction strips_function(Cg *cg, const char *name, DType t, int64_t strip_bytes, bool numbered) {
@@ -692,12 +683,11 @@ static void copy_vector(Cg *cg, const RowLoop *r, bool pairs, LV at, LV mask) {
 static PackFunction copy_function(Cg *cg, const char *name, DType t, int64_t cols, int64_t to_step,
                                   bool numbered, bool pairs, bool asks) {
     CgFunction f;
-    PackFunction p;
     RowLoop row;
     CgLoop col;
     CgIf rest;
     int at_once = pairs ? 2 * LANES : LANES;
-    begin_pack(cg, &f, &p, name, 5, numbered);
+    begin_pack(cg, &f, name, 5, numbered);
     LV all = LLVMGetParam(f.fn, 4), whole = LLVMBuildAnd(cg->b, all, cg_int(cg, -at_once), "");
     LV left = cg_sub(cg, all, whole), mask = pairs ? dot_tail_mask(cg, left) : cg_tail_mask(cg, left);
     begin_rows(cg, &row, f.fn, t, to_step * 4, numbered, false);
@@ -709,7 +699,7 @@ static PackFunction copy_function(Cg *cg, const char *name, DType t, int64_t col
     copy_vector(cg, &row, pairs, whole, mask);
     cg_endif(cg, &rest);
     end_rows(cg, &row);
-    cg_function_end(cg, &f);
+    PackFunction p = end_pack(cg, &f);
     p.cols = cols;
     return p;
 }

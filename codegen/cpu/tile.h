@@ -134,6 +134,5 @@ PackFunction copy_pieces_function(Cg *cg, const char *name, DType t, int64_t col
 
 LV   tile_mask(Cg *cg, int live);            // constant mask of the first `live` of 16 lanes; NULL: all
 void tile_transpose(Cg *cg, LV rows[16]);    // 16 vectors as a 16 x 16 block
-void tile_noinline(Cg *cg, LV fn);
 
 #endif

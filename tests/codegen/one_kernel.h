@@ -2,15 +2,10 @@
 #ifndef TESTS_CODEGEN_ONE_KERNEL_H
 #define TESTS_CODEGEN_ONE_KERNEL_H
 #include <assert.h>
-#include <llvm-c/Analysis.h>
-#include <llvm-c/Error.h>
-#include <llvm-c/LLJIT.h>
-#include <llvm-c/Orc.h>
-#include <llvm-c/Transforms/PassBuilder.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "codegen/cpu/cg.h"
+#include "codegen/cpu/cpu.h"
 
 enum { ONE_MAX = 24 };
 
@@ -20,8 +15,7 @@ typedef struct {
     KernelNode k;
     KernelDesc d;
     Arena *arena;
-    LLVMOrcLLJITRef jit;
-    LLVMTargetMachineRef machine;
+    Jit *jit;
     Machine rates;
     RtKernelFn *fn;
 } OneKernel;
@@ -59,21 +53,11 @@ static inline void one_note_sym(OneKernel *o, const Sym *s) {
     }
 }
 
-static inline void one_check(LLVMErrorRef e) {
-    if (!e) return;
-    fprintf(stderr, "%s\n", LLVMGetErrorMessage(e));
-    abort();
-}
-
 static inline const CpuTarget *one_target(const char *name) {
-    static const CpuTarget avx512 = {"avx512", "x86-64-v4", "", true, 64, 32, false, false, false},
-                           dot = {"avx512bf16", "x86-64-v4", "+avx512bf16", true, 64, 32, true, false, true},
-                           avx2 = {"avx2", "x86-64-v3", "", true, 32, 16, false, false, false},
-                           sse2 = {"sse2", "x86-64", "", false, 16, 16, false, false, false};
-    const CpuTarget *all[] = {&avx512, &dot, &avx2, &sse2};
-    for (int i = 0; i < 4; i++)
-        if (!strcmp(all[i]->name, name)) return all[i];
-    return NULL;
+    Arena *a = arena_create();
+    const CpuTarget *t = cpu_find(name, false, diag_new(a));     // a row of the table
+    arena_destroy(a);
+    return t;
 }
 
 // false: the template declines the node.
@@ -93,91 +77,28 @@ static inline bool one_compile(OneKernel *o, const CpuTarget *target, DescribeFn
     for (int i = 0; i < RT_MAX_PHASES; i++) o->d.tasks[i] = tasks_fixed(1);
     if (!describe(&o->k, &o->d)) return false;
 
-    LLVMInitializeX86TargetInfo();
-    LLVMInitializeX86Target();
-    LLVMInitializeX86TargetMC();
-    LLVMInitializeX86AsmPrinter();
-    char *triple = LLVMGetDefaultTargetTriple(), *message = NULL;
-    LLVMTargetRef t;
-    if (LLVMGetTargetFromTriple(triple, &t, &message)) abort();
-    o->machine = LLVMCreateTargetMachine(t, triple, target->cpu, target->features, LLVMCodeGenLevelDefault,
-                                         LLVMRelocDefault, LLVMCodeModelJITDefault);
-    LLVMOrcThreadSafeContextRef safe = LLVMOrcCreateNewThreadSafeContext();
-    Cg cg = {.target = target, .k = &o->k, .cx = LLVMOrcThreadSafeContextGetContext(safe)};
-    LLVMContextRef cx = cg.cx;
-    cg.module = LLVMModuleCreateWithNameInContext("kernel", cx);
-    LLVMSetTarget(cg.module, triple);
-    LLVMTargetDataRef layout = LLVMCreateTargetDataLayout(o->machine);
-    LLVMSetModuleDataLayout(cg.module, layout);
-    cg.b = LLVMCreateBuilderInContext(cx);
-    cg.void_t = LLVMVoidTypeInContext(cx);
-    cg.i1 = LLVMInt1TypeInContext(cx), cg.i8 = LLVMInt8TypeInContext(cx), cg.i16 = LLVMInt16TypeInContext(cx);
-    cg.i32 = LLVMInt32TypeInContext(cx), cg.i64 = LLVMInt64TypeInContext(cx);
-    cg.f32 = LLVMFloatTypeInContext(cx), cg.f64 = LLVMDoubleTypeInContext(cx),
-    cg.ptr = LLVMPointerTypeInContext(cx, 0);
-    cg.v1 = LLVMVectorType(cg.i1, LANES), cg.v8 = LLVMVectorType(cg.i8, LANES),
-    cg.v16 = LLVMVectorType(cg.i16, LANES);
-    cg.vi32 = LLVMVectorType(cg.i32, LANES), cg.vi64 = LLVMVectorType(cg.i64, LANES);
-    cg.vf32 = LLVMVectorType(cg.f32, LANES), cg.vf64 = LLVMVectorType(cg.f64, LANES);
-    LT param = cg.ptr;
-    cg.fn = LLVMAddFunction(cg.module, "kernel", LLVMFunctionType(cg.void_t, &param, 1, false));
-    cg.call = LLVMGetParam(cg.fn, 0);
-    cg.entry = LLVMAppendBasicBlockInContext(cx, cg.fn, "entry");
-    LLVMBasicBlockRef start = LLVMAppendBasicBlockInContext(cx, cg.fn, "start");
-    LLVMPositionBuilderAtEnd(cg.b, cg.entry);
-    LLVMBuildBr(cg.b, start);
-    LLVMPositionBuilderAtEnd(cg.b, start);
-#define FIELD(t, f) cg_load(&cg, t, cg_bytes(&cg, cg.call, cg_int(&cg, (int64_t)offsetof(RtCall, f))), 4)
-    LV args = FIELD(cg.ptr, arg);
-    cg.n_args = kernel_n_args(&o->k) + o->k.n_ragged + 1;
-    for (int i = 0; i < cg.n_args; i++)
-        cg.arg[i] = cg_load(&cg, cg.ptr, cg_gep(&cg, cg.ptr, args, cg_int(&cg, i)), 8);
-    cg.task = cg_i64(&cg, FIELD(cg.i32, task));
-    cg.n_tasks = cg_i64(&cg, FIELD(cg.i32, n_tasks));
-    cg.phase = cg_i64(&cg, FIELD(cg.i32, phase));
-    cg.thread = cg_i64(&cg, FIELD(cg.i32, thread));
-    cg.scratch = FIELD(cg.ptr, scratch);
-#undef FIELD
-    emit(&cg, &o->k);
-    LLVMBuildRetVoid(cg.b);
-    if (LLVMVerifyModule(cg.module, LLVMPrintMessageAction, &message)) abort();
-    LLVMDisposeMessage(message);
-    LLVMPassBuilderOptionsRef opts = LLVMCreatePassBuilderOptions();
-    one_check(LLVMRunPasses(cg.module, "function(early-cse,instcombine<no-verify-fixpoint>,simplifycfg)",
-                            o->machine, opts));
-    LLVMDisposePassBuilderOptions(opts);
+    o->k.workspace = true;
+    KernelTemplate made_by = {n->op, describe, emit};
+    PlanKernel kernel = {.key = "kernel", .symbol = "kernel", .made_by = &made_by, .node = o->k};
     if (getenv("ONE_ASM")) {
-        LLVMMemoryBufferRef text;
-        LLVMTargetMachineEmitToMemoryBuffer(o->machine, cg.module, LLVMAssemblyFile, &message, &text);
-        fwrite(LLVMGetBufferStart(text), 1, LLVMGetBufferSize(text), stdout);
-        LLVMDisposeMemoryBuffer(text);
+        Object text = cpu_emit_text(target, &kernel, FORM_ASSEMBLY);
+        fwrite(text.bytes, 1, text.n, stdout);
+        free(text.bytes);
     }
-    LLVMDisposeBuilder(cg.b);
-    LLVMOrcLLJITBuilderRef b = LLVMOrcCreateLLJITBuilder();
-    LLVMTargetMachineRef again =
-        LLVMCreateTargetMachine(t, triple, target->cpu, target->features, LLVMCodeGenLevelDefault,
-                                LLVMRelocDefault, LLVMCodeModelJITDefault);
-    LLVMOrcLLJITBuilderSetJITTargetMachineBuilder(
-        b, LLVMOrcJITTargetMachineBuilderCreateFromTargetMachine(again));
-    one_check(LLVMOrcCreateLLJIT(&o->jit, b));
-    LLVMOrcJITDylibRef lib = LLVMOrcLLJITGetMainJITDylib(o->jit);
-    LLVMOrcDefinitionGeneratorRef process;
-    one_check(LLVMOrcCreateDynamicLibrarySearchGeneratorForProcess(
-        &process, LLVMOrcLLJITGetGlobalPrefix(o->jit), NULL, NULL));
-    LLVMOrcJITDylibAddGenerator(lib, process);
-    one_check(LLVMOrcLLJITAddLLVMIRModule(o->jit, lib, LLVMOrcCreateNewThreadSafeModule(cg.module, safe)));
-    LLVMOrcExecutorAddress at;
-    one_check(LLVMOrcLLJITLookup(o->jit, &at, "kernel"));
-    o->fn = (RtKernelFn *)(uintptr_t)at;
-    LLVMOrcDisposeThreadSafeContext(safe);
-    LLVMDisposeTargetData(layout);
-    LLVMDisposeMessage(triple);
+    EmittedPlan plan = {.kernel = &kernel, .n_kernels = 1};
+    Diag *d = diag_new(o->arena);
+    CompileStats stats;
+    Code code;
+    cpu_objects(target, &plan, &(CompileOpts){.cache_dir = "", .threads = 1}, &code, &stats);
+    o->jit = jit_load(&plan, &code, &o->fn, d);
+    if (!o->jit) diag_print(d, stderr, false);
+    assert(o->jit);
+    code_free(&code);
     return true;
 }
 
 static inline void one_free(OneKernel *o) {
-    if (o->jit) LLVMOrcDisposeLLJIT(o->jit);
-    if (o->machine) LLVMDisposeTargetMachine(o->machine);
+    jit_free(o->jit);
     if (o->arena) arena_destroy(o->arena);
 }
 
