@@ -85,6 +85,7 @@ int bench_machine(Cli *c) {
     printf("\na line of each of 16 rows in turns, GB/s of one thread: L3 %.1f, DRAM %.1f; rows whole pages apart: %.1f, %.1f\n", l3->strips[0] / 1e9,
            memory->strips[0] / 1e9, l3->strips[1] / 1e9, memory->strips[1] / 1e9);
     printf("a tile's call takes %.1f ns beside its operations; columns are packed at %.1f GB/s\n", m.call * 1e9, m.turn / 1e9);
+    printf("sums over rows, %d of a leaf, GFLOP/s: leaves one by one %.1f, in fours %.1f\n", MACHINE_LEAF_K, m.leaves / 1e9, m.fours / 1e9);
     printf("\nteam of %d: %.2f us to run an empty function, %.2f us for a barrier, %.3f us to take a task\n", m.threads, m.region * 1e6,
            m.barrier * 1e6, m.task * 1e6);
     if (!c->quiet) printf("kept in %s\n", path);

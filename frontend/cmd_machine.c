@@ -102,7 +102,7 @@ static double rounds_rate(Lab *lab, const Probe *p) {
 
 static double work_rate(Lab *lab, const Probe *p) {
     lab->window = 0;
-    lab->from = p->kind == PROBE_TILE || p->kind == PROBE_TURN ? PROBE_TILE_BYTES : 64;
+    lab->from = p->kind >= PROBE_TURN ? PROBE_TILE_BYTES : 64;
     return p->fn ? p->work * rounds_rate(lab, p) : 0;
 }
 
@@ -265,6 +265,7 @@ bool machine_measure(Machine *m, Diag *d) {
             if (threads == m->threads) measure_levels(m, &lab, probe, all, 1);
             if (threads == m->threads) measure_team(m);
             if (threads == 1) m->turn = work_rate(&lab, &probe[PROBE_TURN]);
+            if (threads == 1) m->leaves = work_rate(&lab, &probe[PROBE_LEAVES]), m->fours = work_rate(&lab, &probe[PROBE_FOURS]);
             if (threads == 1) measure_call(m, &lab, &probe[SHORT]);
             if (threads == 1) measure_tiles(m, &lab, &probe[TILES]);
         }

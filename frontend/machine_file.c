@@ -25,6 +25,8 @@ static const Member of_machine[] = {
     {"task", SECONDS, offsetof(Machine, task), true},
     {"call", SECONDS, offsetof(Machine, call), true},
     {"turn", RATE, offsetof(Machine, turn), true},
+    {"leaves", RATE, offsetof(Machine, leaves), true},
+    {"fours", RATE, offsetof(Machine, fours), true},
     {0}};
 static const Member of_rates[] = {
     {"threads", COUNT, offsetof(MachineRates, threads)},

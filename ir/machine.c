@@ -6,8 +6,8 @@
 enum { SHARED_MEMORY = 2 };                                // so many cores use up the bandwidth of L3 and memory
 static const struct {
     int vector_bytes;
-    double fma, turn;
-} typical[] = {{64, 110e9, 16e9}, {32, 80e9, 12e9}, {16, 24e9, 6e9}};
+    double fma, turn, leaves, fours;
+} typical[] = {{64, 110e9, 16e9, 70e9, 70e9}, {32, 80e9, 12e9, 51e9, 68e9}, {16, 24e9, 6e9, 15e9, 15e9}};
 static const struct {
     int64_t size;
     double read, write, copy, stream;
@@ -28,6 +28,8 @@ Machine machine_guess(int vector_bytes, int threads) {
     int row = 0;
     while (row < 2 && typical[row].vector_bytes > vector_bytes) row++;
     m.turn = typical[row].turn;
+    m.leaves = typical[row].leaves;
+    m.fours = typical[row].fours;
     m.rates[0] = (MachineRates){.threads = 1, .fma = typical[row].fma};
     m.rates[1] = (MachineRates){.threads = threads, .fma = typical[row].fma * threads};
     for (int i = 0; i < MACHINE_LEVELS; i++) {

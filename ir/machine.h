@@ -8,6 +8,7 @@
 #include "runtime/abi.h"
 
 enum { MACHINE_COUNTS = 12, MACHINE_TILES = 160, MACHINE_OPS = 64 };
+enum { MACHINE_LEAF_K = 8, MACHINE_LEAVES = 8 };
 enum { MACHINE_TILE_K = 256 };     // operations of each element of a tile whose rate is measured, in one call
 
 // Operations a second in registers, of `threads` threads together; a multiply-add is two.  0: no such instruction.
@@ -59,6 +60,8 @@ typedef struct {
     double barrier;                // seconds that a phase more costs: all threads meet once
     double task;                   // seconds of a thread that taking a task costs
     double call;                   // and that a call of a tile takes beside its operations
+    double leaves, fours;          // operations a second of one thread in sums over rows whose leaves have MACHINE_LEAF_K: a tile's go one by
+                                   // one, or in fours whose sums meet in registers (codegen/cpu/tile.h)
     double turn;                   // bytes a second of one thread that packs the columns of a matrix, 16 x 16 at a time, near by
     int    n_tiles;
     MachineTile tile[MACHINE_TILES];

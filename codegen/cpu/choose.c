@@ -104,7 +104,7 @@ static const char *few_text(Arena *a, const Schedule *s) {
     return text;
 }
 static const char *text_of(Arena *a, const Candidate *c, bool laid) {
-    const char *few = few_text(a, &c->schedule), *all = laid ? ", panels as they lie" : "";
+    const char *few = few_text(a, &c->schedule), *all = laid ? ", panels as they lie" : c->schedule.fours ? ", leaves in fours" : "";
     const char *apart = !*few ? "" : laid ? ", side by side:" : ", rows as they lie:";
     return arena_printf(a, "%dx%d%s%s%s", c->schedule.rows, c->schedule.vecs * LANES, all, apart, few);
 }
@@ -259,32 +259,47 @@ Schedule choose_rows(const KernelNode *k, const RowsLoad *load, KernelDesc *d, c
 
 // ---- sums over rows ------------------------------------------------------------------------------------
 
-TileSize choose_sums(const KernelNode *k, const SumsLoad *load, KernelDesc *d, const char *what) {
+static int64_t up_to(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+// What the ends of a task's leaves take, beside the operations.
+static double leaf_ends(const CpuTarget *t, const Machine *m, const SumsLoad *l, bool fours) {
+    Machine typical = machine_guess(t->vector_bytes, 1);
+    double peak = peak_of(t, m, TILE_F32), rate = measured_here(t, m) ? fours ? m->fours : m->leaves : 0;
+    if (rate <= 0) rate = (fours ? typical.fours : typical.leaves) / typical.rates[0].fma * peak;
+    double each = 2.0 * MACHINE_LEAF_K * (1 / rate - 1 / peak);
+    return l->leaves > 1 && each > 0 ? each * l->leaves * (double)(l->m * l->n) : 0;
+}
+
+SumsTile choose_sums(const KernelNode *k, const SumsLoad *load, KernelDesc *d, const char *what) {
     Machine typical;
     const Machine *m = machine_of(k, &typical);
     MachineTileKind kind = dot_used(k->target, load->a_type, load->b_type) ? TILE_BF16_DOT : TILE_F32;
     Candidates all = {.machine = m};
     double runs = ceil((double)load->M / (double)load->m), groups = ceil((double)load->N / (double)load->n),
            times = load->matrices * runs * groups;
-    double packed = load->rows * (double)(load->m + load->n) * 4; // of a task
-    double merged = 8.0 * (load->leaves - 1) * (double)(load->m * load->n);
+    double packing = load->rows * (double)(load->m + load->n) * 4 / m->level[LEVEL_L2].write[0];      // of a task
     double bytes = load->rows * (double)(load->M * dtype_bytes(load->a_type) + load->N * dtype_bytes(load->b_type));
     for (int i = 0; i < n_tile_rows; i++) {
         const TileRow *row = &tile_table[i];
         bool whole = PANEL_COLS / LANES % row->vecs == 0, too_wide = (row->vecs - 1) * LANES >= load->N;
         if (!can_run(k->target, m, row, kind) || !whole || too_wide) continue;
         int tiles = parts(load->m, row->rows);
-        Chain chain = {kind, row->vecs, load->rows, load->leaves};
+        Chain chain = {kind, row->vecs, load->rows, kind == TILE_BF16_DOT ? load->leaves : 1};
         double seconds = tiles_time(k->target, m, &chain, (int)load->m, tiles) * parts(load->n, row->vecs * LANES);
-        seconds += packed / m->level[LEVEL_L2].write[0] + merged / m->level[LEVEL_L2].copy[0];
+        seconds += packing + leaf_ends(k->target, m, load, false);
         Predicted p = {.compute = times * seconds,
                        .tasks = load->tasks,
                        .bytes = load->matrices * (bytes + (double)(load->M * load->N) * 4)};
         p.level = machine_level(m, (int64_t)p.bytes, 1);
         add_candidate(&all, &(Schedule){.rows = parts(load->m, tiles), .vecs = row->vecs}, p);
+        int fours = load->in_fours ? tile_fours(k->target, row->vecs) : 0;
+        if (!fours || kind != TILE_F32) continue;
+        double operations = 2 * load->rows * (double)load->m * (double)up_to(load->n, row->vecs * LANES);
+        p.compute = times * (operations / peak_of(k->target, m, TILE_F32) + packing + leaf_ends(k->target, m, load, true));
+        add_candidate(&all, &(Schedule){.rows = FOURS_ROWS, .vecs = row->vecs, .fours = fours}, p);
     }
     Schedule s = settle(&all, d, what, false);
-    return (TileSize){s.rows, s.vecs};
+    return (SumsTile){s.rows, s.vecs, s.fours};
 }
 
 // ---- attention -----------------------------------------------------------------------------------------

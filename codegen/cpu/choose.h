@@ -11,6 +11,7 @@
 typedef struct {
     int rows, vecs;                  // of the tallest tile of a run; a panel is as wide
     unsigned char few[TILE_MAX_ROWS + 1];
+    int fours;                       // of sums over rows: rows whose leaves go in fours (tile.h); 0: leaves go one by one
 } Schedule;
 
 // What is multiplied.
@@ -35,10 +36,12 @@ typedef struct {
     DType  a_type, b_type;
     int64_t M, N, m, n;
     int    leaves;
+    bool   in_fours;                 // leaves may go so: their rows are known, and all are packed at once
     double matrices, rows;
     double tasks;
 } SumsLoad;
-TileSize choose_sums(const KernelNode *k, const SumsLoad *load, KernelDesc *d, const char *what);
+typedef struct { int rows, vecs, fours; } SumsTile;
+SumsTile choose_sums(const KernelNode *k, const SumsLoad *load, KernelDesc *d, const char *what);
 
 // Attention: panels of queries as wide as a tile meet blocks of keys.  Chains are A long in scores, V in their gradients; results
 // have V columns, gradients A.

@@ -150,14 +150,16 @@ void emit_matmul(Cg *cg, const KernelNode *k) {
 static Sums sums_of(const KernelNode *k) {
     Contraction c = contraction_of(k->node);
     const Type *a = &c.a, *b = &c.b;
-    int64_t leaves = k->node->attr.leaves;
+    int64_t leaves = k->node->attr.leaves > 1 ? k->node->attr.leaves : 1;
+    Extent rows = extent(a, 0, a->ndim - 1);
     return (Sums){.a_type = a->dtype,
                   .b_type = b->dtype,
                   .y_type = k->node->out[0].type.dtype,
                   .M = type_cols(a),
                   .N = type_cols(b),
                   .numbered = {c.index[0] >= 0, c.index[1] >= 0},
-                  .leaves = leaves > 1 ? (int)leaves : 1};
+                  .leaves = (int)leaves,
+                  .leaf_rows = rows.ok && !rows.sym ? rows.n / leaves : 0};
 }
 
 bool describe_matmul_dw(const KernelNode *k, KernelDesc *d) {

@@ -181,6 +181,42 @@ static double tile_work(const Probe *p) {
     return 2.0 * t->rows * s.cols * (double)(tile_k(p) * k_of_step(t) * (TILE_B_BYTES / panel_bytes(t)));
 }
 
+// ---- leaves --------------------------------------------------------------------------------------------
+
+enum { LEAVES_K = MACHINE_LEAVES * MACHINE_LEAF_K, LEAVES_A_STEP = 3 * LANES, AT_NEAR = 16 << 10, AT_TABLE = 48 << 10 };
+static_assert(LEAVES_K * LEAVES_A_STEP * 4 <= TILE_A_BYTES && (MACHINE_LEAVES & (MACHINE_LEAVES - 1)) == 0, "");
+
+static MachineTile leaves_tile(const CpuTarget *t, ProbeKind kind) {
+    TileSize size = tile_size(t);
+    return (MachineTile){.rows = kind == PROBE_FOURS ? FOURS_ROWS : size.rows, .vecs = size.vecs, .kind = TILE_F32};
+}
+
+static void emit_probe_leaves(Cg *cg, const KernelNode *k) {
+    const MachineTile *t = &probe_of(k)->tile;
+    bool fours = probe_of(k)->kind == PROBE_FOURS;
+    int cols = t->vecs * LANES, panel = LEAVES_K * cols;
+    TileSpec s = {.vecs = t->vecs, .cols = cols, .a_row = 1, .a_k = LEAVES_A_STEP, .c_row = cols, .b_type = F32, .c_type = F32, .leaves = true,
+                  .fours = fours ? tile_fours(cg->target, t->vecs) : 0, .n_leaves = MACHINE_LEAVES, .leaf_k = MACHINE_LEAF_K, .held_row = cols};
+    TileSet set;
+    CgLoop round, l;
+    tile_functions(cg, &set, &s, "tile", 1u << t->rows);
+    LV a = cg_in(cg, ARG_TO), panels = cg_bytes(cg, a, cg_int(cg, TILE_A_BYTES)), c = cg_in(cg, ARG_FROM), table = cg_bytes(cg, c, cg_int(cg, AT_TABLE));
+    for (int leaf = 0; leaf < MACHINE_LEAVES; leaf++) {
+        int32_t field[LEAF_FIELDS] = {[LEAF_K] = MACHINE_LEAF_K, [LEAF_TOP] = __builtin_popcount((unsigned)leaf),
+                                      [LEAF_MERGES] = __builtin_ctz((unsigned)leaf + 1), [LEAF_NEAR] = 1};
+        for (int i = 0; i < LEAF_FIELDS; i++) cg_store1(cg, I32, cg_int32(cg, field[i]), leaf_table_at(cg, table, cg_int(cg, leaf)), cg_int(cg, i));
+    }
+    cg_for(cg, &round, cg_int(cg, 0), count(cg, 0), 1);
+    cg_for(cg, &l, cg_int(cg, 0), cg_int(cg, TILE_B_BYTES / (panel * 4)), 1);
+    TileCall call = {.a = a, .b = cg_at(cg, F32, panels, cg_muli(cg, l.i, panel)), .k = cg_int(cg, MACHINE_LEAVES), .b_k = cg_int(cg, cols), .c = c,
+                     .init = c, .leaves = table, .near = cg_bytes(cg, c, cg_int(cg, AT_NEAR))};
+    tile_call_fixed(cg, &set, t->rows, &call);
+    cg_end(cg, &l);
+    cg_end(cg, &round);
+}
+
+static double leaves_work(const MachineTile *t) { return 2.0 * t->rows * (double)(TILE_B_BYTES / 4); }
+
 // ---- compiling -----------------------------------------------------------------------------------------
 
 static const struct {
@@ -192,6 +228,7 @@ static const struct {
     [PROBE_WRITE] = {"write", {.emit = emit_memory}},     [PROBE_COPY] = {"copy", {.emit = emit_memory}},
     [PROBE_STREAM] = {"stream", {.emit = emit_memory}},   [PROBE_TURN] = {"turn", {.emit = emit_turn}},
     [PROBE_STRIPS] = {"strips", {.emit = emit_strips}},   [PROBE_STRIPS_OF_PAGES] = {"strips of pages", {.emit = emit_strips}},
+    [PROBE_LEAVES] = {"leaves", {.emit = emit_probe_leaves}}, [PROBE_FOURS] = {"fours", {.emit = emit_probe_leaves}},
     [PROBE_TILE] = {"tile", {.emit = emit_probe_tile}},
 };
 
@@ -209,6 +246,7 @@ static double work_of(const CpuTarget *t, const Probe *p) {
     case PROBE_BF16_DOT: return 2 * lanes;
     case PROBE_INT8_DOT: return 4 * lanes;
     case PROBE_TURN: return TURN_PANELS * LANES * TILE_K * 4.0;
+    case PROBE_LEAVES: case PROBE_FOURS: return leaves_work(&p->tile);
     case PROBE_TILE: return tile_work(p);
     default: return 0;
     }
@@ -229,6 +267,7 @@ Probes *probes_compile(const char *cpu, Probe *probe, int n, Diag *d) {
         Probe *p = &probe[i];
         p->fn = NULL;
         if (!possible(t, p)) continue;
+        if (p->kind == PROBE_LEAVES || p->kind == PROBE_FOURS) p->tile = leaves_tile(t, p->kind);
         p->work = work_of(t, p);
         ProbeNode *node = arena_new(a, ProbeNode);
         *node = (ProbeNode){.node.n_in = N_ARGS, .probe = p};

@@ -94,10 +94,11 @@ typedef struct {
     DType   a_type, b_type, y_type;
     int64_t M, N;
     int     leaves;
+    int64_t leaf_rows;                           // of each, if it is known; else 0
     bool    numbered[2];                         // rows of a, of b are read by number
     int64_t a_given;                             // elements between rows of a, if they are not M; 0: they are
     SumCut  cut;                                 // m = 0: sums_begin fills it; n: whole panels, or all of N
-    TileSize size;                               // by sums_choose
+    SumsTile size;                               // by sums_choose
     // made by sums_begin
     bool    dot;                                 // rows are multiplied in pairs
     int64_t rows;                                // of a and b packed at once: so many stay in the second cache

@@ -20,16 +20,32 @@ SumCut sums_cut(int64_t M, int64_t N, int64_t matrices) {
     return c;
 }
 
+// Elements from a row of a to the next: rows an even number of lines apart would share cache sets.
+static int64_t a_step_of(const Sums *s) { return ((s->cut.m + LANES - 1) / LANES | 1) * LANES; }
+
+// Rows of a and b that stay in the second cache, and in `room` bytes.
+static int64_t packed_rows(const Sums *s, const KernelNode *k, bool dot, int panel, int64_t room) {
+    int64_t near = product_block_bytes(k), row = (a_step_of(s) + up(s->cut.n, panel)) * (dot ? 2 : 4);
+    if (room > near) room = near;
+    return room / row < LANES ? LANES : room / row / LANES * LANES;
+}
+
+// Do all rows lie packed at once, in leaves that are known and make fours?
+static bool goes_in_fours(const Sums *s, const KernelNode *k) {
+    bool dot = dot_used(k->target, s->a_type, s->b_type), fours = s->leaf_rows && s->leaves % 4 == 0 && !dot;
+    return fours && s->leaves * s->leaf_rows <= packed_rows(s, k, false, TILE_MAX_VECS * LANES, INT64_MAX);
+}
+
 void sums_choose(Sums *s, const KernelNode *k, int64_t matrices, double rows, KernelDesc *d, const char *what) {
     if (!s->cut.m) s->cut = sums_cut(s->M, s->N, matrices);
-    SumsLoad load = {s->a_type, s->b_type, s->M, s->N, s->cut.m, s->cut.n, s->leaves,
+    SumsLoad load = {s->a_type, s->b_type, s->M, s->N, s->cut.m, s->cut.n, s->leaves, goes_in_fours(s, k),
                      (double)matrices, rows, (double)(matrices * s->cut.runs * s->cut.groups)};
     s->size = choose_sums(k, &load, d, what);
 }
 
 // Scratch:  stacks of tiles, one level for each power of two of leaves | a stack for all | table of leaves | columns of a, a panel of its own width | panels of b
 void sums_begin(Cg *cg, Sums *s) {
-    TileSize size = s->size;
+    SumsTile size = s->size;
     int levels = 1;
     while ((1 << levels) <= s->leaves) levels++;
     s->vecs = size.vecs;
@@ -38,19 +54,17 @@ void sums_begin(Cg *cg, Sums *s) {
     s->panels = (s->cut.n + s->panel - 1) / s->panel;
     s->slot = (int64_t)size.rows * s->panel;
     s->level = s->slot * s->tiles * s->panels;
-    s->at_near = levels * s->level * 4;
+    s->at_near = size.fours ? 0 : levels * s->level * 4;
     s->at_table = s->at_near + levels * s->slot * 4;
     s->at_a = up(s->at_table + s->leaves * LEAF_FIELDS * 4, 64);
     s->dot = dot_used(cg->target, s->a_type, s->b_type);
-    int a_vecs = (int)((s->cut.m + LANES - 1) / LANES) | 1;        // rows an even number of lines apart would share cache sets
-    s->a_step = a_vecs * LANES;
-    int64_t row = (s->a_step + s->panels * s->panel) * (s->dot ? 2 : 4), room = RT_SCRATCH_BYTES - s->at_a - 65536;
-    if (room > product_block_bytes(cg->k)) room = product_block_bytes(cg->k);
-    s->rows = room / row < LANES ? LANES : room / row / LANES * LANES;
+    s->a_step = a_step_of(s);
+    s->rows = packed_rows(s, cg->k, s->dot, s->panel, RT_SCRATCH_BYTES - s->at_a - 65536);
+    assert(!size.fours || s->leaves * s->leaf_rows <= s->rows);
     s->panel_bytes = steps_of(s->dot, s->rows) * s->panel * 4 + 64;
     s->at_b = s->at_a + steps_of(s->dot, s->rows) * s->a_step * 4;
     int64_t buffer = s->at_b + s->panels * s->panel_bytes - s->at_a;
-    s->buffer = !s->dot && s->at_a + 2 * buffer <= RT_SCRATCH_BYTES ? up(buffer, 64) : 0;
+    s->buffer = !s->dot && !size.fours && s->at_a + 2 * buffer <= RT_SCRATCH_BYTES ? up(buffer, 64) : 0;
     assert(s->at_a + buffer <= RT_SCRATCH_BYTES);
     TileSpec spec = {.vecs = s->vecs,
                      .cols = s->panel,
@@ -61,6 +75,9 @@ void sums_begin(Cg *cg, Sums *s) {
                      .c_type = s->y_type,
                      .dot = s->dot,
                      .leaves = true,
+                     .fours = s->size.fours,
+                     .n_leaves = s->leaves,
+                     .leaf_k = (int)s->leaf_rows,
                      .held_row = s->panel,
                      .merge_step = s->level};
     unsigned heights = tile_heights(s->cut.m, size.rows) | tile_heights(s->M % s->cut.m, size.rows);
@@ -69,7 +86,7 @@ void sums_begin(Cg *cg, Sums *s) {
     if (spec.cols) tile_functions(cg, &s->tile_last, &spec, "sum_last", heights);
     if (s->dot) {
         s->pack = pack_row_pairs_function(cg, "pack", s->vecs, s->panel_bytes, s->numbered[1]);
-        s->pack_a = pack_row_pairs_function(cg, "pack_a", a_vecs, 0, s->numbered[0]);
+        s->pack_a = pack_row_pairs_function(cg, "pack_a", (int)(s->a_step / LANES), 0, s->numbered[0]);
         return;
     }
     s->pack = pack_rows_function(cg, "pack", s->b_type, s->vecs, s->panel_bytes, s->numbered[1]);

@@ -34,6 +34,13 @@ bool tile_fits(const CpuTarget *t, MachineTileKind kind, int rows, int vecs) {
     return rows * vecs * (64 / t->vector_bytes) + rest <= t->n_registers;
 }
 
+// Two chains and the sum of two others, a row of B and an element of A.
+int tile_fours(const CpuTarget *t, int vecs) {
+    int vector = vecs * (64 / t->vector_bytes), rows = (t->n_registers - vector - 1) / (3 * vector);
+    while (rows > 0 && FOURS_ROWS % rows) rows--;
+    return rows;
+}
+
 TileSize tile_size(const CpuTarget *t) {
     const TileRow *row = tile_table;
     while (!(row->use & TILE_RUN) || !tile_fits(t, TILE_F32, row->rows, row->vecs)) row++;
@@ -349,10 +356,82 @@ static LV emit_leaves(Cg *cg, const TileSpec *s, const char *name, int height, L
     return f.fn;
 }
 
+// ---- leaves in fours
+
+// Rows of a tile: A, C, and how many.
+typedef struct { LV a, b, c, near; int height; } FourPart;
+
+// One step of both chains of two leaves, the second leaf_k rows behind the first.
+static void two_steps(Cg *cg, const TileSpec *s, int height, LV a, LV b, int k, LV *acc) {
+    for (int leaf = 0; leaf < 2; leaf++)
+        tile_step(cg, s, height, a, k + leaf * s->leaf_k, offset(cg, b, (k + leaf * s->leaf_k) * s->vecs * LANES), NULL, NULL, NULL, NULL,
+                  acc + leaf * height * s->vecs);
+}
+
+// Of leaves first and first + 1.
+static void sum_of_two(Cg *cg, const TileSpec *s, const FourPart *p, int first, LV *sum) {
+    enum { STEPS = 4 };
+    int n = p->height * s->vecs, whole = s->leaf_k / STEPS * STEPS;
+    LV carry[CG_MAX_CARRY];
+    CgLoop l;
+    zero_sums(cg, 2 * n, carry);
+    carry[2 * n] = offset(cg, p->a, first * s->leaf_k * s->a_k);
+    carry[2 * n + 1] = offset(cg, p->b, first * s->leaf_k * s->vecs * LANES);
+    cg_loop_begin(cg, &l, cg_int(cg, 0), cg_int(cg, whole), STEPS, 2 * n + 2, carry);
+    for (int i = 0; i < 2 * n + 2; i++) carry[i] = l.carry[i];
+    for (int k = 0; k < STEPS; k++) two_steps(cg, s, p->height, carry[2 * n], carry[2 * n + 1], k, carry);
+    carry[2 * n] = offset(cg, carry[2 * n], STEPS * s->a_k);
+    carry[2 * n + 1] = offset(cg, carry[2 * n + 1], STEPS * s->vecs * LANES);
+    cg_loop_end(cg, &l, carry);
+    for (int i = 0; i < 2 * n + 2; i++) carry[i] = l.carry[i];
+    for (int k = 0; k < s->leaf_k - whole; k++) two_steps(cg, s, p->height, carry[2 * n], carry[2 * n + 1], k, carry);
+    for (int i = 0; i < n; i++) sum[i] = cg_fadd(cg, carry[i], carry[n + i]);
+}
+
+static void sum_fours(Cg *cg, const TileSpec *s, const FourPart *p) {
+    int n = p->height * s->vecs, top = 0, fours = s->n_leaves / 4;
+    TileSpec held = *s;
+    held.cols = s->vecs * LANES, held.c_row = s->held_row, held.c_type = F32;
+    for (int four = 0; four < fours; four++) {
+        LV left[CG_MAX_CARRY], sum[CG_MAX_CARRY];
+        sum_of_two(cg, s, p, 4 * four, left);
+        sum_of_two(cg, s, p, 4 * four + 2, sum);
+        for (int i = 0; i < n; i++) sum[i] = cg_fadd(cg, left[i], sum[i]);
+        for (int done = four + 1; top && (done % 2 == 0 || four + 1 == fours); done /= 2) {
+            LV below = offset(cg, p->near, --top * p->height * s->held_row);
+            for (int i = 0; i < n; i++) {
+                LV x = cg_load_vec(cg, F32, below, cg_int(cg, i / s->vecs * s->held_row + i % s->vecs * LANES), NULL);
+                sum[i] = cg_fadd(cg, x, sum[i]);
+            }
+        }
+        if (four + 1 == fours) store_sums(cg, s, n, sum, p->c);
+        else store_sums(cg, &held, n, sum, offset(cg, p->near, top++ * p->height * s->held_row));
+    }
+}
+
+static LV emit_fours(Cg *cg, const TileSpec *s, const char *name, int height, LT *type) {
+    CgFunction f;
+    CgLoop part;
+    begin_tile(cg, name, height, &f, type);
+    FourPart p = {LLVMGetParam(f.fn, P_A), LLVMGetParam(f.fn, P_B), LLVMGetParam(f.fn, P_C), LLVMGetParam(f.fn, P_NEAR), s->fours};
+    LV at[2] = {p.a, p.c};
+    ask_for_c(cg, s, height, p.c);
+    cg_loop_begin(cg, &part, cg_int(cg, 0), cg_int(cg, height / s->fours), 1, 2, at);
+    p.a = part.carry[0], p.c = part.carry[1];
+    sum_fours(cg, s, &p);
+    at[0] = offset(cg, p.a, s->fours * s->a_row);
+    at[1] = cg_bytes(cg, p.c, cg_int(cg, s->fours * s->c_row * dtype_bytes(s->c_type)));
+    cg_loop_end(cg, &part, at);
+    p.a = part.carry[0], p.c = part.carry[1], p.height = height % s->fours;
+    if (p.height) sum_fours(cg, s, &p);
+    cg_function_end(cg, &f);
+    return f.fn;
+}
+
 void tile_functions(Cg *cg, TileSet *set, const TileSpec *spec, const char *name, unsigned heights) {
     *set = (TileSet){.spec = *spec};
     for (int h = 1; h <= TILE_MAX_ROWS; h++)
-        if (heights >> h & 1) set->fn[h] = (spec->leaves ? emit_leaves : emit_tile)(cg, spec, name, h, &set->type);
+        if (heights >> h & 1) set->fn[h] = (spec->fours ? emit_fours : spec->leaves ? emit_leaves : emit_tile)(cg, spec, name, h, &set->type);
 }
 
 void tile_call_fixed(Cg *cg, const TileSet *set, int height, const TileCall *c) {

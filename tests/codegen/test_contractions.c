@@ -211,7 +211,7 @@ static void dw_case(const Setup *s, DType t, int64_t leaves, int64_t rows, int64
 }
 
 static void test_matmul_dw(void **st) {
-    static const int64_t leaves[] = {1, 2, 3, 4, 7, 8};
+    static const int64_t leaves[] = {1, 2, 3, 4, 7, 8, 12};
     for (size_t i = 0; i < sizeof leaves / sizeof leaves[0]; i++) {
         dw_case(*st, F32, leaves[i], between(1, 30), between(1, 150), between(1, 150));
         dw_case(*st, i % 2 ? BF16 : F32, leaves[i], between(1, 30), between(1, 20), between(1, 20));

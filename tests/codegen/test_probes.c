@@ -103,7 +103,7 @@ static void each_does_its_work(void **state) {
     for (int c = 0; c < 4; c++) {
         if (c && !case_runs(cpus[c])) continue;
         Probe p[] = {{.kind = PROBE_FMA}, {.kind = PROBE_BF16_DOT}, {.kind = PROBE_INT8_DOT}, {.kind = PROBE_READ}, {.kind = PROBE_WRITE},
-                     {.kind = PROBE_COPY}, {.kind = PROBE_STREAM}, {.kind = PROBE_TURN}, {.kind = PROBE_STRIPS}, {.kind = PROBE_STRIPS_OF_PAGES}, {.kind = PROBE_TILE, .tile = {2, 1, TILE_F32, 0}, .k = 32}, {.kind = PROBE_TILE, .tile = {2, 1, TILE_F32, 0}},
+                     {.kind = PROBE_COPY}, {.kind = PROBE_STREAM}, {.kind = PROBE_TURN}, {.kind = PROBE_STRIPS}, {.kind = PROBE_STRIPS_OF_PAGES}, {.kind = PROBE_LEAVES}, {.kind = PROBE_FOURS}, {.kind = PROBE_TILE, .tile = {2, 1, TILE_F32, 0}, .k = 32}, {.kind = PROBE_TILE, .tile = {2, 1, TILE_F32, 0}},
                      {.kind = PROBE_TILE, .tile = {14, 2, TILE_F32, 0}}, {.kind = PROBE_TILE, .tile = {1, 1, TILE_BF16_WIDENED, 0}},
                      {.kind = PROBE_TILE, .tile = {8, 2, TILE_BF16_DOT, 0}}, {.kind = PROBE_TILE, .tile = {1, 2, TILE_F32_ROWS, 0}},
                      {.kind = PROBE_TILE, .tile = {2, 1, TILE_F32_ROWS, 0}}};
@@ -118,7 +118,7 @@ static void each_does_its_work(void **state) {
             if (p[i].kind == PROBE_FMA) arithmetic(&p[i], 2 * 16, 0x3c800000, 1.0 / 4096);            // 2^-6
             else if (p[i].kind == PROBE_BF16_DOT) arithmetic(&p[i], 4 * 16, 0x3f803f80, 2);             // 1, 1
             else if (p[i].kind == PROBE_INT8_DOT) arithmetic(&p[i], 8 * 16, 0x01010101, 4);             // 1, 1, 1, 1
-            else if (p[i].kind == PROBE_TILE) product(&p[i]);
+            else if (p[i].kind >= PROBE_LEAVES) product(&p[i]);
             else if (p[i].kind == PROBE_TURN) turned(&p[i]);
             else if (p[i].kind == PROBE_STRIPS || p[i].kind == PROBE_STRIPS_OF_PAGES) strips(&p[i]);
             else through_memory(&p[i]);
