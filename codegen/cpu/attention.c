@@ -773,7 +773,7 @@ static void emit_many(Cg *cg, const Attn *given, LV block) {
                   .reload = true};
     tile_functions(cg, &r.values, &s, "values", tile_heights(p.V, size.rows));
     r.copy_q = copy_numbered_rows_function(cg, "copy_q", p.q_type->dtype, p.A, p.A16);
-    r.pack = pack_columns_function(cg, "pack_queries", F32, p.vecs, p.lanes);
+    r.pack = pack_columns_function(cg, "pack_queries", F32, p.vecs, p.lanes, false);
 
     r.all = cg_muli(cg, p.S_now, p.G);
     r.start = cg_muli(cg, block, r.task_rows);

@@ -497,7 +497,7 @@ void emit_attention_grad(Cg *cg, const KernelNode *k) {
     p.queries = scratch(cg, queries);
     g.copy_q = copy_rows_function(cg, "copy_q", p.q_type->dtype, p.A, p.A16);
     g.copy_o = copy_rows_function(cg, "copy_o", p.q_type->dtype, p.V, p.V16);
-    g.pack = pack_columns_function(cg, "pack_queries", F32, QUERIES / LANES, QUERIES);
+    g.pack = pack_columns_function(cg, "pack_queries", F32, QUERIES / LANES, QUERIES, false);
     TileSpec s = p.score.spec;
     s.store = NULL;
     s.a_row = p.V16;

@@ -110,7 +110,7 @@ enum { TURN_PANELS = TILE_B_BYTES / (TILE_A_ROW * LANES * 4) };      // rows of 
 
 static void emit_turn(Cg *cg, const KernelNode *k) {
     (void)k;
-    PackFunction pack = pack_columns_function(cg, "pack", F32, 1, LANES);
+    PackFunction pack = pack_columns_function(cg, "pack", F32, 1, LANES, false);
     CgLoop round, l;
     cg_for(cg, &round, cg_int(cg, 0), count(cg, 0), 1);
     cg_for(cg, &l, cg_int(cg, 0), cg_int(cg, TURN_PANELS), 1);

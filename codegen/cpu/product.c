@@ -227,13 +227,14 @@ static void emit_wide(Cg *cg, Rows *r) {
 }
 
 static void emit_packing(Cg *cg, Rows *r) {
-    for (int tail = 0; tail < 2; tail++) {
+    for (int i = 0; i < 4; i++) {
+        bool tail = i % 2, piece = i / 2;                  // pieces are asked for before a tile
         int cols = tail ? r->tail : r->panel;
-        const char *name = tail ? "pack_last" : "pack";
-        if (!r->tb || is_laid(r) || !(tail ? r->tail : r->n_whole)) continue;
-        *(tail ? &r->pack_last : &r->pack) = r->dot
-                                                 ? pack_column_pairs_function(cg, name, r->vecs, cols)
-                                                 : pack_columns_function(cg, name, r->b_type, r->vecs, cols);
+        static const char *const name[] = {"pack", "pack_last", "piece", "piece_last"};
+        PackFunction *f[] = {&r->pack, &r->pack_last, &r->piece, &r->piece_last};
+        if (!r->tb || is_laid(r) || !(tail ? r->tail : r->n_whole) || (piece && !r->ahead)) continue;
+        *f[i] = r->dot ? pack_column_pairs_function(cg, name[i], r->vecs, cols, !piece)
+                       : pack_columns_function(cg, name[i], r->b_type, r->vecs, cols, !piece);
     }
     if (r->ahead && !r->tb)
         r->pack_piece = pack_pieces_function(cg, "pack_piece", r->b_type, r->vecs, (cg->k->node->attr.pair ? 2 : 1) * r->panel_bytes, false, r->dot);
@@ -484,7 +485,7 @@ static void column_pieces(Cg *cg, const Rows *r, const RowsRun *u, const Block *
         LV to = cg_bytes(cg, panel_slot(cg, r, g, i), cg_muli(cg, k, r->panel * (r->dot ? 2 : 4)));
         for (int part = 0; part < 2; part++)
             if (begin_width(cg, r, at.panel, part, &width))
-                pack_columns(cg, part ? &r->pack_last : &r->pack, to, from, n, u->k);
+                pack_columns(cg, part ? &r->piece_last : &r->piece, to, from, n, u->k);
         end_widths(cg, r, &width);
     }
     cg_end(cg, &l);

@@ -35,7 +35,7 @@ typedef struct {
     TileSet first, first_last, rest, rest_last;      // the first tile of a panel, the others; _last: the narrow panel
     TileSet wide[TILE_MAX_VECS + 1];     // of runs of few rows, by vectors
     int64_t few_row;           // copied rows of those lie so far apart
-    PackFunction pack, pack_last, pack_piece, copy, copy_few;
+    PackFunction pack, pack_last, piece, piece_last, pack_piece, copy, copy_few;
 } Rows;
 
 // What the code of products takes from the machine becomes part of the key.

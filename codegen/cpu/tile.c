@@ -674,8 +674,35 @@ void pack_rows(Cg *cg, const PackFunction *f, LV panels, LV source, LV n, LV ste
     call_pack(cg, f, (LV[]){panels, source, n, step, cols}, 5, rows);
 }
 
+static LV shuffle_eight(Cg *cg, LV a, LV b, const int lane[8]) {
+    LV mask[8];
+    for (int i = 0; i < 8; i++) mask[i] = cg_int32(cg, lane[i]);
+    return LLVMBuildShuffleVector(cg->b, a, b, LLVMConstVector(mask, 8), "");
+}
+
+// 4 k of 8 columns, loaded as halves of registers: what is left are 4 x 4 blocks, whose shuffles cross no halves.
+static void turn_eight(Cg *cg, const LV column[8], LV k, LV to, int64_t to_step) {
+    static const int join[8] = {0, 1, 2, 3, 4, 5, 6, 7}, low[8] = {0, 8, 1, 9, 4, 12, 5, 13}, high[8] = {2, 10, 3, 11, 6, 14, 7, 15};
+    static const int even[8] = {0, 1, 8, 9, 4, 5, 12, 13}, odd[8] = {2, 3, 10, 11, 6, 7, 14, 15};
+    LT four = LLVMVectorType(cg->f32, 4);
+    LV x[4], t[4];
+    for (int i = 0; i < 4; i++)
+        x[i] = shuffle_eight(cg, cg_load(cg, four, cg_at(cg, F32, column[i], k), 4), cg_load(cg, four, cg_at(cg, F32, column[i + 4], k), 4), join);
+    for (int i = 0; i < 4; i++) t[i] = shuffle_eight(cg, x[i / 2 * 2], x[i / 2 * 2 + 1], i % 2 ? high : low);
+    for (int i = 0; i < 4; i++) cg_store(cg, shuffle_eight(cg, t[i / 2], t[i / 2 + 2], i % 2 ? odd : even), offset(cg, to, i * to_step), 4);
+}
+
+// 16 k of 16 columns.  At once they would take twice the registers that there are.
+static void turn_block(Cg *cg, const LV column[LANES], LV k, LV to, int64_t to_step) {
+    for (int half = 0; half < LANES; half += 8)
+        for (int part = 0; part < LANES; part += 4)
+            turn_eight(cg, column + half, cg_addi(cg, k, part), offset(cg, to, part * to_step + half), to_step);
+}
+
+enum { ASK_AHEAD_K = 64 };     // lines ahead in a column: of 16 streams the processor keeps too few
+
 // 16 k (or pairs) of each group of 16 columns at a time: loaded along k, transposed, stored along the columns.
-static PackFunction columns_function(Cg *cg, const char *name, DType t, int vecs, int cols, bool pairs) {
+static PackFunction columns_function(Cg *cg, const char *name, DType t, int vecs, int cols, bool pairs, bool asks) {
     CgFunction f;
     begin_pack(cg, &f, name, 4, false);
     LV to = LLVMGetParam(f.fn, 0), from = LLVMGetParam(f.fn, 1), k = LLVMGetParam(f.fn, 2),
@@ -687,27 +714,30 @@ static PackFunction columns_function(Cg *cg, const char *name, DType t, int vecs
         LV mask = !part ? NULL : pairs ? dot_tail_mask(cg, left) : cg_tail_mask(cg, left);
         cg_for(cg, &l, part ? whole : cg_int(cg, 0), part ? k : whole, at_once);
         for (int v = 0; v < vecs; v++) {
-            LV x[LANES];
+            LV x[LANES], column[LANES], row = cg_bytes(cg, to, cg_muli(cg, l.i, vecs * LANES * (pairs ? 2 : 4)));
             for (int j = 0; j < LANES; j++) {
                 int col = v * LANES + j < cols ? v * LANES + j : cols - 1;
-                LV column = cg_at(cg, t, from, cg_muli(cg, step, col));
-                x[j] = pairs ? dot_load_pairs(cg, column, l.i, mask) : cg_load_vec(cg, t, column, l.i, mask);
+                column[j] = cg_at(cg, t, from, cg_muli(cg, step, col));
+                if (asks && !part) cg_prefetch(cg, cg_at(cg, t, column[j], cg_addi(cg, l.i, ASK_AHEAD_K)), false, 3);
             }
+            if (!part && t == F32 && cg->target->vector_bytes < 64) {
+                turn_block(cg, column, l.i, offset(cg, row, v * LANES), vecs * LANES);
+                continue;
+            }
+            for (int j = 0; j < LANES; j++) x[j] = pairs ? dot_load_pairs(cg, column[j], l.i, mask) : cg_load_vec(cg, t, column[j], l.i, mask);
             tile_transpose(cg, x);
-            LV row = cg_bytes(cg, to, cg_muli(cg, l.i, vecs * LANES * (pairs ? 2 : 4)));
-            for (int j = 0; j < LANES; j++)
-                cg_store_vec(cg, F32, x[j], row, cg_int(cg, (j * vecs + v) * LANES), NULL);
+            for (int j = 0; j < LANES; j++) cg_store_vec(cg, F32, x[j], row, cg_int(cg, (j * vecs + v) * LANES), NULL);
         }
         cg_end(cg, &l);
     }
     return end_pack(cg, &f);
 }
 
-PackFunction pack_columns_function(Cg *cg, const char *name, DType t, int vecs, int cols) {
-    return columns_function(cg, name, t, vecs, cols, false);
+PackFunction pack_columns_function(Cg *cg, const char *name, DType t, int vecs, int cols, bool asks) {
+    return columns_function(cg, name, t, vecs, cols, false, asks);
 }
-PackFunction pack_column_pairs_function(Cg *cg, const char *name, int vecs, int cols) {
-    return columns_function(cg, name, BF16, vecs, cols, true);
+PackFunction pack_column_pairs_function(Cg *cg, const char *name, int vecs, int cols, bool asks) {
+    return columns_function(cg, name, BF16, vecs, cols, true, asks);
 }
 
 void pack_columns(Cg *cg, const PackFunction *f, LV panel, LV source, LV k, LV step) {

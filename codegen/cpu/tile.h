@@ -111,7 +111,7 @@ void         pack_rows(Cg *cg, const PackFunction *f, LV panels, LV source, LV n
 PackFunction pack_pieces_function(Cg *cg, const char *name, DType t, int vecs, int64_t panel_bytes, bool numbered, bool pairs);
 // One panel from a source that holds its columns as rows; k rounds up to 16.  Columns from `cols` on repeat
 // the last.
-PackFunction pack_columns_function(Cg *cg, const char *name, DType t, int vecs, int cols);
+PackFunction pack_columns_function(Cg *cg, const char *name, DType t, int vecs, int cols, bool asks);
 void         pack_columns(Cg *cg, const PackFunction *f, LV panel, LV source, LV k, LV step);
 // Strips [n][16], strip_bytes apart, from n rows: strip t has the columns of tile t of the cut.  A of a
 // transposed product.
@@ -120,7 +120,7 @@ void         pack_strips(Cg *cg, const PackFunction *f, LV strips, LV source, LV
                          const TileCut *cut, const RowNumbers *rows);
 // The same for pairs of bf16: of rows 0 and 1, 2 and 3, .. of the source; of elements of a column.
 PackFunction pack_row_pairs_function(Cg *cg, const char *name, int vecs, int64_t panel_bytes, bool numbered);
-PackFunction pack_column_pairs_function(Cg *cg, const char *name, int vecs, int cols);
+PackFunction pack_column_pairs_function(Cg *cg, const char *name, int vecs, int cols, bool asks);
 PackFunction pair_strips_function(Cg *cg, const char *name, int64_t strip_bytes, bool numbered);
 void         copy_numbered_rows(Cg *cg, const PackFunction *f, LV to, LV source, LV n, LV step,
                                 const RowNumbers *rows);
