@@ -11,7 +11,8 @@ enum {
     LONG_K = 8192,            // the longest chain that is never cut
     A_BYTES = 1536 << 10,     // at most for the copied rows of a tile
     STRIP = LANES,            // columns of a strip
-    PANEL_VECS = PANEL_COLS / LANES
+    PANEL_VECS = PANEL_COLS / LANES,
+    PANEL_AHEAD = 8 << 10     // bytes that are asked for before they are read, where panels lie ready
 };
 
 int rows_panels(const Rows *r) { return panels_of(r->N, r->schedule.vecs); }
@@ -186,6 +187,7 @@ static void emit_tiles(Cg *cg, Rows *r) {
     s.stream = false;
     s.prefetch = laid ? 3 : 2;                             // panels are one stream; rows far apart would meet in the first cache
     s.packs = !laid;
+    s.ahead = laid ? PANEL_AHEAD : 0;
     if (!laid) s.b_type = r->b_type;
     s.joins = !laid && r->dot;
     for (int tail = 0; tail < 2; tail++) {
@@ -210,6 +212,8 @@ static void emit_wide(Cg *cg, Rows *r) {
         if (r->dot) s.b_type = F32;
         s.pairs = layout_is_pairs(r->layout) && !r->dot;
         s.b_panel = PANEL_COLS / r->panel * r->panel_bytes;
+        s.prefetch = 3;
+        s.ahead = PANEL_AHEAD;
     } else {
         s.prefetch = 2;
         s.joins = r->dot;

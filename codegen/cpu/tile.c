@@ -112,8 +112,11 @@ static LV multiply_add(Cg *cg, const TileSpec *s, LV a, LV b, LV c) {
 }
 
 static void ask_for_b(Cg *cg, const TileSpec *s, LV b, LV ahead, int cache) {
-    for (int64_t at = 0; at < s->vecs * LANES * b_bytes(s); at += 64)
-        cg_prefetch(cg, cg_bytes(cg, b, cg_addi(cg, ahead, at)), false, cache);
+    int64_t vector = LANES * b_bytes(s);
+    for (int64_t at = 0; at < s->vecs * vector; at += 64) {
+        int64_t line = vector_at(s, (int)(at / vector)) + at % vector;
+        cg_prefetch(cg, cg_bytes(cg, b, cg_addi(cg, ahead, line)), false, cache);
+    }
 }
 
 static LV element_of_a(Cg *cg, const TileSpec *s, LV a, int row, int64_t k) {
@@ -160,12 +163,19 @@ static void tile_step(Cg *cg, const TileSpec *s, int height, LV a, int64_t k, LV
 // From a row of B to what is asked for with it: rows later, or as many rows into what comes next.
 typedef struct { LV far, wrapped, last; } Ahead;           // last: the first k to which `wrapped` applies
 
+// Rows between what is read and what is asked for: more of panels, which are streams and fit the first cache's sets.
+static int64_t rows_ahead(const TileSpec *s) {
+    int64_t row = s->vecs * LANES * b_bytes(s), rows = s->ahead / row;
+    return rows > PREFETCH_ROWS ? rows : PREFETCH_ROWS;
+}
+
 // k_row: k that a row holds.
-static Ahead ahead_of(Cg *cg, LV fn, LV k, int k_row, LV step) {
-    LV next = LLVMGetParam(fn, P_NEXT), far = cg_muli(cg, step, PREFETCH_ROWS);
+static Ahead ahead_of(Cg *cg, const TileSpec *s, LV fn, LV k, int k_row, LV step) {
+    int64_t rows = rows_ahead(s);
+    LV next = LLVMGetParam(fn, P_NEXT), far = cg_muli(cg, step, rows);
     LV to_next = cg_sub(cg, LLVMBuildPtrToInt(cg->b, next, cg->i64, ""), LLVMBuildPtrToInt(cg->b, LLVMGetParam(fn, P_B), cg->i64, ""));
     LV wrapped = cg_add(cg, to_next, cg_sub(cg, far, cg_mul(cg, cg_div(cg, k, cg_int(cg, k_row)), step)));
-    return (Ahead){far, cg_select(cg, LLVMBuildIsNull(cg->b, next, ""), far, wrapped), cg_addi(cg, k, -k_row * PREFETCH_ROWS)};
+    return (Ahead){far, cg_select(cg, LLVMBuildIsNull(cg->b, next, ""), far, wrapped), cg_addi(cg, k, -k_row * rows)};
 }
 
 // A step is short when the tile is small: so many make a round.
@@ -188,7 +198,7 @@ static void tile_chain(Cg *cg, const TileSpec *s, int height, LV fn, Chain *chai
     LV all = chain->k, k = s->joins ? LLVMBuildLShr(cg->b, all, cg_int(cg, 1), "") : all;
     LV row = cg_muli(cg, LLVMGetParam(fn, P_B_K), b_bytes(s)), step = s->joins ? cg_add(cg, row, row) : row;
     Ahead ahead = {0};
-    if (s->prefetch) ahead = ahead_of(cg, fn, k, s->pairs ? 2 : 1, step);
+    if (s->prefetch) ahead = ahead_of(cg, s, fn, k, s->pairs ? 2 : 1, step);
     LV carry[CG_MAX_CARRY], lo = cg_int(cg, 0);
     for (int i = 0; i < n; i++) carry[i] = acc[i];
     carry[n] = chain->a;

@@ -42,6 +42,7 @@ typedef struct {
     int64_t b_panel;           // of panels side by side (abi.h, Layout): bytes from one to the next; 0: a row is all columns
     bool    pairs;             // B is bf16 in pairs of k (abi.h, Layout): [k/2][b_k][2], what is behind an odd k is there
     int     prefetch;          // B comes from far: rows ahead are asked for into this cache (cg_prefetch); 0: not so
+    int     ahead;             // bytes read until then, of streams; 0: few rows
     bool    packs;             // what is loaded of B is left as a panel for other tiles
     bool    stream;            // some lines that other tiles will read are asked for meanwhile
     bool    ask_c;             // lines of the C that comes next are asked for
