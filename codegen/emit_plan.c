@@ -120,7 +120,7 @@ static void emit_program(Plan *p, Graph *g) {
     if (diag_n_errors(p->d)) return;
     for_each_node(g, n) {
         Node *member[CHUNKED_RUN];
-        int n_members = n->attr.chunks > 1 ? chunked_run(n, member) : 0;
+        int n_members = n->attr.chunks ? chunked_run(n, member) : 0;
         if (n_members) {
             n_next = plan_add_chunked_run(p, member, n_members)->next;
             continue;
@@ -142,7 +142,7 @@ static void emit_program(Plan *p, Graph *g) {
             else plan_add_accumulate(p, n, plan_tensor_loc(p, n->flags));
             break;
         case OP_WAIT:
-            if (n->in[0]->node->attr.chunks > 1) plan_add_waits_of_chunks(p, n);
+            if (n->in[0]->node->attr.chunks) plan_add_waits_of_chunks(p, n);
             else plan_add_node(p, n);
             break;
         default: plan_add_node(p, n);

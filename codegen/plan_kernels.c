@@ -260,6 +260,7 @@ int plan_exchange_kernel(Plan *p, KernelNode *k, KernelDesc *desc) {
                     .sym = -1,
                     .per_node = (int32_t)x->attr.per_node,
                     .tokens = (int32_t)x->attr.tokens,
+                    .own = n->op == OP_RETURN_ROWS ? (int32_t)n->attr.own : 0,
                     .elements = type_bound_elements(t)};
     if (n->op == OP_RETURN_ROWS || (n->op == OP_WAIT && x->op == OP_EXCHANGE_ROWS)) {
         e.chunk = p->chunk;

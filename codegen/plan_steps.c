@@ -106,11 +106,10 @@ static void add_step(Plan *p, const Node *n, const Loc *loc) {
     p->prog->n_steps++;
 }
 
-// As the others: a part of the step's work.
-static void shrink_step(RtStep *s, int chunks) {
-    s->flops /= chunks;
-    s->bytes /= chunks;
-    for (int i = 0; i < s->n_parts; i++) s->part[i].bytes /= chunks;
+static void shrink_step(RtStep *s, double share) {
+    s->flops *= share;
+    s->bytes *= share;
+    for (int i = 0; i < s->n_parts; i++) s->part[i].bytes *= share;
 }
 
 static void locs_of(const Plan *p, const Node *n, Loc *loc) {
@@ -127,13 +126,18 @@ void plan_add_node(Plan *p, const Node *n) {
 
 // ---- chunks --------------------------------------------------------------------------------------------
 
-// Where the offsets of all chunks are; a step in front makes them, once in a program.
+static int64_t chunk_numbers_bytes(const Node *products) {
+    return contraction_of(products).b.dim[0].n * RT_CHUNK_NUMBERS * (int64_t)sizeof(int32_t);
+}
+
+// Where the offsets of all chunks are; a step in front makes them, once for all runs that are cut alike.
 static Loc chunk_offsets(Plan *p, const Node *n, const Value *offsets) {
-    int64_t there = map_number(&p->chunk_offsets, offsets, -1), one = type_bytes(&offsets->type);
+    Name cut = intern(arena_printf(p->a, "%p %d %d", (const void *)offsets, p->chunks, p->own));
+    int64_t there = map_number(&p->chunk_offsets, cut, -1);
     if (there >= 0) return (Loc){there, RT_STEP};
     Loc to = {p->prog->g->arena_bytes + p->prog->chunk_bytes, RT_STEP};
-    map_put_number(&p->chunk_offsets, offsets, to.offset);
-    p->prog->chunk_bytes += (one * p->chunks + 63) & ~INT64_C(63);
+    map_put_number(&p->chunk_offsets, cut, to.offset);
+    p->prog->chunk_bytes += (chunk_numbers_bytes(n) * (p->chunks + RT_CHUNKS_MORE) + 63) & ~INT64_C(63);
     const Node *by = offsets->node;
     RtGroup group = RT_GROUP_EXP;
     exchange_group(by, &group);
@@ -144,9 +148,10 @@ static Loc chunk_offsets(Plan *p, const Node *n, const Value *offsets) {
                     .slots = (int32_t)by->attr.experts + n->graph->mesh.replicas,
                     .leaves = (int32_t)((by->in[0]->type.dim[0].n - 1) / by->attr.experts),
                     .chunks = p->chunks,
+                    .own = p->own,
                     .sym = -1,
                     .where = plan_add_text(p, "chunks")};
-    const char *key = intern(arena_printf(p->a, "chunk_offsets %d %d %d %d", e.experts, e.leaves, e.chunks, e.group));
+    const char *key = intern(arena_printf(p->a, "chunk_offsets %d %d %d %d %d", e.experts, e.leaves, e.chunks, e.own, e.group));
     PlanKernel kernel = {.key = key, .symbol = EXCHANGE_SYMBOL, .node = {.node = by}, .n_phases = 1, .is_exchange = true};
     RtStep step = {.kernel = (uint32_t)plan_kernel_named(p, kernel, 1, &e, sizeof e),
                    .first_arg = (uint32_t)p->args.n,
@@ -172,32 +177,53 @@ static bool runs_in_chunks(Plan *p, const Node *n) {
     return t && t->describe(k, &desc);
 }
 
-static void add_products(Plan *p, const Node *n, bool by_chunk) {
-    if (!by_chunk && p->chunk + 1 < p->chunks) return;
-    Loc loc[LOCS];
-    locs_of(p, n, loc);
-    if (by_chunk) {
-        loc[2] = chunk_offsets(p, n, n->in[2]);
-        loc[2].offset += p->chunk * type_bytes(&n->in[2]->type);
-    }
-    add_step(p, n, loc);
-    if (by_chunk) shrink_step(&p->steps.at[p->steps.n - 1], p->chunks);
+// Of the rows that a run of chunks has for itself, or of all.
+static double share_of_chunk(const Plan *p, const Node *n, int chunk) {
+    RtGroup group = RT_GROUP_EXP;
+    exchange_group(n->in[2]->node, &group);
+    double slots = (double)contraction_of(n).b.dim[0].n, own = p->own ? 1.0 / rt_group_size(n->graph->mesh, group) : 0, first = (p->own - 1) / slots;
+    if (chunk < p->chunks) return (1 - own) / p->chunks;
+    return chunk == p->chunks + RT_CHUNK_OWN_FIRST ? own * first : chunk == p->chunks + RT_CHUNK_OWN_LAST ? own * (1 - first) : 1;
 }
 
-// Chunk after chunk: its rows are waited for, multiplied, sent back.  Returns the last node of the run.
+static void add_products(Plan *p, const Node *n, int chunk) {
+    double share = share_of_chunk(p, n, chunk);
+    Loc loc[LOCS];
+    if (share == 0) return;
+    locs_of(p, n, loc);
+    if (runs_in_chunks(p, n)) {
+        loc[2] = chunk_offsets(p, n, n->in[2]);
+        loc[2].offset += chunk * chunk_numbers_bytes(n);
+    }
+    add_step(p, n, loc);
+    shrink_step(&p->steps.at[p->steps.n - 1], share);
+}
+
+static void add_all_products(Plan *p, Node *const *member, int n, int chunk) {
+    for (int i = 0; i < n; i++)
+        if (member[i]->op == OP_GROUPED_MATMUL) add_products(p, member[i], chunk);
+}
+
+// Rows of one's own, which are there; chunk after chunk: its rows are waited for, multiplied, sent back; the rest of one's own.
+// If a kernel can't be cut, all are multiplied behind the last wait.  Returns the last node of the run.
 Node *plan_add_chunked_run(Plan *p, Node *const *member, int n) {
     bool by_chunk = true;
-    for (int i = 0; i < n; i++)
-        if (member[i]->op == OP_GROUPED_MATMUL && !runs_in_chunks(p, member[i])) by_chunk = false;
     p->chunks = (int)member[0]->attr.chunks;
-    for (int i = 0; i < n && by_chunk; i++)
-        if (member[i]->op == OP_GROUPED_MATMUL) chunk_offsets(p, member[i], member[i]->in[2]);
+    p->own = (int)member[0]->attr.own;
+    for (int i = 0; i < n; i++) {
+        if (member[i]->op != OP_GROUPED_MATMUL) continue;
+        if (runs_in_chunks(p, member[i])) chunk_offsets(p, member[i], member[i]->in[2]);
+        else by_chunk = false;
+    }
+    if (by_chunk && p->own) add_all_products(p, member, n, p->chunks + RT_CHUNK_OWN_FIRST);
     for (p->chunk = 0; p->chunk < p->chunks; p->chunk++)
         for (int i = 0; i < n; i++) {
-            if (member[i]->op == OP_GROUPED_MATMUL) add_products(p, member[i], by_chunk);
-            else plan_add_node(p, member[i]);
+            if (member[i]->op != OP_GROUPED_MATMUL) plan_add_node(p, member[i]);
+            else if (by_chunk) add_products(p, member[i], p->chunk);
+            else if (p->chunk + 1 == p->chunks) add_products(p, member[i], p->chunks + RT_CHUNK_ALL);
         }
-    p->chunk = p->chunks = 0;
+    if (by_chunk && p->own) add_all_products(p, member, n, p->chunks + RT_CHUNK_OWN_LAST);
+    p->chunk = p->chunks = p->own = 0;
     return member[n - 1];
 }
 

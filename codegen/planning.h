@@ -55,6 +55,7 @@ typedef struct {
     int n_exchanges;
     PtrMap chunk_offsets;  // from offsets to where those of their chunks are
     int chunk, chunks;     // of the step that is added
+    int own;               // of its run: attribute own
     Prog *prog;            // being emitted
 } Plan;
 

@@ -79,6 +79,7 @@ static const KeyRow rows[] = {
     {"parallel", "progress", KEY_WORD, AT(parallel.progress), "calls thread", .fallback = "\"calls\""},
     {"parallel", "chunks", KEY_INT, AT(parallel.chunks), .may_be_none = true, .least = 1, .fallback = "none"},
     {"parallel", "a2a", KEY_WORD, AT(parallel.a2a), "auto flat node", .fallback = "\"auto\""},
+    {"parallel", "own_rows", KEY_WORD, AT(parallel.own_rows), "auto apart with", .fallback = "\"auto\""},
     {"parallel", "bound", KEY_NUM, AT(parallel.bound), .may_be_none = true, .least = 1, .fallback = "none"},
     {"parallel", "replicas", KEY_INT, AT(parallel.replicas), .fallback = "0"},
     {"parallel", "placement", KEY_WORD, AT(parallel.placement), "linear round_robin random", .fallback = "\"linear\""},

@@ -75,6 +75,7 @@ typedef struct {
         const char *progress;      // calls thread
         int64_t  chunks;           // 0: by predicted time
         const char *a2a;           // auto flat node
+        const char *own_rows;      // auto apart with
         double   bound;
         int64_t  replicas;         // slots of a MoE layer beyond its experts
         const char *placement;     // linear round_robin random

@@ -56,7 +56,7 @@ static void fill_train_opts(Session *s) {
         .beta1 = t->train.optimizer.beta1, .beta2 = t->train.optimizer.beta2, .eps = t->train.optimizer.eps,
         .decay = t->train.optimizer.decay, .momentum = t->train.optimizer.momentum, .decay_all = t->train.optimizer.decay_all,
         .clip = t->train.clip, .lr_expert = t->train.lr_expert, .average_token = !strcmp(t->train.average, "token"),
-        .one_chain = !t->train.exact, .waves = t->train.waves, .chunks = t->parallel.chunks, .a2a = t->parallel.a2a};
+        .one_chain = !t->train.exact, .waves = t->train.waves, .chunks = t->parallel.chunks, .a2a = t->parallel.a2a, .own_rows = t->parallel.own_rows};
 }
 
 static bool load(Session *s, Cli *c, const char *file, int n_files, const GivenFile *files) {

@@ -89,13 +89,13 @@ enum { COPIES_A_SECOND = 2000000000, WORD_NS = 2000 };       // bytes that one c
 static double seconds_by_nodes(Graph *g, PassCtx *cx, const Route *r) {
     Way w = way(g, cx, r, true);
     double words = r->n_users / 2.0 * (r->per_node - 1) * WORD_NS * 1e-9;
-    return a2a_seconds(cx, &w.run, 1, r->nodes - 1) + w.copied / COPIES_A_SECOND + words;
+    return a2a_seconds(cx, &w.run, (A2aCut){1, 0}, r->nodes - 1) + w.copied / COPIES_A_SECOND + words;
 }
 
 static double seconds_by_ranks(Graph *g, PassCtx *cx, const Route *r) {
     Way w = way(g, cx, r, false);
     int ranks = a2a_ranks(r->offsets), peers = a2a_peers(cx, ranks), experts = (int)r->offsets->attr.experts / ranks;
-    return a2a_seconds(cx, &w.run, a2a_best_chunks(cx, &w.run, experts, peers), peers);
+    return a2a_seconds(cx, &w.run, a2a_best_cut(cx, &w.run, experts, peers), peers);
 }
 
 // ---- by nodes ----------------------------------------------------------------------------------------------------

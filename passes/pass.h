@@ -21,6 +21,7 @@ typedef struct {
     MachineLink link;                        // between ranks that share experts; rate 0: as inside a node
     int64_t per_node;                        // ranks that share experts on each of several nodes; 0: all are on one, or lie otherwise
     const char *a2a;                         // "auto" "flat" "node" (parallel.a2a)
+    const char *own_rows;                    // "auto" "apart" "with" (parallel.own_rows)
     int    threads;                          // of a rank; 0: one
     int64_t chunks;                          // of exchanges of rows; 0: as many as are predicted to be fastest
     int64_t batch;                           // @run: sequences asked for (generate.batch); 0: not asked

@@ -135,7 +135,7 @@ static bool may_replace(const PtrMap *last_reader, const Value *v, Name name) {
 static void stretch_over_chunks(Lives *l) {
     Node *member[CHUNKED_RUN];
     for_each_node(l->g, first) {
-        int n = first->attr.chunks > 1 ? chunked_run(first, member) : 0;
+        int n = first->attr.chunks ? chunked_run(first, member) : 0;
         if (!n) continue;
         int end = member[n - 1]->id;
         for (int m = 0; m < n; m++) {

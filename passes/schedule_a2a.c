@@ -18,17 +18,18 @@
 // A list scheduler in the order of the text: the first node whose operands are there comes next, a wait when there is
 // nothing else nearby, or when too many sums are on their way (each holds memory).  It sees the plan only, never counts,
 // so all ranks meet their exchanges in one order.  Products that the next rows to be sent don't depend on (gradients of
-// parameters, a shared expert) are kept for the time when rows are under way: as many as that is predicted to take on the way
-// to experts, the rest on the way back, where ranks with few rows wait for those with many.
+// parameters, a shared expert) are kept for the time when rows are under way: between nodes, as many as that is predicted to take
+// on the way to experts, the rest on the way back, where ranks with few rows wait for those with many.
 //
 // What then still stands around products of rows, waits in front and ways back behind, runs chunk by chunk, a group of each
 // rank's experts after another, where that is predicted to be faster (or parallel.chunks says so):
 //
 //     wait   grouped_matmul   grouped_matmul   return_rows      =>      w0 m0 m0 r0  w1 m1 m1 r1  ..
 //
-// r0 is under way beside m1, and the second chunk's rows come beside m0.  No row's result depends on it.
+// r0 is under way beside m1, and the second chunk's rows come beside m0.  Rows that stay on their rank can be multiplied apart
+// (attribute own): those of some experts in front of w0, the rest behind the last r.  No row's result depends on it.
 //
-// Rows that go by nodes (a2a_nodes.c) stay in one: a node gets all it needs in one message.
+// Rows that go by nodes (a2a_nodes.c) stay in one chunk: a node gets all it needs in one message.
 #include "passes/a2a.h"
 
 enum {
@@ -145,6 +146,7 @@ typedef struct {
     int   *due;              // the first of those that depends on a node; n: none does
     double *started;         // of those: clock
     int    n, n_work, n_waits, n_wide, lowest_work, lowest_wait, lowest_wide, under_way, hidden;
+    int    rows_under_way;
     double clock;            // seconds of the products that are placed
     Node  *last;             // of what is placed
     const PassCtx *cx;
@@ -159,9 +161,10 @@ static bool moves_wide_rows(const Node *n) {
 }
 
 // Work that can wait: nothing reads it but sums over ranks and the optimizer; or the next rows to be sent are others'.
+static bool is_gradient(const Node *n) { return n->op == OP_GROUPED_DW || n->op == OP_MATMUL_DW; }
 static bool can_wait(const Scheduler *s, int id) {
     Op op = s->node[id]->op;
-    if (op == OP_GROUPED_DW || op == OP_MATMUL_DW) return true;
+    if (is_gradient(s->node[id])) return true;
     int next = s->lowest_wide < s->n_wide ? s->wide[s->lowest_wide] : s->n;
     return op == OP_MATMUL && next < id + NEARBY && next < s->due[id];
 }
@@ -179,6 +182,8 @@ static void place(Scheduler *s, Node *n) {
     s->last = n;
     if (n->attr.pending && is_sum(n)) s->under_way++;
     if (n->op == OP_WAIT && is_sum(n->in[0]->node)) s->under_way--;
+    if (n->attr.pending && moves_wide_rows(n)) s->rows_under_way++;
+    if (n->op == OP_WAIT && moves_wide_rows(n->in[0]->node)) s->rows_under_way--;
     s->started[n->id] = s->clock;
     s->clock += products_seconds(s->cx, n);
     while (s->lowest_wide < s->n_wide && s->placed[s->wide[s->lowest_wide]]) s->lowest_wide++;
@@ -193,21 +198,21 @@ static int first_ready(Scheduler *s, const int *at, int n, int *lowest, int of_s
     return -1;
 }
 
-// The first work that is ready, what can wait last.
+// The first work that is ready, what can wait last; beside rows, gradients hold memory no longer than they must.
 static int first_work(Scheduler *s) {
     int first = first_ready(s, s->work, s->n_work, &s->lowest_work, -1);
-    if (first < 0 || !can_wait(s, first)) return first;
+    if (first < 0 || !can_wait(s, first) || (s->rows_under_way && is_gradient(s->node[first]))) return first;
     for (int i = s->lowest_work; i < s->n_work && s->work[i] < first + NEARBY; i++)
         if (s->ready[s->work[i]] && !can_wait(s, s->work[i])) return s->work[i];
     return first;
 }
 
-// Rows on their way to experts have had the time that they need, and products to stand beside.
+// Rows on their way to experts have had the time that they need.  Inside a node cores move them: there is nothing to share out.
 enum { SPARE_PERCENT = 25 };
 static bool has_come(const Scheduler *s, int wait) {
     const Node *x = s->node[wait]->in[0]->node;
-    double beside = s->clock - s->started[x->id];
-    return x->op == OP_EXCHANGE_ROWS && beside > 0 && beside >= (1 + SPARE_PERCENT / 100.0) * on_link_seconds(s->cx, x);
+    double beside = s->clock - s->started[x->id], needed = on_link_seconds(s->cx, x);
+    return x->op == OP_EXCHANGE_ROWS && needed > 0 && beside >= (1 + SPARE_PERCENT / 100.0) * needed;
 }
 
 static int next_node(Scheduler *s) {
@@ -320,6 +325,11 @@ static void find_beside(const PassCtx *cx, Run *r) {
     if (last->op == OP_RETURN_ROWS && wait_of(last)) r->cost.beside_back = seconds_between(cx, last, wait_of(last));
 }
 
+static double matrices_bytes(const Node *n) {
+    Contraction c = contraction_of(n);
+    return (double)type_bytes(&c.b) * c.products;
+}
+
 // The run of nodes that begins with first: waits, products, ways back, of the same experts' rows.
 static Run run_from(const PassCtx *cx, Node *first) {
     Run r = {.n = 0};
@@ -334,41 +344,69 @@ static Run run_from(const PassCtx *cx, Node *first) {
         r.member[r.n++] = n;
         if (stage == 0) r.cost.there += bytes_on_link(cx, n->in[0]->node);
         if (stage == 1) r.cost.products += a2a_products_flops(n) / a2a_ranks(offsets->node);
+        if (stage == 1) r.cost.matrices += matrices_bytes(n);
         if (stage == 2) r.cost.back += bytes_on_link(cx, n);
     }
     if (!products) r.n = 0;
     r.cost.kernels = r.n;
+    r.cost.ranks = r.n ? a2a_ranks(offsets->node) : 1;
+    r.cost.slots = r.n ? ((int)offsets->node->attr.experts + first->graph->mesh.replicas) / r.cost.ranks : 0;
     if (r.n) find_beside(cx, &r);
     return r;
 }
 
 enum { LAUNCH_NS = 3000 };       // of a kernel
+static const double MATRIX_BYTES_A_SECOND = 4e9;      // read and packed
 
 static double max(double x, double y) { return x > y ? x : y; }
 static double min(double x, double y) { return x < y ? x : y; }
 
-// Seconds of a run in q chunks: the first chunk's rows come before anything is multiplied, the last one's go when all is; other
-// work stands beside these two.
-double a2a_seconds(const PassCtx *cx, const A2aRun *r, int q, int peers) {
+// Seconds of a run: the first chunk's rows come before they are multiplied, the last one's go when all others' are; own rows and
+// other work stand beside these two.  Where own rows are multiplied apart, matrices are read once more.
+double a2a_seconds(const PassCtx *cx, const A2aRun *r, A2aCut cut, int peers) {
     const MachineLink *l = link_of(cx);
-    double message = l->message * peers, there = r->there * wire_seconds(l), back = r->back * wire_seconds(l);
-    double work = r->products / fma_rate(cx) + l->cpu * (r->there + r->back) + q * LAUNCH_NS * 1e-9 * r->kernels;
-    double first = max(there / q, min(there, r->beside_there)), last = back / q;
-    double beside = there + back + 2 * q * message - first - last;
-    return message + max(first - r->beside_there, 0) + max(work, beside) + max(last - r->beside_back, 0) + message + (r->there > 0 || r->back > 0 ? l->latency * q : 0);
+    int q = cut.chunks;
+    double message = l->message * peers, there = r->there * wire_seconds(l), back = r->back * wire_seconds(l), work = r->products / fma_rate(cx);
+    double own = cut.own ? work / r->ranks : 0, own_first = cut.own ? own * (cut.own - 1) / r->slots : 0;
+    double before = r->beside_there + own_first, behind = r->beside_back + own - own_first;
+    double first = max(there / q, min(there, before)), last = back / q, beside = there + back + 2 * q * message - first - last;
+    work += l->cpu * (r->there + r->back) - own + q * LAUNCH_NS * 1e-9 * r->kernels;
+    if (cut.own) own += 2 * LAUNCH_NS * 1e-9 * r->kernels + r->matrices / MATRIX_BYTES_A_SECOND;
+    return message + max(first - before, 0) + own + max(work, beside) + max(last - behind, 0) + message +
+           (r->there > 0 || r->back > 0 ? l->latency * q : 0);
 }
 
-int a2a_best_chunks(const PassCtx *cx, const A2aRun *r, int experts, int peers) {
-    static const int some[] = {2, 3, 4, 6, 8, 12, 16};
-    int best = 1, forced = cx->train ? (int)cx->train->chunks : 0;
-    if (forced) return forced < experts ? forced : experts;
-    for (size_t i = 0; i < sizeof some / sizeof *some && some[i] <= experts; i++)
-        if (a2a_seconds(cx, r, some[i], peers) < a2a_seconds(cx, r, best, peers)) best = some[i];
+// All own rows first, all last, or half of the slots each.
+static A2aCut best_own(const PassCtx *cx, const A2aRun *r, A2aCut best, int q, int peers) {
+    const char *asked = cx->train ? cx->train->own_rows : NULL;
+    bool apart = asked && !strcmp(asked, "apart");
+    if (!r->slots || (asked && !strcmp(asked, "with"))) return best;
+    int first[] = {r->slots / 2, 0, r->slots};
+    for (int i = 0; i < 3; i++) {
+        A2aCut cut = {q, 1 + first[i]};
+        if ((apart && !best.own) || a2a_seconds(cx, r, cut, peers) < a2a_seconds(cx, r, best, peers)) best = cut;
+    }
+    return best;
+}
+
+A2aCut a2a_best_cut(const PassCtx *cx, const A2aRun *r, int experts, int peers) {
+    static const int some[] = {1, 2, 3, 4, 6, 8, 12, 16};
+    A2aCut best = {1, 0};
+    int forced = cx->train ? (int)cx->train->chunks : 0;
+    if (forced) {
+        best.chunks = forced < experts ? forced : experts;
+        return best_own(cx, r, best, best.chunks, peers);
+    }
+    for (size_t i = 0; i < sizeof some / sizeof *some && (i == 0 || some[i] <= experts); i++) {
+        A2aCut cut = {some[i], 0};
+        if (!best.own && a2a_seconds(cx, r, cut, peers) < a2a_seconds(cx, r, best, peers)) best = cut;
+        best = best_own(cx, r, best, some[i], peers);
+    }
     return best;
 }
 
 // How many runs, and how long they are predicted to take in chunks and in one.
-typedef struct { int runs, chunked, most; double seconds, in_one; } Chunked;
+typedef struct { int runs, chunked, apart, most; double seconds, in_one; } Chunked;
 
 static Chunked cut_in_chunks(Graph *g, PassCtx *cx) {
     Chunked all = {.most = 1};
@@ -376,28 +414,34 @@ static Chunked cut_in_chunks(Graph *g, PassCtx *cx) {
         Run r = run_from(cx, n);
         if (!r.n) continue;
         const Node *by = experts_offsets(n)->node;
-        int ranks = a2a_ranks(by), peers = a2a_peers(cx, ranks), q = 1;
-        if (!by->attr.per_node) q = a2a_best_chunks(cx, &r.cost, (int)by->attr.experts / ranks, peers);
-        double seconds = a2a_seconds(cx, &r.cost, q, peers), in_one = a2a_seconds(cx, &r.cost, 1, peers);
-        TRACE(cx, "schedule-a2a: %s: %d nodes, %.2f MB there beside %.3f ms, %.2f MB back beside %.3f ms, %.1f GFLOP: %d chunks, predicted "
+        int ranks = a2a_ranks(by), peers = a2a_peers(cx, ranks);
+        A2aCut one = {1, 0}, cut = a2a_best_cut(cx, &r.cost, by->attr.per_node ? 1 : (int)by->attr.experts / ranks, peers);
+        double seconds = a2a_seconds(cx, &r.cost, cut, peers), in_one = a2a_seconds(cx, &r.cost, one, peers);
+        TRACE(cx, "schedule-a2a: %s: %d nodes, %.2f MB there beside %.3f ms, %.2f MB back beside %.3f ms, %.1f GFLOP: %d chunks%s, predicted "
               "%.3f ms, in one %.3f ms\n", n->path ? n->path : "", r.n, r.cost.there / 1e6, 1e3 * r.cost.beside_there, r.cost.back / 1e6,
-              1e3 * r.cost.beside_back, r.cost.products / 1e9, q, 1e3 * seconds, 1e3 * in_one);
+              1e3 * r.cost.beside_back, r.cost.products / 1e9, cut.chunks,
+              cut.own ? arena_printf(cx->scratch, ", own rows of %d experts first, of %d last", cut.own - 1, r.cost.slots + 1 - cut.own) : "",
+              1e3 * seconds, 1e3 * in_one);
         all.runs++;
         all.seconds += seconds;
         all.in_one += in_one;
         n_next = r.member[r.n - 1]->next;
-        if (q < 2) continue;
-        for (int i = 0; i < r.n; i++) r.member[i]->attr.chunks = q;
+        if (cut.chunks < 2 && !cut.own) continue;
+        for (int i = 0; i < r.n; i++) {
+            r.member[i]->attr.chunks = cut.chunks;
+            r.member[i]->attr.own = cut.own;
+        }
         all.chunked++;
-        if (q > all.most) all.most = q;
+        all.apart += cut.own > 0;
+        if (cut.chunks > all.most) all.most = cut.chunks;
     }
     return all;
 }
 
 static void tell_chunks(PassCtx *cx, Chunked c) {
     if (!c.chunked || !cx->won) return;
-    WON(cx, "%s; %d of %d runs of experts' products in up to %d chunks: predicted %.2f ms, in one %.2f ms", cx->won, c.chunked, c.runs,
-        c.most, 1e3 * c.seconds, 1e3 * c.in_one);
+    WON(cx, "%s; %d of %d runs of experts' products in up to %d chunks, in %d of them own rows apart: predicted %.2f ms, in one %.2f ms",
+        cx->won, c.chunked, c.runs, c.most, c.apart, 1e3 * c.seconds, 1e3 * c.in_one);
 }
 
 // The parameter or state whose memory v shows, or NULL.

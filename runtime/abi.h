@@ -145,7 +145,7 @@ typedef enum {
     RT_OWN_ROWS,            // x, own offsets, those of all -> y            of all rows one's own; nothing travels
     RT_SUM_REPLICAS,        // x -> y      for each slot, the balanced tree over those that hold the same expert
     RT_WAIT,                // ends the pending exchange of the same sequence
-    RT_CHUNK_OFFSETS        // offsets at the experts -> for each chunk the same, with no rows of other chunks' experts
+    RT_CHUNK_OFFSETS        // offsets at the experts -> for each chunk and slot two ranges of rows [chunks + RT_CHUNKS_MORE, slots, 4]
 } RtExchangeKind;
 
 typedef struct {
@@ -161,11 +161,15 @@ typedef struct {
     int32_t sym;            // >= 0: elements are multiplied by its value
     int32_t chunk, chunks;  // chunks > 1: only of this chunk, a group of each rank's experts (RT_CHUNK_OFFSETS: of all)
     int32_t per_node;       // > 0: by nodes, of so many of the group's ranks: counts are operands
-    int32_t tokens, pad;    // > 0: rows of the same number, below this, are one: they are operands
+    int32_t tokens;         // > 0: rows of the same number, below this, are one: they are operands
+    int32_t own;            // > 0: rows of this rank for itself are computed apart (RT_CHUNK_OFFSETS: of own - 1 slots first)
     int64_t rows;           // by nodes: the bound of those at home
     int64_t elements;       // of x; of a row, where x has rows
     int64_t run;            // of what is cut along an axis: elements of a part from there on; 0: all (axis 0)
 } RtExchange;
+
+// Behind the chunks of others' rows: rows of one's own that come first, those that come last; and all rows.
+enum { RT_CHUNK_OWN_FIRST, RT_CHUNK_OWN_LAST, RT_CHUNK_ALL, RT_CHUNKS_MORE, RT_CHUNK_NUMBERS = 4 };
 
 // The first of a rank's `experts` experts that belongs to a chunk (chunk = chunks: the end).
 static inline int rt_chunk_begin(int experts, int chunk, int chunks) { return chunks > 1 ? (int)((int64_t)experts * chunk / chunks) : chunk ? experts : 0; }
@@ -184,7 +188,7 @@ enum {
 // One position-independent block: RtPlan, then tables; every reference is a byte offset from the block's start
 // (RtSpan) or an index into a table.  Built in memory by the JIT, linked as a constant array into a trainer.
 
-enum { RT_PLAN_MAGIC = 0x6365f06d, RT_PLAN_VERSION = 8 };
+enum { RT_PLAN_MAGIC = 0x6365f06d, RT_PLAN_VERSION = 9 };
 
 typedef struct { uint32_t offset, n; } RtSpan;   // n entries (bytes for text) at offset
 

@@ -342,7 +342,7 @@ RtStatus rt_comm_start(RtComm *c, const RtCommOp *op, int *ticket, RtError *e) {
     while (slot < RT_COMM_OPEN && c->run[slot].number) slot++;
     if (slot == RT_COMM_OPEN)
         return rt_fail(e, RT_BAD_PLAN, "more than %d collectives are started and not waited for", RT_COMM_OPEN);
-    if (has_parts(op->kind)) RT_TRY(copy_own(op, g->i, e));
+    if (has_parts(op->kind) && !op->own_later) RT_TRY(copy_own(op, g->i, e));
 
     RtCommRun *run = &c->run[slot];
     run->op = *op;
@@ -416,6 +416,7 @@ RtStatus rt_comm_done(RtComm *c, int ticket, RtError *e) {
         wait(c, run, (Awaited){0, 0});
     }
     if (c->error.code != RT_OK) return rt_fail(e, c->error.code, "%s", c->error.text);
+    if (run->op.own_later) RT_TRY(copy_own(&run->op, run->i, e));
     rt_comm_note_done(c, run);
     run->number = 0;
     return RT_OK;

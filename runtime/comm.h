@@ -83,6 +83,7 @@ typedef struct {
     int        per_node;       // COUNTS: > 0: go between nodes of so many ranks each, neighbours, then inside them
     const RtCommPart *send, *recv;   // ROWS, BACK, MOVE
     int        n_send, n_recv;
+    bool       own_later;      // what goes from this rank to itself is copied when the op is waited for
     int        send_later, recv_later;     // so many of them, the last, go when all before have come and gone here: each
                                            // list of the two is in the order of peers, no later part is for oneself
     int64_t    expected_ns;    // predicted time: lengthens the bound on silence

@@ -54,7 +54,7 @@ static Few few_of(const RtPlan *plan) {
     for (uint32_t i = 0; i < plan->steps.n; i++) {
         const RtExchange *x = rt_exchange_of(plan, i);
         if (!x) continue;
-        if (x->per_node || x->chunks > 1) return (Few){0};
+        if (x->per_node || x->chunks) return (Few){0};
         if (x->kind == RT_EXCHANGE_OFFSETS) {
             int sym = RT_TABLE(plan, RtStep, steps)[i].defines_sym;
             if (sym < 0 || is_read_early(plan, i)) return (Few){0};

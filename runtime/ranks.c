@@ -367,6 +367,7 @@ static void prepare(const Job *j, const RtRowsAt *at) {
     s->op.group = j->r->group[j->x->group];
     s->op.tag = (RtCommTag){.node = j->x->sequence, .where = RT_TEXT(j->r->plan, j->x->where)};
     s->op.scratch = s->work;
+    s->op.own_later = j->x->own > 0;
 }
 
 // The same by nodes.
@@ -381,6 +382,7 @@ static void prepare_nodes(const Job *j, const RtNodeRows *rows) {
     }
     s->turn = !s->turn;
     s->rows.box = s->box;
+    s->op.own_later = j->x->own > 0;
     rt_node_op(&s->rows, s->send, s->recv, &s->op);
     rt_node_begin(&s->rows);
 }
@@ -723,13 +725,25 @@ static void exchange_rows(const Job *j, void *const *arg) {
     run_from(j, begin_ns);
 }
 
-// Experts of earlier chunks have no rows in front of the chunk's first row, those of later ones none behind its last.
-static void chunk_offsets(const RtExchange *x, int m, const int32_t *far, int32_t *to) {
-    int mine = x->slots / m, leaves = x->leaves * m, n = mine * leaves;
-    for (int q = 0; q < x->chunks; q++) {
-        int first = rt_chunk_begin(mine, q, x->chunks) * leaves, end = rt_chunk_begin(mine, q + 1, x->chunks) * leaves;
-        for (int i = 0; i <= n; i++) *to++ = far[i < first ? first : i > end ? end : i];
-    }
+static int32_t *put_ranges(int32_t *to, int32_t begin, int32_t end, int32_t second, int32_t second_end) {
+    const int32_t n[RT_CHUNK_NUMBERS] = {begin, end, second, second_end};
+    memcpy(to, n, sizeof n);
+    return to + RT_CHUNK_NUMBERS;
+}
+
+// Of a slot's rows those of rank i, or all others', or all, where the chunk has them.
+static void chunk_offsets(const RtExchange *x, int m, int i, const int32_t *far, int32_t *to) {
+    int mine = x->slots / m, n = x->leaves * m, chunks = x->chunks;
+    for (int q = 0; q < chunks + RT_CHUNKS_MORE; q++)
+        for (int s = 0; s < mine; s++) {
+            const int32_t *f = far + (int64_t)s * n;
+            int32_t begin = f[0], end = f[n], own = f[i * x->leaves], own_end = f[(i + 1) * x->leaves];
+            bool in_chunk = q < chunks && s >= rt_chunk_begin(mine, q, chunks) && s < rt_chunk_begin(mine, q + 1, chunks);
+            bool is_own = x->own && q == chunks + (s < x->own - 1 ? RT_CHUNK_OWN_FIRST : RT_CHUNK_OWN_LAST);
+            if (q == chunks + RT_CHUNK_ALL || (in_chunk && !x->own)) to = put_ranges(to, begin, end, end, end);
+            else if (in_chunk) to = put_ranges(to, begin, own, own_end, end);
+            else to = put_ranges(to, own, is_own ? own_end : own, end, end);
+        }
 }
 
 // After a failure nothing is exchanged any more; offsets are those of no rows.
@@ -744,7 +758,7 @@ void moec_exchange(const RtCall *c) {
     j.m = rt_group_size(r->mesh, (RtGroup)x->group);
     j.i = rt_group_rank(r->mesh, (RtGroup)x->group, r->rank);
     if (x->kind == RT_CHUNK_OFFSETS) {
-        chunk_offsets(x, j.m, arg[0], arg[1]);
+        chunk_offsets(x, j.m, j.i, arg[0], arg[1]);
         return;
     }
     if (r->status != RT_OK) {

@@ -14,6 +14,7 @@ enum { EXPERT_RUN = 504 };       // rows of an expert that a task takes: a matri
 
 typedef struct {
     int64_t experts, leaves, bound, groups;
+    int ranges;  // of an expert's rows, where offsets are those of chunks; else 0
     int parts;   // tasks of a group
     Rows r;
 } GroupedMatmul;
@@ -25,6 +26,7 @@ static bool grouped_of(const KernelNode *k, GroupedMatmul *g) {
     if (x->dtype == F16 || x->ndim != 2 || offsets->dim[0].sym || !epilogue_possible(k)) return false;
     g->experts = w->dim[0].n;
     g->leaves = (offsets->dim[0].n - 1) / g->experts;
+    g->ranges = attr->chunks ? RT_CHUNK_NUMBERS / 2 : 0;
     g->bound = dim_bound(x->dim[0]);
     g->r = (Rows){.a_type = x->dtype,
                   .b_type = w->dtype,
@@ -64,30 +66,33 @@ bool describe_grouped_matmul(const KernelNode *k, KernelDesc *d) {
     GroupedMatmul g;
     if (!grouped_of(k, &g)) return false;
     d->tasks[0] = tasks_of_rows(&k->node->out[0].type, EXPERT_RUN);
-    d->tasks[0].extra = (int)g.experts;
+    d->tasks[0].extra = (int)g.experts * (g.ranges ? g.ranges : 1);
     d->tasks[0].times *= g.groups * g.parts;
-    str_printf(&d->key, " groups %d%s", (int)g.groups, g.bound <= TILE_MAX_ROWS ? " few" : "");
+    str_printf(&d->key, " groups %d%s%s", (int)g.groups, g.ranges ? " ranges" : "", g.bound <= TILE_MAX_ROWS ? " few" : "");
     product_key(k, d);
     grouped_choose(k, &g, d);
     d->flops = 2.0 * (double)g.bound * (double)g.r.K * (double)g.r.N * (k->node->attr.pair ? 2 : 1);
     return true;
 }
 
-// Run number `run` of all experts' runs; experts without rows have none.  n is 0 behind the last.
+// Run number `run` of all experts' runs, or of their ranges'; those without rows have none.  n is 0 behind the last.
 typedef struct { LV expert, begin, n; } Run;
 
 static Run run_of_expert(Cg *cg, const GroupedMatmul *g, LV offsets, LV run) {
     enum { LEFT, EXPERT, BEGIN, ROWS, N };
     LV zero = cg_int(cg, 0), carry[N] = {run, zero, zero, zero};
     CgLoop l;
-    cg_loop_begin(cg, &l, zero, cg_int(cg, g->experts), 1, N, carry);
-    LV at = cg_muli(cg, l.i, g->leaves), begin = offset_at(cg, offsets, at), left = l.carry[LEFT];
-    LV rows = cg_sub(cg, offset_at(cg, offsets, cg_addi(cg, at, g->leaves)), begin);
+    int ranges = g->ranges ? g->ranges : 1;
+    int64_t next = g->ranges ? 2 : g->leaves, end = g->ranges ? 1 : g->leaves;
+    cg_loop_begin(cg, &l, zero, cg_int(cg, g->experts * ranges), 1, N, carry);
+    LV at = cg_muli(cg, l.i, next), begin = offset_at(cg, offsets, at), left = l.carry[LEFT];
+    LV rows = cg_sub(cg, offset_at(cg, offsets, cg_addi(cg, at, end)), begin);
+    LV expert = ranges > 1 ? cg_div(cg, l.i, cg_int(cg, ranges)) : l.i;
     LV runs = cg_div(cg, cg_addi(cg, rows, EXPERT_RUN - 1), cg_int(cg, EXPERT_RUN));
     LV each = cg_div(cg, cg_add(cg, rows, cg_addi(cg, runs, -1)), cg_max(cg, runs, cg_int(cg, 1)));
     LV first = cg_mul(cg, left, each), here = LLVMBuildICmp(cg->b, LLVMIntULT, left, runs, "");
     carry[LEFT] = cg_sub(cg, left, runs);
-    carry[EXPERT] = cg_select(cg, here, l.i, l.carry[EXPERT]);
+    carry[EXPERT] = cg_select(cg, here, expert, l.carry[EXPERT]);
     carry[BEGIN] = cg_select(cg, here, cg_add(cg, begin, first), l.carry[BEGIN]);
     carry[ROWS] = cg_select(cg, here, cg_min(cg, each, cg_sub(cg, rows, first)), l.carry[ROWS]);
     cg_loop_end(cg, &l, carry);

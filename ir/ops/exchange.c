@@ -22,7 +22,7 @@ int chunked_run(Node *first, Node **member) {
     int n = 0, stage = 0;
     for (Node *m = first; m && n < CHUNKED_RUN; m = m->next) {
         if (n && op_is(m->op, SOURCE)) continue;
-        if (m->attr.chunks < 2 || m->attr.chunks != first->attr.chunks || stage_in_run(m) < stage) break;
+        if (m->attr.chunks < 1 || m->attr.chunks != first->attr.chunks || stage_in_run(m) < stage) break;
         stage = stage_in_run(m);
         member[n++] = m;
     }

@@ -137,10 +137,14 @@ flights() { # RATE: ways back on it in a pass
  "device": {"kind": "cpu", "per_node": 1, "memory": 8e9, "flops": {"f32": 80e9, "bf16": 80e9}, "bandwidth": 15e9,
             "efficiency": {"gemm": 0.5, "attention": 0.4, "rows": 0.5}}}
 END
-    "$MOEC" plan tests/net/hosts.moe --machine "$work/hosts.json" --set parallel.ep=2 --set L=1 --trace "$work/hosts.trace" >"$log" || return
+    MOE_DEBUG=trace:schedule-a2a "$MOEC" plan tests/net/hosts.moe --machine "$work/hosts.json" --set parallel.ep=2 --set L=1 \
+        --trace "$work/hosts.trace" >"$log" 2>"$work/schedule-$1" || return
     grep -c '"return_rows", "pid": 0, "tid": 2' "$work/hosts.trace"
 }
-claim 'a slow link is planned with chunks, a fast one without' [ "$(flights 125e6)" -gt "$(flights 100e9)" ]
+claim 'a slow link is planned with chunks, a fast one without' [ "$(flights 12.5e6)" -gt "$(flights 100e9)" ]
+claim 'and with own rows apart' grep -q 'chunks, own rows of 2 experts first, of 2 last, predicted' "$work/schedule-12.5e6"
+claim 'a link that a shared expert hides needs neither' [ "$(flights 125e6)" = "$(flights 100e9)" ]
+claim 'it stands on both ways' grep -qE 'MB there beside [1-9][0-9.]* ms, .* MB back beside [1-9][0-9.]* ms.* 1 chunks, predicted' "$work/schedule-125e6"
 exits 1 'a plan of rows by nodes' plan --local 2 --set parallel.ep=2 --set parallel.a2a=node
 says 'this version plans rows that go from each rank to each other' 'is refused'
 

@@ -20,6 +20,22 @@ alike one ep2-chunks --local 2 --set parallel.ep=2 --set parallel.chunks=2
 alike one ep2-recompute --local 2 --set parallel.ep=2 --set train.recompute='"layer"'
 exits 0 'chunks in the graph' "$MOEC" dump $model "${tiny[@]}" --set parallel.ep=2 --set parallel.dp=1 --set parallel.chunks=2 --after schedule-a2a
 prints 'return_rows .*chunks = 2' 'rows go back by chunks'
+
+# rows that stay on their rank, apart: some before others' have come, the rest when those are on their way back
+apart=(--set parallel.own_rows=apart)
+alike one apart-ep2 --local 2 --set parallel.ep=2 "${apart[@]}" --set parallel.placement=random
+alike one apart-ep4-chunks --local 4 --set parallel.ep=4 "${apart[@]}" --set parallel.chunks=2 --set train.recompute='"layer"'
+exits 0 'apart in the graph' "$MOEC" dump $model "${tiny[@]}" --set parallel.ep=2 --set parallel.dp=1 "${apart[@]}" --after schedule-a2a
+prints 'return_rows .*chunks = 1, own = 3' 'of two experts first, of two last'
+# a router of zeros sends all rows to the first two experts: to one rank, which then has its own and others', and the other none
+sed 's/^model tiny_mixtral/fn no_choice(x[..., D], E: int, used: bool[...] = none, k = 2) {\n  param gate[E, D] = zeros\n  w, e = topk(softmax(score(x, gate)), k)\n  return route(w, e, E)\n}\n&/
+    s/router: top_k(k:, aux: 0.01)/router: no_choice(k:)/; s/^import routing.top_k/import std.route, std.losses/' models/tiny_mixtral.moe >"$work/no_choice.moe"
+ln -s "$PWD/models/kjv.txt" "$work/kjv.txt"
+some=$model model=$work/no_choice.moe
+claim 'no choice: one rank' train "$work/crowd" "${steps[@]}" --set 'train.length=1 step'
+alike crowd crowd-apart --local 2 --set parallel.ep=2 "${apart[@]}" --set 'train.length=1 step'
+claim 'no choice: all rows went to one rank' grep -q '"load_max_over_mean": 4,' "$work/crowd-apart/metrics.jsonl"
+model=$some
 alike one dp4-zero --local 4 --set parallel.zero=1
 alike one dp2-ep2 --local 4 --set parallel.dp=2 --set parallel.ep=2
 alike one ep4-zero --local 4 --set parallel.ep=4 --set parallel.zero=2
@@ -37,6 +53,7 @@ net() { # RUN KIND: messages and bytes that its ranks sent between nodes
 by_nodes one 1 nodes-ep2 --local 2 --set parallel.ep=2
 by_nodes one 2 nodes-ep4-zero --local 4 --set parallel.ep=4 --set parallel.zero=2
 MOE_DEBUG=nodes:2 alike one flat-ep4 --local 4 --set parallel.ep=4 --set parallel.a2a=flat
+by_nodes one 2 nodes-apart --local 4 --set parallel.ep=4 "${apart[@]}"
 by_nodes one 2 nodes-dp2-ep4 --local 8 --set parallel.ep=4 --set parallel.placement=random
 by_nodes one 4 nodes-ep8-moving --local 8 --set parallel.ep=8 --set parallel.replicas=8 --set parallel.placement=random \
     --set 'parallel.rebalance=1 step' --set parallel.rebalance_gain=0
@@ -100,7 +117,6 @@ model=$mixtral
 # draws for tokens and for rows at experts
 sed 's/expert: swiglu(H:)/expert: relu_ffn(H:, rate: 0.2)/; s/= take(embed, tokens)/= dropout(take(embed, tokens), 0.1)/' \
     models/tiny_mixtral.moe >"$work/tiny_mixtral.moe"
-ln -s "$PWD/models/kjv.txt" "$work/kjv.txt"
 model=$work/tiny_mixtral.moe
 claim 'dropout: one rank' train "$work/dropout" "${steps[@]}"
 alike dropout dropout-dp2 --local 2
@@ -130,7 +146,7 @@ if [ -f "$MOEC_MPI_LIBRARY" ] && command -v mpirun >/dev/null; then
         shift
         mpi train "$model" "${tiny[@]}" --out "$out" "$@"
     }
-    claim 'mpirun -n 2: trained' mpi_train "$work/mpi" "${steps[@]}" --set parallel.ep=2 "${always[@]}"
+    claim 'mpirun -n 2: trained' mpi_train "$work/mpi" "${steps[@]}" --set parallel.ep=2 "${always[@]}" "${apart[@]}"
     claim 'mpirun -n 2: numbers of one rank' same_numbers "$work/one" "$work/mpi"
     claim 'mpirun -n 2: tensors of one rank' same_tensors "$work/one" "$work/mpi"
     exits 1 'mpirun -n 2: another seed' mpi_train "$work/mpi" "${steps[@]}" --set train.seed=9 --resume
