@@ -87,7 +87,6 @@ void rows_part(Cg *cg, const Rows *r, RowsRun *u, LV rows, LV group, LV part, in
 // ---- y[M, N] = tree over leaves of sum over rows of a[row, M] b[row, N] -------------------------
 // A task computes m x n elements of the result; the cut depends on sizes only, not on the machine.
 typedef struct { int64_t m, n, runs, groups; } SumCut;
-SumCut sums_cut(int64_t M, int64_t N, int64_t matrices);
 
 typedef struct {
     // given

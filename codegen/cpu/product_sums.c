@@ -3,13 +3,13 @@
 #include "codegen/cpu/dot.h"
 #include "codegen/cpu/product.h"
 
-SumCut sums_cut(int64_t M, int64_t N, int64_t matrices) {
-    SumCut c = {.m = 192, .n = 256};
+// At most c.m x c.n elements of a task.
+static SumCut sums_cut(SumCut c, int64_t M, int64_t N, int64_t matrices) {
     for (;;) {
         c.runs = (M + c.m - 1) / c.m;
         c.groups = (N + c.n - 1) / c.n;
-        if (matrices * c.runs * c.groups >= 8 || (c.m == 24 && c.n == 32)) break;
-        if (c.n > c.m)
+        if (matrices * c.runs * c.groups >= 8 || (c.m <= 24 && c.n <= 32)) break;
+        if (c.n > c.m && c.n > 32)
             c.n /= 2; // few matrices: smaller pieces, so that there are 8 tasks
         else
             c.m /= 2;
@@ -37,7 +37,10 @@ static bool goes_in_fours(const Sums *s, const KernelNode *k) {
 }
 
 void sums_choose(Sums *s, const KernelNode *k, int64_t matrices, double rows, KernelDesc *d, const char *what) {
-    if (!s->cut.m) s->cut = sums_cut(s->M, s->N, matrices);
+    if (!s->cut.m) {                                       // of few rows there is room for more columns
+        s->cut = sums_cut((SumCut){.m = 256, .n = 512}, s->M, s->N, matrices);
+        if (!goes_in_fours(s, k)) s->cut = sums_cut((SumCut){.m = 192, .n = 256}, s->M, s->N, matrices);
+    }
     SumsLoad load = {s->a_type, s->b_type, s->M, s->N, s->cut.m, s->cut.n, s->leaves, goes_in_fours(s, k),
                      (double)matrices, rows, (double)(matrices * s->cut.runs * s->cut.groups)};
     s->size = choose_sums(k, &load, d, what);
