@@ -64,6 +64,11 @@ void rows_choose(Rows *r, const KernelNode *k, RowsLoad load, KernelDesc *d, con
     load.K = r->K, load.N = r->N;
     r->schedule = choose_rows(k, &load, d, what);
     r->k_block = rows_k_block(k, &load, r->schedule.vecs * LANES);
+    if (!is_laid(r)) return;
+    // DRAM, unlike the caches, gives streams no more when their lines are asked for.
+    double bytes = load.matrices * load.sides * (double)rows_matrix(r) * dtype_bytes(r->b_type);
+    r->few_ask = bytes <= (double)cache_bytes(k, LEVEL_L3, 32 << 20);
+    if (d) str_printf(&d->key, "%s", r->few_ask ? " few ask" : "");
 }
 
 // A block of few tiles asks for B faster than its rows come in short pieces: its panels are shorter, more of them lie side
@@ -212,7 +217,7 @@ static void emit_wide(Cg *cg, Rows *r) {
         if (r->dot) s.b_type = F32;
         s.pairs = layout_is_pairs(r->layout) && !r->dot;
         s.b_panel = PANEL_COLS / r->panel * r->panel_bytes;
-        s.prefetch = 3;
+        s.prefetch = r->few_ask ? 3 : 0;
         s.ahead = PANEL_AHEAD;
     } else {
         s.prefetch = 2;

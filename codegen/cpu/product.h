@@ -35,6 +35,7 @@ typedef struct {
     TileSet first, first_last, rest, rest_last;      // the first tile of a panel, the others; _last: the narrow panel
     TileSet wide[TILE_MAX_VECS + 1];     // of runs of few rows, by vectors
     int64_t few_row;           // copied rows of those lie so far apart
+    bool    few_ask;           // they ask for lines of panels that lie ready
     PackFunction pack, pack_last, piece, piece_last, pack_piece, copy, copy_few;
 } Rows;
 
