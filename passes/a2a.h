@@ -23,6 +23,8 @@ double a2a_on_link(const PassCtx *cx, double bytes, int ranks);
 double a2a_row_bytes(const Node *rows_exchange);
 double a2a_rows_at_home(const Node *rows_exchange);              // bound
 double a2a_products_flops(const Node *products);
+double a2a_matrices_bytes(const Node *products);
+int    a2a_slots(const Node *offsets);                           // of a rank
 // Seconds so cut, with messages to so many ranks each way.
 double a2a_seconds(const PassCtx *cx, const A2aRun *r, A2aCut cut, int peers);
 int    a2a_peers(const PassCtx *cx, int ranks);                  // whose messages take the way that is slow

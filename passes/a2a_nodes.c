@@ -66,8 +66,8 @@ typedef struct { A2aRun run; double copied; } Way;
 
 // Half of what a step does with the route (forward or backward), as if both were alike.
 static Way way(Graph *g, PassCtx *cx, const Route *r, bool by_nodes) {
-    Way w = {.run = {.kernels = 1}};
     int ranks = a2a_ranks(r->offsets);
+    Way w = {.run = {.kernels = 1, .ranks = ranks, .slots = a2a_slots(r->offsets)}};
     double map = sizeof(int32_t);
     for (int i = 0; i < r->n_users; i++) {
         const Node *n = r->user[i];
@@ -79,8 +79,11 @@ static Way way(Graph *g, PassCtx *cx, const Route *r, bool by_nodes) {
         double away = (double)(r->nodes - 1) / r->nodes;
         if (by_nodes) w.copied += (rows * row + (n->op == OP_EXCHANGE_ROWS ? bytes : 0)) * away / 2;
     }
-    for_each_node(g, n)
-        if (n->op == OP_GROUPED_MATMUL && n->in[2] == &r->offsets->out[0]) w.run.products += a2a_products_flops(n) / ranks / 2;
+    for_each_node(g, n) {
+        if (n->op != OP_GROUPED_MATMUL || n->in[2] != &r->offsets->out[0]) continue;
+        w.run.products += a2a_products_flops(n) / ranks / 2;
+        w.run.matrices += a2a_matrices_bytes(n) / 2;
+    }
     return w;
 }
 
@@ -89,7 +92,7 @@ enum { COPIES_A_SECOND = 2000000000, WORD_NS = 2000 };       // bytes that one c
 static double seconds_by_nodes(Graph *g, PassCtx *cx, const Route *r) {
     Way w = way(g, cx, r, true);
     double words = r->n_users / 2.0 * (r->per_node - 1) * WORD_NS * 1e-9;
-    return a2a_seconds(cx, &w.run, (A2aCut){1, 0}, r->nodes - 1) + w.copied / COPIES_A_SECOND + words;
+    return a2a_seconds(cx, &w.run, a2a_best_cut(cx, &w.run, 1, r->nodes - 1), r->nodes - 1) + w.copied / COPIES_A_SECOND + words;
 }
 
 static double seconds_by_ranks(Graph *g, PassCtx *cx, const Route *r) {

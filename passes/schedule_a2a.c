@@ -325,7 +325,9 @@ static void find_beside(const PassCtx *cx, Run *r) {
     if (last->op == OP_RETURN_ROWS && wait_of(last)) r->cost.beside_back = seconds_between(cx, last, wait_of(last));
 }
 
-static double matrices_bytes(const Node *n) {
+int a2a_slots(const Node *offsets) { return ((int)offsets->attr.experts + offsets->graph->mesh.replicas) / a2a_ranks(offsets); }
+
+double a2a_matrices_bytes(const Node *n) {
     Contraction c = contraction_of(n);
     return (double)type_bytes(&c.b) * c.products;
 }
@@ -344,13 +346,13 @@ static Run run_from(const PassCtx *cx, Node *first) {
         r.member[r.n++] = n;
         if (stage == 0) r.cost.there += bytes_on_link(cx, n->in[0]->node);
         if (stage == 1) r.cost.products += a2a_products_flops(n) / a2a_ranks(offsets->node);
-        if (stage == 1) r.cost.matrices += matrices_bytes(n);
+        if (stage == 1) r.cost.matrices += a2a_matrices_bytes(n);
         if (stage == 2) r.cost.back += bytes_on_link(cx, n);
     }
     if (!products) r.n = 0;
     r.cost.kernels = r.n;
     r.cost.ranks = r.n ? a2a_ranks(offsets->node) : 1;
-    r.cost.slots = r.n ? ((int)offsets->node->attr.experts + first->graph->mesh.replicas) / r.cost.ranks : 0;
+    r.cost.slots = r.n ? a2a_slots(offsets->node) : 0;
     if (r.n) find_beside(cx, &r);
     return r;
 }
