@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "frontend/cmd_machine.h"
 #include "frontend/cmd_mesh.h"
 #include "ir/base/debug.h"
 #include "runtime/trace.h"
@@ -16,6 +17,20 @@ int ranks_pretended_nodes(Arena *a) {
     const char *text = debug_arg(a, DEBUG_nodes);
     int n = text ? atoi(text) : 0;
     return n > 0 ? n : 0;
+}
+
+// Rates measured on different hosts differ, and with them what passes choose.
+static bool share_machine(Cli *c, Ranks *r) {
+    const Machine *own = r->world.rank == 0 ? machine_open(c, cli_flag(c, "trace")) : NULL;
+    int64_t known = own != NULL;
+    Machine *m = arena_new(c->arena, Machine);
+    if (own) *m = *own;
+    RtError e = {0};
+    RtStatus s = rt_from_first(r->among, &known, sizeof known, &e);
+    if (s == RT_OK && known) s = rt_from_first(r->among, m, sizeof *m, &e);
+    if (s != RT_OK) diag_error(c->diag, (Span){0}, "%s", e.text);
+    r->machine = m;
+    return s == RT_OK && known;
 }
 
 bool ranks_open(Cli *c, Ranks *r) {
@@ -43,7 +58,7 @@ bool ranks_open(Cli *c, Ranks *r) {
     r->n = rt_comm_ranks(r->comm);
     r->world = (RtRanks){.comm = r->comm, .rank = rt_comm_rank(r->comm), .n = r->n};
     r->among = &r->world;
-    return true;
+    return share_machine(c, r);
 }
 
 void ranks_close(Ranks *r) {
@@ -164,6 +179,7 @@ static bool find_nodes(Session *s, const Ranks *r, RtMesh m) {
 
 bool ranks_mesh(Session *s, const Ranks *r, RtMesh *out) {
     *out = (RtMesh){1, 1, 1, 0};
+    s->first_machine = r->machine;
     if (r->n == 1 && !r->local) return true;             // session_can_train has seen to it
     return shape_mesh(s, s->settings, r, out) && mesh_deals_lanes(s->diag, s->settings, *out, s->settings->train.lanes) &&
            find_nodes(s, r, *out);
@@ -193,6 +209,7 @@ bool ranks_mesh_to_read(Session *s, const Ranks *r, bool has_lanes, RtMesh *out)
         return WRONG("parallel.etp is %d: where there are no lanes to share out, experts are cut and rows are whole", mesh_etp(&t));
     t.parallel.zero = 0;                                 // nothing is optimized
     *out = (RtMesh){1, 1, 1, 0};
+    s->first_machine = r->machine;
     if (r->n == 1 && !r->local) {
         if (t.parallel.replicas || t.parallel.rebalance.unit)
             return WRONG("parallel.%s: one rank has all experts", t.parallel.replicas ? "replicas" : "rebalance");

@@ -10,6 +10,7 @@ typedef struct {
     int     node_ranks;          // of those on a pretended node (MOE_DEBUG=nodes:RANKS); 0: all are on one
     RtComm *comm;                // of mpirun's ranks: this one's end
     MachineLink link;            // between nodes (ranks_find_link)
+    const Machine *machine;      // the first rank's, which passes of all choose by: they make one plan.  NULL: each its own
     RtRanks world, *among;       // how to reach the others before the mesh is there; NULL: no need to
 } Ranks;
 

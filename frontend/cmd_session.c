@@ -147,7 +147,8 @@ void session_close(Session *s) {
 bool session_passes(Session *s, Graph **g, const char *const *pipeline, Graph **update) {
     if (!s->machine && !(s->machine = machine_open(s->cli, cli_flag(s->cli, "trace")))) return false;
     s->weighed.arena = s->arena;
-    PassCtx cx = {.scratch = arena_create(), .diag = s->diag, .machine = s->machine, .train = &s->train, .update = update,
+    PassCtx cx = {.scratch = arena_create(), .diag = s->diag, .machine = s->first_machine ? s->first_machine : s->machine,
+                  .train = &s->train, .update = update,
                   .own_parameters = s->own_parameters, .cpu = cli_value(s->cli, "target-cpu"), .weighed = &s->weighed};
     const Target *t = s->own_parameters ? session_target(s) : NULL;
     if (t) cx.layout = s->layout ? s->layout : t->layout;

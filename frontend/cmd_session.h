@@ -18,6 +18,7 @@ typedef struct {
     const Settings *settings;
     TrainOpts train;
     const Machine *machine;      // rates that passes and templates choose by; from the first pass on
+    const Machine *first_machine;            // those of the first of several ranks, which passes choose by instead
     const char *models_dir;      // where std/ and routing/ are found
     Compiled *compiled;
     RtKernelFn **kernel;         // of its plan

@@ -371,7 +371,7 @@ RtStatus rt_comm_check(RtComm *c, const int64_t sum[RT_CHECK_WORDS], RtError *e)
 // ---- facts ----------------------------------------------------------------------------------------------
 
 static RtStatus tell_fact(const RtComm *c, const char *name, const int64_t *all, int n, RtError *e) {
-    rt_fail(e, RT_COMM, "the ranks don't have the same %s", name);
+    rt_fail(e, RT_COMM, "the ranks differ in %s", name);
     Text t = {e->text + strlen(e->text), e->text + sizeof e->text};
     Lines l;
     if (lines_open(&l, c->ranks)) {

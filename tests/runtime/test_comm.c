@@ -776,7 +776,7 @@ static void facts(Rank *r) {
     check(r, rt_comm_same(r->c, fact, 3, &r->error) == RT_COMM);
     const char *others = r->ranks == 3 ? "rank 0, 2: 0000000000000008"
                        : r->ranks == 4 ? "rank 0, 2, 3: 0000000000000008" : "rank 0, 2-7: 0000000000000008";
-    says(r, "don't have the same number of lanes");
+    says(r, "differ in number of lanes");
     says(r, "rank 1: 0000000000000009");
     says(r, others);
 }
