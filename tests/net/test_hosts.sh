@@ -21,7 +21,12 @@ claim 'two hosts: numbers of one' diff <(numbers "$work/one") <(numbers "$work/t
 claim 'there are some' test "$(numbers "$work/two" | wc -l)" -ge 9
 rows=$(grep -oE '"ph": "b".*"bytes": [0-9]+' "$work/trace.json" | sed 's/.*: //' | awk '{ s += $1 } END { print s + 0 }')
 claim 'rows went over the wire' test "$rows" -gt 1000 -a $((after - before)) -gt $((3 * rows))
-claim 'in chunks: trained' on_hosts 1 "$MOEC" train $model "${tiny[@]}" "${steps[@]}" --set parallel.chunks=4 --out "$work/four"
+# the second host has measured other rates, by which alone it would schedule otherwise
+mkdir -p "$work/slow/moec"
+sed 's/"fma": [0-9.]*/"fma": 0.001/' "$XDG_CACHE_HOME/moec/machine.json" >"$work/slow/moec/machine.json"
+claim 'in chunks: trained' on_hosts 1 bash -c '[ $OMPI_COMM_WORLD_RANK = 0 ] || export XDG_CACHE_HOME='"$work"'/slow; exec "$@"' moec \
+    "$MOEC" train $model "${tiny[@]}" "${steps[@]}" --set parallel.chunks=4 --out "$work/four"
+claim 'by rates of the first' test "$(grep -c '"fma": 0.001' "$work/slow/moec/machine.json")" -gt 0
 claim 'in chunks: numbers of one' diff <(numbers "$work/one") <(numbers "$work/four")
 claim 'rows by nodes of two ranks: trained' on_hosts 2 "$MOEC" train $model "${tiny[@]}" "${steps[@]:0:5}" --set parallel.ep=4 --set parallel.a2a=node --out "$work/nodes"
 claim 'rows by nodes: numbers of one' diff <(numbers "$work/one") <(numbers "$work/nodes")

@@ -74,23 +74,6 @@ if [ -f "$MOEC_MPI_LIBRARY" ] && command -v mpirun >/dev/null; then
         '$MOEC' generate '$run' --quiet --prompts - --set generate.max_tokens=16 --set generate.temperature=1 --set parallel.ep=2 \
         <'$work/prompts' >'$work/mpi'"
     claim 'mpirun -n 2: the texts of one rank' cmp "$work/one" "$work/mpi"
-    # hosts that measured different rates, by which each alone would lay out weights differently
-    wide=(--set D=64 --set L=1 --set N=4 --set KV=2 --set H=64 --set train.sequence=32 --set train.batch=8)
-    few=(--quiet --prompt 'And the' --set generate.max_tokens=16)
-    layouts() { XDG_CACHE_HOME=$work/rates-$1 "$MOEC" dump "$model" "${wide[@]}" --set parallel.ep=2 --program run --emit=plan | grep -c '^layout.* P32T:.*| rows'; }
-    claim 'a run of one step' "$MOEC" train "$model" "${wide[@]}" --set 'train.length=1 steps' --out "$work/wide"
-    in_panels=$(layouts 0)
-    mkdir -p "$work/rates-1/moec"
-    sed 's/"turn": [0-9.]*/"turn": 1000000.0/
-        s/"tiles": \[\]/"tiles": [{"rows": 2, "vecs": 2, "rate": 1.0, "kind": "f32"}, {"rows": 6, "vecs": 1, "rate": 100.0, "kind": "f32 rows"}]/' \
-        "$work/rates-0/moec/machine.json" >"$work/rates-1/moec/machine.json"
-    if [ "$in_panels" != "$(layouts 1)" ]; then
-        exits 0 'mpirun -n 2: hosts with different rates' mpi 2 --bind-to none bash -c 'export XDG_CACHE_HOME='"$work"'/rates-$OMPI_COMM_WORLD_RANK; exec "$@"' moec \
-            "$MOEC" generate "$work/wide" "${few[@]}" --set parallel.ep=2
-        cp "$log.out" "$work/mpi"
-        exits 0 'the same on one rank' "$MOEC" generate "$work/wide" "${few[@]}"
-        claim 'has the text of both' cmp "$log.out" "$work/mpi"
-    else skip 'hosts with different rates (these lead to the same layouts here)'; fi
     exits 0 'mpirun -n 2 moec eval' mpi 2 "$MOEC" eval "$run" --set parallel.ep=2
     claim 'the same numbers' diff "$work/eval" <(cut -d\( -f1 "$log.out")
     exits 1 'mpirun -n 2: no file of prompts' mpi 2 "$MOEC" generate "$run" --prompts "$work/none"
