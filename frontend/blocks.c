@@ -27,88 +27,191 @@ typedef struct {
     double  none_is;
     double  least;           // INT, NUM: smallest value
     const char *fallback;    // default
+    const char *doc;
 } KeyRow;
 
 #define AT(field) offsetof(Settings, field)
 static const KeyRow rows[] = {
-    {"train", "dtype", KEY_WORD, AT(train.dtype), "f32 bf16 f16", .fallback = "f32"},
-    {"train", "batch", KEY_INT, AT(train.batch), .least = 1, .fallback = "16"},
-    {"train", "micro_batch", KEY_INT, AT(train.micro_batch), .may_be_none = true, .least = 1,
-     .fallback = "none"},
-    {"train", "lanes", KEY_INT, AT(train.lanes), .may_be_none = true, .least = 1, .fallback = "none"},
-    {"train", "sum", KEY_SUM, AT(train.sum_dense), .may_be_none = true, .fallback = "none"},
-    {"train", "sequence", KEY_INT, AT(train.sequence), .least = 1, .fallback = "256"},
-    {"train", "length", KEY_QUANTITY, AT(train.length), "step token sample epoch", .fallback = "1000 steps"},
-    {"train", "stop", KEY_QUANTITY, AT(train.stop), "step token sample epoch", true, .fallback = "none"},
-    {"train", "lr", KEY_NUM, AT(train.lr), .fallback = "3e-4"},
-    {"train", "lr_expert", KEY_NUM, AT(train.lr_expert), .fallback = "1.0"},
-    {"train", "schedule", KEY_SCHEDULE, AT(train.schedule),
-     .fallback = "cosine(warmup: 100 steps, floor: 0.1)"},
-    {"train", "optimizer", KEY_OPTIMIZER, AT(train.optimizer), .fallback = "adamw"},
-    {"train", "clip", KEY_NUM, AT(train.clip), .may_be_none = true, .fallback = "1.0"},
-    {"train", "average", KEY_WORD, AT(train.average), "leaf token", .fallback = "\"leaf\""},
-    {"train", "loss_scale", KEY_LOSS_SCALE, AT(train.loss_scale),
-     .fallback = "dynamic(start: 2 ** 16, window: 1000, hysteresis: 2, least: 1)"},
-    {"train", "fast_gate", KEY_BOOL, AT(train.fast_gate), .fallback = "false"},
-    {"train", "recompute", KEY_WORD, AT(train.recompute), "none cheap layer offload",
-     .fallback = "\"cheap\""},
-    {"train", "seed", KEY_INT, AT(train.seed), .fallback = "0"},
-    {"train", "random_eval", KEY_BOOL, AT(train.random_eval), .fallback = "false"},
-    {"train", "exact", KEY_BOOL, AT(train.exact), .fallback = "true"},
-    {"train", "eval_every", KEY_QUANTITY, AT(train.eval_every), "step second minute hour", true,
-     .fallback = "500 steps"},
-    {"train", "save_every", KEY_QUANTITY, AT(train.save_every), "step second minute hour", true,
-     .fallback = "1000 steps"},
-    {"train", "keep", KEY_INT, AT(train.keep), .least = 1, .fallback = "3"},
-    {"data", "source", KEY_SOURCE, AT(data.source), .may_be_none = true, .fallback = "none"},
-    {"data", "tokenizer", KEY_TOKENIZER, AT(data.tokenizer), .fallback = "bytes"},
-    {"data", "held_out", KEY_NUM, AT(data.held_out), .fallback = "0.01"},
-    {"data", "shuffle", KEY_BOOL, AT(data.shuffle), .fallback = "true"},
-    {"data", "end", KEY_INT, AT(data.end), .may_be_none = true, .none_is = -1, .fallback = "none"},
-    {"data", "pad", KEY_INT, AT(data.pad), .may_be_none = true, .none_is = -1, .fallback = "none"},
-    {"data", "documents", KEY_BOOL, AT(data.documents), .fallback = "false"},
-    {"data", "mean", KEY_NUMS, AT(data.n_mean), .fallback = "0"},
-    {"data", "std", KEY_NUMS, AT(data.n_std), .fallback = "1"},
-    {"parallel", "ep", KEY_INT, AT(parallel.ep), .least = 1, .fallback = "1"},
-    {"parallel", "dp", KEY_INT, AT(parallel.dp), .may_be_none = true, .least = 1, .fallback = "none"},
-    {"parallel", "tp", KEY_INT, AT(parallel.tp), .least = 1, .fallback = "1"},
-    {"parallel", "pp", KEY_INT, AT(parallel.pp), .least = 1, .fallback = "1"},
-    {"parallel", "zero", KEY_INT, AT(parallel.zero), .fallback = "0"},
-    {"parallel", "etp", KEY_INT, AT(parallel.etp), .may_be_none = true, .least = 1, .fallback = "none"},
-    {"parallel", "order", KEY_WORDS, AT(parallel.order), "ep dp tp", .fallback = "[ep, dp, tp]"},
-    {"parallel", "progress", KEY_WORD, AT(parallel.progress), "calls thread", .fallback = "\"calls\""},
-    {"parallel", "chunks", KEY_INT, AT(parallel.chunks), .may_be_none = true, .least = 1, .fallback = "none"},
-    {"parallel", "a2a", KEY_WORD, AT(parallel.a2a), "auto flat node", .fallback = "\"auto\""},
-    {"parallel", "own_rows", KEY_WORD, AT(parallel.own_rows), "auto apart with", .fallback = "\"auto\""},
-    {"parallel", "bound", KEY_NUM, AT(parallel.bound), .may_be_none = true, .least = 1, .fallback = "none"},
-    {"parallel", "replicas", KEY_INT, AT(parallel.replicas), .fallback = "0"},
-    {"parallel", "placement", KEY_WORD, AT(parallel.placement), "linear round_robin random", .fallback = "\"linear\""},
-    {"parallel", "rebalance", KEY_QUANTITY, AT(parallel.rebalance), "step", true, .fallback = "none"},
-    {"parallel", "rebalance_window", KEY_QUANTITY, AT(parallel.rebalance_window), "step", true, .fallback = "none"},
-    {"parallel", "rebalance_groups", KEY_INT, AT(parallel.rebalance_groups), .least = 1, .fallback = "1"},
-    {"parallel", "rebalance_gain", KEY_NUM, AT(parallel.rebalance_gain), .fallback = "1"},
-    {"generate", "max_tokens", KEY_INT, AT(generate.max_tokens), .least = 1, .fallback = "256"},
-    {"generate", "temperature", KEY_NUM, AT(generate.temperature), .fallback = "1"},
-    {"generate", "top_k", KEY_INT, AT(generate.top_k), .may_be_none = true, .least = 1, .fallback = "none"},
-    {"generate", "top_p", KEY_NUM, AT(generate.top_p), .fallback = "1"},
-    {"generate", "min_p", KEY_NUM, AT(generate.min_p), .fallback = "0"},
-    {"generate", "repetition", KEY_NUM, AT(generate.repetition), .fallback = "1"},
-    {"generate", "eos", KEY_IDS, AT(generate.eos), .fallback = "[]"},
-    {"generate", "stop", KEY_WORDS, AT(generate.stop), .fallback = "[]"},
-    {"generate", "start", KEY_INT, AT(generate.start), .may_be_none = true, .none_is = -1,
-     .fallback = "none"},
-    {"generate", "seed", KEY_INT, AT(generate.seed), .fallback = "0"},
-    {"generate", "dropless", KEY_BOOL, AT(generate.dropless), .fallback = "true"},
-    {"generate", "context", KEY_INT, AT(generate.context), .least = 1, .fallback = "4096"},
-    {"generate", "batch", KEY_INT, AT(generate.batch), .may_be_none = true, .least = 1, .fallback = "none"},
-    {"generate", "batch_tokens", KEY_INT, AT(generate.batch_tokens), .least = 1, .fallback = "512"},
-    {"generate", "dtype", KEY_WORD, AT(generate.dtype), "trained f32 bf16", .fallback = "\"trained\""},
-    {"generate", "mla", KEY_WORD, AT(generate.mla), "plain absorbed", .fallback = "\"plain\""},
+    {"train", "dtype", KEY_WORD, AT(train.dtype), "f32 bf16 f16", .fallback = "f32",
+     .doc = "storage and activations; masters, routers and reductions stay f32"},
+    {"train", "batch", KEY_INT, AT(train.batch), .least = 1, .fallback = "16",
+     .doc = "sequences of an optimizer step: lanes * micro_batch * passes of a step"},
+    {"train", "micro_batch", KEY_INT, AT(train.micro_batch), .may_be_none = true, .least = 1, .fallback = "none",
+     .doc = "sequences of a leaf; none: batch / lanes"},
+    {"train", "lanes", KEY_INT, AT(train.lanes), .may_be_none = true, .least = 1, .fallback = "none",
+     .doc = "leaves of a step that are summed as a tree, and that ranks share out; none: the largest power of two up to 8"},
+    {"train", "sum", KEY_SUM, AT(train.sum_dense), .may_be_none = true, .fallback = "none",
+     .doc = "accumulators of gradients, of dense parameters and of experts'; this version has 1 of each"},
+    {"train", "sequence", KEY_INT, AT(train.sequence), .least = 1, .fallback = "256",
+     .doc = "tokens of a sequence"},
+    {"train", "length", KEY_QUANTITY, AT(train.length), "step token sample epoch", .fallback = "1000 steps",
+     .doc = "of the run and its schedule"},
+    {"train", "stop", KEY_QUANTITY, AT(train.stop), "step token sample epoch", true, .fallback = "none",
+     .doc = "ends earlier, saved, with the schedule of length; --resume may change it"},
+    {"train", "lr", KEY_NUM, AT(train.lr), .fallback = "3e-4",
+     .doc = "learning rate at its highest"},
+    {"train", "lr_expert", KEY_NUM, AT(train.lr_expert), .fallback = "1.0",
+     .doc = "factor of it for the parameters of experts"},
+    {"train", "schedule", KEY_SCHEDULE, AT(train.schedule), .fallback = "cosine(warmup: 100 steps, floor: 0.1)",
+     .doc = "of the learning rate: steps of warmup, then down to floor * lr at the end"},
+    {"train", "optimizer", KEY_OPTIMIZER, AT(train.optimizer), .fallback = "adamw",
+     .doc = "and its numbers; decay_all: norms and biases decay, too"},
+    {"train", "clip", KEY_NUM, AT(train.clip), .may_be_none = true, .fallback = "1.0",
+     .doc = "largest norm of all gradients together"},
+    {"train", "average", KEY_WORD, AT(train.average), "leaf token", .fallback = "\"leaf\"",
+     .doc = "of losses: each leaf counts alike, or each token"},
+    {"train", "loss_scale", KEY_LOSS_SCALE, AT(train.loss_scale), .fallback = "dynamic(start: 2 ** 16, window: 1000, hysteresis: 2, least: 1)",
+     .doc = "of f16 gradients, against underflow"},
+    {"train", "fast_gate", KEY_BOOL, AT(train.fast_gate), .fallback = "false",
+     .doc = "not in this version"},
+    {"train", "recompute", KEY_WORD, AT(train.recompute), "none cheap layer offload", .fallback = "\"cheap\"",
+     .doc = "what backward computes again to save memory; no choice changes a bit"},
+    {"train", "seed", KEY_INT, AT(train.seed), .fallback = "0",
+     .doc = "of first weights, noise, and the order of samples"},
+    {"train", "random_eval", KEY_BOOL, AT(train.random_eval), .fallback = "false",
+     .doc = "routers draw noise in evaluation, too"},
+    {"train", "exact", KEY_BOOL, AT(train.exact), .fallback = "true",
+     .doc = "gradients as a tree over leaves: the same bits on any number of ranks; false: one chain"},
+    {"train", "eval_every", KEY_QUANTITY, AT(train.eval_every), "step second minute hour", true, .fallback = "500 steps",
+     .doc = "evaluation on held-out text"},
+    {"train", "save_every", KEY_QUANTITY, AT(train.save_every), "step second minute hour", true, .fallback = "1000 steps",
+     .doc = "checkpoint; the last step is always saved"},
+    {"train", "keep", KEY_INT, AT(train.keep), .least = 1, .fallback = "3",
+     .doc = "checkpoints that stay"},
+    {"data", "source", KEY_SOURCE, AT(data.source), .may_be_none = true, .fallback = "none",
+     .doc = "what is trained on; paths are beside the model file, on the command line in the current folder"},
+    {"data", "tokenizer", KEY_TOKENIZER, AT(data.tokenizer), .fallback = "bytes",
+     .doc = "how text becomes ids; gpt2 and hf read the tokenizer's files in a folder"},
+    {"data", "held_out", KEY_NUM, AT(data.held_out), .fallback = "0.01",
+     .doc = "share of the text that is kept for evaluation"},
+    {"data", "shuffle", KEY_BOOL, AT(data.shuffle), .fallback = "true",
+     .doc = "samples in random order, another one each epoch"},
+    {"data", "end", KEY_INT, AT(data.end), .may_be_none = true, .none_is = -1, .fallback = "none",
+     .doc = "id between texts"},
+    {"data", "pad", KEY_INT, AT(data.pad), .may_be_none = true, .none_is = -1, .fallback = "none",
+     .doc = "not in this version: texts are cut into full sequences"},
+    {"data", "documents", KEY_BOOL, AT(data.documents), .fallback = "false",
+     .doc = "not in this version"},
+    {"data", "mean", KEY_NUMS, AT(data.n_mean), .fallback = "0",
+     .doc = "of images, that is subtracted"},
+    {"data", "std", KEY_NUMS, AT(data.n_std), .fallback = "1",
+     .doc = "of images, that is divided by"},
+    {"parallel", "ep", KEY_INT, AT(parallel.ep), .least = 1, .fallback = "1",
+     .doc = "ranks that share the experts of each MoE layer"},
+    {"parallel", "dp", KEY_INT, AT(parallel.dp), .may_be_none = true, .least = 1, .fallback = "none",
+     .doc = "groups of ep ranks, each with other sequences; none: as many as there are ranks for"},
+    {"parallel", "tp", KEY_INT, AT(parallel.tp), .least = 1, .fallback = "1",
+     .doc = "ranks that share each matrix"},
+    {"parallel", "pp", KEY_INT, AT(parallel.pp), .least = 1, .fallback = "1",
+     .doc = "stages of layers; for moec plan"},
+    {"parallel", "zero", KEY_INT, AT(parallel.zero), .fallback = "0",
+     .doc = "1: ranks share optimizer states; 2: and gradients"},
+    {"parallel", "etp", KEY_INT, AT(parallel.etp), .may_be_none = true, .least = 1, .fallback = "none",
+     .doc = "1: experts' matrices are whole; tp: cut, each rank of a tp group sends its own rows; none: cut, all send all"},
+    {"parallel", "order", KEY_WORDS, AT(parallel.order), "ep dp tp", .fallback = "[ep, dp, tp]",
+     .doc = "which ranks are neighbours, the nearest last"},
+    {"parallel", "progress", KEY_WORD, AT(parallel.progress), "calls thread", .fallback = "\"calls\"",
+     .doc = "how messages go on meanwhile: between tasks"},
+    {"parallel", "chunks", KEY_INT, AT(parallel.chunks), .may_be_none = true, .least = 1, .fallback = "none",
+     .doc = "pieces of an all-to-all, computed while others travel; none: by predicted time"},
+    {"parallel", "a2a", KEY_WORD, AT(parallel.a2a), "auto flat node", .fallback = "\"auto\"",
+     .doc = "rows from rank to rank, or once to each node; auto: by predicted time"},
+    {"parallel", "own_rows", KEY_WORD, AT(parallel.own_rows), "auto apart with", .fallback = "\"auto\"",
+     .doc = "rows that stay on their rank: computed apart while others travel, or with them; auto: by predicted time"},
+    {"parallel", "bound", KEY_NUM, AT(parallel.bound), .may_be_none = true, .least = 1, .fallback = "none",
+     .doc = "for moec plan: rows that a rank has room for, over the mean"},
+    {"parallel", "replicas", KEY_INT, AT(parallel.replicas), .fallback = "0",
+     .doc = "slots of a MoE layer beyond its experts: the busiest have 2 or 4"},
+    {"parallel", "placement", KEY_WORD, AT(parallel.placement), "linear round_robin random", .fallback = "\"linear\"",
+     .doc = "where experts begin"},
+    {"parallel", "rebalance", KEY_QUANTITY, AT(parallel.rebalance), "step", true, .fallback = "none",
+     .doc = "experts move to even out loads, each so many steps, where that pays; when generating, calls"},
+    {"parallel", "rebalance_window", KEY_QUANTITY, AT(parallel.rebalance_window), "step", true, .fallback = "none",
+     .doc = "steps whose rows count; none: as many as lie between"},
+    {"parallel", "rebalance_groups", KEY_INT, AT(parallel.rebalance_groups), .least = 1, .fallback = "1",
+     .doc = "groups of experts that stay on one node each"},
+    {"parallel", "rebalance_gain", KEY_NUM, AT(parallel.rebalance_gain), .fallback = "1",
+     .doc = "a move must save so many times what it takes; 0: whenever loads say so"},
+    {"generate", "max_tokens", KEY_INT, AT(generate.max_tokens), .least = 1, .fallback = "256",
+     .doc = "of a continuation"},
+    {"generate", "temperature", KEY_NUM, AT(generate.temperature), .fallback = "1",
+     .doc = "0: the likeliest token"},
+    {"generate", "top_k", KEY_INT, AT(generate.top_k), .may_be_none = true, .least = 1, .fallback = "none",
+     .doc = "only so many of the likeliest"},
+    {"generate", "top_p", KEY_NUM, AT(generate.top_p), .fallback = "1",
+     .doc = "of these, the likeliest that together have this probability"},
+    {"generate", "min_p", KEY_NUM, AT(generate.min_p), .fallback = "0",
+     .doc = "and this share of the largest probability at least"},
+    {"generate", "repetition", KEY_NUM, AT(generate.repetition), .fallback = "1",
+     .doc = "above 1: tokens that were seen become less likely"},
+    {"generate", "eos", KEY_IDS, AT(generate.eos), .fallback = "[]",
+     .doc = "ids that end a text; []: what the tokenizer says"},
+    {"generate", "stop", KEY_WORDS, AT(generate.stop), .fallback = "[]",
+     .doc = "texts that end one"},
+    {"generate", "start", KEY_INT, AT(generate.start), .may_be_none = true, .none_is = -1, .fallback = "none",
+     .doc = "id in front of the prompt"},
+    {"generate", "seed", KEY_INT, AT(generate.seed), .fallback = "0",
+     .doc = "of the draws"},
+    {"generate", "dropless", KEY_BOOL, AT(generate.dropless), .fallback = "true",
+     .doc = "capacities do not count: an answer depends on no other"},
+    {"generate", "context", KEY_INT, AT(generate.context), .least = 1, .fallback = "4096",
+     .doc = "tokens of the longest sequence: room in the caches"},
+    {"generate", "batch", KEY_INT, AT(generate.batch), .may_be_none = true, .least = 1, .fallback = "none",
+     .doc = "sequences at a time; none: as many as there are prompts, at most 16"},
+    {"generate", "batch_tokens", KEY_INT, AT(generate.batch_tokens), .least = 1, .fallback = "512",
+     .doc = "rows of a call at most: longer prompts go in pieces"},
+    {"generate", "dtype", KEY_WORD, AT(generate.dtype), "trained f32 bf16", .fallback = "\"trained\"",
+     .doc = "of weights and caches; trained: as train.dtype"},
+    {"generate", "mla", KEY_WORD, AT(generate.mla), "plain absorbed", .fallback = "\"plain\"",
+     .doc = "latent attention: keys and values made from the cache; absorbed is not in this version"},
 };
 #undef AT
 enum { N_ROWS = sizeof rows / sizeof *rows };
 
 static const char *const block_names[] = {"train", "data", "parallel", "generate"};
+
+// ---- for people -----------------------------------------------------------------------------------------
+
+// "one two three" -> "one, two or three"; ones if there is more than one of each.
+static const char *either(Arena *a, const char *words, const char *plural) {
+    Str s = {.arena = a};
+    for (const char *at = words; *at; at += strspn(at, " ")) {
+        size_t n = strcspn(at, " ");
+        str_printf(&s, "%s%.*s%s", at == words ? "" : at[n] ? ", " : " or ", (int)n, at, plural);
+        at += n;
+    }
+    return s.text;
+}
+
+static const char *values_of(Arena *a, const KeyRow *row) {
+    const char *or_none = row->may_be_none ? ", or none" : "";
+    switch (row->kind) {
+    case KEY_WORD: return either(a, row->words, "");
+    case KEY_INT: return arena_printf(a, "a whole number%s%s", row->least ? arena_printf(a, ", %g or more", row->least) : "", or_none);
+    case KEY_NUM: return arena_printf(a, "a number%s", or_none);
+    case KEY_BOOL: return "true or false";
+    case KEY_QUANTITY: return arena_printf(a, "so many %s%s", either(a, row->words, "s"), or_none);
+    case KEY_WORDS: return row->words ? arena_printf(a, "a list of %s", either(a, row->words, "")) : "a list of texts";
+    case KEY_IDS: return "a list of ids";
+    case KEY_NUMS: return "a number, or a list of one for each channel";
+    case KEY_SUM: return "sum(dense:, experts:), or none";
+    case KEY_SCHEDULE:
+        return "cosine or linear(warmup:, length:, floor:), constant, inverse_sqrt(warmup:),\n    wsd(warmup:, decay:, floor:, shape:) or warmup_log(N)";
+    case KEY_OPTIMIZER: return "adamw or adam(beta1:, beta2:, eps:, decay:, decay_all:), sgd(momentum:)";
+    case KEY_LOSS_SCALE: return "a number, or dynamic(start:, window:, hysteresis:, least:)";
+    case KEY_SOURCE: return "text(\"FILE\", ..)";
+    case KEY_TOKENIZER: return "bytes, gpt2(\"DIR\") or hf(\"DIR\")";
+    }
+    return "";
+}
+
+int blocks_keys(Arena *a, const BlockKey **out) {
+    BlockKey *all = arena_array(a, BlockKey, N_ROWS);
+    for (int i = 0; i < N_ROWS; i++)
+        all[i] = (BlockKey){arena_printf(a, "%s.%s", rows[i].block, rows[i].key), rows[i].fallback, values_of(a, &rows[i]), rows[i].doc};
+    *out = all;
+    return N_ROWS;
+}
 
 // ---- one reading ----------------------------------------------------------------------------------------
 

@@ -101,4 +101,9 @@ typedef struct {
     } generate;
 } Settings;
 
+// What stands in the table of keys, as text: train.lr, its default, what it may be, what it is for.
+typedef struct { const char *name, *fallback, *values, *doc; } BlockKey;
+struct Arena;
+int blocks_keys(struct Arena *a, const BlockKey **out);
+
 #endif

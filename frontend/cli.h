@@ -62,5 +62,6 @@ int cmd_place(Cli *c);
 int cmd_ops(Cli *c);
 int cmd_passes(Cli *c);
 int cmd_targets(Cli *c);
+int cmd_settings(Cli *c);
 
 #endif

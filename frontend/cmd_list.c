@@ -1,7 +1,8 @@
-// ops, passes, targets: printed from the tables.
+// ops, passes, targets, settings: printed from the tables.
 #include <string.h>
 
 #include "codegen/target.h"
+#include "frontend/blocks.h"
 #include "frontend/cli.h"
 #include "ir/ir.h"
 #include "passes/pass.h"
@@ -67,4 +68,23 @@ int cmd_targets(Cli *c) {
     printf("\n--target-cpu of cpu: native (default), avx512bf16, avx512, avx2, sse2.  Where there is a fused multiply-add all give the same bits;\n"
            "sse2 has none.\n");
     return EXIT_DONE;
+}
+
+// Of all blocks, of one, or of one key.
+int cmd_settings(Cli *c) {
+    const BlockKey *key;
+    int n = blocks_keys(c->arena, &key), found = 0;
+    const char *wanted = c->args.n ? c->args.at[0] : NULL, **names = arena_array(c->arena, const char *, n);
+    size_t length = wanted ? strlen(wanted) : 0;
+    for (int i = 0; i < n; i++) {
+        const BlockKey *k = &key[i];
+        names[i] = k->name;
+        if (wanted && (strncmp(k->name, wanted, length) != 0 || (k->name[length] && k->name[length] != '.'))) continue;
+        found++;
+        printf("%s = %s\n    %s\n    value: %s\n", k->name, k->fallback, k->doc, k->values);
+    }
+    if (found) return EXIT_DONE;
+    const char *near = did_you_mean(wanted, names, n);
+    return near ? cli_fail(c, "there is no setting '%s'; did you mean '%s'?", wanted, near)
+                : cli_fail(c, "there is no setting '%s'; moec settings lists them", wanted);
 }

@@ -160,6 +160,8 @@ const Command commands[] = {
      place_options, 1, 1, cmd_place},
     {"ops", "[NAME]", "the operations of the graph, from their table", "moec ops topk", NULL, list_options, 0, 1, cmd_ops},
     {"passes", "", "the passes, in order, with reasons", "moec passes", NULL, list_options, 0, 0, cmd_passes},
+    {"settings", "[BLOCK|KEY]", "what --set BLOCK.KEY=VALUE and the blocks of a file may say, with defaults", "moec settings train",
+     NULL, list_options, 0, 1, cmd_settings},
     {"targets", "", "what code can be made for, and what is missing for it", "moec targets", NULL, list_options, 0, 0, cmd_targets},
 };
 const int n_commands = sizeof commands / sizeof *commands;

@@ -82,11 +82,17 @@ exits 0 'eval --quiet' moec eval "$work/run" --quiet
 claim 'is one line' test "$(wc -l <"$log.out")" = 1 -a ! -s "$log.err"
 exits 0 'generate --quiet' moec generate "$work/run" --quiet --prompt a --set generate.max_tokens=4
 claim 'is text alone' test ! -s "$log.err"
-for command in ops passes targets; do
+for command in ops passes targets settings; do
     exits 0 "moec $command" moec $command
     claim 'prints a list' test "$(wc -l <"$log.out")" -ge 3 -a ! -s "$log.err"
 done
 exits 0 'moec ops topk' moec ops topk
+exits 0 'moec settings data' moec settings data
+claim 'has all keys of the block, each with a text' test "$(grep -A1 '^data[.]' "$log.out" | grep -c '^    .')" = "$(grep -c '^    {"data", ' frontend/blocks.c)"
+exits 0 'moec settings train.lr' moec settings train.lr
+claim 'has one' test "$(grep -c '^train' "$log.out")" = 1
+exits 1 'moec settings train.leng' moec settings train.leng
+says "did you mean 'train.length'" 'with a suggestion'
 exits 1 'moec ops topkk' moec ops topkk
 says "did you mean 'topk'" 'with a suggestion'
 if [ -w /dev/full ]; then
