@@ -155,14 +155,16 @@ bool plan_layout_asked(Planning *p, PlanLayout *out) {
 
 // ---- the step ---------------------------------------------------------------------------------------------------
 
-// The way between nodes, which decides about chunks: a run measures it.
-static void set_link(Planning *p, RtMesh m) {
+// What the schedule of rows follows, and a run measures: how fast products are, and the way between nodes.
+static void set_rates(Planning *p, RtMesh m) {
     const Cluster *c = p->cluster;
     TrainOpts *t = &p->s.train;
     int experts = rt_expert_ranks(m), apart = m.etp == 1 ? 1 : m.tp;                  // neighbours share matrices, then experts
     int near = c->per_node > apart ? c->per_node / apart : 1;
     t->per_node = near < experts ? near : 0;
     t->link = (MachineLink){0};
+    t->threads = c->threads;
+    t->flops = p->is_here ? 0 : (strcmp(t->dtype, "f32") ? c->flops_bf16 : c->flops_f32) * c->efficiency.gemm;
     const ClusterLink *k = &c->link[RT_LINK_NET];
     if (experts <= near || !k->kind) return;
     double rate = k->rate / (k->per_node ? c->per_node : 1);
@@ -188,7 +190,7 @@ static bool compile(Planning *p, const PlanLayout *l, PlannedStep *out) {
     s->train.row_bound = l->row_bound;
     s->train.waves = l->waves;
     s->train.a2a = "flat";
-    set_link(p, l->mesh);
+    set_rates(p, l->mesh);
     if (!session_programs(s, WANT_TRAIN | WANT_EVAL, &out->programs)) return false;
     const Target *t = session_target(s);
     if (!t) return false;

@@ -21,16 +21,19 @@ int ranks_pretended_nodes(Arena *a) {
 
 // Rates measured on different hosts differ, and with them what passes choose.
 static bool share_machine(Cli *c, Ranks *r) {
-    const Machine *own = r->world.rank == 0 ? machine_open(c, cli_flag(c, "trace")) : NULL;
-    int64_t known = own != NULL;
+    Session s = {.cli = c, .arena = c->arena, .diag = c->diag};
+    bool first = r->world.rank == 0;
+    const Machine *own = first && ranks_threads(&s, r, &r->threads) ? machine_open(c, cli_flag(c, "trace")) : NULL;
+    int64_t known = own ? r->threads + 1 : 0;
     Machine *m = arena_new(c->arena, Machine);
     if (own) *m = *own;
     RtError e = {0};
-    RtStatus s = rt_from_first(r->among, &known, sizeof known, &e);
-    if (s == RT_OK && known) s = rt_from_first(r->among, m, sizeof *m, &e);
-    if (s != RT_OK) diag_error(c->diag, (Span){0}, "%s", e.text);
+    RtStatus status = rt_from_first(r->among, &known, sizeof known, &e);
+    if (status == RT_OK && known) status = rt_from_first(r->among, m, sizeof *m, &e);
+    if (status != RT_OK) diag_error(c->diag, (Span){0}, "%s", e.text);
     r->machine = m;
-    return s == RT_OK && known;
+    r->threads = (int)known - 1;
+    return status == RT_OK && known;
 }
 
 bool ranks_open(Cli *c, Ranks *r) {
@@ -177,9 +180,18 @@ static bool find_nodes(Session *s, const Ranks *r, RtMesh m) {
                  rt_expert_ranks(m));
 }
 
+// By what passes of all ranks choose.
+static bool set_first(Session *s, const Ranks *r) {
+    int threads = r->threads;
+    bool ok = r->machine || ranks_threads(s, r, &threads);
+    s->first_machine = r->machine;
+    s->train.threads = threads ? threads : omp_get_num_procs();
+    return ok;
+}
+
 bool ranks_mesh(Session *s, const Ranks *r, RtMesh *out) {
     *out = (RtMesh){1, 1, 1, 0};
-    s->first_machine = r->machine;
+    if (!set_first(s, r)) return false;
     if (r->n == 1 && !r->local) return true;             // session_can_train has seen to it
     return shape_mesh(s, s->settings, r, out) && mesh_deals_lanes(s->diag, s->settings, *out, s->settings->train.lanes) &&
            find_nodes(s, r, *out);
@@ -209,7 +221,7 @@ bool ranks_mesh_to_read(Session *s, const Ranks *r, bool has_lanes, RtMesh *out)
         return WRONG("parallel.etp is %d: where there are no lanes to share out, experts are cut and rows are whole", mesh_etp(&t));
     t.parallel.zero = 0;                                 // nothing is optimized
     *out = (RtMesh){1, 1, 1, 0};
-    s->first_machine = r->machine;
+    if (!set_first(s, r)) return false;
     if (r->n == 1 && !r->local) {
         if (t.parallel.replicas || t.parallel.rebalance.unit)
             return WRONG("parallel.%s: one rank has all experts", t.parallel.replicas ? "replicas" : "rebalance");

@@ -11,6 +11,7 @@ typedef struct {
     RtComm *comm;                // of mpirun's ranks: this one's end
     MachineLink link;            // between nodes (ranks_find_link)
     const Machine *machine;      // the first rank's, which passes of all choose by: they make one plan.  NULL: each its own
+    int     threads;             // the first rank's, for the same reason
     RtRanks world, *among;       // how to reach the others before the mesh is there; NULL: no need to
 } Ranks;
 

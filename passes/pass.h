@@ -23,6 +23,7 @@ typedef struct {
     const char *a2a;                         // "auto" "flat" "node" (parallel.a2a)
     const char *own_rows;                    // "auto" "apart" "with" (parallel.own_rows)
     int    threads;                          // of a rank; 0: one
+    double flops;                            // operations a second of a rank's products; 0: by the machine's rates
     int64_t chunks;                          // of exchanges of rows; 0: as many as are predicted to be fastest
     int64_t batch;                           // @run: sequences asked for (generate.batch); 0: not asked
     double row_bound;                        // > 0: rows at experts are at most so many times those at home (planner); 0: all ranks'

@@ -122,7 +122,8 @@ static double wire_seconds(const MachineLink *l) {
 
 static double on_link_seconds(const PassCtx *cx, const Node *n) { return bytes_on_link(cx, n) * wire_seconds(link_of(cx)); }
 
-static double fma_rate(const PassCtx *cx) {
+static double products_rate(const PassCtx *cx) {
+    if (cx->train && cx->train->flops > 0) return cx->train->flops;
     int threads = cx->train && cx->train->threads > 0 ? cx->train->threads : 1;
     return cx->machine ? machine_rates(cx->machine, threads).fma : 50e9;
 }
@@ -131,7 +132,7 @@ static double fma_rate(const PassCtx *cx) {
 static double products_seconds(const PassCtx *cx, const Node *n) {
     if (!op_is_contraction(n->op)) return 0;
     const Node *by = n->op == OP_GROUPED_MATMUL || n->op == OP_GROUPED_DW ? n->in[2]->node : NULL;
-    return a2a_products_flops(n) / (by && by->op == OP_EXCHANGE_OFFSETS ? a2a_ranks(by) : 1) / fma_rate(cx);
+    return a2a_products_flops(n) / (by && by->op == OP_EXCHANGE_OFFSETS ? a2a_ranks(by) : 1) / products_rate(cx);
 }
 
 // ---- order ----------------------------------------------------------------------------------------------
@@ -368,7 +369,7 @@ static double min(double x, double y) { return x < y ? x : y; }
 double a2a_seconds(const PassCtx *cx, const A2aRun *r, A2aCut cut, int peers) {
     const MachineLink *l = link_of(cx);
     int q = cut.chunks;
-    double message = l->message * peers, there = r->there * wire_seconds(l), back = r->back * wire_seconds(l), work = r->products / fma_rate(cx);
+    double message = l->message * peers, there = r->there * wire_seconds(l), back = r->back * wire_seconds(l), work = r->products / products_rate(cx);
     double own = cut.own ? work / r->ranks : 0, own_first = cut.own ? own * (cut.own - 1) / r->slots : 0;
     double before = r->beside_there + own_first, behind = r->beside_back + own - own_first;
     double first = max(there / q, min(there, before)), last = back / q, beside = there + back + 2 * q * message - first - last;
