@@ -45,18 +45,20 @@ KernelNode *plan_kernel_node(Plan *p, const Node *n) {
     return k;
 }
 
+// Bounds are in code: of buffers, and where work is cut.
 static void key_sym(Str *s, const KernelNode *k, const Sym *sym) {
+    long long bound = (long long)sym->bound;
     for (int i = 0; i < k->n_plain; i++)
         if (k->plain[i] == sym) {
-            str_printf(s, "P%d", k->plain_index[i]);
+            str_printf(s, "P%d<=%lld", k->plain_index[i], bound);
             return;
         }
     for (int i = 0; i < k->n_ragged; i++)
         if (k->ragged[i] == sym) {
-            str_printf(s, "R%d(%d,%d)", i, sym->groups, sym->leaves);
+            str_printf(s, "R%d<=%lld(%d,%d)", i, bound, sym->groups, sym->leaves);
             return;
         }
-    str_printf(s, "D(%d,%d)", sym->groups, sym->leaves);        // defined by the node
+    str_printf(s, "D<=%lld(%d,%d)", bound, sym->groups, sym->leaves);        // defined by the node
 }
 
 static void key_dim(Str *s, const KernelNode *k, Dim d) {

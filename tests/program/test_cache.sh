@@ -50,6 +50,15 @@ exits 0 'a cut file of tokens' train "$work/i" "${steps[@]}"
 says 'data: [0-9,]+ tokens:' 'is made again'
 claim 'with the same bits' same_weights "$work/a" "$work/i"
 
+# how many rows there are at most is in code, too
+wide=(--set D=32 --set L=1 --set H=32 --set train.sequence=32 --set train.batch=8 --set data.held_out=0.001)
+text() { "$MOEC" generate "$work/moe" --quiet --prompt 'The LORD is my shepherd; I shall not want. He maketh me' --set generate.max_tokens=8 "$@"; }
+exits 0 'a model with experts' "$MOEC" train models/tiny_mixtral.moe "${wide[@]}" --set 'train.length=1 steps' --out "$work/moe"
+exits 0 'a prompt in pieces of 4 tokens' text --set generate.batch_tokens=4
+cp "$log.out" "$work/pieces"
+exits 0 'and whole' text
+claim 'with the same text' cmp "$work/pieces" "$log.out"
+
 # no place to keep code
 mkdir "$work/ro"
 chmod 500 "$work/ro"
