@@ -170,18 +170,33 @@ enum { N_ROWS = sizeof rows / sizeof *rows };
 
 static const char *const block_names[] = {"train", "data", "parallel", "generate"};
 
-// ---- for people -----------------------------------------------------------------------------------------
+// ---- words ----------------------------------------------------------------------------------------------
+
+static int split_words(const char *text, const char **out, int most) {
+    int n = 0;
+    while (text && *text && n < most) {
+        size_t k = strcspn(text, " ");
+        out[n++] = intern_n(text, k);
+        text += k + strspn(text + k, " ");
+    }
+    return n;
+}
+
+static const char *list_words(Arena *a, const char *const *words, int n, const char *last) {
+    Str s = {.arena = a};
+    for (int i = 0; i < n; i++) str_printf(&s, "%s%s", i == 0 ? "" : i == n - 1 ? last : ", ", words[i]);
+    return s.text;
+}
 
 // "one two three" -> "one, two or three"; ones if there is more than one of each.
 static const char *either(Arena *a, const char *words, const char *plural) {
-    Str s = {.arena = a};
-    for (const char *at = words; *at; at += strspn(at, " ")) {
-        size_t n = strcspn(at, " ");
-        str_printf(&s, "%s%.*s%s", at == words ? "" : at[n] ? ", " : " or ", (int)n, at, plural);
-        at += n;
-    }
-    return s.text;
+    const char *word[8];
+    int n = split_words(words, word, 8);
+    for (int i = 0; i < n; i++) word[i] = arena_printf(a, "%s%s", word[i], plural);
+    return list_words(a, word, n, " or ");
 }
+
+// ---- for people -----------------------------------------------------------------------------------------
 
 static const char *values_of(Arena *a, const KeyRow *row) {
     const char *or_none = row->may_be_none ? ", or none" : "";
@@ -244,22 +259,6 @@ static bool read_value(Reader *r, const Expr *e, Val *out) {
     return !has_error(out);
 }
 
-static int split_words(const char *text, const char **out, int most) {
-    int n = 0;
-    while (text && *text && n < most) {
-        size_t k = strcspn(text, " ");
-        out[n++] = intern_n(text, k);
-        text += k + strspn(text + k, " ");
-    }
-    return n;
-}
-
-static const char *words_list(Reader *r, const char *const *words, int n, const char *last) {
-    Str s = {.arena = r->arena};
-    for (int i = 0; i < n; i++) str_printf(&s, "%s%s", i == 0 ? "" : i == n - 1 ? last : ", ", words[i]);
-    return s.text;
-}
-
 // A word written with or without quotes.
 static const char *bare_word(const Expr *e, const Val *given) {
     if (e && (e->kind == X_NAME || e->kind == X_STR)) return e->name;
@@ -284,7 +283,7 @@ static bool read_word(Reader *r, const Expr *e, Span at, const char **out) {
         word = v.kind == V_STR ? v.str : NULL;
     }
     const char *near = word ? did_you_mean(word, words, n) : NULL;
-    const char *list = words_list(r, words, n, " or ");
+    const char *list = list_words(r->arena, words, n, " or ");
     if (near) return wrong(r, at, "%s is %s, not %s; did you mean %s?", r->name, list, word, near);
     if (word) return wrong(r, at, "%s is %s, not %s", r->name, list, word);
     return wrong(r, at, "%s is %s", r->name, list);
@@ -307,9 +306,7 @@ static bool quantity_of(Reader *r, const Val *v, Span at, const char *what, cons
             *out = (Quantity){num_value(v->quantity.num), words[i]};
             return true;
         }
-    const char *plural[8];
-    for (int i = 0; i < n; i++) plural[i] = arena_printf(r->arena, "%ss", words[i]);
-    const char *list = words_list(r, plural, n, " or ");
+    const char *list = either(r->arena, units, "s");
     if (v->kind == V_NUM) return wrong(r, at, "%s needs a unit: %s", what, list);
     return wrong(r, at, "%s is a number of %s, not %s", what, list, val_text(r->lw, v));
 }
@@ -347,7 +344,7 @@ static bool form_begin(Reader *r, const Expr *e, const char *heads, Form *f) {
             return true;
         }
     const char *near = word ? did_you_mean(word, words, n) : NULL;
-    const char *list = words_list(r, words, n, " or ");
+    const char *list = list_words(r->arena, words, n, " or ");
     if (near) return wrong(r, at, "%s is %s, not %s; did you mean %s?", r->name, list, word, near);
     return wrong(r, at, "%s is %s", r->name, list);
 }
@@ -426,7 +423,7 @@ static bool form_end(Form *f, const char *names) {
                   near);
         else if (n)
             wrong(f->r, a->name_at, "%s: %s has no '%s'; it has %s", f->r->name, f->head, a->name,
-                  words_list(f->r, words, n, " and "));
+                  list_words(f->r->arena, words, n, " and "));
         else wrong(f->r, a->name_at, "%s: %s has no '%s'", f->r->name, f->head, a->name);
     }
     return f->ok;
@@ -626,7 +623,7 @@ static bool read_words(Reader *r, const Expr *e, Span at) {
         bool known = n_words == 0 && out[i];
         for (int k = 0; k < n_words; k++) known |= out[i] && strcmp(words[k], out[i]) == 0;
         if (!known && n_words)
-            return wrong(r, item_at, "%s holds %s", r->name, words_list(r, words, n_words, " and "));
+            return wrong(r, item_at, "%s holds %s", r->name, list_words(r->arena, words, n_words, " and "));
         if (!known)
             return wrong(r, item_at, "%s is a list of strings, not %s", r->name,
                          val_text(r->lw, &v.list->at[i]));

@@ -11,6 +11,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <math.h>
 #include <omp.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -307,17 +308,15 @@ bool machine_measure_arithmetic(Machine *m, Diag *d) {
     return ok;
 }
 
-static double better(double a, double b) { return a > b ? a : b; }
-
 void machine_better_arithmetic(Machine *m, const Machine *other) {
     for (int i = 0; i < m->n_rates; i++)
         for (int k = 0; k < other->n_rates; k++) {
             MachineRates *a = &m->rates[i];
             const MachineRates *b = &other->rates[k];
             if (a->threads != b->threads) continue;
-            a->fma = better(a->fma, b->fma);
-            a->bf16_dot = better(a->bf16_dot, b->bf16_dot);
-            a->int8_dot = better(a->int8_dot, b->int8_dot);
+            a->fma = fmax(a->fma, b->fma);
+            a->bf16_dot = fmax(a->bf16_dot, b->bf16_dot);
+            a->int8_dot = fmax(a->int8_dot, b->int8_dot);
         }
 }
 

@@ -312,9 +312,9 @@ static bool trained_open(Trained *t) { return ranks_in_turn(&t->ranks, t->cli->d
 
 // What this rank holds of the weights.
 static RtStatus load_trained(Trained *t, RtPlanInstance *p, RtError *e) {
-    RtStatus status = p->ranks ? rt_slots_begin(p->ranks->table, p->plan, t->settings->placement, t->settings->seed, e) : RT_OK;
-    if (status != RT_OK) {
-    } else if (!t->hf) {
+    RtStatus status = RT_OK;
+    if (p->ranks) RT_TRY(rt_agree(p->ranks, rt_slots_begin(p->ranks->table, p->plan, t->settings->placement, t->settings->seed, e), e));
+    if (!t->hf) {
         status = rt_ckpt_load_weights(t->ckpt, p, e);
     } else {
         pthread_mutex_lock(&t->matching);

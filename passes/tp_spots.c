@@ -101,7 +101,6 @@ void want(Tp *q, Node *n, int i, Spot to) {
     if (v != n->in[i]) replace_operand(n, i, v);
 }
 
-
 // Results follow from operands again.
 static void types_again(Tp *q, Node *n) {
     Type *types = arena_array(q->cx->scratch, Type, n->n_out + MAX_NAMED);
@@ -125,7 +124,6 @@ static void want_all_whole(Tp *q, Node *n) {
     }
     if (rows) shape_again(q, n, whole);
 }
-
 
 // ---- leaves ------------------------------------------------------------------------------------------------------
 
