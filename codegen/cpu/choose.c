@@ -135,7 +135,7 @@ typedef struct {
     const CpuTarget *target;
     const Machine *machine;
     MachineTileKind kind; // of tiles that read panels
-    bool laid, may_lie;   // B is in panels; few rows may read it as it lies
+    bool laid, may_lie;   // B is in panels; few rows may read it and A as they lie
     int rows;             // of a run
 } Weigh;
 
@@ -244,7 +244,7 @@ Schedule choose_rows(const KernelNode *k, const RowsLoad *load, KernelDesc *d, c
                .target = k->target,
                .machine = machine_of(k, &typical),
                .laid = laid,
-               .may_lie = laid || !load->tb,
+               .may_lie = laid || !(load->ta || load->tb),
                .rows = load->rows > 1 ? (int)ceil(load->rows) : 1};
     w.kind = dot ? TILE_BF16_DOT : laid && load->b_type == BF16 ? TILE_BF16_WIDENED : TILE_F32;
     Candidates all = {.machine = w.machine};

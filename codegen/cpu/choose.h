@@ -18,7 +18,7 @@ typedef struct {
 typedef struct {
     DType  a_type, b_type, y_type;
     Layout layout;                   // of B
-    bool   tb;
+    bool   ta, tb;
     bool   cut;                      // tasks begin at multiples of 32 columns: so must panels
     bool   vary;                     // how many rows there are is known when it runs
     int    sides;                    // 2: a pair

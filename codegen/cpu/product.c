@@ -60,7 +60,7 @@ int64_t rows_k_block(const KernelNode *k, const RowsLoad *load, int columns) {
 void rows_choose(Rows *r, const KernelNode *k, RowsLoad load, KernelDesc *d, const char *what) {
     load.a_type = r->a_type, load.b_type = r->b_type, load.y_type = r->y_type;
     load.layout = r->layout;
-    load.tb = r->tb;
+    load.ta = r->ta, load.tb = r->tb;
     load.K = r->K, load.N = r->N;
     r->schedule = choose_rows(k, &load, d, what);
     r->k_block = rows_k_block(k, &load, r->schedule.vecs * LANES);
