@@ -39,7 +39,7 @@ static bool grouped_of(const KernelNode *k, GroupedMatmul *g) {
                   .y_row = type_cols(y),
                   .max_rows = g->bound < EXPERT_RUN ? g->bound : EXPERT_RUN};
     int64_t runs = (g->bound + EXPERT_RUN - 1) / EXPERT_RUN, busy = g->bound < g->experts ? g->bound : g->experts;
-    g->groups = rows_groups(runs > busy ? runs : busy, g->r.max_rows, g->r.K, g->r.N, true);
+    g->groups = rows_groups(k->machine, runs > busy ? runs : busy, g->r.max_rows, g->r.K, g->r.N, true);
     g->parts = rows_parts(&g->r, k->target, g->groups);
     return rows_possible(&g->r);
 }

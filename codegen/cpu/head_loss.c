@@ -133,7 +133,7 @@ static bool head_of(const KernelNode *k, Head *h) {
     choose_rounds(h);
     h->runs = parts(h->round_rows, RUN_ROWS);
     h->run = parts(h->round_rows, h->runs);
-    h->groups = rows_groups(h->runs, h->run, h->D, h->V, h->vary);
+    h->groups = rows_groups(k->machine, h->runs, h->run, h->D, h->V, h->vary);
     h->dx_runs = h->runs;
     h->dx_run = h->run;
     h->dx_groups = parts(LEAST_TASKS / 2, h->dx_runs);

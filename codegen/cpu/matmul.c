@@ -66,7 +66,7 @@ static bool matmul_of(const KernelNode *k, Matmul *m) {
                   .max_rows = m->rows.sym && bound > ROWS_RUN ? ROWS_RUN : each};
     m->runs = runs;
     m->groups =
-        rows_groups(runs * extent_bound(&m->batch), m->r.max_rows, m->r.K, m->r.N, m->rows.sym != NULL);
+        rows_groups(k->machine, runs * extent_bound(&m->batch), m->r.max_rows, m->r.K, m->r.N, m->rows.sym != NULL);
     m->parts = m->rows.sym ? rows_parts(&m->r, k->target, m->groups) : 1;
     return rows_possible(&m->r);
 }

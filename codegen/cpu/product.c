@@ -44,7 +44,7 @@ int64_t product_block_bytes(const KernelNode *k) {
 }
 static int64_t group_near(const KernelNode *k) { return product_block_bytes(k) / 4; }
 void product_key(const KernelNode *k, KernelDesc *d) {
-    str_printf(&d->key, " near %d %d", (int)panel_near(k), (int)product_block_bytes(k));
+    str_printf(&d->key, " near %d %d threads %d", (int)panel_near(k), (int)product_block_bytes(k), k->machine ? k->machine->threads : 0);
 }
 
 // Chains go on from y, so they can be cut where y keeps them whole.
@@ -81,14 +81,14 @@ static int64_t few_k(const Rows *r) {
     return k < r->k_block ? k : r->k_block;
 }
 static bool cuts_k(const Rows *r) { return r->k_block < r->K || r->cuts_few; }
-// Rows of A that are a power of two apart meet in the same cache sets: they are copied, too, if more than one group of
-// panels reads them.
-enum { GROUP_COLS = 64 };
+// Rows of A that are a power of two apart meet in the same cache sets: they are copied, too, if a tile has more of them than a
+// set of the first cache has lines, or if more than one group of panels reads them.
+enum { GROUP_COLS = 64, SET_LINES = 8 };
 static bool rows_alias(const Rows *r) { return (r->a_given ? r->a_given : r->K) * 4 % 4096 == 0; }
 static bool copies_a(const Rows *r) {
     int64_t cols = r->cols ? r->cols : r->N;
     return r->ta || r->numbered || r->a_type != F32 ||
-           (rows_alias(r) && cols > GROUP_COLS && r->max_rows > TILE_MAX_ROWS);
+           (rows_alias(r) && (cols > GROUP_COLS || r->schedule.rows > SET_LINES) && r->max_rows > TILE_MAX_ROWS);
 }
 
 bool rows_possible(const Rows *r) {
@@ -96,8 +96,14 @@ bool rows_possible(const Rows *r) {
     return !copies_a(r) || TILE_MAX_ROWS * (up(r->K, LANES) + LANES) * 4 <= A_BYTES;
 }
 
-int rows_groups(int64_t runs, int64_t rows, int64_t K, int64_t N, bool rows_vary) {
-    int64_t panels = (N + 31) / 32, want = (16 + runs - 1) / runs;
+// Tasks of few columns copy A and read short pieces of B's rows more often than threads are worth: 256 columns are enough for as
+// many tasks as keep the machine's threads busy.
+int rows_groups(const Machine *m, int64_t runs, int64_t rows, int64_t K, int64_t N, bool rows_vary) {
+    enum { TASKS = 16, EACH_THREAD = 2, COLUMNS = 256 };
+    int64_t panels = (N + 31) / 32, want = (TASKS + runs - 1) / runs;
+    int64_t threads = m ? m->threads : TASKS, busy = (EACH_THREAD * threads + runs - 1) / runs, wide = N / COLUMNS;
+    if (wide < busy) wide = busy;
+    if (want > wide) want = wide;
     double work = 2.0 * (double)rows * (double)K * (double)N; // of a run
     int64_t most = (int64_t)(work / 2e6);                     // a task has 2 Mflop ..
     int64_t few = K * N * 4 / (256 << 10);                    // .. or, with few rows, 256 KiB of the matrix

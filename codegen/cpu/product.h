@@ -77,7 +77,7 @@ bool matmul_takes_panels(const KernelNode *k);
 bool grouped_takes_panels(const KernelNode *k);
 
 // How many groups of panels a task's matrix is cut into, so that there are enough tasks and none is tiny.
-int rows_groups(int64_t runs, int64_t rows, int64_t K, int64_t N, bool rows_vary);
+int rows_groups(const Machine *m, int64_t runs, int64_t rows, int64_t K, int64_t N, bool rows_vary);
 
 // Where the number of rows varies, the tasks of a run are `groups` times `parts`.  Few rows, for which reading the
 // matrix is the work, cut it so: long pieces first, which memory streams best, short ones last, so that threads end

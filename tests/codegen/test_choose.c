@@ -6,12 +6,13 @@
 #include <cmocka.h>
 #include "tests/codegen/run_graph.h"
 
-static const char *plan_text(Case *c, const char *cpu) {
+static const char *dump_text(Case *c, const char *cpu, const char *form) {
     Str text = {.arena = c->arena};
     CompileOpts co = {.cpu = cpu, .cache_dir = "", .threads = 1, .machine = case_machine};
-    assert_true(target_find("cpu")->dump(&c->g, 1, &co, "plan", &text, c->diag));
+    assert_true(target_find("cpu")->dump(&c->g, 1, &co, form, &text, c->diag));
     return text.text;
 }
+static const char *plan_text(Case *c, const char *cpu) { return dump_text(c, cpu, "plan"); }
 
 // Most candidates of a product in the text, whose lines end with "of NUMBER".
 static int most_candidates(const char *text) {
@@ -102,15 +103,18 @@ static Machine machine_with(int vector_bytes, int rows, int vecs, MachineTileKin
     return m;
 }
 
-static const char *plan_of(Case *c, const char *cpu, const Machine *m, DType t, int64_t M, int64_t K, int64_t N) {
+static const char *text_of(Case *c, const char *cpu, const char *form, const Machine *m, DType t, int64_t M, int64_t K, int64_t N) {
     *c = case_new();
     Value *x = case_input(c, "x", t, DIMS(dim_n(M), dim_n(K))), *w = case_input(c, "w", t, DIMS(dim_n(K), dim_n(N)));
     case_return(c, make(&c->b, OP_MATMUL, INS(x, w), 0), "y");
     case_place(c->g);
     case_machine = m;
-    const char *text = plan_text(c, cpu);
+    const char *text = dump_text(c, cpu, form);
     case_machine = NULL;
     return text;
+}
+static const char *plan_of(Case *c, const char *cpu, const Machine *m, DType t, int64_t M, int64_t K, int64_t N) {
+    return text_of(c, cpu, "plan", m, t, M, K, N);
 }
 
 static void is_chosen(const char *cpu, const Machine *m, int64_t M, int64_t K, int64_t N, const char *what) {
@@ -129,6 +133,34 @@ static void rates_decide(void **state) {
     is_chosen("avx2", &fast, 256, 512, 1024, "4x16:");
     is_chosen("avx512", &m, 256, 512, 8, "14x16:");  // no wider than the matrix
     is_chosen("avx512", &m, 16, 512, 1024, "8x32:"); // rows are shared out evenly
+}
+
+// Rows of A a multiple of 4 KiB apart meet in one set of the first cache: a tile that has more of them than a set has lines reads
+// copies, however few the columns; lower tiles and other rows don't need them.
+static void high_tiles_copy_rows_that_meet(void **state) {
+    Machine m = machine_guess(64, 1), low = machine_with(64, 6, 1, TILE_F32, 4.0);
+    const struct { const Machine *m; int64_t K; bool copies; } cases[] = {{&m, 1024, true}, {&m, 1040, false}, {&low, 1024, false}};
+    for (int i = 0; i < 3; i++) {
+        Case c;
+        const char *text = text_of(&c, "avx512", "llvm", cases[i].m, F32, 256, cases[i].K, 64);
+        assert_int_equal(strstr(text, "copy_rows") != NULL, cases[i].copies);
+        case_free(&c);
+    }
+}
+
+// Wide enough for memory, or as many as the threads need.
+static void tasks_are_wide_where_threads_are_few(void **state) {
+    static const int threads[] = {1, 2, 4, 8, 64}, tasks[] = {4, 4, 8, 16, 16};
+    for (int i = 0; i < 5; i++) {
+        Machine m = machine_guess(64, 1);
+        m.threads = threads[i];
+        Case c;
+        int n = 0;
+        const char *at = strstr(plan_of(&c, "avx512", &m, F32, 256, 1040, 1024), "  tasks ");
+        assert_true(at && sscanf(at, "  tasks %d", &n) == 1);
+        assert_int_equal(n, tasks[i]);
+        case_free(&c);
+    }
 }
 
 static const char *laid_plan(Case *c, const Machine *m, DType t) {
@@ -267,7 +299,8 @@ static void dots_are_chosen(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(rates_decide), cmocka_unit_test(few_rows_read_as_they_are_fastest), cmocka_unit_test(panels_side_by_side),
+        cmocka_unit_test(rates_decide), cmocka_unit_test(high_tiles_copy_rows_that_meet), cmocka_unit_test(tasks_are_wide_where_threads_are_few),
+        cmocka_unit_test(few_rows_read_as_they_are_fastest), cmocka_unit_test(panels_side_by_side),
         cmocka_unit_test(layouts_follow_rates), cmocka_unit_test(times_are_predicted), cmocka_unit_test(dots_are_chosen), cmocka_unit_test(attention_follows_rates), cmocka_unit_test(bits_are_the_same),
         cmocka_unit_test(bits_of_attention_are_the_same)};
     return cmocka_run_group_tests(tests, NULL, NULL);
