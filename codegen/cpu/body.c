@@ -162,9 +162,9 @@ static bool is_too_much(const Body *b) {
     return reductions > MOST_REDUCTIONS || b->stores.n > MOST_STORES || parts > MOST_PARTS;
 }
 
-// More than the caches of the cores hold.
+// What lies in the last cache comes as fast by itself: asking costs a tenth to a fifth there.
 static bool leaves_caches(const KernelNode *k) {
-    return k->machine && machine_level(k->machine, (int64_t)k->bytes, 0) >= LEVEL_L3;
+    return k->machine && machine_level(k->machine, (int64_t)k->bytes, 0) > LEVEL_L3;
 }
 
 // Work on `at_once` rows, step by step in turns.
@@ -201,25 +201,29 @@ static bool make_body(Body *b, Arena *a, const KernelNode *k, int at_once) {
 }
 
 // How many rows at once.  A short row that is reduced is a chain of operations that wait for each other: several of them
-// fill the time.
+// fill the time.  More so a row that is chosen from, k chains one behind the other, or put together in memory, where
+// columns wait for single ones to be written.
+static bool is_chain_in_memory(const Step *s) { return is_topk_in_groups(s) || (s->kind == S_PUT && !in_registers(last_dim(&s->node->out[0].type))); }
 static int rows_at_once(const Body *b) {
     int64_t widest = 1;
-    bool reduces = false, chooses = false;
+    bool reduces = false, waits = false;
     if (b->flat || b->combine) return 1;
     for (int i = 0; i < b->steps.n; i++) {
         const Step *s = b->steps.at[i];
         if (s->width.sym) return 1;
         if (s->width.n > widest) widest = s->width.n;
         reduces |= s->kind == S_SUM || s->kind == S_MAX;
-        chooses |= is_topk_in_groups(s);
+        waits |= is_chain_in_memory(s);
     }
-    int64_t rows = (chooses ? 2 : 1) * COLUMNS_AT_ONCE / widest;
-    return !(reduces || chooses) || rows < 1 ? 1 : rows < MOST_AT_ONCE ? (int)rows : MOST_AT_ONCE;
+    int64_t rows = (waits ? 4 : 1) * COLUMNS_AT_ONCE / widest;
+    return !(reduces || waits) || rows < 1 ? 1 : rows < MOST_AT_ONCE ? (int)rows : MOST_AT_ONCE;
 }
 
 // ---- the templates -------------------------------------------------------------------------------------
 
-// Rows per task, by the bytes that loads and stores of a row touch.
+// Rows per task, by the bytes that loads and stores of a row touch.  Where a task begins nothing is under way yet from the
+// caches, which costs what some 16 KiB take from L3: tasks are as large as leaves every thread so many that all end together.
+enum { LARGE_TASK_BYTES = 512 << 10, TASKS_OF_THREAD = 8 };
 static int64_t body_grain(const Body *b) {
     int64_t bytes = 0;
     if (b->k->grain) return b->k->grain;
@@ -228,7 +232,9 @@ static int64_t body_grain(const Body *b) {
         if (s->kind == S_LOAD) bytes += dim_bound(s->width) * dtype_bytes(s->dtype);
     }
     for (int i = 0; i < b->stores.n; i++) bytes += dim_bound(b->stores.at[i].cols) * 4;
-    return rows_grain(b->rows, bytes);
+    int64_t least = rows_grain(b->rows, bytes), most = LARGE_TASK_BYTES / (bytes > 0 ? bytes : 1);
+    int64_t even = b->k->machine ? rows_bound(b->rows) / (b->k->machine->threads * TASKS_OF_THREAD) : 0, grain = even < most ? even : most;
+    return grain > least ? grain : least;
 }
 
 bool describe_body(const KernelNode *k, KernelDesc *d) {

@@ -3,6 +3,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <cmocka.h>
+#include "codegen/cpu/cg.h"
 #include "ir/vmath.h"
 #include "tests/codegen/run_graph.h"
 
@@ -341,6 +342,39 @@ static void exp_down_is_exp_below_zero(void **state) {
     assert_int_equal(vm_bits(vm_exp_down(0)), vm_bits(1));
 }
 
+// How a softmax of 4096 rows of 1024 is cut on so many threads, where a step moves so many bytes.
+static TaskCount rows_described(int threads, double bytes, bool *asks) {
+    Type t = type_make(F32, 2, (Dim[]){dim_n(4096), dim_n(1024)});
+    Machine m = machine_guess(32, threads);
+    Value x = {.type = t}, y = {.type = t}, *in[] = {&x};
+    Node n = {.op = OP_SOFTMAX, .attr.axis = 1, .in = in, .n_in = 1, .out = &y, .n_out = 1};
+    KernelNode k = {.node = &n, .machine = &m, .bytes = bytes};
+    Arena *a = arena_create();
+    KernelDesc d = {.key.arena = a, .n_phases = 1, .n_rounds = 1};
+    assert_true(cpu_template(OP_SOFTMAX)->describe(&k, &d));
+    *asks = d.key.n && strstr(d.key.text, " ahead");
+    arena_destroy(a);
+    return d.tasks[0];
+}
+
+// A task has half a MiB, unless threads would then have fewer than eight each; never less than 64 KiB.
+static void tasks_are_large_where_threads_have_enough(void **state) {
+    bool asks;
+    assert_int_equal(rows_described(2, 1, &asks).grain, 64);
+    assert_int_equal(rows_described(16, 1, &asks).grain, 32);
+    assert_int_equal(rows_described(256, 1, &asks).grain, 8);
+}
+
+// What lies in a cache comes fast enough by itself.
+static void rows_are_asked_for_from_memory_only(void **state) {
+    bool asks;
+    double cache = (double)machine_guess(32, 2).level[LEVEL_L3].size;
+    rows_described(2, cache, &asks);
+    assert_false(asks);
+    rows_described(2, cache + 1, &asks);
+    assert_true(asks);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(unary_ops_give_the_evaluators_bits),
@@ -354,6 +388,8 @@ int main(void) {
         cmocka_unit_test(topk_take_and_put_choose_in_order),
         cmocka_unit_test(plain_symbols_size_rows_and_columns),
         cmocka_unit_test(results_lie_where_operands_did),
+        cmocka_unit_test(tasks_are_large_where_threads_have_enough),
+        cmocka_unit_test(rows_are_asked_for_from_memory_only),
         cmocka_unit_test(random_bodies_give_the_evaluators_bits),
         cmocka_unit_test(vector_math_stays_within_its_bounds),
         cmocka_unit_test(exp_down_is_exp_below_zero),
