@@ -75,9 +75,9 @@ static LV offset_by(Cg *cg, LV base, LV n, int64_t elements) { return cg_at(cg, 
 
 // ---- the tile -----------------------------------------------------------------------------------
 
-enum {
-    PREFETCH_ROWS = 32
-}; // of B, asked into the second cache: rows 4 KiB apart don't fit the first one's sets
+// Of B, asked into the second cache: rows 4 KiB apart don't fit the first one's sets.  A panel's first tile, whose steps are short,
+// asks so many vectors of sums before, but not for more rows than those sets hold.
+enum { PREFETCH_ROWS = 32, MOST_PREFETCH_ROWS = 64, PREFETCH_STEPS = 1024 };
 enum { P_A, P_B, P_K, P_B_K, P_C, P_INIT, P_LEAVES, P_NEXT, P_PANEL, P_AHEAD, P_AHEAD_STEP, P_N_AHEAD, P_NEXT_C, P_NEAR, N_PARAMS };
 
 // Bytes between columns of a row of B, whose row holds one k or two.
@@ -164,14 +164,16 @@ static void tile_step(Cg *cg, const TileSpec *s, int height, LV a, int64_t k, LV
 typedef struct { LV far, wrapped, last; } Ahead;           // last: the first k to which `wrapped` applies
 
 // Rows between what is read and what is asked for: more of panels, which are streams and fit the first cache's sets.
-static int64_t rows_ahead(const TileSpec *s) {
-    int64_t row = s->vecs * LANES * b_bytes(s), rows = s->ahead / row;
+static int64_t rows_ahead(const TileSpec *s, int height) {
+    int64_t row = s->vecs * LANES * b_bytes(s), sums = height * s->vecs;
+    int64_t rows = s->packs ? PREFETCH_STEPS / sums : s->ahead / row;
+    if (s->packs && rows > MOST_PREFETCH_ROWS) rows = MOST_PREFETCH_ROWS;
     return rows > PREFETCH_ROWS ? rows : PREFETCH_ROWS;
 }
 
 // k_row: k that a row holds.
-static Ahead ahead_of(Cg *cg, const TileSpec *s, LV fn, LV k, int k_row, LV step) {
-    int64_t rows = rows_ahead(s);
+static Ahead ahead_of(Cg *cg, const TileSpec *s, int height, LV fn, LV k, int k_row, LV step) {
+    int64_t rows = rows_ahead(s, height);
     LV next = LLVMGetParam(fn, P_NEXT), far = cg_muli(cg, step, rows);
     LV to_next = cg_sub(cg, LLVMBuildPtrToInt(cg->b, next, cg->i64, ""), LLVMBuildPtrToInt(cg->b, LLVMGetParam(fn, P_B), cg->i64, ""));
     LV wrapped = cg_add(cg, to_next, cg_sub(cg, far, cg_mul(cg, cg_div(cg, k, cg_int(cg, k_row)), step)));
@@ -198,7 +200,7 @@ static void tile_chain(Cg *cg, const TileSpec *s, int height, LV fn, Chain *chai
     LV all = chain->k, k = s->joins ? LLVMBuildLShr(cg->b, all, cg_int(cg, 1), "") : all;
     LV row = cg_muli(cg, LLVMGetParam(fn, P_B_K), b_bytes(s)), step = s->joins ? cg_add(cg, row, row) : row;
     Ahead ahead = {0};
-    if (s->prefetch) ahead = ahead_of(cg, s, fn, k, s->pairs ? 2 : 1, step);
+    if (s->prefetch) ahead = ahead_of(cg, s, height, fn, k, s->pairs ? 2 : 1, step);
     LV carry[CG_MAX_CARRY], lo = cg_int(cg, 0);
     for (int i = 0; i < n; i++) carry[i] = acc[i];
     carry[n] = chain->a;
