@@ -158,7 +158,7 @@ static MachineTileKind few_kind(const Weigh *w) { return w->laid ? w->kind : TIL
 static int parts(int64_t n, int64_t most) { return (int)((n + most - 1) / most); }
 
 // Of a run through panels of B, which its first tile leaves for the others unless they lie there.  Chains that are cut
-// go on from y.
+// go on from y; rows of A may be copied before.
 static double in_panels(const Weigh *w, const Schedule *s, int n, int64_t columns) {
     const RowsLoad *l = w->load;
     double rate = l->tb ? w->machine->turn : w->machine->level[LEVEL_L2].write[0];
@@ -168,7 +168,10 @@ static double in_panels(const Weigh *w, const Schedule *s, int n, int64_t column
     double tiles = tiles_time(w->target, w->machine, &chain, n, parts(n, s->rows));
     const MachineLevel *of_y = &w->machine->level[machine_level(w->machine, n * l->N * 4, 1)];
     double go_on = block < l->K ? 8.0 * n * (double)columns * (parts(l->K, block) - 1) / of_y->copy[0] : 0;
-    return packing + go_on + parts(columns, s->vecs * LANES) * tiles;
+    const MachineLevel *of_a = &w->machine->level[machine_level(w->machine, (int64_t)(n * k) * dtype_bytes(l->a_type), 1)];
+    double copied = l->copies[s->rows] * n * k * (double)columns / (double)(l->N * l->sides);
+    double copying = copied * (dtype_bytes(l->a_type) / of_a->read[0] + 4 / w->machine->level[LEVEL_L2].write[0]);
+    return packing + copying + go_on + parts(columns, s->vecs * LANES) * tiles;
 }
 
 static bool can_be(const Weigh *w, int n, int vecs);

@@ -25,7 +25,8 @@ typedef struct {
     int64_t K, N;
     double matrices;                 // that are read
     double runs, rows;               // runs of each matrix, rows of each run, as far as they are known
-    double tasks;
+    double tasks, groups;            // groups: of columns, which the tasks of a run's rows share out; 0: one
+    double copies[TILE_MAX_ROWS + 1];    // times that rows of A that meet in cache sets are copied, by rows of the tallest tile
 } RowsLoad;
 // k of a piece of a chain, where panels are so wide.
 int64_t rows_k_block(const KernelNode *k, const RowsLoad *load, int columns);

@@ -53,7 +53,8 @@ static void grouped_choose(const KernelNode *k, GroupedMatmul *g, KernelDesc *d)
                      .matrices = (double)most,
                      .runs = (double)runs,
                      .rows = (double)rows / (double)runs,
-                     .tasks = (double)(most * runs * g->groups * g->parts)};
+                     .tasks = (double)(most * runs * g->groups * g->parts),
+                     .groups = (double)g->groups};
     rows_choose(&g->r, k, load, d, "product");
 }
 

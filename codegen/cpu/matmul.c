@@ -81,7 +81,8 @@ static void matmul_choose(const KernelNode *k, Matmul *m, KernelDesc *d) {
                      .matrices = m->shared ? 1 : (double)batch,
                      .runs = (double)(weighed * (m->shared ? batch : 1)) / (double)(each ? each : 1),
                      .rows = (double)each,
-                     .tasks = (double)(m->runs * batch * m->groups * m->parts)};
+                     .tasks = (double)(m->runs * batch * m->groups * m->parts),
+                     .groups = (double)m->groups};
     rows_choose(&m->r, k, load, d, "product");
     int size = m->r.schedule.rows;
     int64_t last = bound - (m->runs - 1) * m->r.max_rows;

@@ -57,11 +57,16 @@ int64_t rows_k_block(const KernelNode *k, const RowsLoad *load, int columns) {
     return up((load->K + pieces - 1) / pieces, 2 * LANES);
 }
 
+static bool copies_for_sets(const Rows *r, int64_t cols, int tile_rows);
+
 void rows_choose(Rows *r, const KernelNode *k, RowsLoad load, KernelDesc *d, const char *what) {
     load.a_type = r->a_type, load.b_type = r->b_type, load.y_type = r->y_type;
     load.layout = r->layout;
     load.ta = r->ta, load.tb = r->tb;
     load.K = r->K, load.N = r->N;
+    double groups = load.groups > 1 ? load.groups : 1;
+    for (int rows = 1; rows <= TILE_MAX_ROWS; rows++)
+        load.copies[rows] = copies_for_sets(r, (int64_t)((double)r->N / groups), rows) ? groups : 0;
     r->schedule = choose_rows(k, &load, d, what);
     r->k_block = rows_k_block(k, &load, r->schedule.vecs * LANES);
     if (!is_laid(r)) return;
@@ -85,10 +90,11 @@ static bool cuts_k(const Rows *r) { return r->k_block < r->K || r->cuts_few; }
 // set of the first cache has lines, or if more than one group of panels reads them.
 enum { GROUP_COLS = 64, SET_LINES = 8 };
 static bool rows_alias(const Rows *r) { return (r->a_given ? r->a_given : r->K) * 4 % 4096 == 0; }
+static bool copies_for_sets(const Rows *r, int64_t cols, int tile_rows) {
+    return rows_alias(r) && (cols > GROUP_COLS || tile_rows > SET_LINES) && r->max_rows > TILE_MAX_ROWS;
+}
 static bool copies_a(const Rows *r) {
-    int64_t cols = r->cols ? r->cols : r->N;
-    return r->ta || r->numbered || r->a_type != F32 ||
-           (rows_alias(r) && (cols > GROUP_COLS || r->schedule.rows > SET_LINES) && r->max_rows > TILE_MAX_ROWS);
+    return r->ta || r->numbered || r->a_type != F32 || copies_for_sets(r, r->cols ? r->cols : r->N, r->schedule.rows);
 }
 
 bool rows_possible(const Rows *r) {

@@ -138,12 +138,27 @@ static void rates_decide(void **state) {
 // Rows of A a multiple of 4 KiB apart meet in one set of the first cache: a tile that has more of them than a set has lines reads
 // copies, however few the columns; lower tiles and other rows don't need them.
 static void high_tiles_copy_rows_that_meet(void **state) {
-    Machine m = machine_guess(64, 1), low = machine_with(64, 6, 1, TILE_F32, 4.0);
-    const struct { const Machine *m; int64_t K; bool copies; } cases[] = {{&m, 1024, true}, {&m, 1040, false}, {&low, 1024, false}};
+    Machine high = machine_with(64, 14, 2, TILE_F32, 4.0), low = machine_with(64, 6, 1, TILE_F32, 4.0);
+    const struct { const Machine *m; int64_t K; bool copies; } cases[] = {{&high, 1024, true}, {&high, 1040, false}, {&low, 1024, false}};
     for (int i = 0; i < 3; i++) {
         Case c;
         const char *text = text_of(&c, "avx512", "llvm", cases[i].m, F32, 256, cases[i].K, 64);
         assert_int_equal(strstr(text, "copy_rows") != NULL, cases[i].copies);
+        case_free(&c);
+    }
+}
+
+// Where storing decides: the matrix is packed once, rows that meet are copied by each of the tasks.
+static void copies_are_predicted(void **state) {
+    Machine m = machine_guess(64, 1);
+    m.level[LEVEL_L2].write[0] = 1e6;
+    double stored[2];
+    for (int i = 0; i < 2; i++) {
+        Case c;
+        int64_t K = i ? 1024 : 1040;
+        const char *at = strstr(plan_of(&c, "avx512", &m, F32, 256, K, 1024), "choose kernel 0 product ");
+        assert_true(at && sscanf(at + 24, "%*[^:]: %lf", &stored[i]) == 1);
+        assert_float_equal(stored[i], (1024 + (i ? 4 * 256 : 0)) * (double)K * 4 / 1e6 * 1e3, 20);
         case_free(&c);
     }
 }
@@ -299,7 +314,7 @@ static void dots_are_chosen(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(rates_decide), cmocka_unit_test(high_tiles_copy_rows_that_meet), cmocka_unit_test(tasks_are_wide_where_threads_are_few),
+        cmocka_unit_test(rates_decide), cmocka_unit_test(high_tiles_copy_rows_that_meet), cmocka_unit_test(copies_are_predicted), cmocka_unit_test(tasks_are_wide_where_threads_are_few),
         cmocka_unit_test(few_rows_read_as_they_are_fastest), cmocka_unit_test(panels_side_by_side),
         cmocka_unit_test(layouts_follow_rates), cmocka_unit_test(times_are_predicted), cmocka_unit_test(dots_are_chosen), cmocka_unit_test(attention_follows_rates), cmocka_unit_test(bits_are_the_same),
         cmocka_unit_test(bits_of_attention_are_the_same)};
