@@ -13,6 +13,7 @@
 #include "frontend/cmd_session.h"
 #include "runtime/exec.h"
 #include "runtime/generate.h"
+#include "runtime/rebalance.h"
 #include "runtime/step.h"
 #include "runtime/trace.h"
 
@@ -141,50 +142,55 @@ static RowsSent rows_sent(const RtRanks *r) {
     return (RowsSent){there->messages + back->messages, there->bytes + back->bytes};
 }
 
-static RtStatus run_steps(const TrainBench *b, RtStepWork *w, double *took, RowsSent *before, RtError *e) {
+// As a run of these steps does it, by parallel.rebalance.  Sums up the moves.
+static RtStatus move_experts(RtRebalance *r, int64_t step, double seconds, int64_t steps_left, RtRebalanced *moved, RtError *e) {
+    RtRebalanced x;
+    if (!r) return RT_OK;
+    RT_TRY(rt_rebalance_end(r, step, seconds, steps_left, &x, e));
+    moved->experts += x.experts;
+    moved->seconds += x.seconds;
+    return RT_OK;
+}
+
+static RtStatus run_steps(const TrainBench *b, RtStepWork *w, RtRebalance *r, double *took, RowsSent *before, RtRebalanced *moved, RtError *e) {
     RandomIds ids = {1 + (uint64_t)rt_rank(w->p->ranks), b->settings->vocabulary, w->in.sequence};
-    int64_t number = 0, tokens = rt_work_sequences(w) * w->in.sequence;
+    int64_t number = 0, tokens = rt_work_sequences(w) * w->in.sequence, end = b->steps + b->traced;
+    if (w->p->ranks) RT_TRY(rt_slots_begin(w->p->ranks->table, w->p->plan, b->settings->placement, b->settings->seed, e));
     RT_TRY(rt_init(w->p, b->settings->seed, e));
-    for (int64_t i = -b->warm; i < b->steps + b->traced; i++) {
+    for (int64_t i = -b->warm; i < end; i++) {
         if (i == 0 && w->p->ranks) {
             w->p->ranks->rows = (RtRowsTime){0};
             *before = rows_sent(w->p->ranks);
         }
         if (i == b->steps) RT_TRY(rt_trace_begin(w->p, (int)(b->traced * (w->waves + 1)), e));
+        if (r) rt_rebalance_begin(r);
         int64_t begin_ns = rt_now_ns();
         number++;
         RT_TRY(rt_work_step(w, (RtStepNumbers){number, number, tokens * (number - 1), b->settings->lr}, random_batch, &ids, e));
-        if (i >= 0 && i < b->steps) took[i] = (double)(rt_now_ns() - begin_ns) / 1e9;
+        double seconds = (double)(rt_now_ns() - begin_ns) / 1e9;
+        if (i >= 0 && i < b->steps) took[i] = seconds;
+        RT_TRY(move_experts(r, number, seconds, end - 1 - i, moved, e));
     }
     return RT_OK;
 }
 
-// Exchanges of rows of the first rank, per step, how much more rows than the mean the busiest rank's experts got, and what all
-// ranks sent to other nodes.
-static RtStatus tell_rows(TrainBench *b, RtRanks *r, RowsSent before, RtError *e) {
-    struct { int64_t arrived; RowsSent sent; } own = {r->rows.arrived, rows_sent(r)}, *all = calloc((size_t)r->n, sizeof *all);
-    if (!all) return rt_fail(e, RT_NO_MEMORY, "no memory for %d ranks", r->n);
-    own.sent.messages -= before.messages;
-    own.sent.bytes -= before.bytes;
-    RtStatus s = rt_gather(r, &own, sizeof own, all, e);
-    int64_t sum = 0, most = 0;
-    RowsSent sent = {0, 0};
-    for (int i = 0; i < r->n && s == RT_OK; i++) {
-        sum += all[i].arrived;
-        if (all[i].arrived > most) most = all[i].arrived;
-        sent.messages += all[i].sent.messages;
-        sent.bytes += all[i].sent.bytes;
-    }
-    free(all);
-    if (r->rank || !b->facts || !sum) return s;
+// Exchanges of rows of the first rank, per step, how many more rows than the mean the busiest rank's experts got in a
+// layer, how many experts moved, and what all ranks sent to other nodes.
+static RtStatus tell_rows(TrainBench *b, RtRanks *r, RowsSent before, const RtRebalance *rebalance, RtRebalanced moved, RtError *e) {
+    RowsSent sent = rows_sent(r);
+    int64_t sums[] = {sent.messages - before.messages, sent.bytes - before.bytes};
+    RT_TRY(rt_sum_over(r, RT_GROUP_DATA, sums, 2, e));
+    if (r->rank || !b->facts || !r->rows.all) return RT_OK;
     double steps = (double)(b->steps + b->traced);
     json_object_set_new(b->facts, "rows_under_way_ms", json_real((double)r->rows.under_way_ns / 1e6 / steps));
     json_object_set_new(b->facts, "rows_exposed_ms", json_real((double)r->rows.exposed_ns / 1e6 / steps));
-    json_object_set_new(b->facts, "most_rows_over_mean", json_real((double)most * r->n / (double)sum));
-    if (!sent.messages) return s;
-    json_object_set_new(b->facts, "rows_net_messages", json_real((double)sent.messages / steps));
-    json_object_set_new(b->facts, "rows_net_mb", json_real((double)sent.bytes / 1e6 / steps));
-    return s;
+    json_object_set_new(b->facts, "most_rows_over_mean", json_real((double)r->rows.most * rt_expert_ranks(r->mesh) / (double)r->rows.all));
+    if (rebalance) json_object_set_new(b->facts, "experts_moved", json_integer(moved.experts));
+    if (rebalance) json_object_set_new(b->facts, "moves_ms_a_step", json_real(moved.seconds * 1e3 / (steps + (double)b->warm)));
+    if (!sums[0]) return RT_OK;
+    json_object_set_new(b->facts, "rows_net_messages", json_real((double)sums[0] / steps));
+    json_object_set_new(b->facts, "rows_net_mb", json_real((double)sums[1] / 1e6 / steps));
+    return RT_OK;
 }
 
 static void tell_steps(TrainBench *b, const RtStepWork *w, double *took) {
@@ -208,19 +214,30 @@ static void tell_steps(TrainBench *b, const RtStepWork *w, double *took) {
     }
 }
 
+static RtStatus open_rebalance(const TrainBench *b, const RtStepWork *w, RtRebalance **out, RtError *e) {
+    double samples = (double)rt_work_sequences(w);
+    RtRebalanceSetting setting;
+    RT_TRY(rt_rebalance_setting(b->settings, (RtStepSize){samples * (double)w->in.sequence, samples, samples}, &setting, e));
+    return rt_rebalance_open(w->p, w->pass, setting, out, e);
+}
+
 static RtStatus bench_rank(void *self, RtPlanInstance *p, RtError *e) {
     TrainBench *b = self;
     RtStepWork w;
+    RtRebalance *rebalance = NULL;
+    RtRebalanced moved = {0};
     RowsSent before = {0, 0};
     double *took = calloc((size_t)b->steps, sizeof *took);
     RtStatus status = took ? rt_work_open(p, b->settings, &w, e) : rt_fail(e, RT_NO_MEMORY, "no memory for times");
     if (status == RT_OK) {
-        status = run_steps(b, &w, took, &before, e);
+        status = open_rebalance(b, &w, &rebalance, e);
+        if (status == RT_OK) status = run_steps(b, &w, rebalance, took, &before, &moved, e);
         if (status == RT_OK && rt_rank(p->ranks) == 0) tell_steps(b, &w, took);
         else if (status == RT_OK && cli_value(b->c, "trace")) status = rt_trace_write(p, NULL, cli_value(b->c, "trace"), e);
-        if (status == RT_OK && p->ranks) status = tell_rows(b, p->ranks, before, e);
+        if (status == RT_OK && p->ranks) status = tell_rows(b, p->ranks, before, rebalance, moved, e);
         if (status == RT_OK && rt_rank(p->ranks) && !b->local) b->facts = json_object();
         rt_trace_end(p);
+        rt_rebalance_close(rebalance);
         rt_work_close(&w);
     }
     if (status != RT_OK) rt_give_up(p->ranks, e);

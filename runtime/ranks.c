@@ -481,7 +481,6 @@ static void end_few(const Job *j) {
     const RtFewRows *w = &j->s->few;
     rt_few_end(w);
     if (w->x.kind != RT_EXCHANGE_ROWS) return;
-    r->rows.arrived += w->far[(int64_t)w->x.slots * w->x.leaves];
     rt_read_sym(r->plan_run, r->few_sym);
 }
 
@@ -665,6 +664,20 @@ static void exchange_counts(const Job *j, const int32_t *home, const int32_t *sa
     run(j);
 }
 
+static void count_busiest(const Job *j, const Counts *c) {
+    int mine = j->t->slots / j->m;
+    int64_t most = 0;
+    for (int r = 0; r < j->m; r++) {
+        int64_t rows = 0;
+        for (int s = r * mine; s < (r + 1) * mine; s++)
+            for (int k = 0; k < j->m; k++)
+                for (int l = 0; l < j->x->leaves && rt_slot_serves(j->t, s, k); l++) rows += count_of(j, c, k, j->t->expert[s], l);
+        if (rows > most) most = rows;
+        j->r->rows.all += rows;
+    }
+    j->r->rows.most += most;
+}
+
 static void exchange_offsets(const Job *j, const int32_t *home, const int32_t *counts, int32_t *far) {
     int experts = j->x->experts, leaves = j->x->leaves, mine = j->t->slots / j->m;
     for (int i = 0; i < experts; i++) j->t->rows[i] += home[(i + 1) * leaves] - home[i * leaves];
@@ -677,15 +690,19 @@ static void exchange_offsets(const Job *j, const int32_t *home, const int32_t *c
     if (j->r->routes) record_route(j->r, j->x, home);
     if (j->x->per_node) c.by_nodes = node_rows(j, home, counts, NULL);
     else gather_counts(j, home, &c);
+    if (j->r->status != RT_OK) {
+        memset(far, 0, ((size_t)j->t->slots * (size_t)leaves + 1) * sizeof *far);
+        return;
+    }
     int32_t at = 0, *to = far;
     for (int s = j->i * mine; s < (j->i + 1) * mine; s++)
         for (int k = 0; k < j->m; k++)
             for (int l = 0; l < leaves; l++) {
                 *to++ = at;
-                bool rows = j->r->status == RT_OK && rt_slot_serves(j->t, s, k);
-                at += rows ? count_of(j, &c, k, j->t->expert[s], l) : 0;
+                at += rt_slot_serves(j->t, s, k) ? count_of(j, &c, k, j->t->expert[s], l) : 0;
             }
     *to = at;
+    count_busiest(j, &c);
 }
 
 static void exchange_few(const Job *j, const int32_t *home, int32_t *far, unsigned char *home_rows, unsigned char *far_rows) {
@@ -721,7 +738,6 @@ static void exchange_rows(const Job *j, void *const *arg) {
         prepare(j, &(RtRowsAt){.home = home, .far = far, .home_rows = back ? y : x, .far_rows = back ? x : y,
                                .table = j->t, .rank = j->i});
     }
-    if (!back) j->r->rows.arrived += far[(int64_t)j->t->slots * j->x->leaves];
     run_from(j, begin_ns);
 }
 

@@ -6,9 +6,9 @@
 #include "runtime/plan.h"
 #include "runtime/slots.h"
 
-// Of exchanges of rows: how long they were under way, and how much of that this rank spent on nothing else; rows that
-// arrived at this rank's experts.
-typedef struct { int64_t under_way_ns, exposed_ns, arrived; } RtRowsTime;
+// Of exchanges of rows: how long they were under way, and how much of that this rank spent on nothing else.  Of each route, rows of
+// the rank that got most, and of all ranks of this one's group.
+typedef struct { int64_t under_way_ns, exposed_ns, most, all; } RtRowsTime;
 
 typedef struct RtRanks {
     RtComm  *comm;             // borrowed
