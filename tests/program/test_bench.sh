@@ -27,6 +27,9 @@ claim 'rows are exposed no longer than they and their starts take' holds "$(numb
 claim 'the busiest rank has the mean or more' holds "$(number most_rows_over_mean) >= 1 && $(number most_rows_over_mean) <= 2"
 claim 'each rank writes its trace' is_json "$work/ranks.1.json"
 claim 'with what is under way' grep -qE '"ph": "b", "cat": "exchange".*"pid": 2.*"exchange_rows".*"bytes": [1-9]' "$work/ranks.1.json"
+exits 0 'steps between which experts move' "$MOEC" bench $model "${shrink[@]}" --steps 6 --warmup 1 --local 2 --set parallel.ep=2 \
+    --set 'parallel.rebalance=1 step' --set parallel.rebalance_gain=0 --json
+claim 'experts have moved' holds "$(number experts_moved) > 0 && $(number moves_ms_a_step) > 0"
 
 exits 0 'the same as JSON' "$MOEC" bench $model "${shrink[@]}" "${few[@]}" --profile --json
 claim 'it is JSON' is_json "$log.out"
