@@ -296,18 +296,17 @@ static void restart(RtDecoder *d) {
     for (int place = 0; place < d->places; place++) rt_decoder_restart(d, place);
 }
 
-// Prompts, each in so many pieces, or single tokens behind one.
-static bool trace_runs(Cli *c, RtDecoder *d, const int32_t *text, int64_t apart, int64_t prompt, int64_t pieces) {
-    bool tokens = cli_flag(c, "decode");
-    RtError e = {0};
+// Prompts, or single tokens behind one.
+static RtStatus trace_runs(RtDecoder *d, bool tokens, const int32_t *text, int64_t apart, int64_t prompt, RtError *e) {
+    int64_t all = prompt * d->places, rows = all < d->max_rows ? all : d->max_rows, pieces = (all + rows - 1) / rows;
     restart(d);
-    if (tokens && feed(d, text, apart, prompt, &e) != RT_OK) return failed(c, &e);
-    if (rt_trace_begin(d->plan, (int)(PROFILED * (tokens ? 1 : pieces)), &e) != RT_OK) return failed(c, &e);
+    if (tokens) RT_TRY(feed(d, text, apart, prompt, e));
+    RT_TRY(rt_trace_begin(d->plan, (int)(PROFILED * (tokens ? 1 : pieces)), e));
     for (int i = 0; i < PROFILED; i++) {
         if (!tokens) restart(d);
-        if (feed(d, tokens ? text + prompt + i % 2 : text, apart, tokens ? 1 : prompt, &e) != RT_OK) return failed(c, &e);
+        RT_TRY(feed(d, tokens ? text + prompt + i % 2 : text, apart, tokens ? 1 : prompt, e));
     }
-    return true;
+    return RT_OK;
 }
 
 // As many sequences as there are places on the data ranks, fed in step.
@@ -315,6 +314,8 @@ typedef struct {
     const Session *s;
     const RtSettings *settings;
     int64_t prompt, tokens, rounds;
+    const char *trace;           // on ranks: a file, or NULL
+    bool    decode;              // of single tokens
     json_t *facts;               // the first rank's
 } GenerateBench;
 
@@ -383,7 +384,7 @@ static json_t *generate_facts(Cli *c, Session *s, const RtSettings *settings) {
         machine_better_arithmetic(&m, &before);
         RtLimits limits = machine_limits(&m, s->plan->threads);
         double prefill = bench_median(first, (int)rounds), decode = bench_median(each, (int)(rounds * tokens)), least_prefill, least_decode;
-        int64_t all = prompt * n, rows = all < d.max_rows ? all : d.max_rows, pieces = (all + rows - 1) / rows;
+        int64_t all = prompt * n, rows = all < d.max_rows ? all : d.max_rows;
         restart(&d);
         rt_decoder_begin(&d);
         for (int64_t left = rows, place = 0; left > 0; left -= prompt, place++)
@@ -406,7 +407,8 @@ static json_t *generate_facts(Cli *c, Session *s, const RtSettings *settings) {
         json_object_set_new(facts, "share_of_limit_in_prefill", json_real(least_prefill * whole / prefill));
         json_object_set_new(facts, "share_of_limit_in_decode", json_real(least_decode / decode));
         json_object_set_new(facts, "share_of_dram_read_in_decode", json_real(b.fixed_bytes / decode / read));
-        if (wants_trace(c) && !(trace_runs(c, &d, text, apart, prompt, pieces) && tell_trace(c, s->plan, &limits, PROFILED, facts))) {
+        if (wants_trace(c) && !((trace_runs(&d, cli_flag(c, "decode"), text, apart, prompt, &e) == RT_OK || failed(c, &e)) &&
+                                tell_trace(c, s->plan, &limits, PROFILED, facts))) {
             json_decref(facts);
             facts = NULL;
         }
@@ -428,6 +430,9 @@ static RtStatus bench_generate_rank(void *self, RtPlanInstance *p, RtError *e) {
     RtTraffic sent;
     if (s == RT_OK) s = rt_decoder_rebalance(&d, b->settings, e);
     if (s == RT_OK) s = feed_rounds(b, &d, text, took, &sent, e);
+    if (s == RT_OK && b->trace) s = trace_runs(&d, b->decode, text, b->prompt + b->tokens, b->prompt, e);
+    if (s == RT_OK && b->trace) s = rt_agree(p->ranks, rt_trace_write(p, NULL, b->trace, e), e);
+    rt_trace_end(p);
     if (s == RT_OK && rt_rank(p->ranks) == 0) {
         int n = rt_data_ranks(p->ranks) * d.places;
         double decode = bench_median(took + b->rounds, (int)(b->rounds * b->tokens));
@@ -457,8 +462,10 @@ static json_t *generate_facts_of_ranks(Cli *c, Session *s, const Ranks *ranks, c
                        .tokens = bench_number(c, "tokens", 2, 64, &ok), .rounds = bench_number(c, "rounds", 1, 5, &ok)};
     int threads;
     RtError e = {0};
-    if (wants_trace(c)) {
-        diag_error(c->diag, (Span){0}, "--profile and --trace of --generate are of one rank");
+    b.trace = cli_value(c, "trace");
+    b.decode = cli_flag(c, "decode");
+    if (cli_flag(c, "profile")) {
+        diag_error(c->diag, (Span){0}, "--profile of --generate is of one rank");
         return NULL;
     }
     if (!ok || !ranks_threads(s, ranks, &threads)) return NULL;

@@ -70,6 +70,9 @@ exits 1 'no such file' "$MOEC" bench "$work/none.moe"
 says 'none.moe' 'by name'
 exits 1 'no number' "$MOEC" bench $model --steps many
 says "not 'many'" 'by its text'
+exits 0 'single tokens on two ranks' "$MOEC" bench $model "${shrink[@]}" --set generate.context=64 --generate --decode --prompt 8 --tokens 4 --rounds 1 \
+    --local 2 --set parallel.ep=2 --trace "$work/decode.json"
+claim 'each rank writes its trace of them' test "$(grep -lE '"name": "grouped_matmul"' "$work/decode.json" "$work/decode.1.json" | wc -l)" = 2
 exits 1 'too long a prompt' "$MOEC" bench $model "${shrink[@]}" --set generate.context=64 --generate --prompt 100
 says 'generate.context, which is 64' 'the setting'
 exits 1 'a peer that is not there' "$MOEC" bench gemm --peer "$work/none.so"
