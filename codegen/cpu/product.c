@@ -181,6 +181,9 @@ void rows_part(Cg *cg, const Rows *r, RowsRun *u, LV rows, LV group, LV part, in
     u->lo = cg_select(cg, few, lo, u->lo);
 }
 
+// Of a column that is turned: what a tile's stream asks for at a time (Shares).
+static int slab_lines(const Rows *r) { return r->vecs < 2 ? 2 : r->vecs; }
+
 static void emit_tiles(Cg *cg, Rows *r) {
     bool laid = is_laid(r);
     TileSpec s = {.vecs = r->vecs,
@@ -193,15 +196,16 @@ static void emit_tiles(Cg *cg, Rows *r) {
                   .c_type = r->y_type,
                   .dot = r->dot,
                   .reload = cuts_k(r),
-                  .stream = !r->tb || laid,
                   .ask_c = r->max_rows > r->schedule.rows};
+    int64_t row = r->vecs * LANES * (s.pairs ? 4 : dtype_bytes(s.b_type));
+    s.stream = r->tb && !laid ? slab_lines(r) : (int)((row + 63) / 64);
     for (int tail = 0; tail < 2; tail++) {
         if (tail ? !r->tail : !r->n_whole) continue;
         s.cols = tail ? r->tail : r->panel;
         tile_functions(cg, tail ? &r->rest_last : &r->rest, &s, tail ? "tile_last" : "tile", r->heights);
     }
     if (r->tb && !laid) return;                            // a panel is packed before its first tile
-    s.stream = false;
+    s.stream = 0;
     s.prefetch = laid ? 3 : 2;                             // panels are one stream; rows far apart would meet in the first cache
     s.packs = !laid;
     s.ahead = laid ? PANEL_AHEAD : 0;
@@ -463,11 +467,9 @@ static void pack_unit(Cg *cg, const Rows *r, const RowsRun *u, const Block *b, c
 static int64_t piece_k(const Rows *r) { return !r->tb ? 1 : r->dot ? 2 * LANES : LANES; }
 static int sides_of(const RowsRun *u) { return u->second_b ? 2 : 1; }
 
-// Parts of the group that are packed at once: rows of k through all panels, or squares of one panel, which are transposed.
-static LV pieces_of_group(Cg *cg, const Rows *r, const Block *b, const Group *g) {
-    LV k = cg_div(cg, cg_addi(cg, b->n_k, piece_k(r) - 1), cg_int(cg, piece_k(r)));
-    if (!r->tb) return r->dot ? cg_div(cg, cg_addi(cg, k, 1), cg_int(cg, 2)) : k;
-    return cg_mul(cg, k, g->n);
+// Rows of k of a group, or pairs of them, which are packed through all panels at once.
+static LV pieces_of_group(Cg *cg, const Rows *r, const Block *b) {
+    return r->dot ? cg_div(cg, cg_addi(cg, b->n_k, 1), cg_int(cg, 2)) : b->n_k;
 }
 
 typedef struct { LV lo, hi; } Extent;
@@ -489,41 +491,87 @@ static void pack_row_pieces(Cg *cg, const Rows *r, const RowsRun *u, const Block
     }
 }
 
-// Squares of a panel: asked for, or packed.
-static void column_pieces(Cg *cg, const Rows *r, const RowsRun *u, const Block *b, const Group *g, const Extent *span, bool asks) {
-    CgLoop l, col;
-    CgIf width;
-    LV squares = cg_div(cg, cg_addi(cg, b->n_k, piece_k(r) - 1), cg_int(cg, piece_k(r)));
-    cg_for(cg, &l, span->lo, span->hi, 1);
-    LV i = cg_add(cg, g->g0, cg_div(cg, l.i, squares)), k = cg_muli(cg, cg_rem(cg, l.i, squares), piece_k(r));
-    Unit at = unit_at(cg, r, u, b, i);
-    LV from = cg_at(cg, r->b_type, at.b, k), n = cg_min(cg, cg_int(cg, piece_k(r)), cg_sub(cg, b->n_k, k));
-    if (asks) {
-        cg_for(cg, &col, cg_int(cg, 0), cg_min(cg, cg_int(cg, r->panel), cg_sub(cg, cg_int(cg, r->N), at.col)), 1);
-        cg_prefetch(cg, cg_at(cg, r->b_type, from, cg_mul(cg, col.i, u->k)), false, 2);
-        cg_end(cg, &col);
-    } else {
-        LV to = cg_bytes(cg, panel_slot(cg, r, g, i), cg_muli(cg, k, r->panel * (r->dot ? 2 : 4)));
-        for (int part = 0; part < 2; part++)
-            if (begin_width(cg, r, at.panel, part, &width))
-                pack_columns(cg, part ? &r->piece_last : &r->piece, to, from, n, u->k);
-        end_widths(cg, r, &width);
-    }
-    cg_end(cg, &l);
-}
-
 // A group in its block; what follows it, if `more`; few: the block has few tiles.
 typedef struct { Block b; Group g; } Step;
 typedef struct { Step now, next; LV more, few; } Steps;
 
+// A matrix whose columns are turned is packed in shares, one for each call of a tile: slabs of k, as long as the lines that
+// a tile's stream asks for at once, of some panels, whose columns follow each other.  So the stream asks for all that is packed
+// behind the tiles of a row, a few lines at a time: more at once would wait for each other.
+typedef struct { LV slabs, each, columns, panels; } Shares;      // slabs and panels of a share, shares side by side
+typedef struct { LV lo, hi, p0, p1; } Share;
+
+static int64_t slab_k(const Rows *r) { return slab_lines(r) * piece_k(r); }
+
+static LV parts_of(Cg *cg, LV n, LV each) { return cg_div(cg, cg_add(cg, n, cg_addi(cg, each, -1)), each); }
+
+static Shares shares_of(Cg *cg, const Rows *r, const Steps *s) {
+    const Block *now = &s->now.b;
+    LV calls = cg_mul(cg, cg_sub(cg, now->t1, now->t0), s->now.g.n);
+    Shares h = {.slabs = parts_of(cg, s->next.b.n_k, cg_int(cg, slab_k(r)))};
+    h.each = cg_max(cg, parts_of(cg, h.slabs, calls), cg_int(cg, 1));
+    h.columns = cg_div(cg, calls, cg_max(cg, parts_of(cg, h.slabs, h.each), cg_int(cg, 1)));
+    h.panels = parts_of(cg, s->next.g.n, h.columns);
+    return h;
+}
+
+static Share share_of_call(Cg *cg, const Steps *s, const Shares *h, LV call) {
+    LV lo = cg_mul(cg, cg_div(cg, call, h->columns), h->each), p0 = cg_mul(cg, cg_rem(cg, call, h->columns), h->panels);
+    return (Share){lo, cg_min(cg, cg_add(cg, lo, h->each), h->slabs), p0, cg_min(cg, cg_add(cg, p0, h->panels), s->next.g.n)};
+}
+
+static LV call_of(Cg *cg, const Steps *s, LV i, LV tile) {
+    return cg_add(cg, cg_mul(cg, cg_sub(cg, tile, s->now.b.t0), s->now.g.n), cg_sub(cg, i, s->now.g.g0));
+}
+
+// Shares of the calls of a row of tiles.
+static void turn_shares(Cg *cg, const Rows *r, const RowsRun *u, const Steps *s, LV tile) {
+    CgLoop call, slab, panel;
+    CgIf width;
+    const Block *b = &s->next.b;
+    const Group *g = &s->next.g;
+    Shares h = shares_of(cg, r, s);
+    LV first = call_of(cg, s, s->now.g.g0, tile);
+    cg_for(cg, &call, first, cg_add(cg, first, s->now.g.n), 1);
+    Share share = share_of_call(cg, s, &h, call.i);
+    cg_for(cg, &panel, share.p0, share.p1, 1);
+    LV i = cg_add(cg, g->g0, panel.i);
+    cg_for(cg, &slab, share.lo, share.hi, 1);
+    LV k = cg_muli(cg, slab.i, slab_k(r)), n = cg_min(cg, cg_int(cg, slab_k(r)), cg_sub(cg, b->n_k, k));
+    Unit at = unit_at(cg, r, u, b, i);
+    LV to = cg_bytes(cg, panel_slot(cg, r, g, i), cg_muli(cg, k, r->panel * (r->dot ? 2 : 4)));
+    for (int part = 0; part < 2; part++)
+        if (begin_width(cg, r, at.panel, part, &width))
+            pack_columns(cg, part ? &r->piece_last : &r->piece, to, cg_at(cg, r->b_type, at.b, k), n, u->k);
+    end_widths(cg, r, &width);
+    cg_end(cg, &slab);
+    cg_end(cg, &panel);
+    cg_end(cg, &call);
+}
+
+// The columns of a call's share, one behind the other.
+static void stream_share(Cg *cg, const Rows *r, const RowsRun *u, const Steps *s, LV i, LV tile, TileCall *call) {
+    Shares h = shares_of(cg, r, s);
+    Share share = share_of_call(cg, s, &h, call_of(cg, s, i, tile));
+    Unit at = unit_at(cg, r, u, &s->next.b, cg_add(cg, s->next.g.g0, share.p0));
+    LV some = LLVMBuildAnd(cg->b, LLVMBuildAnd(cg->b, s->more, LLVMBuildNot(cg->b, s->few, ""), ""), cg_lt(cg, share.lo, share.hi), "");
+    call->ahead = cg_select(cg, some, cg_at(cg, r->b_type, at.b, cg_muli(cg, share.lo, slab_k(r))), call->a);
+    call->ahead_step = cg_muli(cg, u->k, dtype_bytes(r->b_type));
+    call->n_ahead = cg_select(cg, some, cg_muli(cg, cg_sub(cg, share.p1, share.p0), r->panel), cg_int(cg, 0));
+}
+
 // What the tile asks for meanwhile, in panel i of its group: a line of each row of its piece of the next group, or, where
 // panels lie ready or are left by the first tile, rows of the panel in the same place of the next group.
 static void stream(Cg *cg, const Rows *r, const RowsRun *u, const Steps *s, LV i, LV tile, LV height, TileCall *call) {
+    if (r->tb && !is_laid(r)) {
+        stream_share(cg, r, u, s, i, tile, call);
+        return;
+    }
     Unit next = unit_of(cg, r, u, &s->now.b, &s->now.g, cg_add(cg, i, s->now.g.n));
     stream_next(cg, r, &s->now.b, &next, tile, height, call);
     if (is_laid(r)) return;
     const Step *n = &s->next;
-    Extent span = span_of_tile(cg, &s->now.b, tile, pieces_of_group(cg, r, &n->b, &n->g));
+    Extent span = span_of_tile(cg, &s->now.b, tile, pieces_of_group(cg, r, &n->b));
     int k_row = r->dot ? 2 : 1;
     LV at = cg_min(cg, cg_sub(cg, i, s->now.g.g0), cg_addi(cg, n->g.n, -1));
     Unit piece = unit_at(cg, r, u, &n->b, cg_add(cg, n->g.g0, at));
@@ -638,13 +686,8 @@ static void group_tile(Cg *cg, const Rows *r, const RowsRun *u, const Steps *s, 
     LV col_end = cg_min(cg, cg_add(cg, col, cg_muli(cg, cg_div(cg, g->n, sides), r->panel)), cg_int(cg, r->N));
     LV packs = r->ahead ? LLVMBuildAnd(cg->b, s->more, LLVMBuildNot(cg->b, s->few, ""), "") : NULL;
     Extent span;
-    if (packs) span = span_of_tile(cg, b, tile, pieces_of_group(cg, r, &s->next.b, &s->next.g));
+    if (packs && !r->tb) span = span_of_tile(cg, b, tile, pieces_of_group(cg, r, &s->next.b));
     attach_strip(cg, u, false, b->done, first, height, col, col_end);
-    if (packs && r->tb) {
-        cg_if(cg, &between, packs);
-        column_pieces(cg, r, u, &s->next.b, &s->next.g, &span, true);
-        cg_endif(cg, &between);
-    }
     cg_for(cg, &unit, g->g0, end, 1);
     ask_for_next_a(cg, r, u, s, unit.i, tile);
     unit_tile(cg, r, u, s, unit.i, tile, is_first);
@@ -653,7 +696,7 @@ static void group_tile(Cg *cg, const Rows *r, const RowsRun *u, const Steps *s, 
     if (copies_between(r)) copy_next_tile(cg, r, u, s, tile);
     if (!packs) return;
     cg_if(cg, &between, packs);
-    if (r->tb) column_pieces(cg, r, u, &s->next.b, &s->next.g, &span, false);
+    if (r->tb) turn_shares(cg, r, u, s, tile);
     else pack_row_pieces(cg, r, u, &s->next.b, &s->next.g, &span);
     cg_endif(cg, &between);
 }
@@ -709,8 +752,6 @@ static Step step_at(Cg *cg, const Rows *r, const RowsRun *u, const Order *o, LV 
     if (r->ahead) s.g.slots = cg_bytes(cg, s.g.slots, cg_mul(cg, cg_rem(cg, i, cg_int(cg, 2)), cg_muli(cg, o->units_each, r->panel_bytes)));
     return s;
 }
-
-static LV parts_of(Cg *cg, LV n, LV each) { return cg_div(cg, cg_add(cg, n, cg_addi(cg, each, -1)), each); }
 
 static void run_blocks(Cg *cg, const Rows *r, const RowsRun *u) {
     CgLoop step, unit, tile;

@@ -195,7 +195,7 @@ typedef struct { LV a, b, k; } Chain;
 // n sums in registers, chained over k.
 static void tile_chain(Cg *cg, const TileSpec *s, int height, LV fn, Chain *chain, LV *acc) {
     int n = height * s->vecs, unroll = unroll_of(n), panel_at = n + 2, ahead_at = panel_at + s->packs;
-    int carried = ahead_at + s->stream;
+    int carried = ahead_at + (s->stream > 0);
     bool both = s->pairs && widens_both(cg->target, height, s->vecs);
     LV all = chain->k, k = s->joins ? LLVMBuildLShr(cg->b, all, cg_int(cg, 1), "") : all;
     LV row = cg_muli(cg, LLVMGetParam(fn, P_B_K), b_bytes(s)), step = s->joins ? cg_add(cg, row, row) : row;
@@ -216,7 +216,7 @@ static void tile_chain(Cg *cg, const TileSpec *s, int height, LV fn, Chain *chai
         LV panel = s->packs ? l.carry[panel_at] : NULL, other = s->stream ? l.carry[ahead_at] : NULL;
         LV asked = s->prefetch ? cg_select(cg, cg_lt(cg, l.i, ahead.last), ahead.far, ahead.wrapped) : NULL;
         if (s->stream && u == unroll) {
-            ask_for_b(cg, s, other, cg_int(cg, 0), 2);
+            for (int line = 0; line < s->stream; line++) cg_prefetch(cg, cg_bytes(cg, other, cg_int(cg, line * 64)), false, 2);
             LV more = cg_lt(cg, l.i, cg_muli(cg, LLVMGetParam(fn, P_N_AHEAD), unroll));
             other = cg_select(cg, more, cg_bytes(cg, other, LLVMGetParam(fn, P_AHEAD_STEP)), other);
         }

@@ -44,7 +44,7 @@ typedef struct {
     int     prefetch;          // B comes from far: rows ahead are asked for into this cache (cg_prefetch); 0: not so
     int     ahead;             // bytes read until then, of streams; 0: few rows
     bool    packs;             // what is loaded of B is left as a panel for other tiles
-    bool    stream;            // some lines that other tiles will read are asked for meanwhile
+    int     stream;            // so many lines at a time that other tiles will read are asked for meanwhile
     bool    ask_c;             // lines of the C that comes next are asked for
     bool    reload;            // the chain may continue from a tile in memory (init)
     bool    leaves;            // a chain for each leaf, whose sums meet in a tree (below)
