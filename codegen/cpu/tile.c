@@ -711,31 +711,32 @@ static void turn_block(Cg *cg, const LV column[LANES], LV k, LV to, int64_t to_s
             turn_eight(cg, column + half, cg_addi(cg, k, part), offset(cg, to, part * to_step + half), to_step);
 }
 
-enum { ASK_AHEAD_K = 64 };     // lines ahead in a column: of 16 streams the processor keeps too few
+enum { ASK_AHEAD_K = 64 };     // lines ahead in a column: of 16 streams that are read by parts of lines the processor keeps too few
 
-// 16 k (or pairs) of each group of 16 columns at a time: loaded along k, transposed, stored along the columns.
+// 16 k (or pairs) of 16 columns at a time: loaded along k, transposed, stored along the columns; more columns at once would be more
+// streams than a processor keeps.
 static PackFunction columns_function(Cg *cg, const char *name, DType t, int vecs, int cols, bool pairs, bool asks) {
     CgFunction f;
     begin_pack(cg, &f, name, 4, false);
     LV to = LLVMGetParam(f.fn, 0), from = LLVMGetParam(f.fn, 1), k = LLVMGetParam(f.fn, 2),
        step = LLVMGetParam(f.fn, 3);
     int at_once = pairs ? 2 * LANES : LANES;
+    bool blocks = t == F32 && cg->target->vector_bytes < 64;
     LV whole = LLVMBuildAnd(cg->b, k, cg_int(cg, -at_once), ""), left = cg_sub(cg, k, whole);
-    for (int part = 0; part < 2; part++) { // whole blocks, then the rest under a mask
+    for (int part = 0; part < 2 * vecs; part++) {          // of 16 columns whole squares, then the rest under a mask
         CgLoop l;
-        LV mask = !part ? NULL : pairs ? dot_tail_mask(cg, left) : cg_tail_mask(cg, left);
-        cg_for(cg, &l, part ? whole : cg_int(cg, 0), part ? k : whole, at_once);
-        for (int v = 0; v < vecs; v++) {
-            LV x[LANES], column[LANES], row = cg_bytes(cg, to, cg_muli(cg, l.i, vecs * LANES * (pairs ? 2 : 4)));
-            for (int j = 0; j < LANES; j++) {
-                int col = v * LANES + j < cols ? v * LANES + j : cols - 1;
-                column[j] = cg_at(cg, t, from, cg_muli(cg, step, col));
-                if (asks && !part) cg_prefetch(cg, cg_at(cg, t, column[j], cg_addi(cg, l.i, ASK_AHEAD_K)), false, 3);
-            }
-            if (!part && t == F32 && cg->target->vector_bytes < 64) {
-                turn_block(cg, column, l.i, offset(cg, row, v * LANES), vecs * LANES);
-                continue;
-            }
+        int v = part / 2;
+        bool rest = part % 2;
+        LV mask = !rest ? NULL : pairs ? dot_tail_mask(cg, left) : cg_tail_mask(cg, left);
+        cg_for(cg, &l, rest ? whole : cg_int(cg, 0), rest ? k : whole, at_once);
+        LV x[LANES], column[LANES], row = cg_bytes(cg, to, cg_muli(cg, l.i, vecs * LANES * (pairs ? 2 : 4)));
+        for (int j = 0; j < LANES; j++) {
+            int col = v * LANES + j < cols ? v * LANES + j : cols - 1;
+            column[j] = cg_at(cg, t, from, cg_muli(cg, step, col));
+            if (asks && blocks && !rest) cg_prefetch(cg, cg_at(cg, t, column[j], cg_addi(cg, l.i, ASK_AHEAD_K)), false, 3);
+        }
+        if (blocks && !rest) turn_block(cg, column, l.i, offset(cg, row, v * LANES), vecs * LANES);
+        else {
             for (int j = 0; j < LANES; j++) x[j] = pairs ? dot_load_pairs(cg, column[j], l.i, mask) : cg_load_vec(cg, t, column[j], l.i, mask);
             tile_transpose(cg, x);
             for (int j = 0; j < LANES; j++) cg_store_vec(cg, F32, x[j], row, cg_int(cg, (j * vecs + v) * LANES), NULL);
