@@ -37,7 +37,7 @@ typedef struct {
     DType  a_type, b_type;
     int64_t M, N, m, n;
     int    leaves;
-    bool   in_fours;                 // leaves may go so: their rows are known, and all are packed at once
+    bool   in_fours;                 // leaves may go so: all their rows are packed at once
     double matrices, rows;
     double tasks;
 } SumsLoad;

@@ -143,6 +143,7 @@ static Sums grouped_sums_of(const KernelNode *k, int64_t *experts) {
                   .M = type_cols(a),
                   .N = type_cols(b),
                   .numbered = {c.index[0] >= 0, c.index[1] >= 0},
+                  .all_there = true,
                   .leaves = k->node->attr.one_chain ? 1 : (int)leaves_of(k->node, *experts)};
 }
 

@@ -160,6 +160,7 @@ static Sums sums_of(const KernelNode *k) {
                   .N = type_cols(b),
                   .numbered = {c.index[0] >= 0, c.index[1] >= 0},
                   .leaves = (int)leaves,
+                  .all_there = true,
                   .leaf_rows = rows.ok && !rows.sym ? rows.n / leaves : 0};
 }
 

@@ -95,6 +95,7 @@ typedef struct {
     int64_t M, N;
     int     leaves;
     int64_t leaf_rows;                           // of each, if it is known; else 0
+    bool    all_there;                           // all leaves come in one call, as many as `leaves`
     bool    numbered[2];                         // rows of a, of b are read by number
     int64_t a_given;                             // elements between rows of a, if they are not M; 0: they are
     SumCut  cut;                                 // m = 0: sums_begin fills it; n: whole panels, or all of N
@@ -107,7 +108,7 @@ typedef struct {
     int64_t slot, level;                         // floats of a tile, of a level of the stack
     int64_t at_near, at_table, at_a, a_step, at_b, panel_bytes;     // a_step: elements from a row of a to the next
     int64_t buffer;                              // bytes from the rows packed now to those packed meanwhile; 0: none are
-    TileSet tile, tile_last;                     // last: the narrow panel
+    TileSet tile[2], fours[2];                   // of whole panels and of the narrow one; where all leaves lie packed, in fours
     PackFunction pack, pack_a, piece, piece_a;   // piece: of rows that were asked for
 } Sums;
 

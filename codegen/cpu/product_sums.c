@@ -3,6 +3,8 @@
 #include "codegen/cpu/dot.h"
 #include "codegen/cpu/product.h"
 
+static const double UNEVEN = 1.25; // rows of a matrix that has more than others, over the mean
+
 // At most c.m x c.n elements of a task.
 static SumCut sums_cut(SumCut c, int64_t M, int64_t N, int64_t matrices) {
     for (;;) {
@@ -30,18 +32,19 @@ static int64_t packed_rows(const Sums *s, const KernelNode *k, bool dot, int pan
     return room / row < LANES ? LANES : room / row / LANES * LANES;
 }
 
-// Do all rows lie packed at once, in leaves that are known and make fours?
-static bool goes_in_fours(const Sums *s, const KernelNode *k) {
-    bool dot = dot_used(k->target, s->a_type, s->b_type), fours = s->leaf_rows && s->leaves % 4 == 0 && !dot;
-    return fours && s->leaves * s->leaf_rows <= packed_rows(s, k, false, TILE_MAX_VECS * LANES, INT64_MAX);
+// May leaves go in fours, because all rows lie packed at once, or, as far as is known, mostly do?
+static bool goes_in_fours(const Sums *s, const KernelNode *k, double rows) {
+    bool dot = dot_used(k->target, s->a_type, s->b_type), fours = s->all_there && s->leaves % 4 == 0 && !dot;
+    double most = s->leaf_rows ? (double)(s->leaves * s->leaf_rows) : UNEVEN * rows;
+    return fours && most <= (double)packed_rows(s, k, false, TILE_MAX_VECS * LANES, INT64_MAX);
 }
 
 void sums_choose(Sums *s, const KernelNode *k, int64_t matrices, double rows, KernelDesc *d, const char *what) {
     if (!s->cut.m) {                                       // of few rows there is room for more columns
         s->cut = sums_cut((SumCut){.m = 256, .n = 512}, s->M, s->N, matrices);
-        if (!goes_in_fours(s, k)) s->cut = sums_cut((SumCut){.m = 192, .n = 256}, s->M, s->N, matrices);
+        if (!s->leaf_rows || !goes_in_fours(s, k, rows)) s->cut = sums_cut((SumCut){.m = 192, .n = 256}, s->M, s->N, matrices);
     }
-    SumsLoad load = {s->a_type, s->b_type, s->M, s->N, s->cut.m, s->cut.n, s->leaves, goes_in_fours(s, k),
+    SumsLoad load = {s->a_type, s->b_type, s->M, s->N, s->cut.m, s->cut.n, s->leaves, goes_in_fours(s, k, rows),
                      (double)matrices, rows, (double)(matrices * s->cut.runs * s->cut.groups)};
     s->size = choose_sums(k, &load, d, what);
 }
@@ -57,17 +60,18 @@ void sums_begin(Cg *cg, Sums *s) {
     s->panels = (s->cut.n + s->panel - 1) / s->panel;
     s->slot = (int64_t)size.rows * s->panel;
     s->level = s->slot * s->tiles * s->panels;
-    s->at_near = size.fours ? 0 : levels * s->level * 4;
+    bool known = size.fours && s->leaf_rows;
+    s->at_near = known ? 0 : levels * s->level * 4;
     s->at_table = s->at_near + levels * s->slot * 4;
     s->at_a = up(s->at_table + s->leaves * LEAF_FIELDS * 4, 64);
     s->dot = dot_used(cg->target, s->a_type, s->b_type);
     s->a_step = a_step_of(s);
     s->rows = packed_rows(s, cg->k, s->dot, s->panel, RT_SCRATCH_BYTES - s->at_a - 65536);
-    assert(!size.fours || s->leaves * s->leaf_rows <= s->rows);
+    assert(!known || s->leaves * s->leaf_rows <= s->rows);
     s->panel_bytes = steps_of(s->dot, s->rows) * s->panel * 4 + 64;
     s->at_b = s->at_a + steps_of(s->dot, s->rows) * s->a_step * 4;
     int64_t buffer = s->at_b + s->panels * s->panel_bytes - s->at_a;
-    s->buffer = !s->dot && !size.fours && s->at_a + 2 * buffer <= RT_SCRATCH_BYTES ? up(buffer, 64) : 0;
+    s->buffer = !s->dot && !known && s->at_a + 2 * buffer <= RT_SCRATCH_BYTES ? up(buffer, 64) : 0;
     assert(s->at_a + buffer <= RT_SCRATCH_BYTES);
     TileSpec spec = {.vecs = s->vecs,
                      .cols = s->panel,
@@ -78,15 +82,19 @@ void sums_begin(Cg *cg, Sums *s) {
                      .c_type = s->y_type,
                      .dot = s->dot,
                      .leaves = true,
-                     .fours = s->size.fours,
                      .n_leaves = s->leaves,
                      .leaf_k = (int)s->leaf_rows,
                      .held_row = s->panel,
                      .merge_step = s->level};
     unsigned heights = tile_heights(s->cut.m, size.rows) | tile_heights(s->M % s->cut.m, size.rows);
-    if (s->N >= s->panel) tile_functions(cg, &s->tile, &spec, "sum", heights);
-    spec.cols = (int)(s->N % s->panel);
-    if (spec.cols) tile_functions(cg, &s->tile_last, &spec, "sum_last", heights);
+    for (int part = 0; part < 2; part++) {
+        spec.cols = part ? (int)(s->N % s->panel) : s->panel;
+        if (part ? !spec.cols : s->N < s->panel) continue;
+        spec.fours = 0;
+        if (!known) tile_functions(cg, &s->tile[part], &spec, part ? "sum_last" : "sum", heights);
+        spec.fours = size.fours;
+        if (spec.fours) tile_functions(cg, &s->fours[part], &spec, part ? "fours_last" : "fours", heights);
+    }
     if (s->dot) {
         s->pack = pack_row_pairs_function(cg, "pack", s->vecs, s->panel_bytes, s->numbered[1]);
         s->pack_a = pack_row_pairs_function(cg, "pack_a", (int)(s->a_step / LANES), 0, s->numbered[0]);
@@ -250,7 +258,7 @@ static void store_sums(Cg *cg, const Sums *s, const SumPart *part, LV y, const S
 
 // Rows lo .. hi-1 of all, packed at once: those of leaves l0 .. end-1, of which leaves below l1 end here.  Rows hi .. next-1
 // are those of the next chunk.
-typedef struct { LV lo, hi, l0, l1, end, next, buffer; } Chunk;
+typedef struct { LV lo, hi, l0, l1, end, next, buffer, all; } Chunk;      // all: i1, there is no other chunk
 
 // What each leaf of the chunk adds to the tree.
 static void fill_table(Cg *cg, const Sums *s, const SumsRun *u, const Chunk *c, LV n_leaves, LV table) {
@@ -284,6 +292,16 @@ static void fill_table(Cg *cg, const Sums *s, const SumsRun *u, const Chunk *c, 
     cg_end(cg, &leaf);
 }
 
+static void sum_tile(Cg *cg, const Sums *s, int part, LV height, const TileCall *call, LV all) {
+    bool varied = s->size.fours && !s->leaf_rows;
+    CgIf fours;
+    if (varied) cg_if(cg, &fours, all);
+    if (s->size.fours) tile_call(cg, &s->fours[part], height, call);
+    if (varied) cg_else(cg, &fours);
+    if (!s->size.fours || varied) tile_call(cg, &s->tile[part], height, call);
+    if (varied) cg_endif(cg, &fours);
+}
+
 // The last leaf's sums go to y at once, unless there are levels.
 static void sum_chunk(Cg *cg, const Sums *s, const SumsRun *u, const SumPart *part, const Chunk *c, LV n_leaves) {
     CgLoop t, p;
@@ -311,9 +329,9 @@ static void sum_chunk(Cg *cg, const Sums *s, const SumsRun *u, const SumPart *pa
                      .c = u->levels ? null : cg_select(cg, cg_eq(cg, c->l1, n_leaves), y, null)};
     bool whole = s->N >= s->panel, tail = s->N % s->panel;
     if (whole && tail) cg_if(cg, &width, cg_lt(cg, panel, cg_int(cg, s->N / s->panel)));
-    if (whole) tile_call(cg, &s->tile, height, &call);
+    if (whole) sum_tile(cg, s, 0, height, &call, c->all);
     if (whole && tail) cg_else(cg, &width);
-    if (tail) tile_call(cg, &s->tile_last, height, &call);
+    if (tail) sum_tile(cg, s, 1, height, &call, c->all);
     if (whole && tail) cg_endif(cg, &width);
     cg_end(cg, &p);
     if (s->buffer) {
@@ -366,6 +384,7 @@ void sums_run(Cg *cg, Sums *s, const SumsRun *u) {
     Chunk c = {.lo = cg_add(cg, begin, cg_mul(cg, chunk.i, most)), .l0 = chunk.carry[0]};
     c.hi = cg_min(cg, cg_add(cg, c.lo, most), end);
     c.next = cg_min(cg, cg_add(cg, c.hi, most), end);
+    c.all = cg_lt(cg, chunks, cg_int(cg, 2));
     c.buffer = s->buffer ? cg_muli(cg, cg_rem(cg, chunk.i, cg_int(cg, 2)), s->buffer) : zero;
     if (s->dot) {
         c.l0 = leaf.i;

@@ -370,8 +370,8 @@ static LV emit_leaves(Cg *cg, const TileSpec *s, const char *name, int height, L
 
 // ---- leaves in fours
 
-// Rows of a tile: A, C, and how many.
-typedef struct { LV a, b, c, near; int height; } FourPart;
+// Rows of a tile: A, C, and how many; leaves in turn: B.
+typedef struct { LV a, b, c, near, table; int height; } FourPart;
 
 // One step of both chains of two leaves, the second leaf_k rows behind the first.
 static void two_steps(Cg *cg, const TileSpec *s, int height, LV a, LV b, int k, LV *acc) {
@@ -380,8 +380,43 @@ static void two_steps(Cg *cg, const TileSpec *s, int height, LV a, LV b, int k, 
                   acc + leaf * height * s->vecs);
 }
 
+// Steps lo .. hi-1 of the chains of one or two leaves, whose rows are at[0] and at[1] of a and b, at[2] and at[3].
+static void varied_steps(Cg *cg, const TileSpec *s, int height, int leaves, LV lo, LV hi, LV *at, LV *acc) {
+    CgLoop l;
+    int each = height * s->vecs, n = leaves * each;
+    LV carry[CG_MAX_CARRY];
+    for (int i = 0; i < n; i++) carry[i] = acc[i];
+    for (int i = 0; i < 2 * leaves; i++) carry[n + i] = at[i];
+    cg_loop_begin(cg, &l, lo, hi, 1, n + 2 * leaves, carry);
+    for (int i = 0; i < n + 2 * leaves; i++) carry[i] = l.carry[i];
+    for (int leaf = 0; leaf < leaves; leaf++) {
+        LV *pair = carry + n + 2 * leaf;
+        tile_step(cg, s, height, pair[0], 0, pair[1], NULL, NULL, NULL, NULL, carry + leaf * each);
+        pair[0] = offset(cg, pair[0], s->a_k);
+        pair[1] = offset(cg, pair[1], s->vecs * LANES);
+    }
+    cg_loop_end(cg, &l, carry);
+    for (int i = 0; i < n; i++) acc[i] = l.carry[i];
+    for (int i = 0; i < 2 * leaves; i++) at[i] = l.carry[n + i];
+}
+
+// Of leaves first and first + 1, whose rows the table tells: side by side as far as both go.  p goes on behind them.
+static void varied_sum_of_two(Cg *cg, const TileSpec *s, FourPart *p, int first, LV *sum) {
+    int n = p->height * s->vecs;
+    LV acc[CG_MAX_CARRY], k[2], at[4];
+    for (int i = 0; i < 2; i++) k[i] = leaf_field(cg, leaf_table_at(cg, p->table, cg_int(cg, first + i)), LEAF_K);
+    at[0] = p->a, at[1] = p->b;
+    at[2] = offset_by(cg, p->a, k[0], s->a_k), at[3] = offset_by(cg, p->b, k[0], s->vecs * LANES);
+    LV both = cg_min(cg, k[0], k[1]);
+    zero_sums(cg, 2 * n, acc);
+    varied_steps(cg, s, p->height, 2, cg_int(cg, 0), both, at, acc);
+    for (int i = 0; i < 2; i++) varied_steps(cg, s, p->height, 1, both, k[i], at + 2 * i, acc + i * n);
+    p->a = at[2], p->b = at[3];
+    for (int i = 0; i < n; i++) sum[i] = cg_fadd(cg, acc[i], acc[n + i]);
+}
+
 // Of leaves first and first + 1.
-static void sum_of_two(Cg *cg, const TileSpec *s, const FourPart *p, int first, LV *sum) {
+static void sum_of_two(Cg *cg, const TileSpec *s, FourPart *p, int first, LV *sum) {
     enum { STEPS = 4 };
     int n = p->height * s->vecs, whole = s->leaf_k / STEPS * STEPS;
     LV carry[CG_MAX_CARRY];
@@ -400,14 +435,15 @@ static void sum_of_two(Cg *cg, const TileSpec *s, const FourPart *p, int first, 
     for (int i = 0; i < n; i++) sum[i] = cg_fadd(cg, carry[i], carry[n + i]);
 }
 
-static void sum_fours(Cg *cg, const TileSpec *s, const FourPart *p) {
+static void sum_fours(Cg *cg, const TileSpec *s, const FourPart *part) {
+    FourPart at = *part, *p = &at;                         // goes on from leaf to leaf
     int n = p->height * s->vecs, top = 0, fours = s->n_leaves / 4;
     TileSpec held = *s;
     held.cols = s->vecs * LANES, held.c_row = s->held_row, held.c_type = F32;
     for (int four = 0; four < fours; four++) {
         LV left[CG_MAX_CARRY], sum[CG_MAX_CARRY];
-        sum_of_two(cg, s, p, 4 * four, left);
-        sum_of_two(cg, s, p, 4 * four + 2, sum);
+        (s->leaf_k ? sum_of_two : varied_sum_of_two)(cg, s, p, 4 * four, left);
+        (s->leaf_k ? sum_of_two : varied_sum_of_two)(cg, s, p, 4 * four + 2, sum);
         for (int i = 0; i < n; i++) sum[i] = cg_fadd(cg, left[i], sum[i]);
         for (int done = four + 1; top && (done % 2 == 0 || four + 1 == fours); done /= 2) {
             LV below = offset(cg, p->near, --top * p->height * s->held_row);
@@ -425,7 +461,7 @@ static LV emit_fours(Cg *cg, const TileSpec *s, const char *name, int height, LT
     CgFunction f;
     CgLoop part;
     begin_tile(cg, name, height, &f, type);
-    FourPart p = {LLVMGetParam(f.fn, P_A), LLVMGetParam(f.fn, P_B), LLVMGetParam(f.fn, P_C), LLVMGetParam(f.fn, P_NEAR), s->fours};
+    FourPart p = {LLVMGetParam(f.fn, P_A), LLVMGetParam(f.fn, P_B), LLVMGetParam(f.fn, P_C), LLVMGetParam(f.fn, P_NEAR), LLVMGetParam(f.fn, P_LEAVES), s->fours};
     LV at[2] = {p.a, p.c};
     ask_for_c(cg, s, height, p.c);
     cg_loop_begin(cg, &part, cg_int(cg, 0), cg_int(cg, height / s->fours), 1, 2, at);

@@ -48,7 +48,7 @@ typedef struct {
     bool    ask_c;             // lines of the C that comes next are asked for
     bool    reload;            // the chain may continue from a tile in memory (init)
     bool    leaves;            // a chain for each leaf, whose sums meet in a tree (below)
-    int     fours, n_leaves, leaf_k;     // not 0: so many leaves of so many k each, four leaves of `fours` rows at a time in registers
+    int     fours, n_leaves, leaf_k;     // not 0: so many leaves of so many k each (0: the table says), four leaves of `fours` rows at a time in registers
     int64_t held_row, merge_step;        // of the tree's tiles: elements between rows, between levels
     TileStore *store;          // NULL: to C
     void   *self;
@@ -82,8 +82,9 @@ void tile_call_fixed(Cg *cg, const TileSet *set, int height, const TileCall *c);
 // is added to LEAF_MERGES tiles below, from the top down, and takes their place.  The last leaf's goes to c instead.
 // Levels below LEAF_KEPT were begun by an earlier call, what is not LEAF_NEAR is left for a later one: they lie at init, others in
 // a stack that all tiles share, so that it stays in the first cache.
-// Leaves that are known when the code is made need no table.  They go in fours: two chains side by side, and the sum of the two
-// before them waits in registers, since a store costs as much as one or two multiply-adds of each pipe on some machines.
+// Leaves that are all there, a multiple of four, may go in fours: two chains side by side, and the sum of the two
+// before them waits in registers, since a store costs as much as one or two multiply-adds of each pipe on some machines.  Of the
+// table they need LEAF_K alone, and nothing where their rows are known when the code is made.
 typedef enum { LEAF_K, LEAF_GOES_ON, LEAF_TOP, LEAF_MERGES, LEAF_KEPT, LEAF_NEAR, LEAF_FIELDS } LeafField;     // i32 each
 enum { FOURS_ROWS = 8 };     // of a tile: a multiple of those at a time, and a divisor of most tasks' rows
 int  tile_fours(const CpuTarget *t, int vecs);       // rows at a time; 0: none

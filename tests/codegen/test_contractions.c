@@ -302,6 +302,7 @@ static void test_grouped_dw(void **st) {
             grouped_case(*st, kind == 2 ? BF16 : F32, i ? 3 : 8, leaves[i], 700, kind, between(1, 60),
                          between(1, 60), false, true, false);
     grouped_case(*st, F32, 2, 2, 1500, 1, 130, 130, false, true, false);
+    for (int kind = 0; kind < 2; kind++) grouped_case(*st, F32, 8, 4, 2000, kind, 40, 50, false, true, false); // fours, and more rows than they take
     one_chain = true;                                        // experts of no rows, of few, of more than a chunk
     for (int kind = 0; kind < 4; kind++) grouped_case(*st, kind == 2 ? BF16 : F32, 3, 8, kind ? 700 : 1500, kind, 40, 50, false, true, false);
     one_chain = false;
