@@ -135,8 +135,6 @@ bool plan_layout_asked(Planning *p, PlanLayout *out) {
                      (long long)ep, (long long)tp, (long long)(pp * dp * ep * tp), p->cluster->name, devices);
     RtMesh mesh;
     if (!mesh_shape(p->c->diag, t, dp ? dp * ep * tp : devices / pp, &mesh)) return false;
-    if (!strcmp(t->parallel.a2a, "node"))
-        return WRONG("parallel.a2a is node: this version plans rows that go from each rank to each other (flat)");
     if (t->parallel.replicas && pp > 1) return WRONG("parallel.replicas is %lld: this version plans pipelines with experts in one place each",
                                                      (long long)t->parallel.replicas);
     int ranks = rt_lane_ranks(mesh);
@@ -155,20 +153,26 @@ bool plan_layout_asked(Planning *p, PlanLayout *out) {
 
 // ---- the step ---------------------------------------------------------------------------------------------------
 
+static MachineLink rate_of_link(const Cluster *c, RtLink l) {
+    const ClusterLink *k = &c->link[l];
+    if (!k->kind) return (MachineLink){0};
+    return (MachineLink){.rate = k->rate / (k->per_node ? c->per_node : 1), .latency = k->latency, .message = k->message, .cpu = k->cpu};
+}
+
 // What the schedule of rows follows, and a run measures: how fast products are, and the way between nodes.
-static void set_rates(Planning *p, RtMesh m) {
+static bool set_rates(Planning *p, RtMesh m) {
     const Cluster *c = p->cluster;
     TrainOpts *t = &p->s.train;
     int experts = rt_expert_ranks(m), apart = m.etp == 1 ? 1 : m.tp;                  // neighbours share matrices, then experts
     int near = c->per_node > apart ? c->per_node / apart : 1;
     t->per_node = near < experts ? near : 0;
-    t->link = (MachineLink){0};
     t->threads = c->threads;
     t->flops = p->is_here ? 0 : (strcmp(t->dtype, "f32") ? c->flops_bf16 : c->flops_f32) * c->efficiency.gemm;
-    const ClusterLink *k = &c->link[RT_LINK_NET];
-    if (experts <= near || !k->kind) return;
-    double rate = k->rate / (k->per_node ? c->per_node : 1);
-    t->link = (MachineLink){.rate = rate * near, .latency = k->latency, .message = k->message, .cpu = k->cpu};
+    t->near = p->is_here || c->kind == DEVICE_CPU ? (MachineLink){0} : rate_of_link(c, RT_LINK_NODE);
+    t->link = experts > near ? rate_of_link(c, RT_LINK_NET) : (MachineLink){0};
+    t->link.rate *= near;
+    if (experts <= near || experts % near == 0 || strcmp(t->a2a, "node") != 0) return true;
+    return WRONG("parallel.a2a is node: the %d ranks that share experts (parallel.ep) must be neighbours, as many on each node", experts);
 }
 
 static bool place_experts(Planning *p, PlannedStep *step) {
@@ -189,8 +193,7 @@ static bool compile(Planning *p, const PlanLayout *l, PlannedStep *out) {
     s->train.recompute = l->recompute;
     s->train.row_bound = l->row_bound;
     s->train.waves = l->waves;
-    s->train.a2a = "flat";
-    set_rates(p, l->mesh);
+    if (!set_rates(p, l->mesh)) return false;
     if (!session_programs(s, WANT_TRAIN | WANT_EVAL, &out->programs)) return false;
     const Target *t = session_target(s);
     if (!t) return false;

@@ -1,4 +1,4 @@
-// How long rows of experts are under way, and whether they go by nodes.  Of schedule-a2a only.
+// How long rows of experts are under way, and whether they go by nodes.  Of schedule-a2a, and of what plans.
 #ifndef PASSES_A2A_H
 #define PASSES_A2A_H
 #include "passes/util.h"
@@ -30,6 +30,9 @@ double a2a_seconds(const PassCtx *cx, const A2aRun *r, A2aCut cut, int peers);
 int    a2a_peers(const PassCtx *cx, int ranks);                  // whose messages take the way that is slow
 // The fastest cut, in at most so many chunks, groups of each rank's experts.
 A2aCut a2a_best_cut(const PassCtx *cx, const A2aRun *r, int experts, int peers);
+
+// Of tokens with k experts each, drawn evenly, the share that wants one or more of `there` of them.
+double a2a_share_of_node(int k, double experts, double there);
 
 // In front of scheduling: routes whose rows go by nodes (parallel.a2a).
 bool   a2a_by_nodes(Graph *g, PassCtx *cx);

@@ -26,14 +26,26 @@ static bool is_user(const Route *r, const Node *n) {
     return (n->op == OP_EXCHANGE_ROWS || n->op == OP_RETURN_ROWS) && n->in[2] == &r->offsets->out[0];
 }
 
-// By which token's number was it gathered?  slot / k, of the route's own slots.
+// What gathered rows, alone or in a body that converts them; NULL: nothing did.
+static const Node *gather_of(const Value *rows) {
+    const Node *n = rows->node, *body = n;
+    if (n->op == OP_FUSED) {
+        for_each_node(n->attr.body, m)
+            if (m->op == OP_YIELD) body = m->in[rows - n->out]->node;
+        while (body->op == OP_CAST) body = body->in[0]->node;
+    }
+    return body->op == OP_GATHER_ROWS ? body : NULL;
+}
+
+// slot / k, of the route's own slots: by which token's number was it gathered?
 static Value *token_of_rows(const Route *r, const Node *n) {
-    const Node *rows = n->in[0]->node;
     double k;
-    if (n->op != OP_EXCHANGE_ROWS || rows->op != OP_GATHER_ROWS) return NULL;
-    const Node *div = rows->in[1]->node;
-    bool by_token = div->op == OP_DIV && div->in[0]->node == r->offsets->in[0]->node && value_is_scalar_const(div->in[1], &k);
-    return by_token ? rows->in[1] : NULL;
+    const Node *rows = n->in[0]->node, *gather = n->op == OP_EXCHANGE_ROWS ? gather_of(n->in[0]) : NULL;
+    if (!gather) return NULL;
+    Value *by = gather == rows ? gather->in[1] : gather->in[1]->node->op == OP_ARG ? rows->in[gather->in[1]->node->attr.k] : NULL;
+    const Node *div = by ? by->node : NULL;
+    bool by_token = div && div->op == OP_DIV && div->in[0]->node == r->offsets->in[0]->node && value_is_scalar_const(div->in[1], &k);
+    return by_token ? by : NULL;
 }
 
 static Route route_of(Graph *g, PassCtx *cx, Node *offsets) {
@@ -44,7 +56,7 @@ static Route route_of(Graph *g, PassCtx *cx, Node *offsets) {
         r.user[r.n_users++] = n;
         Value *token = token_of_rows(&r, n);
         if (!token || r.same) continue;
-        const Type *x = &n->in[0]->node->in[0]->type;
+        const Type *x = &gather_of(n->in[0])->in[0]->type;
         r.same = token;
         r.tokens = type_bound_elements(x) / dim_bound(x->dim[x->ndim - 1]);
     }
@@ -55,11 +67,16 @@ static bool crosses_once(const Route *r, const Node *n) { return r->same && toke
 
 // ---- how long ----------------------------------------------------------------------------------------------------
 
-// Of the rows for k experts each, how many different ones a node gets: k of E experts, E / nodes of them there, drawn evenly.
+double a2a_share_of_node(int k, double experts, double there) {
+    double none = 1;
+    for (int i = 0; i < k; i++) none *= experts - there > i ? (experts - there - i) / (experts - i) : 0;
+    return 1 - none;
+}
+
+// Different ones of the rows for k experts each that nodes get.
 static double distinct(const Route *r, double rows) {
-    double experts = (double)r->offsets->attr.experts, there = experts / r->nodes, k = rows / (double)r->tokens, none = 1;
-    for (int i = 0; i < (int)(k + 0.5); i++) none *= experts - there > i ? (experts - there - i) / (experts - i) : 0;
-    return (double)r->tokens * (1 - none) * r->nodes;
+    double experts = (double)r->offsets->attr.experts, k = rows / (double)r->tokens;
+    return (double)r->tokens * a2a_share_of_node((int)(k + 0.5), experts, experts / r->nodes) * r->nodes;
 }
 
 typedef struct { A2aRun run; double copied; } Way;
@@ -91,8 +108,10 @@ enum { COPIES_A_SECOND = 2000000000, WORD_NS = 2000 };       // bytes that one c
 
 static double seconds_by_nodes(Graph *g, PassCtx *cx, const Route *r) {
     Way w = way(g, cx, r, true);
-    double words = r->n_users / 2.0 * (r->per_node - 1) * WORD_NS * 1e-9;
-    return a2a_seconds(cx, &w.run, a2a_best_cut(cx, &w.run, 1, r->nodes - 1), r->nodes - 1) + w.copied / COPIES_A_SECOND + words;
+    const MachineLink *near = &cx->train->near;
+    double copies = near->rate > 0 ? near->rate : COPIES_A_SECOND, word = near->rate > 0 ? near->latency : WORD_NS * 1e-9;
+    double words = r->n_users / 2.0 * (r->per_node - 1) * word;
+    return a2a_seconds(cx, &w.run, a2a_best_cut(cx, &w.run, 1, r->nodes - 1), r->nodes - 1) + w.copied / copies + words;
 }
 
 static double seconds_by_ranks(Graph *g, PassCtx *cx, const Route *r) {

@@ -19,6 +19,7 @@ typedef struct {
     int64_t waves;                           // passes of a step (gradient accumulation)
     RtMesh mesh;                             // ranks that share the step; {0}: one
     MachineLink link;                        // between ranks that share experts; rate 0: as inside a node
+    MachineLink near;                        // inside a node, as it is described; rate 0: cores copy
     int64_t per_node;                        // ranks that share experts on each of several nodes; 0: all are on one, or lie otherwise
     const char *a2a;                         // "auto" "flat" "node" (parallel.a2a)
     const char *own_rows;                    // "auto" "apart" "with" (parallel.own_rows)

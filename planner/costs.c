@@ -61,13 +61,15 @@ static void cost_exchange(const Cluster *c, const RtExchange *x, const StepTraff
     to->sequence = x->sequence;
     to->pending = x->pending;
     for (int l = 0; l < RT_LINKS; l++) {
-        to->link[l] = link_seconds(&c->link[l], c->per_node, m->rounds, m->sent[l], m->received[l]);
-        to->seconds += own_seconds(&c->link[l], m->sent[l], m->received[l]);
+        RtTraffic received = m->received[l];
+        if (l == RT_LINK_NODE && c->link[l].kind) received.bytes += m->handed;
+        to->link[l] = link_seconds(&c->link[l], c->per_node, m->rounds, m->sent[l], received);
+        to->seconds += own_seconds(&c->link[l], m->sent[l], received);
     }
 }
 
 // Runs for the whole plan once: the values that data would give symbols.
-static void set_rows(Arena *a, const TrafficOf *t, Costs *costs, int64_t *sym, int32_t **rows) {
+static void set_rows(Arena *a, const TrafficOf *t, Costs *costs, int64_t *sym, TrafficRows **rows) {
     const RtPlan *plan = t->plan;
     const RtSym *all = RT_TABLE(plan, RtSym, syms);
     const RtStep *step = RT_TABLE(plan, RtStep, steps);
@@ -89,7 +91,7 @@ static StepCost *costs_of_rank(Arena *a, const Cluster *c, const TrafficOf *t, C
     const RtStep *step = RT_TABLE(plan, RtStep, steps);
     StepCost *cost = arena_array(a, StepCost, (int)plan->steps.n + 1);
     int64_t *sym = arena_array(a, int64_t, (int)plan->syms.n + 1);
-    int32_t **rows = arena_array(a, int32_t *, (int)plan->steps.n + 1);
+    TrafficRows **rows = arena_array(a, TrafficRows *, (int)plan->steps.n + 1);
     set_rows(a, t, costs, sym, rows);
     RtPlanInstance sized = {.plan = plan, .sym = sym};                 // rt_step_work reads sizes alone
     Arena *scratch = arena_create();

@@ -12,8 +12,8 @@
 typedef struct {
     int64_t  step;
     uint32_t exchange;
-    int      experts;
-    int32_t *rows;
+    int      experts, nodes;
+    int32_t *rows, *distinct;
 } Line;
 
 typedef VEC(Line) Lines;
@@ -24,19 +24,24 @@ struct RouteLog {
     Lines *of;                 // [ranks]
 };
 
+static bool read_counts(Arena *a, const json_t *list, int32_t **out) {
+    bool ok = true;
+    *out = arena_array(a, int32_t, (int)json_array_size(list) + 1);
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        const json_t *v = json_array_get(list, i);
+        ok &= json_is_integer(v) && json_integer_value(v) >= 0 && json_integer_value(v) <= INT32_MAX;
+        (*out)[i] = (int32_t)json_integer_value(v);
+    }
+    return ok;
+}
+
 static bool read_line(Arena *a, const char *text, Line *out) {
     json_t *o = json_loads(text, 0, NULL);
-    const json_t *rows = json_object_get(o, "rows"), *step = json_object_get(o, "step"), *exchange = json_object_get(o, "exchange");
-    bool ok = json_is_integer(step) && json_is_integer(exchange) && json_array_size(rows) > 0;
-    if (ok) {
-        *out = (Line){json_integer_value(step), (uint32_t)json_integer_value(exchange), (int)json_array_size(rows), NULL};
-        out->rows = arena_array(a, int32_t, out->experts);
-        for (int e = 0; e < out->experts; e++) {
-            const json_t *v = json_array_get(rows, (size_t)e);
-            ok &= json_is_integer(v) && json_integer_value(v) >= 0 && json_integer_value(v) <= INT32_MAX;
-            out->rows[e] = (int32_t)json_integer_value(v);
-        }
-    }
+    const json_t *rows = json_object_get(o, "rows"), *step = json_object_get(o, "step"), *exchange = json_object_get(o, "exchange"),
+                 *nodes = json_object_get(o, "nodes");
+    *out = (Line){json_integer_value(step), (uint32_t)json_integer_value(exchange), (int)json_array_size(rows), (int)json_array_size(nodes), NULL, NULL};
+    bool ok = json_is_integer(step) && json_is_integer(exchange) && out->experts > 0 && read_counts(a, rows, &out->rows) &&
+              read_counts(a, nodes, &out->distinct);
     json_decref(o);
     return ok;
 }
@@ -87,24 +92,27 @@ int64_t routes_steps(const RouteLog *log) { return log->steps; }
 int routes_lines(const RouteLog *log) { return log->of[0].n; }
 uint32_t routes_exchange(const RouteLog *log, int line) { return log->of[0].at[line].exchange; }
 
-bool routes_rows(const RouteLog *log, int line, int rank, int32_t *to, int experts) {
+static bool is_of(const Line *l, int experts, int nodes) { return l->experts == experts && (!nodes || l->nodes == nodes); }
+
+bool routes_rows(const RouteLog *log, int line, int rank, int32_t *to, int experts, int32_t *distinct, int nodes) {
     const Line *l = &log->of[rank].at[line];
-    if (l->experts != experts) return false;
+    if (!is_of(l, experts, nodes)) return false;
     memcpy(to, l->rows, sizeof *to * (size_t)experts);
+    if (nodes) memcpy(distinct, l->distinct, sizeof *distinct * (size_t)nodes);
     return true;
 }
 
-bool routes_mean(const RouteLog *log, uint32_t exchange, int rank, int32_t *to, int experts) {
+bool routes_mean(const RouteLog *log, uint32_t exchange, int rank, int32_t *to, int experts, int32_t *distinct, int nodes) {
     int64_t n = 0;
-    for (int e = 0; e < experts; e++) {
+    for (int e = 0; e < experts + nodes; e++) {
         int64_t sum = n = 0;
         for (int i = 0; i < routes_lines(log); i++) {
             const Line *l = &log->of[rank].at[i];
-            if (l->exchange != exchange || l->experts != experts) continue;
-            sum += l->rows[e];
+            if (l->exchange != exchange || !is_of(l, experts, nodes)) continue;
+            sum += e < experts ? l->rows[e] : l->distinct[e - experts];
             n++;
         }
-        to[e] = n ? (int32_t)((sum + n / 2) / n) : 0;
+        *(e < experts ? to + e : distinct + e - experts) = n ? (int32_t)((sum + n / 2) / n) : 0;
     }
     return n > 0;
 }

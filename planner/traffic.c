@@ -3,7 +3,9 @@
 #include <math.h>
 #include <string.h>
 
+#include "passes/a2a.h"
 #include "runtime/comm_rounds.h"
+#include "runtime/node_rows.h"
 #include "runtime/ranks.h"
 
 // ---- rows of experts ----------------------------------------------------------------------------------------------
@@ -15,13 +17,16 @@ static const RtArg *arg_of(const RtPlan *plan, uint32_t step, int i) {
 
 static bool same_place(const RtArg *a, const RtArg *b) { return a->arena == b->arena && a->offset == b->offset; }
 
+// Offsets at the experts, as an exchange of offsets makes them.
+static const RtArg *result_of(const RtPlan *plan, uint32_t step, const RtExchange *x) { return arg_of(plan, step, x->per_node ? 2 : 1); }
+
 uint32_t traffic_offsets_step(const RtPlan *plan, uint32_t step) {
     const RtExchange *x = rt_exchange_of(plan, step);
     bool joins = x && (x->kind == RT_JOIN_ROWS || x->kind == RT_SUM_ROWS);
     if (!x || (x->kind != RT_EXCHANGE_ROWS && x->kind != RT_RETURN_ROWS && !joins)) return UINT32_MAX;
     for (uint32_t i = step; i-- > 0;) {
         const RtExchange *y = rt_exchange_of(plan, i);
-        if (y && y->kind == (joins ? RT_JOIN_OFFSETS : RT_EXCHANGE_OFFSETS) && same_place(arg_of(plan, i, 1), arg_of(plan, step, 2))) return i;
+        if (y && y->kind == (joins ? RT_JOIN_OFFSETS : RT_EXCHANGE_OFFSETS) && same_place(result_of(plan, i, y), arg_of(plan, step, 2))) return i;
     }
     return UINT32_MAX;
 }
@@ -59,7 +64,7 @@ static bool serves(const RtSlots *s, int slot, int rank) { return !s || rt_slot_
 static uint32_t offsets_made_by(const RtPlan *plan, const RtArg *at, uint32_t before) {
     for (uint32_t i = before; i-- > 0;) {
         const RtExchange *y = rt_exchange_of(plan, i);
-        if (y && y->kind == RT_EXCHANGE_OFFSETS && same_place(arg_of(plan, i, y->per_node ? 2 : 1), at)) return i;
+        if (y && y->kind == RT_EXCHANGE_OFFSETS && same_place(result_of(plan, i, y), at)) return i;
     }
     return UINT32_MAX;
 }
@@ -68,7 +73,7 @@ static uint32_t offsets_made_by(const RtPlan *plan, const RtArg *at, uint32_t be
 static void share_arrived(const TrafficOf *t, Arena *a, uint32_t from, int m, int experts, int32_t *rows) {
     const RtExchange *y = rt_exchange_of(t->plan, from);
     int ranks = rt_group_size(t->plan->mesh, (RtGroup)y->group), i = rt_group_rank(t->plan->mesh, (RtGroup)y->group, t->rank);
-    const int32_t *sent = traffic_rows(t, a, from);
+    const int32_t *sent = traffic_rows(t, a, from)->rows;
     const RtSlots *table = table_of(t, y);
     for (int k = 0; k < m; k++)
         for (int e = 0; e < experts; e++) {                // blocks: of each slot, by ranks
@@ -77,23 +82,43 @@ static void share_arrived(const TrafficOf *t, Arena *a, uint32_t from, int m, in
         }
 }
 
-int32_t *traffic_rows(const TrafficOf *t, Arena *a, uint32_t step) {
+static int nodes_of(const RtExchange *x, int m) { return x->per_node ? m / x->per_node : 0; }
+
+// How many different rows a member has for each other node: by the node's share of all, as if experts were drawn evenly.
+static void model_distinct(const TrafficOf *t, const RtExchange *x, int m, int member, const int32_t *rows, int32_t *distinct) {
+    const RtSlots *table = table_of(t, x);
+    int nodes = nodes_of(x, m), here = x->slots / nodes;
+    double all = 0, reached = 0;
+    for (int e = 0; e < x->experts; e++) all += rows[e];
+    int k = t->tokens > 0 ? (int)(all / t->tokens + 0.5) : 0;
+    for (int pass = 0; pass < 2 && all > 0; pass++)
+        for (int n = 0; n < nodes; n++) {
+            double there = 0;
+            for (int s = n * here; s < (n + 1) * here; s++) there += serves(table, s, member) ? rows[expert_in(table, s)] : 0;
+            double share = a2a_share_of_node(k, x->experts, x->experts * there / all);
+            if (!pass) reached += share;
+            if (pass && t->node_rows > 0 && reached > t->node_rows) share *= t->node_rows / reached;
+            distinct[n] = n == member / x->per_node ? 0 : (int32_t)fmin(t->tokens * share + 0.5, there);
+        }
+}
+
+TrafficRows *traffic_rows(const TrafficOf *t, Arena *a, uint32_t step) {
     const RtExchange *x = rt_exchange_of(t->plan, step);
-    int m = rt_group_size(t->plan->mesh, (RtGroup)x->group);
-    int32_t *rows = arena_array(a, int32_t, m * x->experts);
+    int m = rt_group_size(t->plan->mesh, (RtGroup)x->group), nodes = nodes_of(x, m);
+    TrafficRows *r = arena_new(a, TrafficRows);
+    *r = (TrafficRows){arena_array(a, int32_t, m * x->experts), nodes ? arena_array(a, int32_t, m * nodes) : NULL};
+    uint32_t from = x->kind == RT_JOIN_OFFSETS && !t->log ? offsets_made_by(t->plan, arg_of(t->plan, step, 0), step) : UINT32_MAX;
     int64_t n = bound_at(t->plan, arg_of(t->plan, step, 0));
-    if (t->log) {
-        for (int k = 0; k < m; k++)
-            routes_mean(t->log, x->sequence, rt_group_member(t->plan->mesh, (RtGroup)x->group, t->rank, k), rows + k * x->experts, x->experts);
-        return rows;
+    if (from != UINT32_MAX) share_arrived(t, a, from, m, x->experts, r->rows);
+    for (int k = 0; k < m; k++) {
+        int32_t *rows = r->rows + k * x->experts, *distinct = nodes ? r->distinct + k * nodes : NULL;
+        int rank = rt_group_member(t->plan->mesh, (RtGroup)x->group, t->rank, k);
+        if (t->log && routes_mean(t->log, x->sequence, rank, rows, x->experts, distinct, nodes)) continue;
+        if (t->log) routes_mean(t->log, x->sequence, rank, rows, x->experts, NULL, 0);
+        else if (from == UINT32_MAX) share_out(rows, x->experts, n, (int64_t)t->tokens, t->skew);
+        if (nodes) model_distinct(t, x, m, k, rows, distinct);
     }
-    uint32_t from = x->kind == RT_JOIN_OFFSETS ? offsets_made_by(t->plan, arg_of(t->plan, step, 0), step) : UINT32_MAX;
-    if (from != UINT32_MAX) {
-        share_arrived(t, a, from, m, x->experts, rows);
-        return rows;
-    }
-    for (int k = 0; k < m; k++) share_out(rows + k * x->experts, x->experts, n, (int64_t)t->tokens, t->skew);
-    return rows;
+    return r;
 }
 
 // Joined rows are those of all ranks, block by block.
@@ -101,7 +126,8 @@ static int first_slot(const RtExchange *x, int i, int mine) {
     return x->kind == RT_JOIN_OFFSETS || x->kind == RT_JOIN_ROWS || x->kind == RT_SUM_ROWS ? 0 : i * mine;
 }
 
-int64_t traffic_rows_here(const TrafficOf *t, uint32_t offsets_step, const int32_t *rows) {
+int64_t traffic_rows_here(const TrafficOf *t, uint32_t offsets_step, const TrafficRows *r) {
+    const int32_t *rows = r->rows;
     const RtExchange *x = rt_exchange_of(t->plan, offsets_step);
     const RtSlots *table = table_of(t, x);
     RtGroup g = (RtGroup)x->group;
@@ -139,35 +165,62 @@ static void scale(RtTraffic *t, double by) { t->bytes = (int64_t)((double)t->byt
 static void assume(const TrafficOf *t, const RtExchange *x, int64_t rows, StepTraffic *s) {
     if (s->kind != RT_COMM_ROWS && s->kind != RT_COMM_BACK) return;
     double k = t->tokens > 0 ? (double)rows / t->tokens : 0;
-    if (t->node_rows > 0 && k > t->node_rows && s->sent[RT_LINK_NET].bytes) {
+    if (t->node_rows > 0 && k > t->node_rows && s->sent[RT_LINK_NET].bytes && !x->per_node) {
         RtTraffic *near_sent = &s->sent[RT_LINK_NODE], *near_received = &s->received[RT_LINK_NODE];
         near_sent->bytes += s->received[RT_LINK_NET].bytes;
         near_received->bytes += s->received[RT_LINK_NET].bytes;
         scale(&s->sent[RT_LINK_NET], t->node_rows / k);
         scale(&s->received[RT_LINK_NET], t->node_rows / k);
     }
-    if (t->row_bytes > 0 && s->kind == RT_COMM_ROWS)
+    if (t->row_bytes > 0 && s->kind == RT_COMM_ROWS) {
+        double by = t->row_bytes / dtype_bytes((DType)x->dtype);
         for (int l = 0; l < RT_LINKS; l++) {
-            scale(&s->sent[l], t->row_bytes / dtype_bytes((DType)x->dtype));
-            scale(&s->received[l], t->row_bytes / dtype_bytes((DType)x->dtype));
+            scale(&s->sent[l], by);
+            scale(&s->received[l], by);
+        }
+        s->handed = (int64_t)((double)s->handed * by);
+    }
+}
+
+// Rows that come to experts by nodes: what the runtime would count, and what moves, given these.
+static void op_by_nodes(Arena *a, const RtExchange *x, int m, const TrafficRows *rows, const RtRowsAt *at, RtExchangeRoom room, RtCommOp *op,
+                        int64_t *handed) {
+    int E = x->experts, leaves = x->leaves, nodes = nodes_of(x, m), mine = x->slots / m;
+    int64_t block = rt_node_count_elements(x, m);
+    int32_t *counts = arena_array(a, int32_t, (int)block * m);
+    for (int k = 0; k < m; k++) {
+        int32_t *to = counts + rt_comm_block(&(RtCommOp){.kind = RT_COMM_COUNTS, .per_node = x->per_node}, m, k) * block;
+        for (int e = 0; e < E; e++) to[(e + 1) * leaves - 1] = rows->rows[k * E + e];
+        memcpy(to + E * leaves, rows->distinct + k * nodes, sizeof *to * (size_t)nodes);
+    }
+    RtNodeRows r = {.x = *x, .m = m, .i = at->rank, .table = at->table, .home = at->home, .far = at->far, .counts = counts,
+                    .box = arena_array(a, unsigned char *, x->per_node)};
+    *op = (RtCommOp){.kind = x->kind == RT_RETURN_ROWS ? RT_COMM_BACK : RT_COMM_ROWS, .dtype = (DType)x->dtype};
+    rt_node_op(&r, room.send, room.recv, op);
+    for (int s = 0; s < mine; s++)
+        for (int k = 0; k < m; k++) {
+            const int32_t *f = at->far + (s * m + k) * leaves;
+            if (k / x->per_node != at->rank / x->per_node) *handed += (f[leaves] - f[0]) * x->elements * dtype_bytes((DType)x->dtype);
         }
 }
 
-bool traffic_of_step(const TrafficOf *t, Arena *a, uint32_t step, const int32_t *rows, StepTraffic *out) {
+bool traffic_of_step(const TrafficOf *t, Arena *a, uint32_t step, const TrafficRows *rows, StepTraffic *out) {
     *out = (StepTraffic){.kind = RT_COMM_KINDS};
     const RtExchange *x = rt_exchange_of(t->plan, step);
     if (!x) return false;
     RtMesh mesh = t->plan->mesh;
     RtGroup group = (RtGroup)x->group;
     int m = rt_group_size(mesh, group), i = rt_group_rank(mesh, group, t->rank);
-    int parts = MOST_REPLICAS * x->slots + 1;                    // of rows: a slot's; of sums: one to each other replica
+    int parts = MOST_REPLICAS * x->slots + m + 2;                // of rows: a slot's, a node's; of sums: one to each other replica
     RtExchangeRoom room = {.send = arena_array(a, RtCommPart, parts), .recv = arena_array(a, RtCommPart, parts), .cut = arena_array(a, int64_t, m + 1)};
     RtRowsAt at = {.home = NULL};
-    if (rows) at = offsets_of(a, x, table_of(t, x), i, m, rows);
+    if (rows) at = offsets_of(a, x, table_of(t, x), i, m, rows->rows);
     at.table = table_of(t, x);
     at.rank = i;
     RtCommOp op;
-    if (m == 1 || !rt_exchange_op(x, m, &at, room, &op)) return false;
+    if (m == 1) return false;
+    if (rows && x->per_node) op_by_nodes(a, x, m, rows, &at, room, &op, &out->handed);
+    else if (!rt_exchange_op(x, m, &at, room, &op)) return false;
     RtTraffic *sent = arena_array(a, RtTraffic, m), *received = arena_array(a, RtTraffic, m);
     rt_comm_traffic(&op, i, m, sent, received);
     out->kind = op.kind;
@@ -181,7 +234,7 @@ bool traffic_of_step(const TrafficOf *t, Arena *a, uint32_t step, const int32_t 
         out->received[link].bytes += received[k].bytes;
     }
     int64_t at_home = 0;
-    for (int e = 0; rows && e < x->experts; e++) at_home += rows[i * x->experts + e];
+    for (int e = 0; rows && e < x->experts; e++) at_home += rows->rows[i * x->experts + e];
     assume(t, x, at_home, out);
     return true;
 }
@@ -208,7 +261,7 @@ static int64_t times_run(const RtPlan *plan, uint32_t step, int64_t waves) {
 
 void traffic_of_training_step(const TrafficOf *t, Arena *a, int64_t waves, RtUsage *out) {
     *out = (RtUsage){.sent = {{{0}}}};
-    const int32_t **rows = arena_array(a, const int32_t *, (int)t->plan->steps.n + 1);        // by the step of their offsets
+    TrafficRows **rows = arena_array(a, TrafficRows *, (int)t->plan->steps.n + 1);        // by the step of their offsets
     for (uint32_t i = 0; i < t->plan->steps.n; i++) {
         StepTraffic s;
         int64_t times = times_run(t->plan, i, waves);
@@ -234,13 +287,15 @@ bool traffic_recorded(const TrafficOf *t, Arena *a, Diag *d, const RouteLog *log
             uint32_t of = traffic_offsets_step(t->plan, i);
             if (of == UINT32_MAX || rt_exchange_of(t->plan, of)->sequence != routes_exchange(log, line)) continue;
             const RtExchange *x = rt_exchange_of(t->plan, i);
-            int m = rt_group_size(mesh, (RtGroup)x->group);
-            int32_t *rows = arena_array(a, int32_t, m * x->experts);
+            int m = rt_group_size(mesh, (RtGroup)x->group), nodes = nodes_of(x, m);
+            TrafficRows rows = {arena_array(a, int32_t, m * x->experts), arena_array(a, int32_t, m * nodes + 1)};
             is_known = true;
-            for (int k = 0; k < m; k++)
-                if (!routes_rows(log, line, rt_group_member(mesh, (RtGroup)x->group, t->rank, k), rows + k * x->experts, x->experts)) is_known = false;
+            for (int k = 0; k < m; k++) {
+                int rank = rt_group_member(mesh, (RtGroup)x->group, t->rank, k);
+                is_known &= routes_rows(log, line, rank, rows.rows + k * x->experts, x->experts, rows.distinct + k * nodes, nodes);
+            }
             StepTraffic s;
-            if (is_known && traffic_of_step(t, a, i, rows, &s)) add(out, &s, 1);
+            if (is_known && traffic_of_step(t, a, i, &rows, &s)) add(out, &s, 1);
         }
         if (is_known) continue;
         diag_error(d, (Span){0}, "the recorded routes are of another program or layout: line %d of a rank is exchange %u", line + 1,

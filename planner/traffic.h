@@ -13,27 +13,32 @@ typedef struct {
     const RtPlan *plan;
     int    rank, per_node;         // whose messages; ranks of a node
     double tokens;                 // of a rank's pass
-    double node_rows;              // > 0: a token's rows go to so many nodes at most, once to each (the runtime: to each expert)
+    double node_rows;              // > 0: a token's rows go to so many nodes at most, and once to each
     double row_bytes;              // > 0: of an element on the way to its expert (the runtime: as computed)
     const RtSlots *table;          // of the plan, by number: which experts are where
     double skew;                   // experts are chosen as 1 / (number + 1)^skew
     const RouteLog *log;           // what a run of this layout recorded: its mean rows instead; NULL: the model
 } TrafficOf;
 
-// How many rows an exchange of offsets sends to each expert from each rank of its group: rows[member * experts + expert].
-int32_t *traffic_rows(const TrafficOf *t, Arena *a, uint32_t offsets_step);
+// Rows behind an exchange of offsets.
+typedef struct {
+    int32_t *rows;                 // [members of its group][experts]: that a member sends to an expert
+    int32_t *distinct;             // [members][nodes]: different ones for a node's experts; NULL: they don't go by nodes
+} TrafficRows;
+TrafficRows *traffic_rows(const TrafficOf *t, Arena *a, uint32_t offsets_step);
 
 // Of these, the rows at the experts of the rank that t names.
-int64_t traffic_rows_here(const TrafficOf *t, uint32_t offsets_step, const int32_t *rows);
+int64_t traffic_rows_here(const TrafficOf *t, uint32_t offsets_step, const TrafficRows *rows);
 
 typedef struct {
     RtCommKind kind;
     int       rounds;              // one after the other
     RtTraffic sent[RT_LINKS], received[RT_LINKS];
+    int64_t   handed;              // bytes that are no message: between memory that a node shares and the rank's rows
 } StepTraffic;
 
 // Of a step of the plan.  rows: of the route whose rows it moves; false: it moves nothing.
-bool traffic_of_step(const TrafficOf *t, Arena *a, uint32_t step, const int32_t *rows, StepTraffic *out);
+bool traffic_of_step(const TrafficOf *t, Arena *a, uint32_t step, const TrafficRows *rows, StepTraffic *out);
 // The step that makes the offsets whose rows a step moves; UINT32_MAX: it moves none.
 uint32_t traffic_offsets_step(const RtPlan *plan, uint32_t step);
 

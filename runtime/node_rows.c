@@ -49,7 +49,7 @@ static int64_t pairs_for(const RtNodeRows *r, int k, int node) {
     for (int s = 0; s < slots_of_node(r); s++) n += rows_for(r, k, node * slots_of_node(r) + s);
     return n;
 }
-static int64_t distinct_for(const RtNodeRows *r, int k, int node) { return block_of(r, k)[(int64_t)r->x.experts * r->x.leaves + node]; }
+int32_t rt_node_distinct(const RtNodeRows *r, int k, int node) { return block_of(r, k)[(int64_t)r->x.experts * r->x.leaves + node]; }
 
 // ---- messages ----------------------------------------------------------------------------------------------------
 // There: the map, then rows.  Back, or without a map: the rows of all pairs.
@@ -59,7 +59,7 @@ static int64_t map_bytes(const RtExchange *x, int64_t pairs) { return has_map(x)
 
 static int64_t message_bytes(const RtNodeRows *r, int from, int node) {
     int64_t pairs = pairs_for(r, from, node);
-    return pairs == 0 ? 0 : map_bytes(&r->x, pairs) + (has_map(&r->x) ? distinct_for(r, from, node) : pairs) * row_bytes(&r->x);
+    return pairs == 0 ? 0 : map_bytes(&r->x, pairs) + (has_map(&r->x) ? rt_node_distinct(r, from, node) : pairs) * row_bytes(&r->x);
 }
 
 static int64_t most_bytes(const RtExchange *x) {

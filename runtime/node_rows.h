@@ -31,8 +31,9 @@ int64_t rt_node_count_elements(const RtExchange *x, int m);            // of a b
 
 // This rank's block of `counts`, by home and same.
 void rt_node_count(const RtNodeRows *r, int32_t *block);
-// Rows of rank k for an expert's leaf.
+// Rows of rank k for an expert's leaf; different ones that it has for a node's experts.
 int32_t rt_node_rows(const RtNodeRows *r, int k, int expert, int leaf);
+int32_t rt_node_distinct(const RtNodeRows *r, int k, int node);
 
 // What the communicator moves; sizes are right without rows and memory, too.  send, recv: [slots + m + 2].
 void rt_node_op(const RtNodeRows *r, RtCommPart *send, RtCommPart *recv, RtCommOp *op);

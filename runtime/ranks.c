@@ -564,12 +564,14 @@ static void all_gather(const Job *j, const void *x, unsigned char *y) {
     run(j);
 }
 
-// One line: how many rows each expert gets from here.
-static void record_route(const RtRanks *r, const RtExchange *x, const int32_t *home) {
+// One line: how many rows each expert gets from here, and by nodes how many different ones each node.
+static void record_route(const RtRanks *r, const RtExchange *x, const int32_t *home, const RtNodeRows *by_nodes) {
     flockfile(r->routes);
     fprintf(r->routes, "{\"step\": %lld, \"rank\": %d, \"exchange\": %u, \"rows\": [", (long long)r->step, r->rank, x->sequence);
     for (int e = 0; e < x->experts; e++)
         fprintf(r->routes, e ? ", %d" : "%d", home[(int64_t)(e + 1) * x->leaves] - home[(int64_t)e * x->leaves]);
+    for (int n = 0; by_nodes && n < by_nodes->m / x->per_node; n++)
+        fprintf(r->routes, "%s%d", n ? ", " : "], \"nodes\": [", rt_node_distinct(by_nodes, by_nodes->i, n));
     fputs("]}\n", r->routes);
     funlockfile(r->routes);
 }
@@ -614,7 +616,7 @@ static void gather_counts(const Job *j, const int32_t *home, Counts *c) {
 static void join_offsets(const Job *j, const int32_t *own, int32_t *all) {
     int experts = j->x->experts, leaves = j->x->leaves;
     Counts c = {.n = (int64_t)experts * leaves};
-    if (j->r->routes) record_route(j->r, j->x, own);
+    if (j->r->routes) record_route(j->r, j->x, own, NULL);
     gather_counts(j, own, &c);
     int32_t at = 0, *to = all;
     for (int e = 0; e < experts; e++)
@@ -687,13 +689,13 @@ static void exchange_offsets(const Job *j, const int32_t *home, const int32_t *c
         return;
     }
     Counts c = {.n = (int64_t)experts * leaves};
-    if (j->r->routes) record_route(j->r, j->x, home);
     if (j->x->per_node) c.by_nodes = node_rows(j, home, counts, NULL);
     else gather_counts(j, home, &c);
     if (j->r->status != RT_OK) {
         memset(far, 0, ((size_t)j->t->slots * (size_t)leaves + 1) * sizeof *far);
         return;
     }
+    if (j->r->routes) record_route(j->r, j->x, home, j->x->per_node ? &c.by_nodes : NULL);
     int32_t at = 0, *to = far;
     for (int s = j->i * mine; s < (j->i + 1) * mine; s++)
         for (int k = 0; k < j->m; k++)

@@ -145,8 +145,41 @@ claim 'a slow link is planned with chunks, a fast one without' [ "$(flights 12.5
 claim 'and with own rows apart' grep -qE 'chunks, own rows of 0 experts first, of 4 last, predicted' "$work/schedule-12.5e6"
 claim 'a link that a shared expert hides needs neither' [ "$(flights 125e6)" = "$(flights 100e9)" ]
 claim 'it stands on both ways' grep -qE 'MB there beside [1-9][0-9.]* ms, .* MB back beside [1-9][0-9.]* ms.* 1 chunks, predicted' "$work/schedule-125e6"
-exits 1 'a plan of rows by nodes' plan --local 2 --set parallel.ep=2 --set parallel.a2a=node
-says 'this version plans rows that go from each rank to each other' 'is refused'
+
+# rows by nodes: a described cluster's plan against ranks on pretended nodes
+nodes_of() { # NODES PER_NODE
+    cat >"$work/nodes.json" <<END
+{"name": "nodes", "nodes": $1, "links": [{"level": "net", "kind": "ethernet", "rate": 125e6, "latency": 50e-6},
+                                         {"level": "node", "kind": "shared memory", "rate": 5e9, "latency": 2e-6}],
+ "device": {"kind": "cpu", "per_node": $2, "memory": 8e9, "flops": {"f32": 80e9, "bf16": 80e9}, "bandwidth": 15e9,
+            "efficiency": {"gemm": 0.5, "attention": 0.4, "rows": 0.5}}}
+END
+}
+by_nodes() { # NAME NODES PER_NODE OPTION...
+    local name=$1 n=$(($2 * $3)) per=$3 plan=("$MOEC" plan "$model" "${tiny[@]}" --threads 1 --json --machine "$work/nodes.json")
+    nodes_of "$2" "$3"
+    shift 3
+    set -- --set parallel.a2a=node "$@"
+    export MOE_DEBUG=nodes:$per
+    claim "$name: trained" train "$work/$name" "${steps[@]}" --local "$n" --record-routes "$@"
+    unset MOE_DEBUG
+    claim "$name: planned" sh -c '"$@" >"$0"' "$work/model.json" "${plan[@]}" "$@"
+    claim "$name: planned with the routes of the run" sh -c '"$@" >"$0"' "$work/plan.json" "${plan[@]}" --routes "$work/$name/routes" "$@"
+    claim "$name: memory to the byte" same_memory "$name"
+    claim "$name: messages and bytes of every rank" same_messages "$name"
+}
+by_nodes nodes-ep4 2 2 --set parallel.ep=4
+by_nodes nodes-alone 2 1 --set parallel.ep=2
+by_nodes nodes-ep4-replicas 2 2 --set parallel.ep=4 --set parallel.replicas=4 --set parallel.placement=random
+by_nodes nodes-dp2 2 4 --set parallel.ep=4 --set parallel.dp=2
+nodes_of 2 2
+exits 1 'routes of ranks that went another way' "$MOEC" plan "$model" "${tiny[@]}" --threads 1 --machine "$work/nodes.json" --set parallel.a2a=node \
+    --routes "$work/ep4-replicas/routes" --set parallel.ep=4 --set parallel.dp=1
+says 'the recorded routes are of another program or layout' 'are not taken'
+nodes_of 4 3
+exits 1 'experts of ranks that nodes cut' "$MOEC" plan "$model" "${tiny[@]}" --threads 1 --machine "$work/nodes.json" --set parallel.a2a=node \
+    --set parallel.ep=4 --set parallel.dp=1
+says 'the 4 ranks that share experts .* must be neighbours, as many on each node' 'are refused'
 
 # what can't fit
 sed 's/"memory": 80e9, "reserve": 3e9/"memory": 150e6, "reserve": 1e6/' machines/a100-8.json >"$work/small.json"

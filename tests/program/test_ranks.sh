@@ -67,6 +67,8 @@ claim 'by nodes: as many back' diff <(net flat-ep4 back | cut -d ' ' -f 2) <(net
 waves=(--set train.batch=16 --set train.micro_batch=1 --set train.lanes=4 --set train.average=token --set train.dtype=bf16)
 claim 'waves: one rank' train "$work/waves" "${steps[@]}" "${waves[@]}"
 by_nodes waves 2 waves-nodes "${waves[@]}" --local 4 --set parallel.ep=4
+MOE_DEBUG=nodes:2 alike waves waves-flat "${waves[@]}" --local 4 --set parallel.ep=4 --set parallel.a2a=flat
+claim 'by nodes: fewer bytes of bf16 there' test $((115 * $(net waves-nodes rows | cut -d ' ' -f 2))) -lt $((100 * $(net waves-flat rows | cut -d ' ' -f 2)))
 alike waves waves-dp2-ep2 "${waves[@]}" --local 4 --set parallel.ep=2 --set parallel.zero=1
 
 # experts anywhere; an expert's tensors, its rows and its norm go where the table says
