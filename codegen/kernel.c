@@ -1,4 +1,4 @@
-// How work is cut into tasks: from sizes only, never from threads.  Contents of constants.
+// How work is cut into tasks: from sizes and what the machine has, never from the threads of a run.  Contents of constants.
 #include "codegen/kernel.h"
 #include <string.h>
 
