@@ -504,6 +504,7 @@ static json_t *model_facts(Cli *c, const char *file) {
     if (ok && generate && shared) facts = generate_facts_of_ranks(c, &s, &ranks, settings);
     else if (ok) facts = generate ? generate_facts(c, &s, settings) : train_facts(c, &s, &ranks, settings, forward);
     rt_settings_close(settings);
+    diag_print(c->diag, stderr, c->color);
     ranks_close(&ranks);
     session_close(&s);
     return facts;

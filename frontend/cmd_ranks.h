@@ -17,6 +17,7 @@ typedef struct {
 
 // By --local and mpirun.  false after an error.
 bool ranks_open(Cli *c, Ranks *r);
+// When everything is said: mpirun ends all others as soon as one rank has gone with an error.
 void ranks_close(Ranks *r);
 // Measures the way between nodes, where there are several, for ranks_mesh.  Called by all ranks at once.  false after an error.
 bool ranks_find_link(Ranks *r, Diag *d);

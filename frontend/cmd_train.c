@@ -152,37 +152,38 @@ static int dry_run_here(Training *t) {
     RtStatus s = open_settings(&t->s, &settings, &e);
     bool all_well = s == RT_OK && dry_run(&t->s, &t->ranks, settings, t->threads, t->out, t->resume, &e);
     rt_settings_close(settings);
-    ranks_close(&t->ranks);
     if (e.code) return fail(&t->s, &e);
     session_close(&t->s);
     return cli_finish(t->cli, all_well ? EXIT_DONE : EXIT_WRONG);
 }
 
-static int train_here(Cli *c) {
-    Training t = {.cli = c, .s = {.cli = c, .arena = c->arena, .diag = c->diag}};
-    if (!ranks_open(c, &t.ranks) || !ranks_find_link(&t.ranks, c->diag) || !ranks_in_turn(&t.ranks, c->diag, prepare, &t)) {
-        ranks_close(&t.ranks);
-        return give_up(&t.s);
-    }
-    if (cli_flag(c, "dry-run")) return dry_run_here(&t);
+static int train_and_tell(Training *t) {
+    Cli *c = t->cli;
+    if (!ranks_open(c, &t->ranks) || !ranks_find_link(&t->ranks, c->diag) || !ranks_in_turn(&t->ranks, c->diag, prepare, t)) return give_up(&t->s);
+    if (cli_flag(c, "dry-run")) return dry_run_here(t);
     RtError e = {0};
-    RtStatus status = train(&t, &e);
-    bool tells = rt_rank(t.ranks.among) == 0;            // every rank has the same to say
-    ranks_close(&t.ranks);
+    RtStatus status = train(t, &e);
     if (status == RT_OK) {
-        session_close(&t.s);
+        session_close(&t->s);
         return cli_finish(c, EXIT_DONE);
     }
-    if (!tells) {
-        session_close(&t.s);
+    if (rt_rank(t->ranks.among) != 0) {                  // every rank has the same to say
+        session_close(&t->s);
         return rt_exit_status(e.code);
     }
-    if (t.resume && (status == RT_BAD_FILE || status == RT_BAD_SETTING)) {
+    if (t->resume && (status == RT_BAD_FILE || status == RT_BAD_SETTING)) {
         diag_error(c->diag, (Span){0}, "%s", e.text);
-        tell_sets(&t.s, t.out);
-        return give_up(&t.s);
+        tell_sets(&t->s, t->out);
+        return give_up(&t->s);
     }
-    return fail(&t.s, &e);
+    return fail(&t->s, &e);
+}
+
+static int train_here(Cli *c) {
+    Training t = {.cli = c, .s = {.cli = c, .arena = c->arena, .diag = c->diag}};
+    int exit = train_and_tell(&t);
+    ranks_close(&t.ranks);
+    return exit;
 }
 
 int cmd_train(Cli *c) {
@@ -328,19 +329,19 @@ static RtStatus load_trained(Trained *t, RtPlanInstance *p, RtError *e) {
     return rt_comm_same(p->ranks->comm, fact, sizeof fact / sizeof *fact, e);
 }
 
+static int trained_tell(Trained *t, RtStatus status, const RtError *e) {
+    if (diag_n_errors(t->s.diag)) return give_up(&t->s);
+    if (status != RT_OK && *e->text && rt_rank(t->ranks.among) == 0) return fail(&t->s, e);      // every rank has the same to say
+    session_close(&t->s);
+    return status == RT_OK ? cli_finish(t->cli, EXIT_DONE) : rt_exit_status(status);
+}
+
 static int trained_close(Trained *t, RtStatus status, const RtError *e) {
-    bool tells = rt_rank(t->ranks.among) == 0;           // every rank has the same to say
-    ranks_close(&t->ranks);
     rt_settings_close(t->settings);
     pthread_mutex_destroy(&t->matching);
-    if (status == RT_OK) {
-        session_close(&t->s);
-        return cli_finish(t->cli, EXIT_DONE);
-    }
-    if (diag_n_errors(t->s.diag)) return give_up(&t->s);
-    if (tells && *e->text) return fail(&t->s, e);
-    session_close(&t->s);
-    return rt_exit_status(status);
+    int exit = trained_tell(t, status, e);
+    ranks_close(&t->ranks);
+    return exit;
 }
 
 // ---- eval ---------------------------------------------------------------------------------------------------

@@ -624,8 +624,9 @@ int cmd_verify(Cli *c) {
         status = table_print(&v.table, base_name(c->arena, dir), cli_flag(c, "all"), c->quiet);
     runner_close(&v.runner);
     session_close(&v.s);
-    ranks_close(&v.ranks);
     st_close(v.reference);
     st_close(v.files);
-    return cli_finish(c, status);
+    status = cli_finish(c, status);
+    ranks_close(&v.ranks);
+    return status;
 }

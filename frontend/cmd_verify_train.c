@@ -341,10 +341,11 @@ int cmd_verify_train(Cli *c, const char *dir) {
     }
     runner_close(&v.runner);
     session_close(&v.s);
-    ranks_close(&v.ranks);
     rt_settings_close(v.settings);
     st_close(v.files);
     st_close(v.batch_files);
     st_close(v.final_files);
-    return cli_finish(c, status);
+    status = cli_finish(c, status);
+    ranks_close(&v.ranks);
+    return status;
 }
