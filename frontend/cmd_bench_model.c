@@ -160,6 +160,7 @@ static RtStatus run_steps(const TrainBench *b, RtStepWork *w, RtRebalance *r, do
     for (int64_t i = -b->warm; i < end; i++) {
         if (i == 0 && w->p->ranks) {
             w->p->ranks->rows = (RtRowsTime){0};
+            w->p->ranks->counts_busiest = true;
             *before = rows_sent(w->p->ranks);
         }
         if (i == b->steps) RT_TRY(rt_trace_begin(w->p, (int)(b->traced * (w->waves + 1)), e));

@@ -704,7 +704,7 @@ static void exchange_offsets(const Job *j, const int32_t *home, const int32_t *c
                 at += rt_slot_serves(j->t, s, k) ? count_of(j, &c, k, j->t->expert[s], l) : 0;
             }
     *to = at;
-    count_busiest(j, &c);
+    if (j->r->counts_busiest) count_busiest(j, &c);
 }
 
 static void exchange_few(const Job *j, const int32_t *home, int32_t *far, unsigned char *home_rows, unsigned char *far_rows) {

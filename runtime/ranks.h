@@ -26,6 +26,7 @@ typedef struct RtRanks {
     struct RtDealt *dealt;     // by an exchange's number in the plan
     RtPlanInstance *plan_run;  // borrowed: whose exchanges these are
     RtRowsTime rows;           // since open
+    bool     counts_busiest;   // most and all of rows are kept: they take a look at each slot of all ranks
     int64_t  few_tokens;       // most tokens of each rank for which `few` may be set; 0: never
     size_t   few_message_bytes;
     int      few_sym;          // of the rows at experts that are due
