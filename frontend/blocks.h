@@ -53,7 +53,7 @@ typedef struct {
         const char *recompute;     // none cheap layer offload
         int64_t  seed;
         bool     random_eval, exact;
-        Quantity eval_every, save_every;               // unit NULL: never
+        Quantity eval_every, save_every;               // unit NULL: as the command does by default
         int64_t  keep;
     } train;
     struct {

@@ -118,7 +118,7 @@ bool session_can_train(Session *s, int ranks) {
     session_has_ranks(s, t, ranks);
     refuse(s, t->parallel.zero > 0 && ranks == 1 && wanted_ranks(t) <= 1, "parallel.zero", "there is nothing to share on one rank");
     refuse(s, t->parallel.replicas && ranks == 1 && wanted_ranks(t) <= 1, "parallel.replicas", "one rank has all experts");
-    refuse(s, t->parallel.rebalance.unit && ranks == 1 && wanted_ranks(t) <= 1, "parallel.rebalance",
+    refuse(s, t->parallel.rebalance.value > 0 && ranks == 1 && wanted_ranks(t) <= 1, "parallel.rebalance",
            "one rank has all experts, there is nothing to move");
     refuse(s, t->train.fast_gate, "train.fast_gate", "this version always chooses as the router's text says");
     refuse(s, !strcmp(t->train.recompute, "offload"), "train.recompute is offload",

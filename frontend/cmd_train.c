@@ -293,7 +293,7 @@ static bool prepare_trained(void *self) {
         return false;
     }
     if (!ranks_mesh_to_read(s, &t->ranks, eval, &s->train.mesh) || !ranks_moves_to_read(s, t->settings)) return false;
-    if (eval && t->settings->rebalance.unit) {
+    if (eval && t->settings->rebalance.value > 0) {
         diag_error(s->diag, (Span){0}, "parallel.rebalance: eval goes through its text once, with experts where they are");
         return false;
     }

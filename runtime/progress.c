@@ -81,8 +81,19 @@ void rt_progress_step(RtProgress *p, const RtProgressLine *l) {
     p->open_line = true;
 }
 
+enum { LONGEST_LINE = 1024 };
+
+void rt_progress_note(RtProgress *p, const char *fmt, ...) {
+    char text[LONGEST_LINE];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    log_line(p, text);
+}
+
 void rt_progress_say(RtProgress *p, const char *fmt, ...) {
-    char text[1024];
+    char text[LONGEST_LINE];
     va_list ap;
     va_start(ap, fmt);
     vsnprintf(text, sizeof text, fmt, ap);

@@ -24,6 +24,7 @@ void rt_progress_open(RtProgress *p, FILE *out, int64_t first_step, int64_t last
 void rt_progress_step(RtProgress *p, const RtProgressLine *l);
 // A line of its own.
 void rt_progress_say(RtProgress *p, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
+void rt_progress_note(RtProgress *p, const char *fmt, ...) __attribute__((format(printf, 2, 3)));   // into the log alone
 void rt_progress_close(RtProgress *p);
 // 1234567 -> "1,234,567"; returns out
 char *rt_thousands(int64_t n, char out[32]);

@@ -214,6 +214,7 @@ static RtStatus rebalance(RtRebalance *r, int64_t steps, Prospect *x, int32_t *f
     const int64_t *sum = r->sum;
     double bytes = 0;
     out->considered = true;
+    out->unasked = r->s.unasked;
     RT_TRY(sum_counts(r, e));
     if (r->rate == 0) RT_TRY(probe(r, e));
     for (int i = 0; i < r->n_tables; i++) {
@@ -235,18 +236,22 @@ static RtStatus rebalance(RtRebalance *r, int64_t steps, Prospect *x, int32_t *f
 
 // ---- nodes -------------------------------------------------------------------------------------------------------
 
+// Of the ranks who share experts, the i-th.
+static int node_of(const RtRanks *r, int i) { return rt_comm_node(r->comm, rt_group_member(r->mesh, RT_GROUP_EXP, r->rank, i)); }
+
+// Between nodes experts move only where somebody asks for it: a limited router counts on who is together on one.
+static RtStatus may_move(RtRanks *r, bool unasked, int32_t *out, RtError *e) {
+    *out = 1;
+    for (int i = 1; i < rt_expert_ranks(r->mesh); i++) *out &= !unasked || node_of(r, i) == node_of(r, 0);
+    return rt_from_first(r, out, sizeof *out, e);
+}
+
 // The nodes that the ranks who share experts are dealt to in order, as many to each; 1 if they lie otherwise.
 static int nodes_of(const RtRanks *r) {
     int m = rt_expert_ranks(r->mesh), nodes = 1;
-    for (int i = 1; i < m; i++) {
-        int here = rt_comm_node(r->comm, rt_group_member(r->mesh, RT_GROUP_EXP, r->rank, i));
-        nodes += here != rt_comm_node(r->comm, rt_group_member(r->mesh, RT_GROUP_EXP, r->rank, i - 1));
-    }
-    for (int i = 0; i < m && m % nodes == 0; i++) {
-        int first = i / (m / nodes) * (m / nodes);
-        if (rt_comm_node(r->comm, rt_group_member(r->mesh, RT_GROUP_EXP, r->rank, i)) !=
-            rt_comm_node(r->comm, rt_group_member(r->mesh, RT_GROUP_EXP, r->rank, first))) return 1;
-    }
+    for (int i = 1; i < m; i++) nodes += node_of(r, i) != node_of(r, i - 1);
+    for (int i = 0; i < m && m % nodes == 0; i++)
+        if (node_of(r, i) != node_of(r, i / (m / nodes) * (m / nodes))) return 1;
     return m % nodes ? 1 : nodes;
 }
 
@@ -264,22 +269,26 @@ static RtStatus find_places(RtRebalance *r, RtError *e) {
 // ---- a run -------------------------------------------------------------------------------------------------------
 
 // A window beyond the interval would be memory for steps long ago; beyond this, of steps nobody remembers.
-RtStatus rt_rebalance_setting(const RtSettings *s, RtStepSize size, RtRebalanceSetting *out, RtError *e) {
+RtStatus rt_rebalance_setting(const RtSettings *s, RtStepSize size, int64_t by_default, RtRebalanceSetting *out, RtError *e) {
     enum { LONGEST = 100000 };
-    double every = rt_quantity_steps(s->rebalance, size), window = rt_quantity_steps(s->rebalance_window, size);
+    bool unasked = s->rebalance.unit == RT_NO_UNIT;
+    double every = unasked ? (double)by_default : rt_quantity_steps(s->rebalance, size), window = rt_quantity_steps(s->rebalance_window, size);
     *out = (RtRebalanceSetting){.interval = 0};
     if (every <= 0) return RT_OK;
     if (every < 1 || window < 0 || window > LONGEST)
         return rt_fail(e, RT_BAD_SETTING, "parallel.rebalance and parallel.rebalance_window are whole numbers of steps, at most %d",
                        LONGEST);
-    *out = (RtRebalanceSetting){.interval = (int64_t)every, .gain = s->rebalance_gain, .groups = (int)s->rebalance_groups};
+    *out = (RtRebalanceSetting){.interval = (int64_t)every, .gain = s->rebalance_gain, .groups = (int)s->rebalance_groups, .unasked = unasked};
     out->window = window >= 1 ? (int64_t)window : out->interval < LONGEST ? out->interval : LONGEST;
     return RT_OK;
 }
 
 RtStatus rt_rebalance_open(RtPlanInstance *p, int program, RtRebalanceSetting s, RtRebalance **out, RtError *e) {
     *out = NULL;
+    int32_t may;
     if (!s.interval || !p->ranks || !p->plan->slot_tables.n) return RT_OK;
+    RT_TRY(may_move(p->ranks, s.unasked, &may, e));
+    if (!may) return RT_OK;
     RtRebalance *r = *out = calloc(1, sizeof *r);
     if (!r) return rt_fail(e, RT_NO_MEMORY, "no memory to count rows of experts");
     *r = (RtRebalance){.p = p, .ranks = p->ranks, .s = s, .n_tables = (int)p->plan->slot_tables.n};

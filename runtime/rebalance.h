@@ -4,6 +4,7 @@
 //     every `interval`      the counts of all ranks --eplb--> new tables.  For each layer: is what it saves until the next
 //                           time more than what moving takes?  Then weights, moments and tables move.
 //
+// Unasked, training does so each RT_REBALANCE_STEPS where the ranks that share experts are of one node.
 // Counts are integers, so all ranks find the same tables; whether they pay is the first rank's to say, by its clock.
 #ifndef RUNTIME_REBALANCE_H
 #define RUNTIME_REBALANCE_H
@@ -14,10 +15,12 @@ typedef struct {
     int64_t interval, window;  // steps; interval 0: never
     double  gain;              // a move must save so many times the seconds it takes
     int     groups;            // of experts, that a router limits tokens to: each stays on one node whole; 1: all alike
+    bool    unasked;           // nobody has said an interval
 } RtRebalanceSetting;
 
 typedef struct {
     bool    considered;        // it was a step for it
+    bool    unasked;           // as of the setting
     int64_t experts, bytes;    // moved, of all ranks
     double  seconds;           // that took
     double  before, after;     // rows of the busiest rank over the mean, over all layers; as moving would make it
@@ -26,9 +29,11 @@ typedef struct {
 
 typedef struct RtRebalance RtRebalance;
 
-// What parallel.rebalance and its companions say.
-RtStatus rt_rebalance_setting(const RtSettings *s, RtStepSize size, RtRebalanceSetting *out, RtError *e);
-// *out NULL where no expert can move (interval 0, or a plan whose experts are not shared).  program: whose work a step is.
+enum { RT_REBALANCE_STEPS = 10 };                       // of training, where nobody has said
+
+// What parallel.rebalance and its companions say; by_default: the interval where they don't.
+RtStatus rt_rebalance_setting(const RtSettings *s, RtStepSize size, int64_t by_default, RtRebalanceSetting *out, RtError *e);
+// *out NULL where no expert can move (interval 0; a plan whose experts are not shared, or, unasked, between nodes).  program: whose work a step is.
 RtStatus rt_rebalance_open(RtPlanInstance *p, int program, RtRebalanceSetting s, RtRebalance **out, RtError *e);
 void     rt_rebalance_close(RtRebalance *r);            // NULL is fine
 // Around a step, which took `seconds`; steps_left: of the run, INT64_MAX if nobody knows.  Called by all ranks.

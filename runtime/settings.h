@@ -45,7 +45,7 @@ typedef struct {
     int64_t end, pad;                  // -1: none
     // parallel
     RtPlacementKind placement;         // of experts, at first
-    RtQuantity rebalance, rebalance_window;    // rebalance.h; {0}: never; as long
+    RtQuantity rebalance, rebalance_window;    // rebalance.h; {0}: nobody has said; as long
     int64_t rebalance_groups;
     double rebalance_gain;
     // generate

@@ -246,7 +246,7 @@ static RtStatus open_outputs(Run *r, RtError *e) {
 
 static RtStatus open_rebalance(Run *r, RtError *e) {
     RtRebalanceSetting s;
-    RT_TRY(rt_rebalance_setting(r->s, r->size, &s, e));
+    RT_TRY(rt_rebalance_setting(r->s, r->size, RT_REBALANCE_STEPS, &s, e));
     return rt_rebalance_open(r->p, r->work.pass, s, &r->rebalance, e);
 }
 
@@ -511,17 +511,13 @@ static RtStatus rebalance(Run *r, RtError *e) {
     if (!r->rebalance) return RT_OK;
     RT_TRY(rt_rebalance_end(r->rebalance, r->step, r->step_seconds, r->last_step - r->step, &x, e));
     if (!x.considered) return RT_OK;
+    void (*say)(RtProgress *, const char *, ...) = x.unasked ? rt_progress_note : rt_progress_say;
     if (x.experts)
-        rt_progress_say(&r->progress,
-                        "step %lld: busiest rank at %.2f of the mean load; moved %lld experts, %.1f MB in %.0f ms: %.2f, "
-                        "%.1f ms less a step",
-                        (long long)r->step, x.before, (long long)x.experts, (double)x.bytes / 1e6, 1e3 * x.seconds, x.after,
-                        1e3 * x.saves);
+        say(&r->progress, "step %lld: busiest rank at %.2f of the mean load; moved %lld experts, %.1f MB in %.0f ms: %.2f, %.1f ms less a step",
+            (long long)r->step, x.before, (long long)x.experts, (double)x.bytes / 1e6, 1e3 * x.seconds, x.after, 1e3 * x.saves);
     else
-        rt_progress_say(&r->progress,
-                        "step %lld: busiest rank at %.2f of the mean load; experts stay: %.2f would save %.1f ms a step "
-                        "and take %.1f ms",
-                        (long long)r->step, x.before, x.after, 1e3 * x.saves, 1e3 * x.takes);
+        say(&r->progress, "step %lld: busiest rank at %.2f of the mean load; experts stay: %.2f would save %.1f ms a step and take %.1f ms",
+            (long long)r->step, x.before, x.after, 1e3 * x.saves, 1e3 * x.takes);
     return RT_OK;
 }
 

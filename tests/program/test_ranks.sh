@@ -85,6 +85,16 @@ alike one moving-ep2 --local 2 --set parallel.ep=2 "${always[@]}"
 alike one moving-ep4-zero --local 4 --set parallel.ep=4 --set parallel.zero=2 "${always[@]}" "${placed[@]}"
 alike one moving-dp2-ep2 --local 4 --set parallel.ep=2 "${always[@]}"
 claim 'moving-ep4-zero: most steps moved some' test "$(grep -c 'moved [0-9]* experts, [0-9.]* MB in' "$work/moving-ep4-zero/train.log")" -ge 3
+# unasked: each ten steps, inside a node, told to the log alone
+claim 'unasked: one rank' train "$work/twelve" "${steps[@]}" --set 'train.length=12 steps'
+alike twelve unasked-ep2 --local 2 --set parallel.ep=2 --set 'train.length=12 steps' --set parallel.rebalance_gain=0
+claim 'unasked: moved' grep -q 'step 10: busiest rank .* moved [0-9]* experts' "$work/unasked-ep2/train.log"
+exits 0 'unasked' train "$work/unasked-again" "${steps[@]}" --local 2 --set parallel.ep=2 --set 'train.length=12 steps' --set parallel.rebalance_gain=0
+claim 'unasked: quietly' sh -c '! grep -q "busiest rank" "$0.out" "$0.err"' "$log"
+alike twelve never-ep2 --local 2 --set parallel.ep=2 --set 'train.length=12 steps' --set parallel.rebalance_gain=0 --set 'parallel.rebalance=0 steps'
+claim 'never: stayed' sh -c '! grep -q "busiest rank" "$0"' "$work/never-ep2/train.log"
+MOE_DEBUG=nodes:1 alike twelve apart-ep2-nodes --local 2 --set parallel.ep=2 --set 'train.length=12 steps' --set parallel.rebalance_gain=0
+claim 'between nodes, unasked: stayed' sh -c '! grep -q "busiest rank" "$0"' "$work/apart-ep2-nodes/train.log"
 alike one staying --local 2 --set parallel.ep=2 --set 'parallel.rebalance=2 steps' --set parallel.rebalance_gain=1000000
 MOE_DEBUG=nodes:2 alike one groups-ep4 --local 4 --set parallel.ep=4 "${always[@]}" --set parallel.rebalance_groups=2
 claim 'groups-ep4: some moved' grep -q 'moved [0-9]* experts' "$work/groups-ep4/train.log"
@@ -203,6 +213,8 @@ refused 'ffn.*12 experts.*8 ranks|E.*12' '12 experts on 8 ranks' --local 8 --set
 refused 'parallel.rebalance: with parallel.ep = 1' 'moving experts that are everywhere' --local 2 --set 'parallel.rebalance=5 steps'
 refused 'parallel.rebalance_groups is 2, but parallel.rebalance is none' 'groups of experts that never move' --local 2 --set parallel.ep=2 \
     --set parallel.rebalance_groups=2
+refused 'parallel.rebalance_groups is 2, but parallel.rebalance is 0' 'or are never to' --local 2 --set parallel.ep=2 \
+    --set parallel.rebalance_groups=2 --set 'parallel.rebalance=0 steps'
 exits 1 'groups that do not share the experts' train "$work/groups" --local 2 --set parallel.ep=2 --set 'parallel.rebalance=1 step' \
     --set parallel.rebalance_groups=3
 says 'parallel.rebalance_groups is 3, which doesn.t divide the 8 experts of layers.0' 'are refused'
