@@ -125,7 +125,7 @@ static const KeyRow rows[] = {
     {"parallel", "placement", KEY_WORD, AT(parallel.placement), "linear round_robin random", .fallback = "\"linear\"",
      .doc = "where experts begin"},
     {"parallel", "rebalance", KEY_QUANTITY, AT(parallel.rebalance), "step", true, .fallback = "none",
-     .doc = "experts move to even out loads, each so many steps or calls, where that pays; none: 10 steps of training inside a node"},
+     .doc = "experts move to even out loads, each so many steps or calls, where that pays; none: in training, inside a node"},
     {"parallel", "rebalance_window", KEY_QUANTITY, AT(parallel.rebalance_window), "step", true, .fallback = "none",
      .doc = "steps whose rows count; none: as many as lie between"},
     {"parallel", "rebalance_groups", KEY_INT, AT(parallel.rebalance_groups), .least = 1, .fallback = "1",

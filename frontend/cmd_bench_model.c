@@ -218,7 +218,7 @@ static void tell_steps(TrainBench *b, const RtStepWork *w, double *took) {
 static RtStatus open_rebalance(const TrainBench *b, const RtStepWork *w, RtRebalance **out, RtError *e) {
     double samples = (double)rt_work_sequences(w);
     RtRebalanceSetting setting;
-    RT_TRY(rt_rebalance_setting(b->settings, (RtStepSize){samples * (double)w->in.sequence, samples, samples}, RT_REBALANCE_STEPS, &setting, e));
+    RT_TRY(rt_rebalance_setting(b->settings, (RtStepSize){samples * (double)w->in.sequence, samples, samples}, true, &setting, e));
     return rt_rebalance_open(w->p, w->pass, setting, out, e);
 }
 

@@ -224,7 +224,7 @@ void rt_decoder_run(RtDecoder *d) {
 
 RtStatus rt_decoder_rebalance(RtDecoder *d, const RtSettings *s, RtError *e) {
     RtRebalanceSetting setting;
-    RT_TRY(rt_rebalance_setting(s, (RtStepSize){1, 1, 1}, 0, &setting, e));
+    RT_TRY(rt_rebalance_setting(s, (RtStepSize){1, 1, 1}, false, &setting, e));
     return rt_rebalance_open(d->plan, d->program, setting, &d->rebalance, e);
 }
 

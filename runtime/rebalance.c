@@ -20,6 +20,7 @@ struct RtRebalance {
     int64_t *sum;              // [n_experts]
     int32_t *expert;           // [n_slots]: new tables
     int64_t  counted;          // steps
+    int64_t *moved;            // [n_tables]: of them, when a table's experts moved last
     double   share;            // of a step's work that is experts', were they loaded evenly
     double   rate;             // bytes a second of the last move; 0: not known yet
     double   seconds;          // of the steps since the last decision
@@ -155,25 +156,37 @@ static RtStatus probe(RtRebalance *r, RtError *e) {
     return s;
 }
 
-// Of a table: rows of the busiest rank; bytes of the one that moves most.
+// The newest steps that count for a table.
+static int64_t steps_seen(const RtRebalance *r, int table) {
+    int64_t kept = r->counted < r->s.window ? r->counted : r->s.window, since = r->counted - r->moved[table];
+    return r->s.unasked && since < kept ? since : kept;
+}
+
+// Of a table and a step: rows of the busiest rank; bytes of the one that moves most.
 typedef struct { double before, after, mean, bytes; } Prospect;
 
 static Prospect prospect(const RtRebalance *r, int table, const int64_t *sum, const int32_t *expert) {
     const RtSlots *t = &r->ranks->table[table];
     int ranks = rt_expert_ranks(r->ranks->mesh);
     Mover m = mover(r->p, table, expert);
-    double all = 0;
+    double all = 0, steps = (double)steps_seen(r, table);
     bool any = false;
     for (int i = 0; i < t->experts; i++) all += (double)sum[i];
     for (int s = 0; s < t->slots; s++) any |= changes(&m, s);
-    return (Prospect){.before = busiest(t, sum, t->expert, ranks),
-                      .after = busiest(t, sum, expert, ranks),
-                      .mean = all / ranks,
+    return (Prospect){.before = busiest(t, sum, t->expert, ranks) / steps,
+                      .after = busiest(t, sum, expert, ranks) / steps,
+                      .mean = all / ranks / steps,
                       .bytes = any ? (double)most_sent(&m) * (double)bytes_of_expert(r->p, table) : 0};
 }
 
+// Steps for which a new table is held to save: until the next time, or as long as it would have.
+static int64_t steps_to_come(const RtRebalance *r, int table, int64_t steps_left) {
+    int64_t steps = r->s.unasked ? steps_seen(r, table) : r->s.interval;
+    return steps < steps_left ? steps : steps_left;
+}
+
 // flag[n_tables]: which layers' experts move.
-static void decide(const RtRebalance *r, int64_t steps, const Prospect *x, int32_t *flag, RtRebalanced *out) {
+static void decide(const RtRebalance *r, int64_t steps_left, const Prospect *x, int32_t *flag, RtRebalanced *out) {
     double before = 0, after = 0, mean = 0;
     for (int i = 0; i < r->n_tables; i++) before += x[i].before, after += x[i].after, mean += x[i].mean;
     double imbalance = mean > 0 ? before / mean : 1, experts = r->share * imbalance,
@@ -182,17 +195,21 @@ static void decide(const RtRebalance *r, int64_t steps, const Prospect *x, int32
     out->after = mean > 0 ? after / mean : 1;
     for (int i = 0; i < r->n_tables; i++) {
         double saves = before > 0 ? seconds * (x[i].before - x[i].after) / before : 0, takes = x[i].bytes / r->rate;
-        flag[i] = x[i].bytes > 0 && saves > 0 && saves * (double)steps >= r->s.gain * takes;
+        flag[i] = x[i].bytes > 0 && saves > 0 && saves * (double)steps_to_come(r, i, steps_left) >= r->s.gain * takes;
         out->saves += saves;
         out->takes += takes;
     }
 }
 
 static RtStatus sum_counts(RtRebalance *r, RtError *e) {
-    int64_t steps = r->counted < r->s.window ? r->counted : r->s.window;
+    int64_t *sum = r->sum;
     memset(r->sum, 0, (size_t)r->n_experts * sizeof *r->sum);
-    for (int64_t k = 0; k < steps; k++)
-        for (int i = 0; i < r->n_experts; i++) r->sum[i] += r->counts[k * r->n_experts + i];
+    for (int i = 0; i < r->n_tables; i++) {
+        int experts = r->ranks->table[i].experts;
+        for (int64_t k = r->counted - steps_seen(r, i); k < r->counted; k++)
+            for (int x = 0; x < experts; x++) sum[x] += r->counts[k % r->s.window * r->n_experts + (sum - r->sum) + x];
+        sum += experts;
+    }
     RT_TRY(rt_sum_over(r->ranks, RT_GROUP_EXP, r->sum, r->n_experts, e));
     if (r->ranks->mesh.etp > 1) RT_TRY(rt_sum_over(r->ranks, RT_GROUP_TP, r->sum, r->n_experts, e));     // each has seen its leaves
     return rt_sum_over(r->ranks, RT_GROUP_EDP, r->sum, r->n_experts, e);
@@ -202,14 +219,17 @@ static RtStatus move_those(RtRebalance *r, const int32_t *flag, RtRebalanced *ou
     const int32_t *expert = r->expert;
     int64_t begin = rt_now_ns();
     for (int i = 0; i < r->n_tables; i++) {
-        if (flag[i]) RT_TRY(move_experts(r->p, i, expert, out, e));
+        if (flag[i]) {
+            RT_TRY(move_experts(r->p, i, expert, out, e));
+            r->moved[i] = r->counted;
+        }
         expert += r->ranks->table[i].slots;
     }
     out->seconds = (double)(rt_now_ns() - begin) / 1e9;
     return RT_OK;
 }
 
-static RtStatus rebalance(RtRebalance *r, int64_t steps, Prospect *x, int32_t *flag, RtRebalanced *out, RtError *e) {
+static RtStatus rebalance(RtRebalance *r, int64_t steps_left, Prospect *x, int32_t *flag, RtRebalanced *out, RtError *e) {
     int32_t *expert = r->expert;
     const int64_t *sum = r->sum;
     double bytes = 0;
@@ -224,7 +244,7 @@ static RtStatus rebalance(RtRebalance *r, int64_t steps, Prospect *x, int32_t *f
         expert += t->slots;
         sum += t->experts;
     }
-    decide(r, steps, x, flag, out);
+    decide(r, steps_left, x, flag, out);
     RT_TRY(rt_from_first(r->ranks, flag, r->n_tables * (int64_t)sizeof *flag, e));
     RT_TRY(move_those(r, flag, out, e));
     for (int i = 0; i < r->n_tables; i++) bytes += flag[i] ? x[i].bytes : 0;
@@ -269,17 +289,17 @@ static RtStatus find_places(RtRebalance *r, RtError *e) {
 // ---- a run -------------------------------------------------------------------------------------------------------
 
 // A window beyond the interval would be memory for steps long ago; beyond this, of steps nobody remembers.
-RtStatus rt_rebalance_setting(const RtSettings *s, RtStepSize size, int64_t by_default, RtRebalanceSetting *out, RtError *e) {
-    enum { LONGEST = 100000 };
+RtStatus rt_rebalance_setting(const RtSettings *s, RtStepSize size, bool by_default, RtRebalanceSetting *out, RtError *e) {
+    enum { LONGEST = 100000, UNASKED_WINDOW = 10 };
     bool unasked = s->rebalance.unit == RT_NO_UNIT;
-    double every = unasked ? (double)by_default : rt_quantity_steps(s->rebalance, size), window = rt_quantity_steps(s->rebalance_window, size);
+    double every = unasked ? by_default : rt_quantity_steps(s->rebalance, size), window = rt_quantity_steps(s->rebalance_window, size);
     *out = (RtRebalanceSetting){.interval = 0};
     if (every <= 0) return RT_OK;
     if (every < 1 || window < 0 || window > LONGEST)
         return rt_fail(e, RT_BAD_SETTING, "parallel.rebalance and parallel.rebalance_window are whole numbers of steps, at most %d",
                        LONGEST);
     *out = (RtRebalanceSetting){.interval = (int64_t)every, .gain = s->rebalance_gain, .groups = (int)s->rebalance_groups, .unasked = unasked};
-    out->window = window >= 1 ? (int64_t)window : out->interval < LONGEST ? out->interval : LONGEST;
+    out->window = window >= 1 ? (int64_t)window : unasked ? UNASKED_WINDOW : out->interval < LONGEST ? out->interval : LONGEST;
     return RT_OK;
 }
 
@@ -299,9 +319,10 @@ RtStatus rt_rebalance_open(RtPlanInstance *p, int program, RtRebalanceSetting s,
     r->counts = calloc((size_t)(s.window * r->n_experts) + 1, sizeof *r->counts);
     r->sum = calloc((size_t)r->n_experts + 1, sizeof *r->sum);
     r->expert = calloc((size_t)r->n_slots + 1, sizeof *r->expert);
+    r->moved = calloc((size_t)r->n_tables + 1, sizeof *r->moved);
     double all = rt_program_flops(p, program);
     r->share = all > 0 ? rt_expert_flops(p, program) / all : 0;
-    RtStatus status = r->counts && r->sum && r->expert ? find_places(r, e)
+    RtStatus status = r->counts && r->sum && r->expert && r->moved ? find_places(r, e)
                                                        : rt_fail(e, RT_NO_MEMORY, "no memory to count the rows of %d experts for %lld steps",
                                                                  r->n_experts, (long long)s.window);
     if (status == RT_OK) return RT_OK;
@@ -315,6 +336,7 @@ void rt_rebalance_close(RtRebalance *r) {
     free(r->counts);
     free(r->sum);
     free(r->expert);
+    free(r->moved);
     free(r);
 }
 
@@ -336,7 +358,7 @@ RtStatus rt_rebalance_end(RtRebalance *r, int64_t step, double seconds, int64_t 
     Prospect *x = calloc((size_t)r->n_tables + 1, sizeof *x);
     int32_t *flag = calloc((size_t)r->n_tables + 1, sizeof *flag);
     RtStatus s = rt_agree(r->ranks, x && flag ? RT_OK : rt_fail(e, RT_NO_MEMORY, "no memory to place experts"), e);
-    if (s == RT_OK) s = rebalance(r, steps_left < r->s.interval ? steps_left : r->s.interval, x, flag, out, e);
+    if (s == RT_OK) s = rebalance(r, steps_left, x, flag, out, e);
     free(x);
     free(flag);
     return s;

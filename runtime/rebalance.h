@@ -4,7 +4,9 @@
 //     every `interval`      the counts of all ranks --eplb--> new tables.  For each layer: is what it saves until the next
 //                           time more than what moving takes?  Then weights, moments and tables move.
 //
-// Unasked, training does so each RT_REBALANCE_STEPS where the ranks that share experts are of one node.
+// Unasked, training does so after each step where the ranks that share experts are of one node, by the rows since a layer's
+// experts moved last: they move when the new table would have saved since then what moving takes.  A shift that is large
+// pays at once, a small one in time, and one that doesn't last never.
 // Counts are integers, so all ranks find the same tables; whether they pay is the first rank's to say, by its clock.
 #ifndef RUNTIME_REBALANCE_H
 #define RUNTIME_REBALANCE_H
@@ -29,10 +31,8 @@ typedef struct {
 
 typedef struct RtRebalance RtRebalance;
 
-enum { RT_REBALANCE_STEPS = 10 };                       // of training, where nobody has said
-
-// What parallel.rebalance and its companions say; by_default: the interval where they don't.
-RtStatus rt_rebalance_setting(const RtSettings *s, RtStepSize size, int64_t by_default, RtRebalanceSetting *out, RtError *e);
+// What parallel.rebalance and its companions say; by_default: experts move unasked.
+RtStatus rt_rebalance_setting(const RtSettings *s, RtStepSize size, bool by_default, RtRebalanceSetting *out, RtError *e);
 // *out NULL where no expert can move (interval 0; a plan whose experts are not shared, or, unasked, between nodes).  program: whose work a step is.
 RtStatus rt_rebalance_open(RtPlanInstance *p, int program, RtRebalanceSetting s, RtRebalance **out, RtError *e);
 void     rt_rebalance_close(RtRebalance *r);            // NULL is fine

@@ -246,7 +246,7 @@ static RtStatus open_outputs(Run *r, RtError *e) {
 
 static RtStatus open_rebalance(Run *r, RtError *e) {
     RtRebalanceSetting s;
-    RT_TRY(rt_rebalance_setting(r->s, r->size, RT_REBALANCE_STEPS, &s, e));
+    RT_TRY(rt_rebalance_setting(r->s, r->size, true, &s, e));
     return rt_rebalance_open(r->p, r->work.pass, s, &r->rebalance, e);
 }
 
@@ -510,7 +510,7 @@ static RtStatus rebalance(Run *r, RtError *e) {
     RtRebalanced x;
     if (!r->rebalance) return RT_OK;
     RT_TRY(rt_rebalance_end(r->rebalance, r->step, r->step_seconds, r->last_step - r->step, &x, e));
-    if (!x.considered) return RT_OK;
+    if (!x.considered || (x.unasked && !x.experts)) return RT_OK;
     void (*say)(RtProgress *, const char *, ...) = x.unasked ? rt_progress_note : rt_progress_say;
     if (x.experts)
         say(&r->progress, "step %lld: busiest rank at %.2f of the mean load; moved %lld experts, %.1f MB in %.0f ms: %.2f, %.1f ms less a step",
