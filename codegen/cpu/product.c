@@ -102,13 +102,14 @@ bool rows_possible(const Rows *r) {
     return !copies_a(r) || TILE_MAX_ROWS * (up(r->K, LANES) + LANES) * 4 <= A_BYTES;
 }
 
-// Tasks of few columns copy A and read short pieces of B's rows more often than threads are worth: 256 columns are enough for as
-// many tasks as keep the machine's threads busy.
+// Tasks of few columns copy A and read short pieces of B's rows more often than threads are worth: no fewer than 512 columns
+// where that is enough for as many tasks as keep the machine's threads busy.
 int rows_groups(const Machine *m, int64_t runs, int64_t rows, int64_t K, int64_t N, bool rows_vary) {
-    enum { TASKS = 16, EACH_THREAD = 2, COLUMNS = 256 };
+    enum { TASKS = 16, EACH_THREAD = 2, COLUMNS = 512 };
     int64_t panels = (N + 31) / 32, want = (TASKS + runs - 1) / runs;
     int64_t threads = m ? m->threads : TASKS, busy = (EACH_THREAD * threads + runs - 1) / runs, wide = N / COLUMNS;
     if (wide < busy) wide = busy;
+    while (wide < want && runs * wide % threads) wide++;    // or some threads would wait
     if (want > wide) want = wide;
     double work = 2.0 * (double)rows * (double)K * (double)N; // of a run
     int64_t most = (int64_t)(work / 2e6);                     // a task has 2 Mflop ..
