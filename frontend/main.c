@@ -6,6 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "ir/base/debug.h"
 #include "ir/base/str.h"
 #include "runtime/comm.h"
 
@@ -326,6 +327,9 @@ static bool choose_color(const char *when) {
 }
 
 static int run(Cli *c, int argc, char **argv) {
+    const char *wrong = debug_error(c->arena, getenv("MOE_DEBUG"));
+    if (wrong) return fprintf(stderr, "moec: %s", wrong), EXIT_USAGE;
+    if (debug_on(DEBUG_help)) return fputs(debug_help(c->arena), stdout), EXIT_DONE;
     if (argc < 2) {
         print_first_steps(stdout);
         return EXIT_DONE;

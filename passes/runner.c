@@ -123,8 +123,7 @@ static bool run_one(Graph **graph, const PassInfo *p, PassCtx *cx, const RunOpts
 }
 
 bool passes_run(Graph **g, const char *const *pipeline, PassCtx *cx, const RunOpts *opts) {
-    const char *wrong = debug_error(cx->scratch, getenv("MOE_DEBUG"));
-    if (!wrong) wrong = pipeline_check(cx->scratch, pipeline);
+    const char *wrong = pipeline_check(cx->scratch, pipeline);
     if (wrong) {
         diag_error(cx->diag, (Span){0}, "%s", wrong);
         return false;

@@ -232,7 +232,7 @@ static void *take_table(RtPlanInstance *p, size_t bytes) {
     return calloc(1, bytes);
 }
 
-// Zeroed memory; above one huge page it is aligned to huge pages and the kernel is asked for them.
+// Zeroed memory, of huge pages where the kernel grants them.
 static RtStatus map_memory(RtPlanInstance *p, size_t room, unsigned char **out, RtError *e) {
     *out = NULL;
     void *m = mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

@@ -22,6 +22,11 @@ prints '^moec [0-9]+\.[0-9]+' 'is a line'
 claim 'no line of help is wider than 120' test -z "$(for c in $commands; do "$MOEC" "$c" --help; done | awk 'length > 120')"
 
 # ---- mistakes
+MOE_DEBUG=help exits 0 'MOE_DEBUG=help' moec check $model
+prints '^  dump:PASS .*prints the graph' 'lists the switches'
+claim 'and does nothing else' sh -c '! grep -q "active per token" "$0"' "$log.out"
+MOE_DEBUG=time,dumb:fuse exits 2 'an unknown switch' moec check $model
+says "MOE_DEBUG: there is no switch 'dumb'" 'is named'
 exits 2 'an unknown command' moec trian
 says "did you mean 'train'" 'with a suggestion'
 exits 2 'nothing like a command' moec xyzzy
