@@ -53,7 +53,7 @@ typedef struct {
         const char *recompute;     // none cheap layer offload
         int64_t  seed;
         bool     random_eval, exact;
-        Quantity eval_every, save_every;               // unit NULL: as the command does by default
+        Quantity eval_every, save_every;               // unit NULL: never
         int64_t  keep;
     } train;
     struct {
@@ -79,7 +79,7 @@ typedef struct {
         double   bound;
         int64_t  replicas;         // slots of a MoE layer beyond its experts
         const char *placement;     // linear round_robin random
-        Quantity rebalance;        // unit NULL: never
+        Quantity rebalance;        // unit NULL: as the command does by itself; 0: never
         Quantity rebalance_window; // unit NULL: as long
         int64_t  rebalance_groups;
         double   rebalance_gain;

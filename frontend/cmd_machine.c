@@ -254,38 +254,6 @@ static int64_t far_bytes(const Machine *m) {
     return at_least(at_most(bytes, free_bytes / 4), 16 << 20);
 }
 
-// Arithmetic of one thread and of all.
-bool machine_measure_arithmetic(Machine *m, Diag *d) {
-    Probe probe[] = {{.kind = PROBE_FMA}, {.kind = PROBE_BF16_DOT}, {.kind = PROBE_INT8_DOT}};
-    probe_identify(m, omp_get_num_procs());
-    Probes *code = probes_compile(NULL, probe, 3, d);
-    bool ok = code != NULL;
-    for (int i = 0; ok && i < m->n_rates; i++) {
-        Lab lab;
-        ok = lab_open(&lab, m->rates[i].threads, 64 * PROBE_STEP * m->rates[i].threads, d);
-        if (ok) {
-            lab.seconds = 1e-3;
-            lab.least = 3, lab.most = 8;
-            m->rates[i] = arithmetic(&lab, probe);
-        }
-        lab_close(&lab);
-    }
-    probes_free(code);
-    return ok;
-}
-
-void machine_better_arithmetic(Machine *m, const Machine *other) {
-    for (int i = 0; i < m->n_rates; i++)
-        for (int k = 0; k < other->n_rates; k++) {
-            MachineRates *a = &m->rates[i];
-            const MachineRates *b = &other->rates[k];
-            if (a->threads != b->threads) continue;
-            a->fma = fmax(a->fma, b->fma);
-            a->bf16_dot = fmax(a->bf16_dot, b->bf16_dot);
-            a->int8_dot = fmax(a->int8_dot, b->int8_dot);
-        }
-}
-
 bool machine_measure(Machine *m, Diag *d) {
     enum { SHORT = PROBE_TILE, TILES = SHORT + 2 };
     Probe probe[TILES + MACHINE_TILES];
@@ -322,6 +290,38 @@ bool machine_measure(Machine *m, Diag *d) {
     ok = ok && machine_measure_arithmetic(&again, d);
     if (ok) machine_better_arithmetic(m, &again);
     return ok;
+}
+
+// Arithmetic of one thread and of all.
+bool machine_measure_arithmetic(Machine *m, Diag *d) {
+    Probe probe[] = {{.kind = PROBE_FMA}, {.kind = PROBE_BF16_DOT}, {.kind = PROBE_INT8_DOT}};
+    probe_identify(m, omp_get_num_procs());
+    Probes *code = probes_compile(NULL, probe, 3, d);
+    bool ok = code != NULL;
+    for (int i = 0; ok && i < m->n_rates; i++) {
+        Lab lab;
+        ok = lab_open(&lab, m->rates[i].threads, 64 * PROBE_STEP * m->rates[i].threads, d);
+        if (ok) {
+            lab.seconds = 1e-3;
+            lab.least = 3, lab.most = 8;
+            m->rates[i] = arithmetic(&lab, probe);
+        }
+        lab_close(&lab);
+    }
+    probes_free(code);
+    return ok;
+}
+
+void machine_better_arithmetic(Machine *m, const Machine *other) {
+    for (int i = 0; i < m->n_rates; i++)
+        for (int k = 0; k < other->n_rates; k++) {
+            MachineRates *a = &m->rates[i];
+            const MachineRates *b = &other->rates[k];
+            if (a->threads != b->threads) continue;
+            a->fma = fmax(a->fma, b->fma);
+            a->bf16_dot = fmax(a->bf16_dot, b->bf16_dot);
+            a->int8_dot = fmax(a->int8_dot, b->int8_dot);
+        }
 }
 
 // ---- the file -----------------------------------------------------------------------------------------------
