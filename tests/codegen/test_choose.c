@@ -158,22 +158,23 @@ static void copies_are_predicted(void **state) {
         int64_t K = i ? 1024 : 1040;
         const char *at = strstr(plan_of(&c, "avx512", &m, F32, 256, K, 1024), "choose kernel 0 product ");
         assert_true(at && sscanf(at + 24, "%*[^:]: %lf", &stored[i]) == 1);
-        assert_float_equal(stored[i], (1024 + (i ? 4 * 256 : 0)) * (double)K * 4 / 1e6 * 1e3, 20);
+        assert_float_equal(stored[i], (1024 + (i ? 2 * 256 : 0)) * (double)K * 4 / 1e6 * 1e3, 20);
         case_free(&c);
     }
 }
 
-// Wide enough for memory, or as many as the threads need.
+// Wide enough for memory, or as many as the threads need, and then as many for each.
 static void tasks_are_wide_where_threads_are_few(void **state) {
-    static const int threads[] = {1, 2, 4, 8, 64}, tasks[] = {4, 4, 8, 16, 16};
-    for (int i = 0; i < 5; i++) {
+    static const struct { int threads, columns, tasks; } cases[] = {{1, 1024, 2},  {2, 1024, 4}, {4, 1024, 8}, {8, 1024, 16},
+                                                                    {64, 1024, 16}, {1, 3584, 7}, {2, 3584, 8}, {3, 3584, 9}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
         Machine m = machine_guess(64, 1);
-        m.threads = threads[i];
+        m.threads = cases[i].threads;
         Case c;
         int n = 0;
-        const char *at = strstr(plan_of(&c, "avx512", &m, F32, 256, 1040, 1024), "  tasks ");
+        const char *at = strstr(plan_of(&c, "avx512", &m, F32, 256, 1040, cases[i].columns), "  tasks ");
         assert_true(at && sscanf(at, "  tasks %d", &n) == 1);
-        assert_int_equal(n, tasks[i]);
+        assert_int_equal(n, cases[i].tasks);
         case_free(&c);
     }
 }
