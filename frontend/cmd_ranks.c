@@ -73,9 +73,6 @@ void ranks_close(Ranks *r) {
 
 #define WRONG(...) (diag_error(s->diag, (Span){0}, __VA_ARGS__), false)
 
-// The user asks for it.
-static bool moves_experts(const Settings *t) { return t->parallel.rebalance.unit && t->parallel.rebalance.value > 0; }
-
 // What plans know of, and this runtime doesn't.
 static bool can_run(Session *s, const Settings *t) {
     const Words *order = &t->parallel.order;
@@ -92,7 +89,7 @@ static bool can_run(Session *s, const Settings *t) {
     if (t->parallel.rebalance_groups > 1 && t->parallel.replicas)
         return WRONG("parallel.rebalance_groups is %lld: replicas (parallel.replicas) serve ranks of all nodes, so no group of experts stays on one",
                      (long long)t->parallel.rebalance_groups);
-    if (t->parallel.rebalance_groups > 1 && !moves_experts(t))
+    if (t->parallel.rebalance_groups > 1 && t->parallel.rebalance.value == 0)
         return WRONG("parallel.rebalance_groups is %lld, but parallel.rebalance is %s: no expert moves between nodes",
                      (long long)t->parallel.rebalance_groups, t->parallel.rebalance.unit ? "0" : "none");
     if (order->n && strcmp(order->at[0], "ep") != 0)
@@ -102,7 +99,7 @@ static bool can_run(Session *s, const Settings *t) {
 
 static bool shape_mesh(Session *s, const Settings *t, const Ranks *r, RtMesh *out) {
     if (!can_run(s, t) || !mesh_shape(s->diag, t, r->n, out)) return false;
-    if (moves_experts(t) && rt_expert_ranks(*out) == 1)
+    if (t->parallel.rebalance.value > 0 && rt_expert_ranks(*out) == 1)
         return WRONG("parallel.rebalance: with parallel.ep = 1 every rank has all experts, there is nothing to move");
     return true;
 }
@@ -218,7 +215,7 @@ bool ranks_mesh_to_read(Session *s, const Ranks *r, bool has_lanes, RtMesh *out)
     if (!is_given(s, "dp")) t.parallel.dp = 0;
     if (!is_given(s, "etp")) t.parallel.etp = 0;
     if (!is_given(s, "order")) t.parallel.order.n = 0;
-    if (!is_given(s, "rebalance")) t.parallel.rebalance.unit = NULL;
+    if (!is_given(s, "rebalance")) t.parallel.rebalance = (Quantity){0};
     if (!is_given(s, "rebalance_groups")) t.parallel.rebalance_groups = 1;
     if (!is_given(s, "replicas")) t.parallel.replicas = 0;
     if (!has_lanes && mesh_etp(&t))
@@ -227,7 +224,7 @@ bool ranks_mesh_to_read(Session *s, const Ranks *r, bool has_lanes, RtMesh *out)
     *out = (RtMesh){1, 1, 1, 0};
     if (!set_first(s, r)) return false;
     if (r->n == 1 && !r->local) {
-        if (t.parallel.replicas || moves_experts(&t))
+        if (t.parallel.replicas || t.parallel.rebalance.value > 0)
             return WRONG("parallel.%s: one rank has all experts", t.parallel.replicas ? "replicas" : "rebalance");
         return session_has_ranks(s, &t, 1);
     }

@@ -81,28 +81,28 @@ void rt_progress_step(RtProgress *p, const RtProgressLine *l) {
     p->open_line = true;
 }
 
-enum { LONGEST_LINE = 1024 };
-
-void rt_progress_note(RtProgress *p, const char *fmt, ...) {
-    char text[LONGEST_LINE];
-    va_list ap;
-    va_start(ap, fmt);
+static void tell(RtProgress *p, bool aloud, const char *fmt, va_list ap) {
+    char text[1024];
     vsnprintf(text, sizeof text, fmt, ap);
-    va_end(ap);
     log_line(p, text);
-}
-
-void rt_progress_say(RtProgress *p, const char *fmt, ...) {
-    char text[LONGEST_LINE];
-    va_list ap;
-    va_start(ap, fmt);
-    vsnprintf(text, sizeof text, fmt, ap);
-    va_end(ap);
-    log_line(p, text);
-    if (!p->out) return;
+    if (!p->out || !aloud) return;
     end_line(p);
     fprintf(p->out, "%s\n", text);
     fflush(p->out);
+}
+
+void rt_progress_note(RtProgress *p, const char *fmt, ...) {
+    va_list ap;
+    va_start(ap, fmt);
+    tell(p, false, fmt, ap);
+    va_end(ap);
+}
+
+void rt_progress_say(RtProgress *p, const char *fmt, ...) {
+    va_list ap;
+    va_start(ap, fmt);
+    tell(p, true, fmt, ap);
+    va_end(ap);
 }
 
 void rt_progress_close(RtProgress *p) {

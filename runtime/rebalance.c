@@ -10,6 +10,9 @@
 
 static const int64_t STAGING = 64 << 20, PROBE = 1 << 20;
 
+// Of a table and a step: rows of the busiest rank; bytes of the one that moves most.
+typedef struct { double before, after, mean, bytes; } Prospect;
+
 struct RtRebalance {
     RtPlanInstance *p;
     RtRanks *ranks;
@@ -21,6 +24,8 @@ struct RtRebalance {
     int32_t *expert;           // [n_slots]: new tables
     int64_t  counted;          // steps
     int64_t *moved;            // [n_tables]: of them, when a table's experts moved last
+    Prospect *prospect;        // [n_tables]: of the new tables
+    int32_t *flag;             // [n_tables]: whose experts move
     double   share;            // of a step's work that is experts', were they loaded evenly
     double   rate;             // bytes a second of the last move; 0: not known yet
     double   seconds;          // of the steps since the last decision
@@ -162,9 +167,6 @@ static int64_t steps_seen(const RtRebalance *r, int table) {
     return r->s.unasked && since < kept ? since : kept;
 }
 
-// Of a table and a step: rows of the busiest rank; bytes of the one that moves most.
-typedef struct { double before, after, mean, bytes; } Prospect;
-
 static Prospect prospect(const RtRebalance *r, int table, const int64_t *sum, const int32_t *expert) {
     const RtSlots *t = &r->ranks->table[table];
     int ranks = rt_expert_ranks(r->ranks->mesh);
@@ -185,8 +187,9 @@ static int64_t steps_to_come(const RtRebalance *r, int table, int64_t steps_left
     return steps < steps_left ? steps : steps_left;
 }
 
-// flag[n_tables]: which layers' experts move.
-static void decide(const RtRebalance *r, int64_t steps_left, const Prospect *x, int32_t *flag, RtRebalanced *out) {
+// Which layers' experts move.
+static void decide(RtRebalance *r, int64_t steps_left, RtRebalanced *out) {
+    const Prospect *x = r->prospect;
     double before = 0, after = 0, mean = 0;
     for (int i = 0; i < r->n_tables; i++) before += x[i].before, after += x[i].after, mean += x[i].mean;
     double imbalance = mean > 0 ? before / mean : 1, experts = r->share * imbalance,
@@ -195,7 +198,7 @@ static void decide(const RtRebalance *r, int64_t steps_left, const Prospect *x, 
     out->after = mean > 0 ? after / mean : 1;
     for (int i = 0; i < r->n_tables; i++) {
         double saves = before > 0 ? seconds * (x[i].before - x[i].after) / before : 0, takes = x[i].bytes / r->rate;
-        flag[i] = x[i].bytes > 0 && saves > 0 && saves * (double)steps_to_come(r, i, steps_left) >= r->s.gain * takes;
+        r->flag[i] = x[i].bytes > 0 && saves > 0 && saves * (double)steps_to_come(r, i, steps_left) >= r->s.gain * takes;
         out->saves += saves;
         out->takes += takes;
     }
@@ -215,11 +218,11 @@ static RtStatus sum_counts(RtRebalance *r, RtError *e) {
     return rt_sum_over(r->ranks, RT_GROUP_EDP, r->sum, r->n_experts, e);
 }
 
-static RtStatus move_those(RtRebalance *r, const int32_t *flag, RtRebalanced *out, RtError *e) {
+static RtStatus move_those(RtRebalance *r, RtRebalanced *out, RtError *e) {
     const int32_t *expert = r->expert;
     int64_t begin = rt_now_ns();
     for (int i = 0; i < r->n_tables; i++) {
-        if (flag[i]) {
+        if (r->flag[i]) {
             RT_TRY(move_experts(r->p, i, expert, out, e));
             r->moved[i] = r->counted;
         }
@@ -229,25 +232,30 @@ static RtStatus move_those(RtRebalance *r, const int32_t *flag, RtRebalanced *ou
     return RT_OK;
 }
 
-static RtStatus rebalance(RtRebalance *r, int64_t steps_left, Prospect *x, int32_t *flag, RtRebalanced *out, RtError *e) {
+static RtStatus place_all(RtRebalance *r, RtError *e) {
     int32_t *expert = r->expert;
     const int64_t *sum = r->sum;
+    for (int i = 0; i < r->n_tables; i++) {
+        const RtSlots *t = &r->ranks->table[i];
+        RT_TRY(rt_place(t, r->places, sum, expert, e));
+        r->prospect[i] = prospect(r, i, sum, expert);
+        expert += t->slots;
+        sum += t->experts;
+    }
+    return RT_OK;
+}
+
+static RtStatus rebalance(RtRebalance *r, int64_t steps_left, RtRebalanced *out, RtError *e) {
     double bytes = 0;
     out->considered = true;
     out->unasked = r->s.unasked;
     RT_TRY(sum_counts(r, e));
     if (r->rate == 0) RT_TRY(probe(r, e));
-    for (int i = 0; i < r->n_tables; i++) {
-        const RtSlots *t = &r->ranks->table[i];
-        RT_TRY(rt_agree(r->ranks, rt_place(t, r->places, sum, expert, e), e));
-        x[i] = prospect(r, i, sum, expert);
-        expert += t->slots;
-        sum += t->experts;
-    }
-    decide(r, steps_left, x, flag, out);
-    RT_TRY(rt_from_first(r->ranks, flag, r->n_tables * (int64_t)sizeof *flag, e));
-    RT_TRY(move_those(r, flag, out, e));
-    for (int i = 0; i < r->n_tables; i++) bytes += flag[i] ? x[i].bytes : 0;
+    RT_TRY(rt_agree(r->ranks, place_all(r, e), e));
+    decide(r, steps_left, out);
+    RT_TRY(rt_from_first(r->ranks, r->flag, r->n_tables * (int64_t)sizeof *r->flag, e));
+    RT_TRY(move_those(r, out, e));
+    for (int i = 0; i < r->n_tables; i++) bytes += r->flag[i] ? r->prospect[i].bytes : 0;
     if (bytes > 0 && out->seconds > 0) r->rate = bytes / out->seconds;
     r->seconds = 0;
     r->timed = 0;
@@ -320,11 +328,13 @@ RtStatus rt_rebalance_open(RtPlanInstance *p, int program, RtRebalanceSetting s,
     r->sum = calloc((size_t)r->n_experts + 1, sizeof *r->sum);
     r->expert = calloc((size_t)r->n_slots + 1, sizeof *r->expert);
     r->moved = calloc((size_t)r->n_tables + 1, sizeof *r->moved);
+    r->prospect = calloc((size_t)r->n_tables + 1, sizeof *r->prospect);
+    r->flag = calloc((size_t)r->n_tables + 1, sizeof *r->flag);
+    bool ok = r->counts && r->sum && r->expert && r->moved && r->prospect && r->flag;
     double all = rt_program_flops(p, program);
     r->share = all > 0 ? rt_expert_flops(p, program) / all : 0;
-    RtStatus status = r->counts && r->sum && r->expert && r->moved ? find_places(r, e)
-                                                       : rt_fail(e, RT_NO_MEMORY, "no memory to count the rows of %d experts for %lld steps",
-                                                                 r->n_experts, (long long)s.window);
+    RtStatus status = ok ? find_places(r, e)
+                         : rt_fail(e, RT_NO_MEMORY, "no memory to count the rows of %d experts for %lld steps", r->n_experts, (long long)s.window);
     if (status == RT_OK) return RT_OK;
     rt_rebalance_close(r);
     *out = NULL;
@@ -337,6 +347,8 @@ void rt_rebalance_close(RtRebalance *r) {
     free(r->sum);
     free(r->expert);
     free(r->moved);
+    free(r->prospect);
+    free(r->flag);
     free(r);
 }
 
@@ -355,11 +367,5 @@ RtStatus rt_rebalance_end(RtRebalance *r, int64_t step, double seconds, int64_t 
     r->counted++;
     if (r->counted > 1) r->seconds += seconds, r->timed++;                     // the first step touches its memory
     if (step % r->s.interval || !r->timed || !steps_left) return RT_OK;
-    Prospect *x = calloc((size_t)r->n_tables + 1, sizeof *x);
-    int32_t *flag = calloc((size_t)r->n_tables + 1, sizeof *flag);
-    RtStatus s = rt_agree(r->ranks, x && flag ? RT_OK : rt_fail(e, RT_NO_MEMORY, "no memory to place experts"), e);
-    if (s == RT_OK) s = rebalance(r, steps_left, x, flag, out, e);
-    free(x);
-    free(flag);
-    return s;
+    return rebalance(r, steps_left, out, e);
 }
